@@ -1,0 +1,105 @@
+"""What a model ships to: provider, number format, threads. Everything that depends on the target asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from distill.errors import UserError
+
+from .machine import cpu_flags, family, gpus
+
+TargetName = Literal["x86", "arm", "cuda", "tensorrt"]
+TARGETS: tuple[TargetName, ...] = ("x86", "arm", "cuda", "tensorrt")
+# Without one of these a U8S8 product adds two 8-bit products in 16 bits and saturates.
+_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of device, and the form of model that it runs fastest.
+
+    `precision` is what the shipped file is made of, `scheme` the types of activations and weights in an int8 file,
+    `reduce_range` whether weights keep to 7 bits so that a processor without VNNI does not saturate.
+    """
+
+    name: TargetName
+    provider: str
+    precision: Literal["int8", "fp16"]
+    scheme: Literal["u8s8", "s8s8", "none"]
+    reduce_range: bool
+    threads: int = 1
+    batch_sizes: tuple[int, ...] = (1, 32)
+    warnings: tuple[str, ...] = ()
+
+
+def _x86(threads: int, batch_sizes: tuple[int, ...]) -> Target:
+    """U8S8 on the CPU, safe for the processor at hand, or for any where that one cannot be seen."""
+    flags = cpu_flags() if family() == "x86" else None
+    reduce_range = flags is None or not flags & _VNNI
+    warnings: tuple[str, ...] = ()
+    if flags is None:
+        warnings = (
+            "target x86: the flags of its processor cannot be seen from here, so int8 weights keep to 7 bits "
+            "(reduce_range), which is safe without VNNI; set quantize.reduce_range=false if it has VNNI",
+        )
+    return Target("x86", "CPUExecutionProvider", "int8", "u8s8", reduce_range, threads, batch_sizes, warnings)
+
+
+def _arm(threads: int, batch_sizes: tuple[int, ...]) -> Target:
+    return Target("arm", "CPUExecutionProvider", "int8", "s8s8", False, threads, batch_sizes)
+
+
+def _cuda(threads: int, batch_sizes: tuple[int, ...]) -> Target:
+    return Target("cuda", "CUDAExecutionProvider", "fp16", "none", False, threads, batch_sizes)
+
+
+def _tensorrt(threads: int, batch_sizes: tuple[int, ...]) -> Target:
+    return Target("tensorrt", "TensorrtExecutionProvider", "int8", "s8s8", False, threads, batch_sizes)
+
+
+_MAKERS: dict[str, Callable[[int, tuple[int, ...]], Target]] = {
+    "x86": _x86,
+    "arm": _arm,
+    "cuda": _cuda,
+    "tensorrt": _tensorrt,
+}
+
+
+def resolve_target(
+    name: str | None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    *,
+    threads: int | None = None,
+    batch_sizes: Sequence[int] = (1, 32),
+) -> Target:
+    """Look up the target called `name`; with None the device itself (`cuda`, or this machine's own processor).
+
+    `threads` None means 1, the count at which two files compare best. Raises UserError for an unknown name, for a
+    count below 1, and where no name is given on a processor that is neither x86 nor ARM.
+    """
+    chosen = name if name is not None else "cuda" if device == "cuda" else family()
+    if chosen not in _MAKERS:
+        known = ", ".join(TARGETS)
+        if name is None:
+            raise UserError(f"target: there is none for this machine's processor, {chosen!r}; name one of {known}")
+        raise UserError(f"target={name!r}: must be one of {known}")
+    if threads is not None and threads < 1:
+        raise UserError(f"benchmark.threads={threads}: must be at least 1")
+    sizes = tuple(batch_sizes)
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"benchmark.batch_sizes={list(sizes)}: must hold at least one size, each at least 1")
+    return _MAKERS[chosen](threads or 1, sizes)
+
+
+def why_unmeasurable(target: Target) -> str | None:
+    """Say why nothing can be timed for `target` on this machine, or None where it can be tried.
+
+    Only the machine is asked. A GPU that is there with a provider that does not load is an error of the set-up and
+    shows when a session is opened.
+    """
+    if target.name in ("x86", "arm"):
+        here = {"x86": "x86-64", "arm": "ARM"}.get(family(), family())
+        return None if family() == target.name else f"this machine is {here}, the target is {cast(str, target.name)}"
+    return None if gpus() else f"this machine has no NVIDIA GPU that can be seen, the target is {target.name}"

@@ -1,0 +1,50 @@
+"""Compress a PyTorch model into the smallest, fastest ONNX file that meets a budget on a real device.
+
+``distill.run(config)`` does all of it and returns a ``RunResult``; ``distill.prune``, ``distill.quantize``,
+``distill.export`` and ``distill.benchmarks`` work alone. Names load on first use, so that importing one part brings no
+other.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.config import RunConfig, load_config
+    from distill.errors import DistillError, Exit, NotComparableError, NotMeasuredError, UserError
+    from distill.pipeline import run
+    from distill.records import RunResult, StageRecord
+
+_HOME = {
+    "RunConfig": "config",
+    "load_config": "config",
+    "DistillError": "errors",
+    "Exit": "errors",
+    "NotComparableError": "errors",
+    "NotMeasuredError": "errors",
+    "UserError": "errors",
+    "run": "pipeline",
+    "RunResult": "records",
+    "StageRecord": "records",
+}
+
+__all__ = [
+    "DistillError",
+    "Exit",
+    "NotComparableError",
+    "NotMeasuredError",
+    "RunConfig",
+    "RunResult",
+    "StageRecord",
+    "UserError",
+    "load_config",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its file on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,190 @@
+"""The command line: one small function a verb; heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import click
+import typer
+
+from distill.errors import DistillError, Exit, NotMeasuredError
+
+app = typer.Typer(
+    name="distill",
+    help="Turn a PyTorch teacher into the smallest, fastest ONNX model that meets a budget on a device, and prove it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[str | None, typer.Argument(help="a preset's name or a YAML file; digits when left out")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output, for machines")]
+
+
+@app.command()
+def run(
+    config: Config = None,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; runs/<task>-<hash> when left out")] = None,
+    device: Annotated[str | None, typer.Option(help="what trains: auto, cpu or cuda")] = None,
+    target: Annotated[str | None, typer.Option(help="what it ships to: x86, arm, cuda or tensorrt")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="most that the metric may lose; 0.01 is one point")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="most that a call at batch 1 may take")] = None,
+    seed: Annotated[int | None, typer.Option(help="of weights, order, augmentation and splits")] = None,
+    trials: Annotated[int | None, typer.Option(help="Optuna trials before the full run")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="every stage on two batches; not to be deployed")] = False,
+    decisions: Annotated[Path | None, typer.Option(help="replay the decisions of this run.json")] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train, distill, prune, quantize, export, and measure before and after."""
+    _check_wheels()
+    from distill.console import Console
+    from distill.pipeline import run as run_pipeline
+
+    options = {"device": device, "target": target, "max_drop": max_drop, "seed": seed, "search.trials": trials}
+    if max_latency_ms is not None:
+        options["benchmark.max_latency_s"] = max_latency_ms / 1000
+    overrides = [*(set_ or ()), *(f"{name}={value}" for name, value in options.items() if value is not None)]
+    result = run_pipeline(
+        config,
+        overrides=overrides,
+        out=out,
+        decisions=decisions,
+        smoke=smoke,
+        console=Console("quiet" if quiet else "auto"),
+    )
+    if as_json:
+        sys.stdout.write(result.to_json())
+    else:
+        from rich.console import Console as RichConsole
+
+        from distill.report import render
+
+        RichConsole(highlight=False).print(render(result))
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def validate(config: Config = None, set_: Set = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Check a configuration and its data, and estimate time, memory and disk of each stage."""
+    from distill.config import load_config
+    from distill.estimate import estimate, show
+
+    found = estimate(load_config(config, set_ or ()))
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        show(found)
+
+
+@app.command()
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Tell what this machine has: versions, providers that really load, CPU flags, threads, data sets found."""
+    from distill.doctor import examine, show
+
+    found = examine()
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        show(found)
+    if found["problems"]:
+        raise typer.Exit(int(Exit.NOT_MEASURED))
+
+
+@app.command()
+def presets(as_json: AsJson = False) -> None:
+    """List the presets, with a line on each."""
+    from distill.presets import presets as shipped
+
+    found = shipped()
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    width = max(len(name) for name in found)
+    for name, what in found.items():
+        typer.echo(f"{name:<{width}}  {what}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration, for editors."""
+    from distill.config import schema as build
+
+    typer.echo(json.dumps(build(), indent=1))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    debug: Debug = False,
+) -> None:
+    """Write a commented configuration with an example of your own teacher, student and data."""
+    from distill.templates import write_example
+
+    for path in write_example(folder):
+        typer.echo(f"wrote {path}")
+    typer.echo(f"\nnow: python -m distill run {folder / 'config.yaml'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a verb and end the process with the exit code that the error, if any, stands for."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=words, prog_name="python -m distill", standalone_mode=False)
+    except BaseException as error:
+        if "--debug" in words and not isinstance(error, click.exceptions.Exit | SystemExit):
+            import traceback
+
+            traceback.print_exc()
+        code = _code_of(error)
+    sys.exit(int(code) if isinstance(code, int) else 0)
+
+
+def _code_of(error: BaseException) -> int:
+    """Say what went wrong on standard error, and return the exit code for it."""
+    if isinstance(error, DistillError):
+        return _complain(str(error), error.exit_code)
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else Exit.OK
+    if isinstance(error, click.ClickException):
+        error.show()
+        return Exit.USER
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return _complain("interrupted; the same command goes on from here", Exit.INTERRUPTED)
+    if (getattr(error, "errno", None) == errno.ENOSPC) or "No space left on device" in str(error):
+        return _complain("the disk is full; free some space, then the same command goes on from here", Exit.USER)
+    if isinstance(error, PermissionError):
+        return _complain(f"{error.filename}: no permission ({error.strerror})", Exit.USER)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+        return _complain("out of memory; lower batch_size, or distill.views", Exit.USER)
+    return _complain(
+        f"a defect of distill: {type(error).__name__}: {error}\nrun again with --debug for the traceback", Exit.DEFECT
+    )
+
+
+def _complain(text: str, code: Exit) -> int:
+    lines = text.splitlines() or [""]
+    for line in lines:
+        click.echo(f"error: {line}", err=True)
+    return code
+
+
+def _check_wheels() -> None:
+    from distill.benchmarks.wheels import conflicting_wheels
+
+    problem = conflicting_wheels()
+    if problem:
+        raise NotMeasuredError(problem)
+

@@ -1,0 +1,66 @@
+"""What a run says while it works: bars with the time left for people, a line a stage in a log, nothing for machines."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Literal
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+Mode = Literal["auto", "quiet"]
+
+
+class Console:
+    """Progress and messages on standard error, so that standard output holds results only.
+
+    Bars appear on a terminal; elsewhere (a log, a CI job) each step is one line when it begins.
+    """
+
+    def __init__(self, mode: Mode = "auto") -> None:
+        self._rich = RichConsole(stderr=True, quiet=mode == "quiet", highlight=False)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._begun: dict[str, float] = {}
+
+    def __enter__(self) -> Console:
+        if self._rich.is_terminal and not self._rich.quiet:
+            self._bars = Progress(
+                TextColumn("{task.description:<28}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self._rich,
+                transient=True,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+            self._bars = None
+            self._tasks.clear()
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._rich.print(text, markup=False, soft_wrap=True)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show how far a step is; the form that every long loop of the product calls."""
+        if self._bars is None:
+            if what not in self._begun:
+                self._begun[what] = time.monotonic()
+                self.say(f"  {what} …")
+            elif done >= total and self._begun[what] >= 0:
+                self.say(f"  {what}: {time.monotonic() - self._begun[what]:.1f} s")
+                self._begun[what] = -1.0
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done, total=total)
+        if done >= total:
+            self._bars.update(self._tasks[what], visible=False)

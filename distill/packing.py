@@ -1,0 +1,171 @@
+"""The deploy folder: the final file with labels and provenance inside, vectors to check it by, and its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from distill.artifacts import Artifact, graph_inputs, shipped_feed, weights_hash, write_proto
+from distill.config import config_hash
+from distill.context import Context
+from distill.export import loaded_with, parity, run_onnx, write_metadata
+from distill.runfolder import digest, file_sha256
+
+VECTORS = 16
+CARD = """# {task}
+
+{labels} classes, shipped as `model.onnx` for {target} ({precision}).
+
+| | |
+|---|---|
+| input | {inputs} |
+| output | `logits` float32 [N, {classes}], in the order of `labels.json` |
+| made from | {stages} |
+| checked by | `vectors.npz`: run the model on its inputs, compare with `logits` within `atol` + `rtol`·max|logits| |
+
+    import numpy as np, onnxruntime as ort
+    v = np.load("vectors.npz")
+    session = ort.InferenceSession("model.onnx")
+    feed = {{i.name: v[i.name] for i in session.get_inputs()}}
+    got = session.run(["logits"], feed)[0]
+    assert np.abs(got - v["logits"]).max() <= v["atol"] + v["rtol"] * np.abs(v["logits"]).max()
+"""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed."""
+
+    onnx: Path
+    files: tuple[str, ...]
+    parity: dict[str, Any]
+    reused: bool
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+
+def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) -> Packed:
+    """Pack the final artifact into ``deploy/``.
+
+    Args:
+        ctx: the run.
+        final: the last artifact that was kept.
+        teacher: what it is compared with.
+        deployable: False marks the file, inside and out, as one that must not be deployed.
+    """
+    begun = time.monotonic()
+    labels = ctx.task.labels
+
+    def build(folder: Path) -> None:
+        proto = write_metadata(onnx.load(final.onnx), _provenance(ctx, final, teacher, deployable), labels=labels)
+        write_proto(folder / "model.onnx", proto)
+        (folder / "labels.json").write_text(json.dumps(list(labels), ensure_ascii=False) + "\n", encoding="utf-8")
+        np.savez(folder / "vectors.npz", **_vectors(ctx, final.onnx))
+        (folder / "README.md").write_text(_card(ctx, final), encoding="utf-8")
+        if not deployable:
+            (folder / "NOT_DEPLOYABLE").write_text("A smoke run: trained on two batches.\n", encoding="utf-8")
+
+    key = digest(final.graph_hash, weights_hash(teacher.folder), config_hash(ctx.config), deployable, ctx.data_key)
+    marker = ctx.folder.memos / "export.json"
+    place = ctx.folder.path / "deploy" / "model.onnx"
+    known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+    reused = known.get("key") == key and place.is_file() and file_sha256(place) == known.get("sha256")
+    if not reused:
+        folder = ctx.folder.publish("deploy", build)
+        ctx.folder.note("export.json", {"key": key, "sha256": file_sha256(folder / "model.onnx")})
+    files = tuple(sorted(one.name for one in place.parent.iterdir()))
+    found = shipped_parity(ctx, final, teacher)
+    warnings = () if found["ok"] else (f"parity: {found['why']}",)
+    return Packed(place, files, found, reused, time.monotonic() - begun, warnings)
+
+
+def torch_parity(ctx: Context, artifact: Artifact) -> dict[str, Any] | None:
+    """Compare a module's logits on the whole test split with those of its ONNX file."""
+    ours = ctx.torch_logits(artifact, "test")
+    if ours is None:
+        return None
+    found = parity(ours, ctx.logits(artifact.onnx, "test"), atol=ctx.export.atol, rtol=ctx.export.rtol)
+    return {"reference": "torch module", **dataclasses.asdict(found), **_metrics(ctx, ours, artifact.onnx)}
+
+
+def shipped_parity(ctx: Context, final: Artifact, teacher: Artifact) -> dict[str, Any]:
+    """Compare the packed file with the artifact it was made from, on the whole test split: they must be equal."""
+    packed = ctx.folder.path / "deploy" / "model.onnx"
+    before, after = ctx.logits(final.onnx, "test"), ctx.logits(packed, "test")
+    found = parity(before, after, atol=ctx.export.atol, rtol=ctx.export.rtol)
+    why = "; ".join(found.warnings) or f"logits differ by {found.max_abs:.2g}, more than {found.tolerance:.2g}"
+    return {"reference": final.stage, **dataclasses.asdict(found), "why": why}
+
+
+def _metrics(ctx: Context, ours: Any, path: Path) -> dict[str, Any]:
+    target = ctx.target_of("test")
+    metric = ctx.task.metric
+    return {
+        "metric_reference": float(ctx.task.metrics(ours, target)[metric]),
+        "metric_file": float(ctx.task.metrics(ctx.logits(path, "test"), target)[metric]),
+    }
+
+
+def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bool) -> dict[str, str]:
+    """Return what the file says of its making: hashes and names, no times, no paths, nothing that two runs differ in."""
+    from importlib.metadata import version
+
+    return {
+        "task": ctx.config.task,
+        "metric": ctx.task.metric,
+        "stage": final.stage,
+        "target": ctx.target.name,
+        "teacher_sha256": weights_hash(teacher.folder),
+        "graph_sha256": final.graph_hash,
+        "config_sha256": config_hash(ctx.config),
+        "producer": f"distill {version('distill')}",
+        "onnxruntime": loaded_with(final.onnx),
+        **({} if deployable else {"deployable": "no"}),
+    }
+
+
+def _vectors(ctx: Context, path: Path) -> dict[str, Any]:
+    """Return raw inputs from the test split, the logits they give, and how far another machine's may be from them."""
+    data = ctx.task.data["test"]
+    batch = data.fetch(torch.arange(min(VECTORS, len(data))), None)
+    feed = shipped_feed(ctx.task, batch, graph_inputs(path))
+    feed = {name: np.asarray(value, dtype=str) if value.dtype == object else value for name, value in feed.items()}
+    raw = {name: value.astype(object) if value.dtype.kind == "U" else value for name, value in feed.items()}
+    logits = run_onnx(path, [raw])
+    # An integer kernel may round the other way on another processor; each step of the last scale is one such.
+    relative = ctx.export.rtol if final_is_float(path) else 0.05
+    return {**feed, "logits": logits, "atol": np.float32(ctx.export.atol), "rtol": np.float32(relative)}
+
+
+def final_is_float(path: Path) -> bool:
+    """Tell whether a file computes in float32 throughout."""
+    graph = onnx.load(path).graph
+    quantized = any(node.op_type == "QuantizeLinear" for node in graph.node)
+    half = any(value.data_type == onnx.TensorProto.FLOAT16 for value in graph.initializer)
+    return not quantized and not half
+
+
+def _card(ctx: Context, final: Artifact) -> str:
+    graph = onnx.load(final.onnx).graph
+    inputs = ", ".join(
+        f"`{one.name}` {onnx.TensorProto.DataType.Name(one.type.tensor_type.elem_type).lower()} "
+        f"[{', '.join(d.dim_param or str(d.dim_value) for d in one.type.tensor_type.shape.dim)}]"
+        for one in graph.input
+    )
+    return CARD.format(
+        task=ctx.config.task,
+        labels=len(ctx.task.labels),
+        classes=len(ctx.task.labels),
+        target=ctx.target.name,
+        precision=ctx.target.precision,
+        inputs=inputs,
+        stages=final.stage,
+    )

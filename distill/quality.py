@@ -1,0 +1,119 @@
+"""How good a stage's answers are, with intervals: its metrics, its drop from the teacher, what changed sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from distill.records import Drop, Estimate, Quality, Verdict
+
+Array = np.ndarray[Any, Any]
+Metrics = Callable[[Array, Array], dict[str, float]]
+
+Z = 1.959963984540054
+"""The normal quantile of a two-sided 95 % interval."""
+RESAMPLES = 400
+
+
+def wilson(successes: float, n: int) -> Estimate:
+    """Return a share with its Wilson score interval (Wilson 1927), which stays inside [0, 1]."""
+    if n == 0:
+        return Estimate(float("nan"), 0.0, 1.0)
+    share, z2 = successes / n, Z * Z
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z / (1 + z2 / n) * float(np.sqrt(share * (1 - share) / n + z2 / (4 * n * n)))
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def paired_drop(lost: int, won: int, n: int) -> Estimate:
+    """Return the difference of two accuracies on the same samples, with its interval.
+
+    ``lost`` samples were right and became wrong, ``won`` the reverse. The interval is Wald's on counts with one added
+    to each (Bonett and Price 2012), which covers 95 % also where few samples change sides.
+    """
+    b, c, m = lost + 1, won + 1, n + 2
+    middle = (b - c) / m
+    half = Z * float(np.sqrt((b + c) / m - middle**2) / np.sqrt(m))
+    return Estimate((lost - won) / n, max(-1.0, middle - half), min(1.0, middle + half))
+
+
+def judge_drop(drop: Estimate, limit: float) -> Drop:
+    """Judge a drop by its interval: met, missed, or unresolved when the limit lies inside."""
+    verdict: Verdict = "met" if drop.high <= limit else "missed" if drop.low > limit else "unresolved"
+    return Drop(drop.value, drop.low, drop.high, limit, verdict)
+
+
+def quality(
+    split: Literal["validation", "test"],
+    logits: Array,
+    target: Array,
+    *,
+    metrics: Metrics,
+    metric: str,
+    teacher: Array | None,
+    limit: float,
+    seed: int = 0,
+) -> Quality:
+    """Judge logits [N, C] against targets [N], and against the teacher's logits on the same samples.
+
+    Accuracy has a Wilson interval and an exact pairing; other metrics and their drops have percentile intervals of
+    ``RESAMPLES`` paired bootstrap resamples, equal for equal seeds.
+    """
+    n = len(target)
+    right = logits.argmax(1) == target
+    own = metrics(logits, target)
+    theirs = metrics(teacher, target) if teacher is not None else {}
+    samples = _resample(logits, teacher, target, metrics, seed) if set(own) - {"accuracy"} else []
+    estimates: dict[str, Estimate] = {}
+    for name, value in own.items():
+        estimates[name] = wilson(float(right.sum()), n) if name == "accuracy" else _percentiles(
+            value, [one[name] for one, _ in samples if name in one]
+        )
+    if teacher is None:
+        return Quality(split, n, estimates, None, None)
+    teacher_right = teacher.argmax(1) == target
+    lost, won = int((teacher_right & ~right).sum()), int((~teacher_right & right).sum())
+    if metric == "accuracy":
+        drop = paired_drop(lost, won, n)
+    else:
+        drop = _percentiles(
+            theirs[metric] - own[metric], [b[metric] - a[metric] for a, b in samples if metric in a and metric in b]
+        )
+    agreement = wilson(float((logits.argmax(1) == teacher.argmax(1)).sum()), n)
+    return Quality(split, n, estimates, agreement, judge_drop(drop, limit), lost, won, _kl(teacher, logits))
+
+
+def _resample(
+    logits: Array, teacher: Array | None, target: Array, metrics: Metrics, seed: int
+) -> list[tuple[dict[str, float], dict[str, float]]]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(RESAMPLES):
+        index = rng.integers(0, len(target), len(target))
+        try:
+            own = metrics(logits[index], target[index])
+            theirs = metrics(teacher[index], target[index]) if teacher is not None else {}
+        except ValueError:  # a resample without one of the classes has no AUROC
+            continue
+        found.append((own, theirs))
+    return found
+
+
+def _percentiles(value: float, sample: list[float]) -> Estimate:
+    finite = [one for one in sample if np.isfinite(one)]
+    if len(finite) < 20:
+        return Estimate(float(value), float("nan"), float("nan"))
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return Estimate(float(value), float(min(low, value)), float(max(high, value)))
+
+
+def _kl(teacher: Array, student: Array) -> float:
+    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
+    return float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))  # type: ignore[no-any-return]

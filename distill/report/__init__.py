@@ -1,0 +1,50 @@
+"""From a `RunResult` to text: `render` for a terminal, `markdown`, `html`; `write_reports` puts both files in place.
+
+All but `write_reports` are pure: equal results give equal text, and a number that is in no record is in no report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from distill.errors import UserError
+from distill.records import RunResult
+
+from .facts import headline
+from .html import html
+from .markdown import markdown
+from .terminal import render
+
+__all__ = ["headline", "html", "markdown", "render", "write_reports"]
+
+
+def write_reports(result: RunResult, folder: str | Path) -> tuple[Path, Path]:
+    """Write ``report.md`` and ``report.html`` into ``folder``, each whole or not at all; return their paths.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full; what was there before is still there.
+
+    """
+    place = Path(folder)
+    texts = {"report.md": markdown(result), "report.html": html(result)}
+    return tuple(_write(place / name, text) for name, text in texts.items())  # type: ignore[return-value]
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write to a temporary name in the same folder, then rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(text.encode("utf-8", "replace"))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"folder={path.parent}: {path.name} cannot be written ({error.strerror or error}); "
+            "free some space or choose a folder that you may write to"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return path

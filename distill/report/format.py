@@ -1,0 +1,234 @@
+"""Base units into words for people: the only place that knows ms, MB, % and ×.
+
+Every function takes any value whatever and never raises: what is None, not finite or no number at all is `DASH`, the
+sign for "not run, not measured, not recorded". Intervals are two-sided 95 % intervals, as the records hold them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+DASH = "–"
+"""What a report shows where nothing was run or measured."""
+
+MINUS = "\N{MINUS SIGN}"
+SAME = "≈"
+"""After a speed-up whose interval holds 1: no difference was shown."""
+
+MANY = 2000
+"""From this many samples on, one sample is less than 0.05 points and a second decimal says something."""
+
+_LATENCY = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+_BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B"))
+_COUNT = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def number(value: Any) -> float | None:
+    """Return ``value`` as a finite float; None for everything else (None, a bool, text, NaN, an integer too large)."""
+    if value is None or isinstance(value, bool | str | bytes):
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def clean(value: Any) -> str:
+    """Return ``value`` as text without control characters, terminal escapes, bidi overrides and lone surrogates."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value).replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def line(value: Any) -> str:
+    """Return ``value`` as clean text on one line."""
+    return " ".join(clean(value).split())
+
+
+def significant(value: Any, digits: int = 3) -> str:
+    """Write a number with ``digits`` significant digits: 5.80, 0.0123, 2451, 1.20e+09."""
+    found = number(value)
+    if found is None:
+        return DASH
+    if found == 0:
+        return "0"
+    exponent = int(f"{found:.{digits - 1}e}".partition("e")[2])
+    text = f"{found:.{max(0, digits - 1 - exponent)}f}" if -5 < exponent < 7 else f"{found:.{digits - 1}e}"
+    return _signed(text)
+
+
+def plain(value: Any) -> str:
+    """Write a recorded number as it is, to six significant digits and without a unit."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**15:
+        return _signed(str(value))
+    found = number(value)
+    return DASH if found is None else _signed(f"{found:.6g}")
+
+
+def duration(seconds: Any) -> str:
+    """Write a latency: 38.2 µs, 1.24 ms, 2.50 s."""
+    return _scaled(seconds, _LATENCY)
+
+
+def elapsed(seconds: Any) -> str:
+    """Write how long something took: 0.4 s, 41 s, 3 min 05 s, 1 h 02 min."""
+    found = number(seconds)
+    if found is None or found < 0:
+        return DASH
+    if found < 9.95:
+        return f"{found:.1f} s"
+    whole = round(found)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: Any) -> str:
+    """Write a number of bytes: 812 B, 96.4 KB, 1.09 MB (1 KB is 1000 bytes)."""
+    found = number(count)
+    return f"{_signed(f'{found:.0f}')} B" if found is not None and abs(found) < 999.5 else _scaled(count, _BYTES)
+
+
+def count(value: Any) -> str:
+    """Write a number of parameters, MACs or samples: 812, 80.1 k, 31.2 M."""
+    found = number(value)
+    return _signed(f"{found:.0f}") if found is not None and abs(found) < 999.5 else _scaled(value, _COUNT)
+
+
+def percent(fraction: Any, decimals: int = 1) -> str:
+    """Write a fraction as 97.2 %; a share that is not whole is never written as 0 % or 100 %."""
+    digits = _percent_digits(fraction, decimals)
+    return DASH if digits is None else f"{digits} %"
+
+
+def share(fraction: Any) -> str:
+    """Write a share of nodes: 100 %, 0 %, 87.5 %."""
+    found = number(fraction)
+    return percent(found, 0 if found in (0.0, 1.0) else 1)
+
+
+def metric(estimate: Any, samples: Any = None, *, interval: bool = True) -> str:
+    """Write a metric with its interval: 97.2 % [95.0, 98.5]; a metric that is no fraction keeps its own unit."""
+    value = number(getattr(estimate, "value", None))
+    if value is None:
+        return DASH
+    bounds = _bounds(estimate) if interval else None
+    if not 0 <= value <= 1:
+        return significant(value, 4) + (
+            f" [{significant(bounds[0], 4)}, {significant(bounds[1], 4)}]" if bounds else ""
+        )
+    decimals = 2 if (number(samples) or 0) >= MANY else 1
+    text = percent(value, decimals)
+    if bounds is None:
+        return text
+    return f"{text} [{_percent_digits(bounds[0], decimals)}, {_percent_digits(bounds[1], decimals)}]"
+
+
+def points(fraction: Any, *, unit: bool = True) -> str:
+    """Write a difference of fractions in points, two decimals: 0.28 points, −1.40 points."""
+    found = number(fraction)
+    if found is None or not math.isfinite(found * 100):
+        return DASH
+    return _signed(_fixed(found * 100, 2)) + (" points" if unit else "")
+
+
+def drop(estimate: Any, *, unit: bool = True) -> str:
+    """Write a drop with its interval: 0.28 points [−0.83, 1.39]."""
+    text = points(getattr(estimate, "value", None), unit=unit)
+    bounds = _bounds(estimate)
+    if text == DASH or bounds is None:
+        return text
+    return f"{text} [{points(bounds[0], unit=False)}, {points(bounds[1], unit=False)}]"
+
+
+def times(ratio: Any) -> str:
+    """Write a ratio: 12.9×, 5.80×, 0.83×."""
+    text = _ratio(ratio)
+    return text if text == DASH else f"{text}×"
+
+
+def speedup(estimate: Any, *, mark: bool = True) -> str:
+    """Write a speed-up with its interval: 5.80× [5.61, 6.02]; with `SAME` after it where the interval holds 1."""
+    text = times(getattr(estimate, "value", None))
+    bounds = _bounds(estimate)
+    if text == DASH or bounds is None:
+        return text
+    return f"{text} [{interval(estimate)}]" + (f" {SAME}" if mark and undecided(estimate) else "")
+
+
+def interval(estimate: Any) -> str:
+    """Write the two bounds of a ratio with as many decimals as its value has: 5.61, 6.02."""
+    bounds, value = _bounds(estimate), _ratio(getattr(estimate, "value", None))
+    if bounds is None:
+        return DASH
+    decimals = len(value.partition(".")[2]) if "e" not in value and value not in ("0", DASH) else 3
+    low, high = (_signed(_fixed(bound, decimals)) for bound in bounds)
+    return f"{low}, {high}" if max(map(abs, bounds)) < 1e6 else f"{significant(bounds[0])}, {significant(bounds[1])}"
+
+
+def undecided(estimate: Any) -> bool:
+    """Tell whether a ratio's interval holds 1 and is wider than nothing: neither faster nor slower was shown."""
+    bounds = _bounds(estimate)
+    return bounds is not None and bounds[0] < bounds[1] and bounds[0] <= 1 <= bounds[1]
+
+
+def by_name(name: str, value: Any) -> str:
+    """Write a recorded value in the unit of its name (``_s``, ``_bytes``, ``_share``, ``agreement``); else as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if number(value) is None:
+        return DASH if value is None or isinstance(value, int | float) else clean(value)
+    for ending, write in (("_s", duration), ("_bytes", size), ("_share", share), ("agreement", share)):
+        if name.endswith(ending):
+            return write(value)
+    return plain(value)
+
+
+def _bounds(estimate: Any) -> tuple[float, float] | None:
+    low, high = number(getattr(estimate, "low", None)), number(getattr(estimate, "high", None))
+    return None if low is None or high is None else (low, high)
+
+
+def _ratio(value: Any) -> str:
+    found = number(value)
+    return significant(value, 2 if found is not None and 0.1 <= abs(found) < 0.995 else 3)
+
+
+def _percent_digits(fraction: Any, decimals: int) -> str | None:
+    found = number(fraction)
+    if found is None or not math.isfinite(found * 100):
+        return None
+    text = _fixed(found * 100, decimals)
+    if 0 < found < 1:
+        while float(text) in (0.0, 100.0) and decimals < 6:
+            decimals += 1
+            text = _fixed(found * 100, decimals)
+    return _signed(text)
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if abs(value) < 1e12 else f"{value:.2e}"
+
+
+def _signed(text: str) -> str:
+    """Put a real minus sign in front, and none in front of a zero."""
+    if not text.startswith("-"):
+        return text
+    return MINUS + text[1:] if text.strip("-0.") else text[1:]
+
+
+def _scaled(value: Any, units: tuple[tuple[float, str], ...]) -> str:
+    """Write with three significant digits in the largest unit that leaves 1 or more after rounding."""
+    found = number(value)
+    if found is None:
+        return DASH
+    if found == 0:
+        return f"0 {units[0][1] if units is _LATENCY else units[-1][1]}".rstrip()
+    rounded = float(f"{found:.2e}")
+    scale, unit = next(((s, u) for s, u in units if abs(rounded) >= s), units[-1])
+    scaled = rounded / scale
+    return f"{significant(scaled)} {unit}".rstrip()

@@ -1,0 +1,165 @@
+"""Optuna chooses temperature, distillation weight, learning rate and prune ratio on validation data.
+
+A trial is a short training of the student from the cached teacher, then pruning and batch-norm recalibration. The study
+lies in the run folder; a run that was killed goes on with the trials that it has. A sampler is made anew for each trial
+from the seed and the trial's number, so that a resumed study proposes what an undisturbed one would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+from torch import Tensor, nn
+
+from distill.artifacts import Artifact, Recipe, example, weights_hash
+from distill.config import DistillSettings, ModelSettings, PruneSection, RunConfig
+from distill.context import Context
+from distill.prune import count, prune_channels, recalibrate
+from distill.prune.settings import PruneSettings
+from distill.runfolder import digest, sources
+from distill.stages import TRAINING, model_inputs, teaching
+from distill.training import TrainSettings, fit, predict
+
+JOURNAL = "study.journal"
+
+
+def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
+    """Return the configuration with the chosen values in it, and the decision as JSON values."""
+    settings = ctx.config.search
+    distillation, pruning = ctx.config.distill or DistillSettings(), ctx.config.prune
+    if "search" in ctx.replay:
+        found = dict(ctx.replay["search"])
+        return _with(ctx.config, found["chosen"]), found
+    parts = (dataclasses.asdict(settings), dataclasses.asdict(distillation), ctx.config.seed, ctx.config.max_drop)
+    student = dataclasses.asdict(ctx.config.student) if isinstance(ctx.config.student, ModelSettings) else "teacher"
+    inputs = (student, dataclasses.asdict(pruning) if pruning else None, weights_hash(teacher.folder))
+    key = digest(parts, inputs, ctx.data_key, sources("distill.search", "distill.prune", *TRAINING))
+    study = _study(ctx.folder.path / JOURNAL, key)
+    ahead = ctx.logits(teacher.onnx, "validation")
+    goal = float(ctx.task.metrics(ahead, ctx.target_of("validation"))[ctx.task.metric]) - ctx.config.max_drop
+    for number in range(len(_finished(study)), settings.trials):
+        ctx.console.progress("searching", number, settings.trials)
+        study.sampler = _sampler(ctx.config.seed + number, number)
+        trial = study.ask()
+        study.tell(trial, _try(ctx, teacher, trial, distillation, pruning))
+    ctx.console.progress("searching", settings.trials, settings.trials)
+    best = pick(_finished(study)[: settings.trials], goal)
+    chosen = best.params
+    values = dict(zip(("metric", "macs"), best.values, strict=True))
+    trials = [{"params": t.params, "values": list(t.values)} for t in _finished(study)[: settings.trials]]
+    return _with(ctx.config, chosen), {"chosen": chosen, "trial": best.number, **values, "goal": goal, "trials": trials}
+
+
+def pick(trials: list[FrozenTrial], goal: float) -> FrozenTrial:
+    """Return the trial with the fewest MACs among those that reach the metric; the best metric when none does."""
+    good = [trial for trial in trials if trial.values[0] >= goal]
+    if good:
+        return min(good, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
+    return max(trials, key=lambda trial: (trial.values[0], -trial.values[1], -trial.number))
+
+
+def _study(path: Path, key: str) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _trim(path)
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return optuna.create_study(
+        storage=storage, study_name=key, directions=["maximize", "minimize"], load_if_exists=True
+    )
+
+
+def _trim(path: Path) -> None:
+    """Cut the last line of a journal when a kill tore it: Optuna would raise on the next trial."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        path.write_bytes(content[:whole])
+
+
+def _sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
+    if number < 4:
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _try(
+    ctx: Context, teacher: Artifact, trial: Trial, distillation: DistillSettings, pruning: PruneSection | None
+) -> tuple[float, float]:
+    """Train a student briefly with proposed values, prune it, and return (validation metric, MACs)."""
+    ranges = ctx.config.search
+    low, high = (distillation.learning_rate * factor for factor in ranges.learning_rate)
+    proposed = dataclasses.replace(
+        distillation,
+        temperature=trial.suggest_float("distill.temperature", *ranges.temperature),
+        weight=trial.suggest_float("distill.weight", *ranges.weight),
+        learning_rate=trial.suggest_float("distill.learning_rate", low, high, log=True),
+        epochs=max(1, math.ceil(distillation.epochs * ranges.epochs)),
+    )
+    teach, loss = teaching(ctx, teacher, proposed)
+    train = TrainSettings(**{f.name: getattr(proposed, f.name) for f in dataclasses.fields(TrainSettings)})
+    model = _start(ctx, teacher)
+    if isinstance(ctx.config.student, ModelSettings):
+        model, _ = _fit(ctx, model, train, teach, loss, proposed.views)
+    if pruning is not None:
+        ratio = trial.suggest_float("prune.ratio", *ranges.ratio)
+        plain = {f.name: getattr(pruning, f.name) for f in dataclasses.fields(PruneSettings)}
+        # Group norm needs no data: a trial is a sketch, and the full run prunes as configured.
+        sketch = PruneSettings(**{**plain, "ratio": min(ratio, pruning.max_ratio), "importance": "group_norm"})
+        model, _ = prune_channels(
+            model, sketch, example=example(ctx.task), batches=None, loss=None, logits=ctx.task.logits, seed=ctx.config.seed
+        )
+        model = recalibrate(model, model_inputs(ctx, train.batch_size), batches=20)
+        short = dataclasses.replace(train, epochs=1, learning_rate=pruning.learning_rate)
+        model, _ = _fit(ctx, model, short, teach, loss, proposed.views)
+    logits, target = predict(model, ctx.task, ctx.task.data["validation"], ctx.device)
+    macs = count(model, *example(ctx.task)).macs
+    return float(ctx.task.metrics(logits, target)[ctx.task.metric]), float(macs)
+
+
+def _start(ctx: Context, teacher: Artifact) -> nn.Module:
+    student = ctx.config.student
+    if isinstance(student, ModelSettings):
+        return Recipe(student.model, dict(student.args), "student", ctx.config.seed).build(ctx.task)
+    assert teacher.model is not None
+    return teacher.model
+
+
+def _fit(ctx: Context, model: nn.Module, train: TrainSettings, teach: Any, loss: Any, views: int) -> tuple[nn.Module, Any]:
+    def weighed(student: Tensor, taught: Tensor, hard: Tensor) -> Tensor:
+        value: Tensor = loss(student, taught, hard)
+        return value
+
+    return fit(
+        model,
+        ctx.task,
+        train,
+        seed=ctx.config.seed,
+        device=ctx.device,
+        teach=teach,
+        loss=weighed,
+        views=views,
+        what="trial",
+        field_name="distill",
+    )
+
+
+def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
+    """Return the configuration with dotted keys replaced."""
+    for name, value in chosen.items():
+        section, key = name.split(".")
+        inner = getattr(config, section)
+        if inner is not None:
+            config = dataclasses.replace(config, **{section: dataclasses.replace(inner, **{key: value})})
+    return config

@@ -1,0 +1,331 @@
+"""The stages of a run: what each one makes, keyed so that an equal one is never made twice.
+
+Each function here takes the context and the artifacts before it, and returns its own artifact with the facts that it
+wrote down. Judging and timing are the pipeline's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from distill.artifacts import (
+    Artifact,
+    Recipe,
+    attach,
+    calibration,
+    example,
+    load_model,
+    save_model,
+    weights_hash,
+    write_onnx,
+    write_proto,
+)
+from distill.config import DistillSettings, ModelSettings, PruneSection, TeacherSettings
+from distill.context import Context
+from distill.losses import LOSSES
+from distill.models import load_weights
+from distill.prune import count, prune_channels, recalibrate
+from distill.prune.settings import PruneSettings
+from distill.quantize import quantize as quantize_graph
+from distill.runfolder import CHECKPOINT, digest
+from distill.training import StepLoss, TrainSettings, as_inputs, fit
+from distill.views import CachedTeacher, LiveTeacher, fits_cache, shuffled, teacher_for
+
+TRAINING = ("distill.training", "distill.views", "distill.losses", "distill.stages")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A stage's product, what it wrote down about it, and whether it was there already."""
+
+    artifact: Artifact
+    facts: dict[str, Any]
+    reused: bool
+
+
+def teacher(ctx: Context) -> Made:
+    """Load the teacher, or train it on the labels."""
+    settings = ctx.config.teacher
+    recipe = Recipe(settings.model, dict(settings.args), "teacher", ctx.config.seed)
+    model = recipe.build(ctx.task)
+    loaded = settings.weights is not None or settings.pretrained
+    if settings.weights is not None:
+        load_weights(model, settings.weights, field="teacher")
+    start = state_hash(model)
+    train = _train_settings(settings)
+    how = [loaded, None if loaded else dataclasses.asdict(train), start, code_of(model)]
+    key = ctx.key("teacher", dataclasses.asdict(recipe), how, ctx.config.seed, _export(ctx), modules=TRAINING)
+
+    def build(folder: Path) -> dict[str, Any]:
+        trained, facts = model.eval(), {"loaded": loaded}
+        if not loaded:
+            trained, record = fit(
+                model,
+                ctx.task,
+                train,
+                seed=ctx.config.seed,
+                device=ctx.device,
+                what="training the teacher",
+                field_name="teacher",
+                checkpoint=folder / CHECKPOINT,
+                progress=ctx.console.progress,
+            )
+            facts |= _training_facts(dataclasses.asdict(record))
+        return facts | _write(ctx, folder, trained, recipe)
+
+    return _make(ctx, "01-teacher", key, build)
+
+
+def control(ctx: Context) -> Made:
+    """Train the student on the labels alone, for as many steps as the distilled one."""
+    return _student(ctx, "02-control", None)
+
+
+def student(ctx: Context, taught_by: Artifact) -> Made:
+    """Train the student on the teacher's soft logits and the labels."""
+    return _student(ctx, "03-student", taught_by)
+
+
+def prune(ctx: Context, base: Artifact, taught_by: Artifact) -> Made:
+    """Remove channels, recalibrate batch norm, and distill again from the unpruned teacher."""
+    settings = ctx.config.prune
+    assert settings is not None and base.model is not None
+    distillation = ctx.config.distill or DistillSettings()
+    recovery = dataclasses.replace(
+        _train_settings(distillation), epochs=max(1, settings.epochs), learning_rate=settings.learning_rate
+    )
+    parts = (dataclasses.asdict(settings), dataclasses.asdict(distillation), ctx.config.seed, _export(ctx))
+    inputs = (weights_hash(base.folder), weights_hash(taught_by.folder))
+    key = ctx.key("prune", parts, inputs, modules=("distill.prune", *TRAINING))
+
+    def build(folder: Path) -> dict[str, Any]:
+        assert base.model is not None
+        teach, loss = teaching(ctx, taught_by, distillation)
+        narrow, record = prune_channels(
+            base.model,
+            PruneSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(PruneSettings)}),
+            example=example(ctx.task),
+            batches=_numbered(ctx, recovery.batch_size),
+            loss=_taylor_loss(ctx, teach, loss),
+            logits=ctx.task.logits,
+            seed=ctx.config.seed,
+            progress=ctx.console.progress,
+        )
+        facts: dict[str, Any] = {"widths": record.widths, "pruning": dataclasses.asdict(record)}
+        facts["warnings"] = list(record.warnings)
+        if facts["pruning"]["macs_after"] < facts["pruning"]["macs_before"]:
+            narrow = recalibrate(narrow, model_inputs(ctx, recovery.batch_size))
+        if settings.epochs:
+            narrow, trained = fit(
+                narrow,
+                ctx.task,
+                recovery,
+                seed=ctx.config.seed + 1,
+                device=ctx.device,
+                teach=teach,
+                loss=loss,
+                views=distillation.views,
+                what="recovering from pruning",
+                field_name="prune",
+                checkpoint=folder / CHECKPOINT,
+                progress=ctx.console.progress,
+            )
+            facts |= _training_facts(dataclasses.asdict(trained))
+        return facts | _write(ctx, folder, narrow, base.recipe)
+
+    return _make(ctx, "04-prune", key, build)
+
+
+def quantize(ctx: Context, base: Artifact) -> Made:
+    """Turn the float graph into the number format that the target runs fastest."""
+    settings = ctx.config.quantize
+    assert settings is not None
+    how = (dataclasses.asdict(settings), dataclasses.asdict(ctx.target), ctx.config.seed, _export(ctx))
+    key = ctx.key("quantize", how, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
+
+    def build(folder: Path) -> dict[str, Any]:
+        core = onnx.load(base.core)
+        quantized, record = quantize_graph(
+            core,
+            settings,
+            target=ctx.target,
+            calibration=calibration(ctx.task, core, settings.samples, ctx.config.seed),
+            progress=ctx.console.progress,
+        )
+        write_proto(folder / "core.onnx", quantized)
+        write_proto(folder / "model.onnx", attach(quantized, ctx.task))
+        about = json.loads((base.folder / "stage.json").read_text(encoding="utf-8"))["facts"]
+        facts = {name: about[name] for name in ("parameters", "macs")}
+        return facts | {"quantization": dataclasses.asdict(record), "warnings": list(record.warnings)}
+
+    made = _make(ctx, "05-quantize", key, build, module=False, recipe=base.recipe)
+    return dataclasses.replace(made, artifact=dataclasses.replace(made.artifact, model=base.model))
+
+
+def teaching(ctx: Context, taught_by: Artifact, settings: DistillSettings) -> tuple[CachedTeacher | LiveTeacher, StepLoss]:
+    """Return what answers for the teacher, and the loss that listens to it."""
+    assert taught_by.model is not None
+    key = digest(weights_hash(taught_by.folder), ctx.data_key, str(ctx.device.type))
+    source = teacher_for(
+        taught_by.model, ctx.task, views=settings.views, key=key, folder=ctx.folder.cache, device=ctx.device
+    )
+    chosen = LOSSES[settings.loss]
+
+    def loss(student_logits: Tensor, teacher_logits: Tensor, hard: Tensor) -> Tensor:
+        return chosen(student_logits, teacher_logits, hard, settings.temperature, settings.weight)
+
+    return source, loss
+
+
+def code_of(model: nn.Module) -> str:
+    """Return a hash of the source files that a model's classes come from, torch's own left out."""
+    files = set()
+    for module in model.modules():
+        name = type(module).__module__
+        if name.split(".")[0] == "torch":
+            continue
+        try:
+            files.add(inspect.getsourcefile(sys.modules[name]) if name in sys.modules else None)
+        except TypeError:
+            continue
+    texts = sorted(Path(file).read_bytes() for file in files if file and Path(file).is_file())
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+
+
+def state_hash(model: nn.Module) -> str:
+    """Return a hash of a model's weights and buffers."""
+    hashed = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu().contiguous()
+            hashed.update(name.encode() + str(plain.dtype).encode() + plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def _student(ctx: Context, name: str, taught_by: Artifact | None) -> Made:
+    settings, chosen = ctx.config.distill, ctx.config.student
+    assert settings is not None and isinstance(chosen, ModelSettings)
+    recipe = Recipe(chosen.model, dict(chosen.args), "student", ctx.config.seed)
+    model = recipe.build(ctx.task)
+    train = _train_settings(settings)
+    how: list[Any] = [dataclasses.asdict(train), ctx.config.seed, code_of(model), state_hash(model), _export(ctx)]
+    if taught_by is not None:
+        how += [weights_hash(taught_by.folder), settings.loss, settings.temperature, settings.weight, settings.views]
+    key = ctx.key(name, dataclasses.asdict(recipe), how, modules=TRAINING)
+
+    def build(folder: Path) -> dict[str, Any]:
+        teach, loss = teaching(ctx, taught_by, settings) if taught_by is not None else (None, None)
+        # The control sees a new view every epoch: it has no cache to save, and is not to be held back by ours.
+        trained, record = fit(
+            model,
+            ctx.task,
+            train,
+            seed=ctx.config.seed,
+            device=ctx.device,
+            teach=teach,
+            loss=loss,
+            views=settings.views if taught_by is not None else 0,
+            what="distilling the student" if taught_by is not None else "training the control",
+            field_name="distill",
+            checkpoint=folder / CHECKPOINT,
+            progress=ctx.console.progress,
+        )
+        facts = _training_facts(dataclasses.asdict(record))
+        if taught_by is not None:
+            facts["cached_views"] = settings.views if fits_cache(ctx.task, settings.views) else 0
+        return facts | _write(ctx, folder, trained, recipe)
+
+    return _make(ctx, name, key, build)
+
+
+def _make(
+    ctx: Context,
+    name: str,
+    key: str,
+    build: Callable[[Path], dict[str, Any]],
+    *,
+    module: bool = True,
+    recipe: Recipe | None = None,
+) -> Made:
+    def timed(folder: Path) -> dict[str, Any]:
+        begun = time.monotonic()
+        facts = build(folder)
+        return facts | {"seconds": time.monotonic() - begun}
+
+    folder, facts, reused = ctx.folder.stage(name, key, timed)
+    model = None
+    if module:
+        model, recipe = load_model(folder, ctx.task)
+    assert recipe is not None
+    return Made(Artifact(name[3:], folder, recipe, model), facts, reused)
+
+
+def _write(ctx: Context, folder: Path, model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """Write weights, architecture and graphs; return what counts the model."""
+    ctx.console.progress(f"exporting {folder.name.split('-')[1]}", 0, 1)
+    save_model(folder, model, recipe)
+    write_onnx(folder, model, ctx.task, ctx.export)
+    counts = count(model, *example(ctx.task))
+    ctx.console.progress(f"exporting {folder.name.split('-')[1]}", 1, 1)
+    return {"parameters": counts.parameters, "macs": counts.macs}
+
+
+def _train_settings(settings: TeacherSettings | DistillSettings) -> TrainSettings:
+    return TrainSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainSettings)})
+
+
+def _training_facts(record: dict[str, Any]) -> dict[str, Any]:
+    curves = record.pop("curves")
+    return {"training": record, "curves": curves}
+
+
+def _export(ctx: Context) -> dict[str, Any]:
+    return dataclasses.asdict(ctx.export)
+
+
+def _numbered(ctx: Context, size: int) -> list[tuple[Tensor, Any]]:
+    """Return the batches that importance is measured on, with their sample numbers."""
+    wanted = ctx.config.prune.batches if ctx.config.prune else 1
+    found = []
+    for index, batch in shuffled(ctx.task.data["train"], size, seed=ctx.config.seed, epoch=0, view=0):
+        found.append((index, batch))
+        if len(found) == wanted:
+            break
+    return found
+
+
+def _taylor_loss(ctx: Context, teach: CachedTeacher | LiveTeacher, loss: StepLoss) -> Callable[[nn.Module, Any], Tensor]:
+    from distill.training import forward
+
+    def value(model: nn.Module, numbered: tuple[Tensor, Any]) -> Tensor:
+        index, batch = numbered
+        where = next(model.parameters()).device
+        logits = forward(model, ctx.task, batch, where).float()
+        hard = ctx.task.loss(logits, ctx.task.target(batch).to(where))
+        return loss(logits, teach(index, batch, 0).to(where), hard)
+
+    return value
+
+
+def model_inputs(ctx: Context, size: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Yield the model's own arguments for augmented training batches."""
+    for _, batch in shuffled(ctx.task.data["train"], size, seed=ctx.config.seed, epoch=1, view=1):
+        args, kwargs = ctx.task.inputs(batch)
+        if ctx.task.module_preprocess is not None:
+            with torch.no_grad():
+                args, kwargs = as_inputs(ctx.task.module_preprocess(*args, **kwargs))
+        yield args, kwargs
+

@@ -1,0 +1,81 @@
+"""What the pipeline needs to know about a task, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from distill.export.preprocess import Preprocess
+
+Batch = Any
+Feed = dict[str, np.ndarray[Any, Any]]
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+SPLITS = ("train", "validation", "test")
+
+
+class Data(Protocol):
+    """One split: samples that are fetched by number, in any order, any number of times."""
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        ...
+
+    def fetch(self, index: Tensor, view: int | None) -> Batch:
+        """Collate the samples ``index`` (int64 [B]).
+
+        ``view`` is a number that fixes the augmentation: the same view of the same sample is the same bytes, always,
+        whatever else is in the batch. None is the sample as it is.
+        """
+        ...
+
+
+class Task(Protocol):
+    """A task gives data, metrics, loss and the way from a batch to the model's inputs and from its output to logits."""
+
+    name: str
+    kind: str
+    """``image``, ``tabular`` or ``custom``."""
+    labels: tuple[str, ...]
+    """One name a class, in the order of the logits."""
+    metric: str
+    """The metric that a budget is stated in; higher is better."""
+    data: dict[str, Data]
+    """``train``, ``validation``, ``test``."""
+    facts: dict[str, Any]
+    """What a model factory may ask for by parameter name: ``classes``, ``channels``, ``features``, ``image_size``."""
+    graph_preprocess: Preprocess | None
+    """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
+    module_preprocess: nn.Module | None
+    """The same as a module of the user's, called on what ``inputs`` returned; exported together with the model."""
+    warnings: tuple[str, ...]
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """Return the positional and keyword tensors that the model is called with."""
+        ...
+
+    def target(self, batch: Batch) -> Tensor:
+        """Return the class numbers, int64 [B]."""
+        ...
+
+    def logits(self, output: Any) -> Tensor:
+        """Return the logits, [B, classes], out of whatever the model returned."""
+        ...
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the hard-label loss, a scalar."""
+        ...
+
+    def metrics(self, logits: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> dict[str, float]:
+        """Return each metric of float32 logits [N, classes] and int64 targets [N], as fractions; higher is better."""
+        ...
+
+    def raw(self, batch: Batch) -> Feed | None:
+        """Return what the shipped file is fed with for this batch; None when that is what ``inputs`` returns."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of the data and of everything else that decides what training sees."""
+        ...

@@ -1,0 +1,271 @@
+"""Classification of the user's own data, by way of a function that makes them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.export.preprocess import Preprocess
+from distill.tasks import metrics as measure
+from distill.tasks.augment import hash_words
+from distill.tasks.base import SPLITS, Batch, Data, Feed, Inputs, Task
+from distill.tasks.custom_data import (
+    ArrayData,
+    CheckedData,
+    ItemData,
+    as_data,
+    batches,
+    kept_random_state,
+    seed_all,
+    spread,
+    to_single,
+)
+from distill.tasks.digest import Digest
+from distill.tasks.hooks import Given
+from distill.tasks.outputs import cross_entropy
+from distill.tasks.references import call_user, load_reference, source_hash
+from distill.tasks.settings import DataSettings
+from distill.tasks.sources import Progress
+from distill.tasks.splits import Rows, at_random, check_sizes, part_size, stratified
+
+_SAMPLES_LOOKED_AT = 64
+
+Split = ArrayData | ItemData
+
+
+class CustomTask:
+    """The user's data and whatever hooks they define: ``inputs``, ``target``, ``logits``, ``loss``, ``metrics``."""
+
+    kind = "custom"
+
+    def __init__(
+        self,
+        name: str,
+        given: Given,
+        data: Mapping[str, Split],
+        labels: Sequence[str],
+        *,
+        metric: str | None = None,
+        given_splits: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+        identity: str = "",
+    ) -> None:
+        self.name = name
+        self.labels = tuple(labels)
+        self.given_splits = tuple(given_splits)
+        self.warnings = tuple(warnings)
+        self.graph_preprocess: Preprocess | None = None
+        self.module_preprocess: nn.Module | None = given.preprocess
+        self._given = given
+        self._identity = identity
+        self._splits = dict(data)
+        self._fingerprint: str | None = None
+        self.data: dict[str, Data] = {split: self._checked(split, one) for split, one in data.items()}
+        self._look_at_samples()
+        self.facts = self._facts()
+        self.metric = measure.chosen_metric(metric or given.get("metric"), self._metric_names())
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """Return the model's positional and keyword tensors: by the user's hook, or all of the batch but its last."""
+        return self._given.inputs(batch)
+
+    def target(self, batch: Batch) -> Tensor:
+        """Return the class numbers, int64 [B]: by the user's hook, or the last part of the batch."""
+        return self._given.target(batch, len(self.labels), lambda place: f"sample {place} of the batch")
+
+    def logits(self, output: Any) -> Tensor:
+        """Return the logits, [B, classes]: by the user's hook, or the tensor itself, or its ``logits``."""
+        return self._given.logits(output, len(self.labels))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the user's loss, a scalar, or the mean cross entropy."""
+        value = self._given.loss(logits, target)
+        return cross_entropy(logits, target) if value is None else value
+
+    def metrics(self, logits: NDArray[Any], target: NDArray[Any]) -> dict[str, float]:
+        """Return the user's metrics, or accuracy and f1 (macro; of two classes that of the last)."""
+        found = self._given.metrics(logits, target)
+        if found is not None:
+            return found
+        positive = measure.positive_number(None, self.labels)
+        return {"accuracy": measure.accuracy(logits, target), "f1": measure.f1(logits, target, positive=positive)}
+
+    def raw(self, batch: Batch) -> Feed | None:
+        """Return None: the shipped file is fed with what ``inputs`` returns."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Return a hash of the user's sources and arguments, and of the data: arrays whole, else 64 samples a split."""
+        if self._fingerprint is None:
+            digest = Digest().add([self._identity, self.labels, self.metric])
+            for split in SPLITS:
+                data = self._splits[split]
+                digest.add([split, len(data)]).add(data.rows)
+                if isinstance(data, ArrayData):
+                    digest.add(data.arrays)
+                    continue
+                batch = data.fetch(spread(len(data), _SAMPLES_LOOKED_AT), None)
+                digest.add(data.seed).add(self.inputs(batch)).add(self.target(batch))
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def _checked(self, split: str, data: Split) -> CheckedData:
+        return CheckedData(
+            data,
+            split,
+            self._given.inputs,
+            lambda batch, where: self._given.target(batch, len(self.labels), where),
+            may_hold_nan=self.module_preprocess is not None,
+        )
+
+    def _look_at_samples(self) -> None:
+        """Look before anything is trained: at all samples in arrays, else at some of each split."""
+        for split, data in self.data.items():
+            count = len(data)
+            whole = isinstance(self._splits[split], ArrayData)
+            for piece in batches(count) if whole else [spread(count, _SAMPLES_LOOKED_AT)]:
+                data.fetch(piece, None)
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"classes": len(self.labels)}
+        args, kwargs = self.inputs(self._splits["train"].fetch(torch.arange(2), None))
+        shape: tuple[int, ...] = tuple(args[0].shape) if len(args) == 1 and not kwargs else ()
+        if len(shape) == 2:
+            facts["features"] = shape[1]
+        elif len(shape) == 4:
+            facts["channels"] = shape[1]
+            if shape[2] == shape[3]:
+                facts["image_size"] = shape[2]
+        return {**facts, **self._given.facts()}
+
+    def _metric_names(self) -> list[str]:
+        """Call the metrics once, on perfect answers, so that a mistake in them shows before training."""
+        target = np.tile(np.arange(len(self.labels)), 4)
+        names = list(self.metrics(10 * np.eye(len(self.labels), dtype=np.float32)[target], target))
+        if not names:
+            raise UserError("metrics returned no metric; return a dict such as {'accuracy': 0.9}")
+        return names
+
+
+def load_custom(
+    settings: DataSettings, *, seed: int, folder: Path | None = None, progress: Progress | None = None
+) -> Task:
+    """Return the task that the user's function ``data.source`` makes, called with ``data.args``.
+
+    Raises:
+        UserError: the function is missing or raises, or what it returns is no data.
+    """
+    given = _make(settings, seed, folder)
+    splits, warnings = _read_splits(given, seed)
+    came_with = tuple(splits)
+    labels = given.labels()
+    targets: Rows | None = None
+    missing = [split for split in ("test", "validation") if split not in splits]
+    if labels is None or (missing and isinstance(splits["train"], ArrayData)):
+        targets = _targets(splits["train"], given, len(labels) if labels else None, progress)
+        labels = labels or _numbered(targets)
+    for split in SPLITS[1:]:
+        share = getattr(settings, split)
+        if share is not None and split in splits:
+            warnings.append(f"data.{split}={share} is not used: the data come with a {split} split")
+    if missing:
+        warnings.append(f"the data have no {' and no '.join(missing)} split: cut off train by seed")
+        splits = {**splits, **_cut(splits["train"], missing, targets, settings, seed)}
+    check_sizes({split: len(data) for split, data in splits.items()}, given=came_with, what=given.source)
+    return CustomTask(
+        _name(given.source),
+        given,
+        {split: splits[split] for split in SPLITS},
+        labels,
+        metric=settings.metric,
+        given_splits=came_with if len(came_with) > 1 else (),
+        warnings=warnings,
+        identity=Digest().add([source_hash(given.source, folder=folder), settings.args]).hexdigest(),
+    )
+
+
+def _make(settings: DataSettings, seed: int, folder: Path | None) -> Given:
+    """Call the user's function."""
+    assert settings.source is not None
+    function = load_reference(settings.source, field="data.source", folder=folder)
+    try:
+        inspect.signature(function).bind(**settings.args)
+    except TypeError as error:
+        raise UserError(f"data.args={settings.args}: {settings.source} does not take them: {error}") from None
+    except ValueError:
+        pass  # a function without a signature of its own, such as a built-in: calling it will tell
+    with kept_random_state():
+        # Data that are drawn at random are the same in every process of a run.
+        seed_all(hash_words(seed))
+        return Given(call_user(function, f"data.source={settings.source!r}", **settings.args), settings.source)
+
+
+def _read_splits(given: Given, seed: int) -> tuple[dict[str, Split], list[str]]:
+    splits: dict[str, Split] = {}
+    warnings = []
+    for split in SPLITS:
+        value = given.get(split)
+        if value is None:
+            continue
+        data: Split = as_data(value, f"{given.source}: {split}", given.get("collate"), seed)
+        if isinstance(data, ArrayData):
+            data, narrowed = to_single(data)
+            if narrowed:
+                warnings.append(f"the {split} data hold float64; the model is given float32")
+        splits[split] = data
+    return splits, warnings
+
+
+def _targets(data: Split, given: Given, classes: int | None, progress: Progress | None) -> Rows:
+    """Return the targets of every training sample, int64 [N]."""
+    parts = []
+    for index in batches(len(data)):
+        parts.append(given.target(data.fetch(index, None), classes, _numbering(int(index[0]))))
+        if progress is not None:
+            progress("read targets", int(index[-1]) + 1, len(data))
+    targets: Rows = torch.cat(parts).numpy()
+    if len(targets) != len(data):
+        raise UserError(f"{given.source}: {len(data)} samples of train have {len(targets)} targets")
+    return targets
+
+
+def _numbering(start: int) -> Callable[[int], str]:
+    return lambda place: f"the train data, sample {start + place}"
+
+
+def _numbered(targets: Rows) -> tuple[str, ...]:
+    classes = int(targets.max()) + 1
+    if classes < 2:
+        raise UserError("every target of the train data is 0; a classifier needs at least two classes")
+    if classes > len(targets):
+        raise UserError(
+            f"the largest target of the train data is {classes - 1}, of {len(targets)} samples: labels out of range; "
+            "number the classes from 0, or give `labels`"
+        )
+    return tuple(str(number) for number in range(classes))
+
+
+def _cut(
+    train: Split, missing: Sequence[str], targets: Rows | None, settings: DataSettings, seed: int
+) -> dict[str, Split]:
+    """Cut the missing splits off train, each class in proportion where the targets are known."""
+    shares = {"test": (settings.test, 0.2), "validation": (settings.validation, 0.1)}
+    sizes = [part_size(len(train), *shares[split]) for split in missing]
+    parts = at_random(len(train), sizes, seed) if targets is None else stratified(targets, sizes, seed)
+    return {split: train.keep(rows) for split, rows in zip([*missing, "train"], parts, strict=True)}
+
+
+def _name(source: str) -> str:
+    """Return a name for folders: the file's or module's last part."""
+    place = source.rpartition(":")[0]
+    last = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", last) or "custom"

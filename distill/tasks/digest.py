@@ -1,0 +1,65 @@
+"""Content hashes of arrays and settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SLICE = 1 << 26
+
+
+class Digest:
+    """Hashes values with their types and shapes, so that two different contents do not run into each other."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, value: Any) -> Digest:
+        """Take in a tensor, an array, bytes, a mapping, a sequence or any value that JSON can say."""
+        if isinstance(value, Tensor):
+            self._head("tensor", str(value.dtype), list(value.shape))
+            # As bytes: NumPy has no bfloat16.
+            self._bytes(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, np.ndarray):
+            self._head("array", value.dtype.str, list(value.shape))
+            self._bytes(value.astype(str) if value.dtype == object else value)
+        elif isinstance(value, bytes):
+            self._head("bytes", len(value))
+            self._hash.update(value)
+        elif isinstance(value, Mapping):
+            self._head("mapping", [str(key) for key in value])
+            for one in value.values():
+                self.add(one)
+        elif isinstance(value, tuple | list):
+            self._head("sequence", len(value))
+            for one in value:
+                self.add(one)
+        else:
+            self._head("value", type(value).__name__, json.dumps(value, sort_keys=True, default=_named))
+        return self
+
+    def hexdigest(self) -> str:
+        """Return the hash, 32 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    def _head(self, *parts: Any) -> None:
+        self._hash.update(json.dumps(parts).encode() + b"\0")
+
+    def _bytes(self, array: np.ndarray[Any, Any]) -> None:
+        # In slices: a memory map larger than the memory is read once, never held.
+        flat = np.ascontiguousarray(array).reshape(-1)
+        step = max(1, _SLICE // max(1, flat.itemsize))
+        for start in range(0, len(flat), step):
+            self._hash.update(flat[start : start + step].view(np.uint8).data)
+
+
+def _named(value: Any) -> str:
+    # An object without a text form would print its address, which differs in every process.
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text

@@ -1,0 +1,120 @@
+"""The built-in image data sets: digits, fashion-mnist, cifar10."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from distill.tasks.base import Task
+from distill.tasks.binary import read_cifar, read_idx_pair
+from distill.tasks.image import Pool, image_task
+from distill.tasks.settings import DataSettings
+from distill.tasks.sources import Progress, Remote, Source, locate
+
+FASHION_LABELS = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+CIFAR_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+_IDX = {
+    "train-images": "train-images-idx3-ubyte",
+    "train-labels": "train-labels-idx1-ubyte",
+    "test-images": "t10k-images-idx3-ubyte",
+    "test-labels": "t10k-labels-idx1-ubyte",
+}
+_CIFAR_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+_CIFAR_TEST = ("test_batch.bin",)
+_CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+
+
+def _find_fashion(folder: Path) -> dict[str, Path] | None:
+    # The folder itself, or the layout that torchvision leaves behind.
+    for place in (folder, folder / "FashionMNIST" / "raw", folder / "raw"):
+        files = {
+            role: next((place / name for name in (f"{stem}.gz", stem) if (place / name).is_file()), None)
+            for role, stem in _IDX.items()
+        }
+        found = {role: path for role, path in files.items() if path is not None}
+        if len(found) == len(_IDX):
+            return found
+    return None
+
+
+def _find_cifar(folder: Path) -> dict[str, Path] | None:
+    for place in (folder, folder / "cifar-10-batches-bin"):
+        if all((place / name).is_file() for name in (*_CIFAR_TRAIN, *_CIFAR_TEST)):
+            return {"batches": place}
+    archive = folder / _CIFAR_ARCHIVE
+    return {"batches": archive} if archive.is_file() else None
+
+
+FASHION = Source(
+    name="fashion-mnist",
+    holds="the four idx files (train-images-idx3-ubyte.gz, …)",
+    find=_find_fashion,
+    system=(Path("/usr/share/datasets/fashion-mnist"),),
+    remotes=(
+        Remote("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        Remote("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
+        Remote("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
+        Remote("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
+    ),
+    urls=(
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    ),
+    package="dataset-fashion-mnist",
+)
+# The binary version: the one for Python is a pickle, which can run code when it is read.
+CIFAR = Source(
+    name="cifar10",
+    holds="cifar-10-binary.tar.gz or its .bin files (not the pickled version for Python)",
+    find=_find_cifar,
+    system=(Path("/usr/share/datasets/cifar10"),),
+    remotes=(Remote(_CIFAR_ARCHIVE, "c32a1d4ab5d03f1284b67883e8d87530"),),
+    urls=("https://www.cs.toronto.edu/~kriz",),
+)
+
+
+def load_digits(settings: DataSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+    """Return scikit-learn's embedded digits: 1,797 images of 8x8, the values 0..16 stretched to 0..255."""
+    from sklearn.datasets import load_digits as embedded
+
+    held = embedded()
+    pixels = np.rint(held.images * (255 / 16)).astype(np.uint8)[..., None]
+    pool = Pool(pixels, held.target.astype(np.int64))
+    labels = tuple(str(number) for number in range(10))
+    return image_task("digits", {"train": pool}, labels, settings, seed=seed, validation=0.15)
+
+
+def load_fashion_mnist(settings: DataSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+    """Return Fashion-MNIST (Xiao et al. 2017): 60,000 images of 28x28, of which 5,000 validate, and 10,000 for test."""
+    found = locate(
+        FASHION,
+        path=settings.path and folder / settings.path.expanduser(),
+        download=settings.download,
+        mirror=settings.mirror,
+        progress=progress,
+    )
+    pools = {
+        split: Pool(*read_idx_pair(found.files[f"{split}-images"], found.files[f"{split}-labels"], side=28, classes=10))
+        for split in ("train", "test")
+    }
+    return image_task(
+        "fashion-mnist", pools, FASHION_LABELS, settings, seed=seed, validation=1 / 12, warnings=found.warnings
+    )
+
+
+def load_cifar10(settings: DataSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+    """Return CIFAR-10 (Krizhevsky 2009): 50,000 images of 32x32 RGB, of which 5,000 validate, and 10,000 for test."""
+    found = locate(
+        CIFAR,
+        path=settings.path and folder / settings.path.expanduser(),
+        download=settings.download,
+        mirror=settings.mirror,
+        progress=progress,
+    )
+    place = found.files["batches"]
+    pools = {"train": Pool(*read_cifar(place, _CIFAR_TRAIN)), "test": Pool(*read_cifar(place, _CIFAR_TEST))}
+    return image_task("cifar10", pools, CIFAR_LABELS, settings, seed=seed, warnings=found.warnings)

@@ -1,0 +1,54 @@
+"""From what a model returns to checked logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.errors import UserError
+
+
+def plain_logits(output: Any) -> Any:
+    """Return a tensor as it is, and of a mapping or an object its ``logits``.
+
+    Raises:
+        UserError: there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if not isinstance(output, Mapping) and hasattr(output, "logits"):
+        return output.logits
+    held = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    raise UserError(
+        f"the model returned a {type(output).__name__}{held}; expected a tensor [batch, classes], or a mapping or an "
+        "object with `logits`. A custom task can define logits(output)"
+    )
+
+
+def checked_logits(logits: Any, classes: int) -> Tensor:
+    """Return ``logits`` if they are a floating tensor [batch, classes].
+
+    Raises:
+        UserError: they are not; the message names both shapes.
+    """
+    if not isinstance(logits, Tensor):
+        raise UserError(f"logits are a {type(logits).__name__}; expected a tensor [batch, {classes}]")
+    if logits.ndim != 2 or logits.shape[1] != classes:
+        shape = "x".join(str(int(one)) for one in logits.shape) or "a scalar"
+        raise UserError(
+            f"the model returned logits of shape {shape}; expected [batch, {classes}], one logit a class. "
+            "Set the number of outputs of the model's last layer"
+        )
+    if not logits.is_floating_point():
+        raise UserError(f"the model returned logits of type {logits.dtype}; expected floating point, not class numbers")
+    return logits
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the mean of -log softmax(logits)[target], in float32; logits [B, classes], target int64 [B]."""
+    return F.cross_entropy(logits.float(), target)

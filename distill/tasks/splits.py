@@ -1,0 +1,121 @@
+"""Splitting by seed where the data come without a split of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from distill.errors import UserError
+from distill.tasks.augment import counter_hash, hash_words
+from distill.tasks.base import SPLITS
+from distill.tasks.wording import first_of
+
+Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+FEWEST = 10
+"""Samples below which a split says nothing."""
+
+
+def shuffled(count: int, seed: int, purpose: int = 0) -> Rows:
+    """Return 0..count-1 in an order that depends on the seed alone: no library's generator, so no version of one."""
+    keys = counter_hash(hash_words(seed, purpose), torch.arange(count))
+    return np.argsort(keys.numpy(), kind="stable").astype(np.int64)
+
+
+def part_size(count: int, share: float | None, default: float) -> int:
+    """Return how many of ``count`` samples a split gets, rounded up (1797 × 0.2 is 360).
+
+    The default share gives at least ten samples; a share that the user chose is taken as it is.
+    """
+    size = math.ceil(count * (default if share is None else share) - 1e-9)
+    return max(size, FEWEST) if share is None else size
+
+
+def stratified(target: Rows, sizes: Sequence[int], seed: int) -> list[Rows]:
+    """Cut row numbers into parts of exactly ``sizes`` rows, then the rest, each with every class in proportion.
+
+    ``target`` int64 [N]. Every row gets its quantile within its own class; cutting the rows sorted by quantile gives
+    each part each class's share to within one row. Returns sorted row numbers.
+    """
+    order = shuffled(len(target), seed, purpose=1)
+    quantile = np.empty(len(target))
+    for label in np.unique(target):
+        members = order[target[order] == label]
+        quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
+    ranked = order[np.argsort(quantile[order], kind="stable")]
+    return _cut(ranked, sizes)
+
+
+def at_random(count: int, sizes: Sequence[int], seed: int) -> list[Rows]:
+    """Cut row numbers into parts of exactly ``sizes`` rows, then the rest. Returns sorted row numbers."""
+    return _cut(shuffled(count, seed, purpose=2), sizes)
+
+
+def by_group(groups: Sequence[str], sizes: Sequence[int], seed: int) -> list[Rows]:
+    """Cut row numbers into parts of about ``sizes`` rows, then the rest, so that no group lies in two of them.
+
+    Groups are taken in random order; one goes into a part while that brings its size nearer.
+    """
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.bincount(member, minlength=len(names))
+    part_of_group = np.full(len(names), len(sizes))
+    waiting = [int(one) for one in shuffled(len(names), seed, purpose=3)]
+    for part, size in enumerate(sizes):
+        taken = 0
+        for group in list(waiting):
+            if abs(size - taken - counts[group]) < abs(size - taken):
+                part_of_group[group] = part
+                taken += int(counts[group])
+                waiting.remove(group)
+    part_of_row = part_of_group[member]
+    return [np.flatnonzero(part_of_row == part).astype(np.int64) for part in range(len(sizes) + 1)]
+
+
+def check_splits(
+    targets: Mapping[str, Rows], labels: Sequence[str], *, given: Sequence[str], what: str = "data"
+) -> tuple[str, ...]:
+    """Refuse splits that are too small or that hold classes unknown to training; return warnings about the rest.
+
+    Raises:
+        UserError: a split has fewer than ten samples; a class of a split never occurs in train.
+    """
+    check_sizes({name: len(target) for name, target in targets.items()}, given=given, what=what)
+    present = {name: set(np.unique(target).tolist()) for name, target in targets.items()}
+    warnings = []
+    for number, label in enumerate(labels):
+        homes = [name for name in SPLITS if number in present[name]]
+        if "train" not in homes:
+            raise UserError(
+                f"{what}: class {label!r} occurs in {' and '.join(homes) or 'no split'} but not in train; "
+                "add samples of it to train or remove the class"
+            )
+    for name in SPLITS[1:]:
+        absent = [label for number, label in enumerate(labels) if number not in present[name]]
+        if absent:
+            warnings.append(f"{what}: no sample of {first_of(map(repr, absent))} in the {name} split")
+    return tuple(warnings)
+
+
+def check_sizes(sizes: Mapping[str, int], *, given: Sequence[str], what: str = "data") -> None:
+    """Refuse a split of fewer than ten samples.
+
+    Raises:
+        UserError: it names the split, its size and the mend.
+    """
+    total = sum(sizes.values())
+    for name in SPLITS:
+        size = sizes[name]
+        if size >= FEWEST:
+            continue
+        mend = "bring more samples"
+        if name not in given and name != "train" and total >= 3 * FEWEST:
+            mend = f"set data.{name} to at least {math.ceil(100 * FEWEST / total) / 100} or bring more samples"
+        kind = "sample" if size == 1 else "samples"
+        raise UserError(f"{what}: the {name} split has {size} {kind}, fewer than {FEWEST}; {mend}")
+
+
+def _cut(order: Rows, sizes: Sequence[int]) -> list[Rows]:
+    return [np.sort(part) for part in np.split(order, np.cumsum(sizes))]

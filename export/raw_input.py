@@ -1,0 +1,93 @@
+"""Let a quantised graph take uint8 pixels as they come, with no float work before its first integer kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from .graph import add_constant, consumers, fresh_name, initializers, producers, remove_nodes
+
+# Operators that only move values: what comes out has the scale of what went in.
+MOVERS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Slice"})
+_BIASED = frozenset({"Conv", "Gemm"})
+
+
+def feed_raw_uint8(graph: GraphProto, value: str, pixels: str, scale: str, zero: str) -> bool:
+    """Replace ``value -> QuantizeLinear -> DequantizeLinear`` by ``pixels -> DequantizeLinear(scale, zero)``.
+
+    ``pixels`` is uint8, ``scale`` and ``zero`` name constants, and ``value`` would be their product in float. Integer
+    biases behind it are written anew, because an integer kernel takes them in units of input scale × weight scale.
+
+    Returns:
+        False, with the graph unchanged, where ``value`` is read by anything but uint8 quantisers.
+    """
+    readers = consumers(graph)
+    quantizers = readers.get(value, [])
+    outputs = {entry.name for entry in graph.output}
+    if not quantizers or any(not _is_uint8_quantizer(graph, node) for node in quantizers):
+        return False
+    dequantizers = [node for q in quantizers for node in readers.get(q.output[0], [])]
+    if any(node.op_type != "DequantizeLinear" for node in dequantizers) or value in outputs:
+        return False
+    if any(q.output[0] in outputs for q in quantizers):
+        return False
+    old = (quantizers[0].input[1], quantizers[0].input[2])
+    for node in dequantizers:
+        node.input[0] = pixels
+        _follow(graph, node, old, (scale, zero), readers)
+    remove_nodes(graph, quantizers)
+    return True
+
+
+def _is_uint8_quantizer(graph: GraphProto, node: NodeProto) -> bool:
+    if node.op_type != "QuantizeLinear" or len(node.input) < 3:
+        return False
+    zero = initializers(graph).get(node.input[2])
+    return zero is not None and zero.data_type == TensorProto.UINT8
+
+
+def _follow(
+    graph: GraphProto,
+    dequantizer: NodeProto,
+    old: tuple[str, str],
+    new: tuple[str, str],
+    readers: dict[str, list[NodeProto]],
+) -> None:
+    """Give a dequantiser new parameters, and all that inherited the old ones from it."""
+    dequantizer.input[1:] = new
+    for node in readers.get(dequantizer.output[0], []):
+        if node.op_type in _BIASED and len(node.input) > 2:
+            _rescale_bias(graph, node, old[0], new[0])
+        elif node.op_type in MOVERS:
+            for quantizer in readers.get(node.output[0], []):
+                if quantizer.op_type == "QuantizeLinear" and tuple(quantizer.input[1:3]) == old:
+                    quantizer.input[1:] = new
+                    for inner in readers.get(quantizer.output[0], []):
+                        if inner.op_type == "DequantizeLinear":
+                            _follow(graph, inner, old, new, readers)
+
+
+def _rescale_bias(graph: GraphProto, node: NodeProto, old: str, new: str) -> None:
+    """Write the bias of a convolution or Gemm in units of the new input scale, through a dequantiser of its own."""
+    made = producers(graph).get(node.input[2])
+    constants = initializers(graph)
+    if made is None or made.op_type != "DequantizeLinear" or constants[made.input[0]].data_type != TensorProto.INT32:
+        return
+    old_scale, new_scale = (np.float64(numpy_helper.to_array(constants[name])) for name in (old, new))
+    bias, unit = (numpy_helper.to_array(constants[name]) for name in made.input[:2])
+    new_unit = (unit.astype(np.float64) * (new_scale / old_scale)).astype(np.float32)
+    limits = np.iinfo(np.int32)
+    numbers = np.rint(bias.astype(np.float64) * unit / new_unit).clip(limits.min, limits.max).astype(np.int32)
+    twin = helper.make_node(
+        "DequantizeLinear",
+        [
+            add_constant(graph, "pre/bias", numbers),
+            add_constant(graph, "pre/bias_scale", new_unit),
+            *made.input[2:],
+        ],
+        [fresh_name(graph, "pre/bias_float")],
+    )
+    twin.attribute.extend(made.attribute)
+    place = next(index for index, other in enumerate(graph.node) if other is node)
+    node.input[2] = twin.output[0]
+    graph.node.insert(place, twin)

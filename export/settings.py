@@ -1,0 +1,24 @@
+"""What an export may choose."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ExportSettings:
+    """How a module becomes an ONNX file, and how closely the file must follow it."""
+
+    opset: Annotated[int, Ge(17), Le(21)] = Field(
+        default=18, description="ONNX opset of the file. 18 loads in every onnxruntime since 1.14; 21 knows int4."
+    )
+    atol: Annotated[float, Gt(0)] = Field(
+        default=1e-4, description="Absolute part of the largest allowed distance between logits."
+    )
+    rtol: Annotated[float, Ge(0)] = Field(
+        default=1e-3, description="Part of the largest allowed distance that grows with the largest reference logit."
+    )

@@ -1,0 +1,118 @@
+"""Rewrite what the exporter writes into the operators for which runtimes have fast, integer and fused kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from .graph import add_constant, attribute, constant, copy_of, fresh_name, producers
+from .strip import constants_to_initializers, drop_dead, drop_identities
+
+_SPATIAL_RANKS = (4, 5)
+
+
+def simplify(proto: ModelProto) -> ModelProto:
+    """Return an equal graph in the form that onnxruntime runs best.
+
+    A mean over all spatial axes becomes GlobalAveragePool, which has an integer kernel where ReduceMean has none. A
+    Reshape whose target is assembled at run time from the batch size and constants gets a constant target with -1.
+    """
+    slim = copy_of(proto)
+    graph = slim.graph
+    constants_to_initializers(graph)
+    drop_identities(graph)
+    shapes = _shapes(slim)
+    for node in list(graph.node):
+        if node.op_type == "ReduceMean":
+            _mean_to_pool(graph, node, shapes)
+        elif node.op_type == "Reshape":
+            _constant_target(graph, node, shapes)
+    drop_dead(graph)
+    return slim
+
+
+def _shapes(proto: ModelProto) -> dict[str, list[int | None]]:
+    """Infer shapes; an axis of unknown length is None, a tensor of unknown rank is absent."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError):  # ValueError: above 2 GB
+        inferred = proto.graph
+    found: dict[str, list[int | None]] = {t.name: list(t.dims) for t in inferred.initializer}
+    for value in (*inferred.input, *inferred.output, *inferred.value_info):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape"):
+            found[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+    return found
+
+
+def _mean_to_pool(graph: GraphProto, node: NodeProto, shapes: dict[str, list[int | None]]) -> None:
+    """Turn a mean over every axis behind the channels into GlobalAveragePool, flattened where axes are dropped."""
+    shape = shapes.get(node.input[0])
+    axes = _axes(graph, node)
+    if shape is None or len(shape) not in _SPATIAL_RANKS or axes is None:
+        return
+    rank = len(shape)
+    if sorted(axis % rank for axis in axes) != list(range(2, rank)):
+        return
+    source, result = node.input[0], node.output[0]
+    keep = bool(attribute(node, "keepdims", 1))
+    pooled = result if keep else fresh_name(graph, f"{result}_pooled")
+    _become(node, helper.make_node("GlobalAveragePool", [source], [pooled]))
+    if not keep:
+        place = next(index for index, other in enumerate(graph.node) if other is node)
+        graph.node.insert(place + 1, helper.make_node("Flatten", [pooled], [result]))
+
+
+def _axes(graph: GraphProto, node: NodeProto) -> Sequence[int] | None:
+    """Read the axes of a reduction from its input (opset 18) or attribute (before); None where not constant."""
+    if len(node.input) > 1 and node.input[1]:
+        value = constant(graph, node.input[1])
+        return None if value is None else [int(axis) for axis in value.reshape(-1)]
+    listed = attribute(node, "axes")
+    return [int(axis) for axis in listed] if isinstance(listed, Sequence) else None
+
+
+def _constant_target(graph: GraphProto, node: NodeProto, shapes: dict[str, list[int | None]]) -> None:
+    """Replace Concat(batch, 3, 4) as the target of a Reshape by the constant [-1, 3, 4]."""
+    if constant(graph, node.input[1]) is not None:
+        return
+    target = _lengths(graph, node.input[1], producers(graph), shapes)
+    if target is None or target.count(-1) > 1 or min([n for n in target if n != -1], default=1) < 1:
+        return
+    node.input[1] = add_constant(graph, f"{node.output[0]}_shape", np.asarray(target, np.int64))
+
+
+def _lengths(
+    graph: GraphProto, name: str, made: dict[str, NodeProto], shapes: dict[str, list[int | None]]
+) -> list[int] | None:
+    """Read a list of lengths that the graph assembles, -1 for one that it learns at run time; None if not a list."""
+    value = constant(graph, name)
+    if value is not None:
+        return [int(length) for length in value.reshape(-1)]
+    node = made.get(name)
+    if node is None:
+        return None
+    if node.op_type == "Shape" and node.input[0] in shapes:
+        lengths = [-1 if length is None else length for length in shapes[node.input[0]]]
+        return lengths[cast("int", attribute(node, "start", 0)) : cast("int | None", attribute(node, "end"))]
+    if node.op_type == "Concat":
+        parts = [_lengths(graph, part, made, shapes) for part in node.input]
+        return None if any(part is None for part in parts) else [n for part in parts if part for n in part]
+    if node.op_type == "Slice" and len(node.input) in (3, 4):
+        inner = _lengths(graph, node.input[0], made, shapes)
+        start, end = (constant(graph, bound) for bound in node.input[1:3])
+        return None if inner is None or start is None or end is None else inner[int(start.item()) : int(end.item())]
+    if node.op_type in ("Unsqueeze", "Squeeze", "Cast"):
+        return _lengths(graph, node.input[0], made, shapes)
+    return [-1] if shapes.get(name) == [1] else None
+
+
+def _become(node: NodeProto, other: NodeProto) -> None:
+    """Overwrite a node in place, so that it keeps its position in the graph."""
+    name = node.name
+    node.CopyFrom(other)
+    node.name = name

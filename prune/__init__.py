@@ -1,0 +1,50 @@
+"""Structured pruning of any ``nn.Module``: whole channels go, and a smaller ordinary module comes back.
+
+``import distill.prune`` and ``distill.prune.settings`` bring no torch; the names below load on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.prune.batchnorm import recalibrate
+    from distill.prune.channels import PruneRecord, prune_channels
+    from distill.prune.counts import Counts, count
+    from distill.prune.importance import IMPORTANCES
+    from distill.prune.settings import PruneSettings
+    from distill.prune.structure import apply_structure, apply_structure_, structure_of
+
+__all__ = [
+    "IMPORTANCES",
+    "Counts",
+    "PruneRecord",
+    "PruneSettings",
+    "apply_structure",
+    "apply_structure_",
+    "count",
+    "prune_channels",
+    "recalibrate",
+    "structure_of",
+]
+
+_HOME = {
+    "IMPORTANCES": "importance",
+    "Counts": "counts",
+    "PruneRecord": "channels",
+    "PruneSettings": "settings",
+    "apply_structure": "structure",
+    "apply_structure_": "structure",
+    "count": "counts",
+    "prune_channels": "channels",
+    "recalibrate": "batchnorm",
+    "structure_of": "structure",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its file on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,78 @@
+"""Multiply-accumulates and parameters of a module, by torch's own operator counter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.errors import UserError
+from distill.prune.examples import at_batch, reason
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Size of a model: ``macs`` for one sample, ``parameters`` in all (a shared one counts once)."""
+
+    macs: int
+    parameters: int
+
+
+def count(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Counts:
+    """Count the multiply-accumulates of convolutions, linear layers and matrix products at batch 1.
+
+    The inputs are cut to their first sample along the first axis. Biases, norms, activations and pooling are not
+    counted: convolution O·C/g·k·k·H·W, linear in·out a position, attention both of its products. The model runs once,
+    in eval mode; its modes are put back.
+
+    Raises:
+        UserError: the model does not run on these inputs.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    one_args, one_kwargs = at_batch((args, dict(kwargs)), 1)
+    counter = FlopCounterMode(display=False)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_eval_mode(model))
+        stack.enter_context(_countable(model))
+        stack.enter_context(counter)
+        try:
+            model(*one_args, **one_kwargs)
+        except Exception as error:
+            raise UserError(f"the model does not run on its example input at batch 1: {reason(error)}") from error
+    # The counter's unit is a flop: a multiply and an add.
+    return Counts(macs=counter.get_total_flops() // 2, parameters=parameters)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch to eval mode and put every module's own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _countable(model: nn.Module) -> Iterator[None]:
+    """Keep the fused CPU kernels away (attention, encoder layers, recurrent layers): the counter knows none of them."""
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        if torch.backends.mkldnn.enabled != fused:
+            torch.backends.mkldnn.enabled = fused

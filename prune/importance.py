@@ -1,0 +1,121 @@
+"""What a channel is worth. One plain function a kind; all see the same group and give one score a unit.
+
+A score is meaningful within its group up to a factor: ``unit_scores`` divides by the group's mean, so that layers of
+one pattern can be ranked together.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from distill.prune.graph import ChannelGroup, Member, is_depthwise
+
+Importance = Callable[[ChannelGroup, int], Tensor | None]
+
+
+def magnitude(group: ChannelGroup, seed: int) -> Tensor | None:
+    """L1 norm of the filters that make the channel (Li et al. 2017, arXiv 1608.08710)."""
+    return _total(group, lambda weight: weight.abs(), sides=("out",), kinds=(_ConvNd, nn.Linear))
+
+
+def group_norm(group: ChannelGroup, seed: int) -> Tensor | None:
+    """Squared L2 norm of all weights that go with the channel (Fang et al. 2023, arXiv 2301.12900)."""
+    return _total(group, lambda weight: weight.square())
+
+
+def taylor(group: ChannelGroup, seed: int) -> Tensor | None:
+    """First-order change of the loss, Σ|w · ∂L/∂w| over all weights that go (Molchanov et al. 2019, arXiv 1906.10771).
+
+    The gradients lie in ``.grad``; a parameter that the loss does not reach counts nothing.
+    """
+
+    def change(weight: Tensor) -> Tensor:
+        return torch.zeros_like(weight) if weight.grad is None else (weight * weight.grad).abs()
+
+    return _total(group, change)
+
+
+def bn_scale(group: ChannelGroup, seed: int) -> Tensor | None:
+    """Size of the batch-norm factors (Liu et al. 2017, arXiv 1708.06519); None where no batch norm follows."""
+    return _total(group, lambda weight: weight.abs(), kinds=(_BatchNorm,))
+
+
+def random(group: ChannelGroup, seed: int) -> Tensor | None:
+    """Chance, from the seed and the layer's name: what any other kind has to beat."""
+    generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()) + seed)
+    return torch.rand(group.width, generator=generator, dtype=torch.float64)
+
+
+IMPORTANCES: dict[str, Importance] = {
+    "magnitude": magnitude,
+    "group_norm": group_norm,
+    "taylor": taylor,
+    "bn_scale": bn_scale,
+    "random": random,
+}
+
+
+@torch.no_grad()
+def unit_scores(group: ChannelGroup, kind: str, seed: int) -> list[float] | None:
+    """Return one score a unit of the group with mean 1; None if this kind says nothing about the group."""
+    scores = IMPORTANCES[kind](group, seed)
+    if scores is None:
+        return None
+    units = [float(scores[list(unit)].mean()) for unit in group.units]
+    mean = sum(units) / len(units)
+    if not 0 < mean < float("inf"):  # all zero, or not a number
+        return None
+    return [score / mean for score in units]
+
+
+def _total(
+    group: ChannelGroup,
+    measure: Callable[[Tensor], Tensor],
+    *,
+    sides: tuple[str, ...] = ("out", "in"),
+    kinds: tuple[type[nn.Module], ...] = (nn.Module,),
+) -> Tensor | None:
+    """Sum ``measure`` of the weights over the group's layers, for every root channel; None if there is no weight."""
+    total = torch.zeros(group.width, dtype=torch.float64)
+    found = False
+    for member in group.members:
+        if member.side not in sides or not isinstance(member.module, kinds):
+            continue
+        for rows in _channel_rows(member, measure):
+            roots = [root for root in member.roots if root is not None]
+            if len(roots) == len(member.roots):
+                picked = rows[torch.tensor(member.indices, device=rows.device)]
+                total.index_add_(0, torch.tensor(roots), picked.double().cpu())
+                found = True
+    return total if found else None
+
+
+def _channel_rows(member: Member, measure: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """Yield ``measure`` of the weight that belongs to each channel of the member's side, summed: [channels]."""
+    module: Any = member.module
+    weight = getattr(module, "weight", None)
+    if weight is None or isinstance(module, nn.PReLU):
+        return
+    values = measure(weight)
+    if isinstance(module, _ConvNd) and not is_depthwise(module):
+        if module.transposed:
+            yield values.flatten(1).sum(1) if member.side == "in" else values.transpose(0, 1).flatten(1).sum(1)
+        elif member.side == "out":
+            yield values.flatten(1).sum(1)
+        else:
+            parts = module.groups
+            # A grouped layer's input channel is read by the filters of its own group only.
+            yield values.flatten(2).sum(2).reshape(parts, -1, values.shape[1]).sum(1).flatten()
+    elif isinstance(module, nn.Linear):
+        yield values.sum(0 if member.side == "in" else 1)
+    elif isinstance(module, nn.Embedding):
+        yield values.sum(0)
+    else:
+        yield values.flatten(1).sum(1) if values.ndim > 1 else values

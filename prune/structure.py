@@ -1,0 +1,122 @@
+"""The widths of a pruned model as plain data, and their way back onto a freshly built one. No pickle."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from distill.errors import UserError
+
+FORMAT = 1
+
+# The attributes that follow a layer's widths, by the class that defines them.
+_ATTRIBUTES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
+    (_ConvNd, ("in_channels", "out_channels", "groups")),
+    (nn.Linear, ("in_features", "out_features")),
+    (_BatchNorm, ("num_features",)),
+    (_InstanceNorm, ("num_features",)),
+    (nn.GroupNorm, ("num_groups", "num_channels")),
+    (nn.LayerNorm, ("normalized_shape",)),
+    (nn.RMSNorm, ("normalized_shape",)),
+    (nn.PReLU, ("num_parameters",)),
+    (nn.Embedding, ("num_embeddings", "embedding_dim")),
+    (nn.RNNBase, ("input_size", "hidden_size")),
+)
+
+
+def structure_of(model: nn.Module) -> dict[str, Any]:
+    """Describe every layer's width attributes and tensor shapes as data that JSON can hold.
+
+    Returns ``{"format": 1, "modules": {name: {"attributes": {name: int | [int]}, "shapes": {name: [int]}}}}``;
+    modules that hold no tensor of their own are left out.
+    """
+    modules: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        shapes = {key: list(tensor.shape) for key, tensor in _tensors(module).items()}
+        attributes = _attributes(module)
+        if shapes or attributes:
+            modules[name] = {"attributes": attributes, "shapes": shapes}
+    return {"format": FORMAT, "modules": modules}
+
+
+def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
+    """Return a copy of a freshly built, unpruned model with the widths of ``structure``, ready for load_state_dict.
+
+    Tensors keep their leading entries, dtype, device and ``requires_grad``; values come from the weights loaded next.
+
+    Raises:
+        UserError: the structure is not one of this model's: another module tree, or a tensor larger than the model's.
+    """
+    return apply_structure_(copy.deepcopy(model), structure)
+
+
+def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
+    """Do as ``apply_structure`` in place, and return the same model. A refused structure leaves it unchanged."""
+    wanted = _checked(model, structure)
+    for name, entry in wanted.items():
+        module = model.get_submodule(name)
+        for key, value in entry["attributes"].items():
+            setattr(module, key, tuple(value) if isinstance(value, list) else value)
+        for key, tensor in _tensors(module).items():
+            shape = tuple(entry["shapes"][key])
+            if tuple(tensor.shape) == shape:
+                continue
+            part = tensor.detach()[tuple(slice(size) for size in shape)].clone()
+            if isinstance(tensor, nn.Parameter):
+                setattr(module, key, nn.Parameter(part, requires_grad=tensor.requires_grad))
+            else:
+                setattr(module, key, part)
+    return model
+
+
+def _checked(model: nn.Module, structure: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the structure's modules once all of them fit the model."""
+    if structure.get("format") != FORMAT or not isinstance(structure.get("modules"), Mapping):
+        raise UserError(f"structure format={structure.get('format')!r}: this version reads format {FORMAT}")
+    wanted: Mapping[str, Any] = structure["modules"]
+    have: dict[str, Any] = structure_of(model)["modules"]
+    strangers = sorted(set(wanted) ^ set(have))
+    if strangers:
+        raise UserError(
+            f"the structure is that of another model: {_some(strangers)} on one side only; "
+            "build the model with the arguments that it had when it was pruned"
+        )
+    for name, entry in wanted.items():
+        mine = have[name]
+        if set(entry["shapes"]) != set(mine["shapes"]) or set(entry["attributes"]) != set(mine["attributes"]):
+            raise UserError(f"the structure is that of another model: layer {name!r} holds other tensors there")
+        for key, shape in entry["shapes"].items():
+            size = mine["shapes"][key]
+            if len(shape) != len(size) or any(small > large for small, large in zip(shape, size, strict=True)):
+                raise UserError(
+                    f"the structure asks for {name}.{key} of shape {shape}, the model has {size}; "
+                    "a structure only narrows the model that it was taken from"
+                )
+    return wanted
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's own parameters and buffers, without those of its children."""
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return {name: tensor for name, tensor in own if not isinstance(tensor, torch.nn.UninitializedParameter)}
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind, names in _ATTRIBUTES:
+        if isinstance(module, kind):
+            for name in names:
+                value = getattr(module, name)
+                found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,157 @@
+"""Ranges of activations from calibration samples, read one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+
+from distill.benchmarks.machine import usable_threads
+from distill.errors import UserError
+from distill.export.graph import copy_of, opset_of
+from distill.export.parity import first_line, session_of
+
+from .histogram import Histogram
+from .settings import QuantizeSettings
+
+Array = NDArray[Any]
+Feed = dict[str, Array]
+Progress = Callable[[str, int, int], None]
+_ROWS = 32  # a larger batch is cut: its activations would be held at once
+_ROWS_HISTOGRAM = 8  # here they also leave the graph
+
+
+def calibrate(
+    proto: ModelProto,
+    tensors: Sequence[str],
+    calibration: Iterable[Feed],
+    settings: QuantizeSettings,
+    *,
+    progress: Progress | None = None,
+) -> tuple[dict[str, tuple[float, float]], int]:
+    """Run a float graph over the samples and return each tensor's range, with the number of samples read.
+
+    Memory does not grow with the number of samples: min and max are taken inside the graph, histograms have a fixed
+    number of bins, and ``calibration`` is read no further than ``settings.samples``.
+
+    Raises:
+        UserError: no samples, wrong input names or shapes, or a value that is not finite.
+    """
+    if settings.calibration == "minmax":
+        return _min_max(proto, tensors, calibration, settings, progress)
+    session = session_of(_with_outputs(proto, tensors), threads=settings.threads or usable_threads())
+    histograms = {name: Histogram() for name in tensors}
+    done = 0
+    for feed, rows in _slices(proto, calibration, settings.samples, _ROWS_HISTOGRAM):
+        for name, values in zip(tensors, _run(session, list(tensors), feed), strict=True):
+            if not np.isfinite(values).all():
+                raise _not_finite(name, done)
+            histograms[name].add(values)
+        done += rows
+        _tell(progress, done, settings.samples)
+    if settings.calibration == "percentile":
+        return {name: h.percentile_range(settings.percentile) for name, h in histograms.items()}, done
+    return {name: h.entropy_range() for name, h in histograms.items()}, done
+
+
+def _min_max(
+    proto: ModelProto,
+    tensors: Sequence[str],
+    calibration: Iterable[Feed],
+    settings: QuantizeSettings,
+    progress: Progress | None,
+) -> tuple[dict[str, tuple[float, float]], int]:
+    augmented, outputs = _with_reductions(proto, tensors)
+    session = session_of(augmented, threads=settings.threads or usable_threads())
+    low = np.full(len(tensors), np.inf, np.float64)
+    high = -low
+    done = 0
+    for feed, rows in _slices(proto, calibration, settings.samples, _ROWS):
+        values = np.asarray(_run(session, outputs, feed), np.float64).reshape(2, -1)
+        if not np.isfinite(values).all():
+            raise _not_finite(tensors[int(np.argmin(np.isfinite(values).all(axis=0)))], done)
+        low, high = np.minimum(low, values[0]), np.maximum(high, values[1])
+        done += rows
+        _tell(progress, done, settings.samples)
+    return {name: (float(a), float(b)) for name, a, b in zip(tensors, low, high, strict=True)}, done
+
+
+def _with_outputs(proto: ModelProto, tensors: Sequence[str]) -> ModelProto:
+    model = copy_of(proto)
+    _set_outputs(model, tensors)
+    return model
+
+
+def _with_reductions(proto: ModelProto, tensors: Sequence[str]) -> tuple[ModelProto, list[str]]:
+    """Add the smallest and the largest value of each tensor as outputs: minima first, then maxima."""
+    model = copy_of(proto)
+    outputs = []
+    for op in ("ReduceMin", "ReduceMax"):
+        for number, name in enumerate(tensors):
+            outputs.append(f"calibrate/{op}/{number}")
+            model.graph.node.append(helper.make_node(op, [name], [outputs[-1]], keepdims=0))
+    _set_outputs(model, outputs)
+    return model, outputs
+
+
+def _set_outputs(model: ModelProto, names: Sequence[str]) -> None:
+    del model.graph.output[:]
+    for name in names:
+        value = onnx.ValueInfoProto(name=name)
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+        model.graph.output.append(value)
+    if opset_of(model) < 11:
+        raise UserError(f"opset {opset_of(model)}: calibration needs 13 or newer; export again")
+
+
+def _slices(proto: ModelProto, calibration: Iterable[Feed], samples: int, rows: int) -> Iterator[tuple[Feed, int]]:
+    """Cut the batches into slices of at most ``rows`` and stop after ``samples``."""
+    wanted = {value.name for value in proto.graph.input}
+    fixed = _fixed_batch(proto)
+    done = 0
+    for feed in calibration:
+        if set(feed) != wanted:
+            raise UserError(f"calibration: a sample has the inputs {sorted(feed)}, the model takes {sorted(wanted)}")
+        arrays = {name: np.asarray(value) for name, value in feed.items()}
+        lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise UserError(f"calibration: a batch has rows {lengths}; every input needs the same number")
+        length = next(iter(lengths.values()))
+        step = length if fixed else rows
+        for start in range(0, length, max(step, 1)):
+            count = min(step, length - start, samples - done if not fixed else length)
+            if count <= 0:
+                return
+            yield {name: array[start : start + count] for name, array in arrays.items()}, count
+            done += count
+        if done >= samples:
+            return
+    if done == 0:
+        raise UserError("calibration: no samples; static int8 needs some to find ranges, 200 to 500 are usual")
+
+
+def _fixed_batch(proto: ModelProto) -> bool:
+    """Whether the graph takes one batch size only, so that a batch must not be cut."""
+    dims = [value.type.tensor_type.shape.dim for value in proto.graph.input]
+    return any(len(shape) > 0 and shape[0].HasField("dim_value") for shape in dims)
+
+
+def _run(session: Any, outputs: list[str], feed: Feed) -> list[Array]:
+    try:
+        return list(session.run(outputs, feed))
+    except Exception as error:  # onnxruntime raises its own classes, ValueError and RuntimeError
+        given = ", ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in feed.items())
+        raise UserError(f"calibration: the model refuses a batch ({given}): {first_line(error)}") from error
+
+
+def _not_finite(name: str, done: int) -> UserError:
+    return UserError(f"calibration: tensor {name!r} is NaN or infinite after sample {done}; check data and weights")
+
+
+def _tell(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress("calibrate", min(done, total), total)

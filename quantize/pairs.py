@@ -1,0 +1,85 @@
+"""Remove quantise-dequantise pairs that only round a value for a reader that wants a float."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from onnx import GraphProto, NodeProto
+
+from distill.export.graph import consumers, producers, remove_nodes, replace_input
+
+from .select import MOVERS
+
+_POOLS = frozenset({"GlobalAveragePool", "AveragePool"})
+
+
+def free_float_readers(graph: GraphProto, integer_nodes: Collection[str]) -> None:
+    """Let readers that want floats read floats: the logits, a softmax, a normalisation.
+
+    Products have kernels that take integers and give floats, so the pair behind one goes where nothing reads its
+    integers; a move or a last pool between the product and the reader then works on floats too. A value that was
+    computed as a float is read before its pair by all float readers.
+
+    Args:
+        graph: a graph with QuantizeLinear/DequantizeLinear pairs; changed in place.
+        integer_nodes: names of the nodes that are to run as integer kernels.
+    """
+    while True:
+        makers, readers = producers(graph), consumers(graph)
+        found = next((node for node in graph.node if _is_idle(graph, node, makers, readers, integer_nodes)), None)
+        if found is None:
+            break
+        _bypass(graph, makers[found.input[0]], found, readers.get(found.output[0], []))
+    for quantizer in graph.node:
+        maker = makers.get(quantizer.input[0])
+        if quantizer.op_type != "QuantizeLinear" or (maker is not None and maker.name in integer_nodes):
+            continue
+        for node in readers.get(quantizer.output[0], []):
+            for reader in readers.get(node.output[0], []):
+                if not _reads_integers(reader, readers, integer_nodes):
+                    names = [quantizer.input[0] if name == node.output[0] else name for name in reader.input]
+                    reader.input[:] = names
+
+
+def _is_idle(
+    graph: GraphProto,
+    quantizer: NodeProto,
+    makers: dict[str, NodeProto],
+    readers: dict[str, list[NodeProto]],
+    integer_nodes: Collection[str],
+) -> bool:
+    """Whether a pair can go without taking any node off its integer kernel."""
+    maker = makers.get(quantizer.input[0]) if quantizer.op_type == "QuantizeLinear" else None
+    if maker is None or len(readers[quantizer.input[0]]) != 1:
+        return False
+    dequantizers = readers.get(quantizer.output[0], [])
+    ends = [reader for node in dequantizers for reader in readers.get(node.output[0], [])]
+    if any(_reads_integers(reader, readers, integer_nodes) for reader in ends):
+        return False
+    if maker.op_type in _POOLS:
+        outputs = {value.name for value in graph.output}
+        return all(reader.op_type in MOVERS and reader.output[0] in outputs for reader in ends)
+    return maker.op_type in ("Gemm", "MatMul") or maker.op_type in MOVERS
+
+
+def _reads_integers(reader: NodeProto, readers: dict[str, list[NodeProto]], integer_nodes: Collection[str]) -> bool:
+    """Whether a reader of a dequantised value is itself fused into an integer kernel."""
+    if reader.name not in integer_nodes:
+        return False
+    if reader.op_type in ("Gemm", "MatMul"):
+        return True
+    followers = [node for name in reader.output for node in readers.get(name, [])]
+    return any(node.op_type == "QuantizeLinear" for node in followers)
+
+
+def _bypass(graph: GraphProto, maker: NodeProto, quantizer: NodeProto, dequantizers: list[NodeProto]) -> None:
+    """Let the readers of a pair read what went into it; a graph output keeps its name."""
+    outputs = {value.name for value in graph.output}
+    at_output = [node.output[0] for node in dequantizers if node.output[0] in outputs]
+    source = quantizer.input[0]
+    name = at_output[0] if at_output else source
+    for node in dequantizers:
+        replace_input(graph, node.output[0], name)
+    if name != source:
+        maker.output[list(maker.output).index(source)] = name
+    remove_nodes(graph, [quantizer, *dequantizers])

@@ -1,0 +1,89 @@
+"""Bring an exported graph into the form that quantises completely."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, helper, numpy_helper
+
+from distill.export.graph import add_constant, attribute, constant, initializers
+from distill.export.simplify import simplify
+
+from .select import COMPUTE
+
+_IMAGE_RANK = 4
+
+
+def prepare(core: ModelProto, *, fold_norms: bool) -> ModelProto:
+    """Return an equal graph in which every node has a name and every product its own weights and bias.
+
+    With ``fold_norms``, a batch normalisation that no convolution could take in becomes a 1×1 depthwise convolution,
+    which has an integer kernel; its weights are one number a channel, so per-channel int8 keeps them exactly.
+    """
+    model = simplify(core)
+    if fold_norms:
+        _norms_to_convolutions(model)
+    _name_and_unshare(model.graph)
+    return model
+
+
+def _norms_to_convolutions(model: ModelProto) -> None:
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.value_info}
+    for node in model.graph.node:
+        if node.op_type != "BatchNormalization" or ranks.get(node.input[0]) != _IMAGE_RANK or len(node.output) > 1:
+            continue
+        values = [constant(model.graph, name) for name in node.input[1:5]]
+        if any(value is None for value in values):
+            continue
+        gain, shift, mean, variance = (np.asarray(value, np.float64) for value in values)
+        factor = gain / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))  # type: ignore[arg-type]
+        weight = factor.astype(np.float32).reshape(-1, 1, 1, 1)
+        bias = (shift - mean * factor).astype(np.float32)
+        names = [add_constant(model.graph, f"{node.output[0]}_{part}", v) for part, v in (("w", weight), ("b", bias))]
+        twin = helper.make_node(
+            "Conv", [node.input[0], *names], list(node.output), group=len(weight), kernel_shape=[1, 1]
+        )
+        node.CopyFrom(twin)
+
+
+def _name_and_unshare(graph: GraphProto) -> None:
+    """Name every node, and give each product its own weights and bias: equal floats get unequal scales."""
+    constants = initializers(graph)
+    seen: set[str] = set()
+    for number, node in enumerate(graph.node):
+        node.name = f"n{number}"
+        if node.op_type not in COMPUTE:
+            continue
+        for index in range(1, len(node.input)):
+            name = node.input[index]
+            if name in constants and name in seen:
+                node.input[index] = add_constant(graph, name, numpy_helper.to_array(constants[name]))
+            seen.add(name)
+
+
+def dead_channels(graph: GraphProto, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Give output channels without any weight the scale of their layer.
+
+    The quantiser would take 1 for their scale, and their bias, which is all they have, would be rounded to multiples
+    of the input's scale.
+    """
+    constants = initializers(graph)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for node in graph.node:
+        if node.name not in names or node.op_type not in ("Conv", "Gemm") or node.input[1] not in constants:
+            continue
+        weight = numpy_helper.to_array(constants[node.input[1]])
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        axis = 0 if node.op_type == "Conv" or transposed else 1
+        largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
+        if largest.all() or not largest.any():
+            continue
+        fill = float(np.median(largest[largest > 0]))
+        limits = [float(value) if value > 0 else fill for value in largest]
+        found[node.input[1]] = [
+            {"axis": axis, "rmin": np.float32(-limit), "rmax": np.float32(limit)} for limit in limits
+        ]
+    return found

@@ -1,0 +1,124 @@
+"""Which nodes of a graph become integer kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+from distill.export.graph import attribute, initializers
+
+# What a network spends its time on.
+COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
+# Operators with an integer kernel that is worth having once their inputs are integers anyway.
+ELEMENTWISE = frozenset({"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "GlobalAveragePool", "AveragePool"})
+# Operators that move values, whatever type these have; only the first input is data.
+MOVERS = frozenset(
+    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Resize", "Gather"}
+)
+_JOINERS = frozenset({"Concat"})
+QUANTIZED_OPERATORS = frozenset({*COMPUTE, *ELEMENTWISE, *MOVERS, *_JOINERS})
+_INTEGER_OPERATORS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+
+
+def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = ()) -> list[NodeProto]:
+    """Choose the nodes to quantise, in order: all that compute, and what lies between them.
+
+    An addition, a pool or a move follows its inputs: it is chosen where every activation that it reads comes from a
+    chosen node, so that no value is rounded only to be dequantised again. Normalisation, softmax and other
+    functions stay float.
+
+    Args:
+        graph: a float graph in topological order.
+        keep_float: names of outputs whose nodes stay float, whatever they are.
+    """
+    constants = initializers(graph)
+    integers: set[str] = set()
+    chosen = []
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx") or set(node.output) & set(keep_float):
+            continue
+        if not _wanted(node, constants, integers):
+            continue
+        chosen.append(node)
+        integers.update(node.output)
+    return chosen
+
+
+def _wanted(node: NodeProto, constants: dict[str, TensorProto], integers: set[str]) -> bool:
+    if node.op_type in COMPUTE:
+        return _computes(node, constants)
+    if node.op_type in MOVERS:
+        return node.input[0] in integers
+    if node.op_type in ELEMENTWISE or node.op_type in _JOINERS:
+        data = node.input[:1] if node.op_type == "Clip" else node.input
+        activations = [name for name in data if name and name not in constants]
+        return bool(activations) and all(name in integers for name in activations)
+    return False
+
+
+def _computes(node: NodeProto, constants: dict[str, TensorProto]) -> bool:
+    """Whether a Conv, Gemm or MatMul is in a form that has an integer kernel."""
+    weight = constants.get(node.input[1])
+    if weight is not None and weight.data_type != TensorProto.FLOAT:
+        return False
+    bias = node.input[2] if len(node.input) > 2 else ""
+    if node.op_type == "MatMul":
+        return node.input[0] not in constants and (weight is None or len(weight.dims) == 2)
+    if node.op_type == "Gemm":
+        plain = not attribute(node, "transA", 0) and attribute(node, "alpha", 1.0) == 1.0
+        flat = not bias or (bias in constants and len(constants[bias].dims) == 1)
+        return weight is not None and plain and flat and attribute(node, "beta", 1.0) == 1.0
+    return weight is not None and (not bias or bias in constants)
+
+
+def is_compute(node: NodeProto, constants: Collection[str]) -> bool:
+    """Whether a node counts as work: a product, or a sum of two activations such as a shortcut."""
+    if node.op_type in COMPUTE or node.op_type == "ConvTranspose":
+        return True
+    return node.op_type == "Add" and not any(name in constants for name in node.input)
+
+
+def count_float(graph: GraphProto, chosen: Collection[str]) -> Counter[str]:
+    """Count by kind the nodes that compute and were not chosen; ``chosen`` holds node names."""
+    constants = initializers(graph)
+    return Counter(n.op_type for n in graph.node if is_compute(n, constants) and n.name not in chosen)
+
+
+def float_tensors(graph: GraphProto, chosen: list[NodeProto], floats: Collection[str]) -> list[str]:
+    """Name, in order, the activations that the chosen nodes read and write and that hold floats."""
+    constants = initializers(graph)
+    names = dict.fromkeys(name for node in chosen for name in (*node.input, *node.output))
+    return [name for name in names if name and name not in constants and name in floats]
+
+
+def why_not_quantizable(proto: ModelProto) -> str | None:
+    """Say why a graph cannot be the start of a quantisation: it is quantised already, or partly fp16; else None."""
+    operators = {node.op_type for node in proto.graph.node}
+    integer = sorted(
+        o for o in operators if o in _INTEGER_OPERATORS or o.startswith("QLinear") or o.endswith("Integer")
+    )
+    if integer:
+        return f"it is quantised already (it has {', '.join(integer)})"
+    types = {tensor.data_type for tensor in proto.graph.initializer}
+    if types & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
+        return "its weights are 16-bit floats already"
+    return None
+
+
+def saturation_risk(weights: list[np.ndarray], activation_max: int) -> float:
+    """Share of neighbouring weight pairs [out, in] (int8) that can overflow 16 bits with uint8 activations.
+
+    A CPU without VNNI adds two products in 16 bits (VPMADDUBSW): the worst case of a pair is the sum of its positive
+    or of its negative weights times the largest activation, 255.
+    """
+    risky = total = 0
+    for weight in weights:
+        flat = weight.reshape(len(weight), -1).astype(np.int32)
+        pairs = flat[:, : flat.shape[1] // 2 * 2].reshape(len(flat), -1, 2)
+        worst = np.maximum(pairs.clip(min=0).sum(-1), -pairs.clip(max=0).sum(-1)) * activation_max
+        risky += int((worst > np.iinfo(np.int16).max).sum())
+        total += worst.size
+    return risky / total if total else 0.0

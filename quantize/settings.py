@@ -1,0 +1,36 @@
+"""What a quantisation may choose."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class QuantizeSettings:
+    """How an exported float32 graph becomes int8 or fp16."""
+
+    scheme: Literal["auto", "u8s8", "s8s8"] = Field(
+        default="auto",
+        description="Types of activations and weights in an int8 graph; auto takes what the target runs fastest.",
+    )
+    per_channel: bool = Field(
+        default=True, description="One weight scale for each output channel (true) or for each layer (false)."
+    )
+    reduce_range: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Keep int8 weights to 7 bits, so that a CPU without VNNI does not saturate; auto asks the target.",
+    )
+    calibration: Literal["minmax", "percentile", "entropy"] = Field(
+        default="minmax", description="How the range of an activation is chosen from the calibration samples."
+    )
+    percentile: Annotated[float, Gt(50), Le(100)] = Field(
+        default=99.99, description="Share of values, in percent, that calibration: percentile leaves unclipped."
+    )
+    samples: Annotated[int, Ge(1)] = Field(default=512, description="Calibration samples to read at most.")
+    threads: Annotated[int, Ge(1)] | None = Field(
+        default=None, description="Threads of the calibration run; all usable ones when not given."
+    )

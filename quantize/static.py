@@ -1,0 +1,195 @@
+"""Static int8: calibrated ranges, QuantizeLinear/DequantizeLinear pairs where the target's kernels fuse them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+
+from distill.benchmarks.target import Target
+from distill.errors import UserError
+from distill.export.graph import copy_of, initializers, opset_of
+from distill.export.strip import strip, to_bytes
+
+from .calibrate import Feed, Progress, calibrate
+from .pairs import free_float_readers
+from .prepare import dead_channels, prepare
+from .record import QuantizeRecord
+from .select import (
+    COMPUTE,
+    QUANTIZED_OPERATORS,
+    count_float,
+    float_tensors,
+    is_compute,
+    saturation_risk,
+    select_nodes,
+    why_not_quantizable,
+)
+from .settings import QuantizeSettings
+
+_MIN_OPSET = 13  # the first with per-channel DequantizeLinear
+_FEW_SAMPLES = 100
+_UINT8_MAX = 255
+
+
+def quantize_onnx(
+    core: ModelProto,
+    settings: QuantizeSettings | None = None,
+    *,
+    target: Target,
+    calibration: Iterable[Feed],
+    keep_float: Collection[str] = (),
+    progress: Progress | None = None,
+) -> tuple[ModelProto, QuantizeRecord]:
+    """Quantise a float32 graph to static int8 in the target's scheme; the graph that is given is not changed.
+
+    Args:
+        core: an exported graph, before preprocessing is put in front of it.
+        settings: scheme, range reduction and calibration; the target decides what is ``auto``.
+        target: what the file ships to.
+        calibration: batches as the graph takes them, name -> array; read one at a time.
+        keep_float: outputs, by name in ``core``, of nodes that stay float.
+        progress: called with ("calibrate", samples done, samples wanted).
+
+    Returns:
+        The quantised graph, stripped, and the record. Its inputs and outputs are those of ``core``; the logits are
+        float, and not rounded to 8 bits where the last layer is a Gemm or MatMul.
+
+    Raises:
+        UserError: the graph is quantised already or has nothing to quantise, or the calibration data do not fit it.
+    """
+    settings = settings or QuantizeSettings()
+    scheme, reduce_range = _resolve(settings, target)
+    _check(core)
+    model = prepare(core, fold_norms=target.name != "tensorrt")
+    chosen = select_nodes(model.graph, keep_float=keep_float)
+    if not any(node.op_type in COMPUTE for node in chosen):
+        raise UserError("model: it has no Conv, Gemm or MatMul with constant weights, so there is nothing to quantise")
+    inferred = onnx.shape_inference.infer_shapes(model)
+    tensors = float_tensors(model.graph, chosen, _float_names(inferred.graph))
+    ranges, samples = calibrate(model, tensors, calibration, settings, progress=progress)
+    names = {node.name for node in chosen}
+    constants = initializers(model.graph)
+    quantized = sum(is_compute(node, constants) for node in chosen)
+    floats = count_float(model.graph, names)
+    result = _insert_pairs(inferred, settings, target, scheme, reduce_range, ranges, [n.name for n in chosen])
+    free_float_readers(result.graph, names)
+    slim = strip(result)
+    record = QuantizeRecord(
+        precision="int8",
+        scheme=scheme,
+        per_channel=settings.per_channel,
+        reduce_range=reduce_range,
+        calibration=settings.calibration,
+        samples=samples,
+        nodes_quantized=quantized,
+        nodes_float=sum(floats.values()),
+        saturation_risk=_risk(slim.graph) if scheme == "u8s8" else 0.0,
+        file_bytes=len(to_bytes(slim)),
+        float_operators=dict(sorted(floats.items())),
+        warnings=_warnings(settings, target, scheme, samples, floats),
+    )
+    return slim, record
+
+
+def _resolve(settings: QuantizeSettings, target: Target) -> tuple[str, bool]:
+    """Let the target decide what the settings leave open."""
+    if target.precision != "int8" and settings.scheme == "auto":
+        raise UserError(f"target={target.name}: it runs {target.precision}, not int8; use distill.quantize.to_half")
+    scheme = target.scheme if settings.scheme == "auto" else settings.scheme
+    reduce_range = target.reduce_range if settings.reduce_range == "auto" else settings.reduce_range
+    return scheme, bool(reduce_range)
+
+
+def _check(core: ModelProto) -> None:
+    reason = why_not_quantizable(core)
+    if reason is not None:
+        raise UserError(f"model: {reason}; quantise the float32 export instead")
+    if opset_of(core) < _MIN_OPSET:
+        raise UserError(
+            f"model: opset {opset_of(core)}, and per-channel int8 needs {_MIN_OPSET} or newer; export again"
+        )
+
+
+def _float_names(graph: GraphProto) -> set[str]:
+    values = (*graph.input, *graph.output, *graph.value_info)
+    return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+
+
+def _insert_pairs(
+    model: ModelProto,
+    settings: QuantizeSettings,
+    target: Target,
+    scheme: str,
+    reduce_range: bool,
+    ranges: dict[str, tuple[float, float]],
+    names: list[str],
+) -> ModelProto:
+    """Run onnxruntime's QDQ quantiser with our ranges and our choice of nodes."""
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
+    # TensorRT wants symmetric activations and adds the bias in float.
+    strict = target.name == "tensorrt"
+    options: dict[str, Any] = {
+        "ActivationSymmetric": strict,
+        "WeightSymmetric": True,
+        "QuantizeBias": not strict,
+        "TensorQuantOverrides": dead_channels(model.graph, names) if settings.per_channel else {},
+    }
+    with _silent():
+        quantizer = QDQQuantizer(
+            copy_of(model),
+            settings.per_channel,
+            reduce_range,
+            QuantType.QInt8,
+            QuantType.QUInt8 if scheme == "u8s8" else QuantType.QInt8,
+            TensorsData(CalibrationMethod.MinMax, data),
+            names,
+            [],
+            sorted(QUANTIZED_OPERATORS),
+            options,
+        )
+        return cast(ModelProto, quantizer.quantize_model())
+
+
+def _risk(graph: GraphProto) -> float:
+    constants = initializers(graph)
+    weights = [
+        numpy_helper.to_array(constants[node.input[0]])
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    ]
+    return saturation_risk([w for w in weights if w.dtype == np.int8 and w.ndim > 1], _UINT8_MAX)
+
+
+def _warnings(
+    settings: QuantizeSettings, target: Target, scheme: str, samples: int, floats: dict[str, int]
+) -> tuple[str, ...]:
+    found = []
+    if samples < min(_FEW_SAMPLES, settings.samples):
+        found.append(f"{samples} calibration samples: 200 to 500 are usual, the ranges may be too narrow")
+    if scheme != target.scheme:
+        found.append(f"quantize.scheme={scheme}: target {target.name} runs {target.scheme} faster")
+    if floats:
+        listed = ", ".join(f"{count} {name}" for name, count in sorted(floats.items()))
+        found.append(f"stays float: {listed}")
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Silence the quantiser, which logs advice on preprocessing that we have followed already."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from distill.benchmarks import BenchmarkSettings, Target, compare, measure, resolve_target
+from distill.errors import NotMeasuredError, UserError
+
+machine, module, process, runner, target_module = (
+    importlib.import_module(f"distill.benchmarks.{name}")
+    for name in ("machine", "measure", "process", "runner", "target")
+)
+Conv = Callable[..., Path]
+
+
+def pair(turns: list[list[float]], **other: Any) -> dict[str, Any]:
+    """A session pair as `runner.py` reports it."""
+    plain = {
+        **{"first": 0, "load_s": [0.1, 0.2], "finite": [True, True], "settled": True, "end_to_end_s": []},
+        **{"clock_mhz": None, "throttled": [False] * (len(turns) // 2)},
+    }
+    return {**plain, **other, "turns": turns}
+
+
+def test_a_file_against_itself_is_about_one(conv: Conv, here: Target) -> None:
+    path = conv(layers=4)
+    settings = BenchmarkSettings(session_pairs=4, seconds_per_pair=0.2)
+    found = compare(path, path, here, 2, settings=settings)
+    assert found.speedup.low / 1.1 <= 1 <= found.speedup.high * 1.1
+    assert found.session_pairs == len(found.log_ratios) == 4
+    assert 0 <= found.contended_share <= 1
+    assert found.baseline.inputs == {"x": [2, 2, 6, 6]}
+    assert 0 < found.baseline.quiet_s <= found.baseline.p50_s
+    assert found.baseline.samples > 4
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["baseline"]["provider"] == "CPUExecutionProvider"
+
+
+def test_one_file_is_timed_alone(conv: Conv, quick: BenchmarkSettings, here: Target) -> None:
+    found = measure(conv(), here, 3, settings=quick)
+    assert (found.target, found.batch, found.threads) == (here.name, 3, 1)
+    assert 0 < found.quiet_s <= found.p50_s
+    assert found.load_s > 0
+    assert found.end_to_end_s is None
+
+
+def test_strings_odd_names_and_different_inputs_can_be_timed(
+    save: Callable[..., Path], conv: Conv, quick: BenchmarkSettings, here: Target
+) -> None:
+    inputs = [helper.make_tensor_value_info(name, TensorProto.STRING, ["n", 1]) for name in ("file", "a/b:0")]
+    nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in ("file", "a/b:0")]
+    outputs = [helper.make_tensor_value_info(f"{item.name}_out", TensorProto.STRING, ["n", 1]) for item in inputs]
+    path = save(nodes, inputs, outputs, name="strings.onnx")
+    found = compare(conv(), path, here, 2, settings=quick, given_candidate={"file": np.array([["Bern"]])})
+    assert found.candidate.inputs == {"file": [2, 1], "a/b:0": [2, 1]}
+    assert "different inputs" in found.warnings[0]
+
+
+def test_outputs_that_are_not_finite_and_too_many_threads_are_told(
+    save: Callable[..., Path], quick: BenchmarkSettings
+) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy")
+    path = save([helper.make_node("Log", ["x"], ["y"])], [x], [y])
+    target = resolve_target(None, threads=machine.usable_threads() + 1)
+    found = measure(path, target, 1, settings=quick, given={"x": np.array([[-1, 0]], np.float32)})
+    assert any("not all finite" in warning for warning in found.warnings)
+    assert any("benchmark.threads=" in warning for warning in found.warnings)
+
+
+def test_a_broken_graph_is_the_users_and_a_failing_call_is_not_measured(
+    save: Callable[..., Path], quick: BenchmarkSettings, here: Target
+) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy")
+    with pytest.raises(UserError, match=r"unknown\.onnx.*cannot load"):
+        measure(
+            save([helper.make_node("NoSuchOp", ["x"], ["y"])], [x], [y], name="unknown.onnx"), here, 1, settings=quick
+        )
+    shape = onnx.numpy_helper.from_array(np.array([7], np.int64), "shape")
+    path = save([helper.make_node("Reshape", ["x", "shape"], ["y"])], [x], [y], [shape], name="fails.onnx")
+    with pytest.raises(NotMeasuredError, match=r"fails\.onnx: not measured, a call failed"):
+        measure(path, here, 1, settings=quick)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("import os; os.abort()", "died of SIGABRT" if sys.platform != "win32" else "ended with"),
+        ("raise ValueError('boom')", "ended with exit code 1: ValueError: boom"),
+        ("import time; time.sleep(60)", r"did not end within 0\.4 s"),
+    ],
+)
+def test_a_crash_and_a_hang_are_contained(
+    conv: Conv, here: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, message: str
+) -> None:
+    (tmp_path / "fake.py").write_text(script)
+    monkeypatch.setattr(process, "RUNNER", tmp_path / "fake.py")
+    timeout_s = 0.4 if "sleep" in script else 60
+    with pytest.raises(NotMeasuredError, match=message):
+        measure(conv(), here, 1, settings=BenchmarkSettings(timeout_s=timeout_s))
+
+
+def test_a_foreign_target_is_not_measured(conv: Conv, here: Target) -> None:
+    foreign = resolve_target("arm" if here.name == "x86" else "x86")
+    with pytest.raises(NotMeasuredError, match="the target is"):
+        measure(conv(), foreign, 1)
+
+
+@pytest.mark.skipif(bool(machine.gpus()), reason="a GPU is here, so the provider may well load")
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_a_gpu_whose_provider_does_not_load_is_not_measured(
+    conv: Conv, quick: BenchmarkSettings, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(target_module, "gpus", lambda: [{"name": "pretended"}])
+    with pytest.raises(NotMeasuredError, match="ExecutionProvider"):
+        measure(conv(), resolve_target(name), 1, settings=quick)
+
+
+@pytest.mark.skipif(not machine.gpus(), reason="needs an NVIDIA GPU")
+def test_a_gpu_times_with_and_without_copies(conv: Conv, quick: BenchmarkSettings) -> None:
+    found = measure(conv(layers=3), resolve_target("cuda"), 4, settings=quick)
+    assert found.provider == "CUDAExecutionProvider"
+    assert found.provider_options["use_tf32"] == "1"
+    assert found.end_to_end_s is not None
+
+
+def test_a_bound_call_gives_what_a_plain_call_gives(conv: Conv, here: Target) -> None:
+    session = importlib.import_module("distill.benchmarks.sessions").open_session(conv(), here)
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 2, 6, 6)).astype(np.float32)}
+    bound = runner.bound_call(session, feeds, "cpu")()
+    assert np.array_equal(bound.copy_outputs_to_cpu()[0], session.run(None, feeds)[0])
+
+
+def test_spoilt_turns_are_left_out_by_pairs_unless_few_are_left() -> None:
+    clean, broken = [[0, 2.0, 3, 3], [1, 1.0, 3, 3]], [[0, 9.0, 3, 0], [1, 1.0, 3, 3]]
+    kept = module._turns(pair(clean * 4 + broken))
+    assert kept == [(0, 2.0), (1, 1.0)] * 4
+    assert len(module._turns(pair(clean * 3 + broken))) == 8
+    assert len(module._turns(pair(clean * 5, throttled=[True] + [False] * 4))) == 8
+    assert len(module._turns(pair(clean * 5, throttled=[True] * 5))) == 10
+
+
+def test_what_the_runner_noticed_becomes_warnings(here: Target) -> None:
+    noticed = [
+        pair([[0, 1.0, 3, 3]] * 2, settled=False, throttled=[True], clock_mhz=1000),
+        pair([[0, 1.0, 3, 3]] * 2, clock_mhz=1900),
+    ]
+    text = " ".join(module._latency_warnings(noticed, 0, "m", here))
+    assert "1 of 2 warm-ups" in text
+    assert "throttled in parts of 1 of 2" in text
+    assert "between 1000 and 1900 MHz" in text
+
+
+@pytest.mark.parametrize(
+    ("call_s", "calls"), [(1e-5, 301), (8.5e-5, 36), (1e-3, 4), (0.02, 4), (0.1, 2), (3.0, 1), (0.0, 3_000_001)]
+)
+def test_a_turn_is_three_milliseconds_and_four_calls_unless_calls_are_slow(call_s: float, calls: int) -> None:
+    class Session:
+        def run(self, names: object, feeds: object) -> list[object]:
+            return []
+
+    arm = runner.Arm(Session(), {}, "CPUExecutionProvider")
+    arm.size_turn(call_s)
+    assert arm.calls == pytest.approx(calls, abs=1)
+
+
+def test_turns_go_abba_and_the_first_fifth_is_dropped() -> None:
+    calls: list[int] = []
+
+    class Session:
+        def __init__(self, arm: int) -> None:
+            self.arm = arm
+
+        def run(self, names: object, feeds: object) -> list[object]:
+            calls.append(self.arm)
+            return []
+
+    arms = {arm: runner.Arm(Session(arm), {}, "CPUExecutionProvider") for arm in (0, 1)}
+    for arm in arms.values():
+        arm.calls = 10
+    timed = runner.take_turns(arms, [1, 0], 0.0, runner.Gpu("CPUExecutionProvider"))
+    assert [turn[0] for turn in timed["turns"]] == [1, 0, 0, 1]
+    assert calls == [1] * 10 + [0] * 20 + [1] * 10
+    assert all(turn[2] == 8 for turn in timed["turns"])
+    assert timed["throttled"] == [False, False]
+
+
+def test_the_runner_stands_alone_and_reads_as_python_38(conv: Conv, tmp_path: Path) -> None:
+    source = Path(runner.__file__).read_text(encoding="utf-8")
+    tree = ast.parse(source, feature_version=(3, 8))
+    roots = {name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    roots |= {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert roots - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "pynvml"}
+    (tmp_path / "board").mkdir()
+    copy = tmp_path / "board" / "runner.py"
+    copy.write_text(source, encoding="utf-8")
+    job = {"task": "open", "models": [str(conv())], "provider": "CPUExecutionProvider", "provider_options": {}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    subprocess.run([sys.executable, copy, tmp_path / "job.json", tmp_path / "out.json"], check=True, timeout=60)
+    assert json.loads((tmp_path / "out.json").read_text())["status"] == "ok"
