@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from distill.errors import DistillError, Exit, NotMeasuredError
+
+# Typer brings its own copy of click from 0.20 or so on; its errors are found here, whichever it uses.
+_USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_ENDS = (typer.Exit, SystemExit)
+_COMPLETION = "_DISTILL_COMPLETE"
 
 app = typer.Typer(
     name="distill",
@@ -23,7 +28,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[str | None, typer.Argument(help="a preset's name or a YAML file; digits when left out")]
+
+
+def _configs(incomplete: str) -> list[str]:
+    """Complete a preset's name, or a YAML file of the current folder."""
+    from distill.presets import presets as shipped
+
+    files = (path.name for pattern in ("*.yaml", "*.yml") for path in Path().glob(pattern))
+    return [name for name in (*shipped(), *sorted(files)) if name.startswith(incomplete)]
+
+
+def _one_of(*words: str) -> Callable[[str], list[str]]:
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+Config = Annotated[
+    str | None,
+    typer.Argument(help="a preset's name or a YAML file; digits when left out", autocompletion=_configs),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output, for machines")]
@@ -34,8 +56,17 @@ def run(
     config: Config = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="run folder; runs/<task>-<hash> when left out")] = None,
-    device: Annotated[str | None, typer.Option(help="what trains: auto, cpu or cuda")] = None,
-    target: Annotated[str | None, typer.Option(help="what it ships to: x86, arm, cuda or tensorrt")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="what trains: auto, cpu or cuda", autocompletion=_one_of("auto", "cpu", "cuda")),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="what it ships to: x86, arm, cuda or tensorrt",
+            autocompletion=_one_of("x86", "arm", "cuda", "tensorrt"),
+        ),
+    ] = None,
     max_drop: Annotated[float | None, typer.Option(help="most that the metric may lose; 0.01 is one point")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="most that a call at batch 1 may take")] = None,
     seed: Annotated[int | None, typer.Option(help="of weights, order, augmentation and splits")] = None,
@@ -139,10 +170,19 @@ def init(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and end the process with the exit code that the error, if any, stands for."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # A shell completes the first word of a line, so completion is for the command `distill`, however it was asked for.
+    completing = _COMPLETION in os.environ or any(w.endswith("-completion") for w in words)
     try:
-        code = app(args=words, prog_name="python -m distill", standalone_mode=False)
+        code = app(
+            args=words,
+            prog_name="distill" if completing else "python -m distill",
+            complete_var=_COMPLETION,
+            standalone_mode=False,
+        )
+        if code == Exit.INTERRUPTED:  # typer turns Ctrl-C into an exit
+            _complain(_INTERRUPTED, Exit.INTERRUPTED)
     except BaseException as error:
-        if "--debug" in words and not isinstance(error, click.exceptions.Exit | SystemExit):
+        if "--debug" in words and not isinstance(error, _ENDS):
             import traceback
 
             traceback.print_exc()
@@ -150,19 +190,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(int(code) if isinstance(code, int) else 0)
 
 
+_INTERRUPTED = "interrupted; the same command goes on from here"
+
+
 def _code_of(error: BaseException) -> int:
     """Say what went wrong on standard error, and return the exit code for it."""
     if isinstance(error, DistillError):
         return _complain(str(error), error.exit_code)
-    if isinstance(error, click.exceptions.Exit):
+    if isinstance(error, typer.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else Exit.OK
-    if isinstance(error, click.ClickException):
+    if isinstance(error, _USAGE):
         error.show()
         return Exit.USER
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return _complain("interrupted; the same command goes on from here", Exit.INTERRUPTED)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return _complain(_INTERRUPTED, Exit.INTERRUPTED)
     if (getattr(error, "errno", None) == errno.ENOSPC) or "No space left on device" in str(error):
         return _complain("the disk is full; free some space, then the same command goes on from here", Exit.USER)
     if isinstance(error, PermissionError):
@@ -177,14 +220,15 @@ def _code_of(error: BaseException) -> int:
 def _complain(text: str, code: Exit) -> int:
     lines = text.splitlines() or [""]
     for line in lines:
-        click.echo(f"error: {line}", err=True)
+        typer.echo(f"error: {line}", err=True)
     return code
 
 
 def _check_wheels() -> None:
     from distill.benchmarks.wheels import conflicting_wheels
 
-    problem = conflicting_wheels()
-    if problem:
-        raise NotMeasuredError(problem)
-
+    mend = conflicting_wheels()
+    if mend:
+        raise NotMeasuredError(
+            f"several wheels of onnxruntime are installed, and each overwrites the others' files; mend it with\n{mend}"
+        )

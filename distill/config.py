@@ -208,7 +208,7 @@ def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any]
         return {"extends": str(source)}, Path()
     if not path.is_file():
         near = difflib.get_close_matches(str(source), known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"config={source}: neither a file nor a preset{hint} Presets: {', '.join(known)}")
     return _parse(path.read_text(encoding="utf-8", errors="replace"), str(path)), path.parent
 
@@ -238,7 +238,7 @@ def _extend(raw: dict[str, Any], seen: tuple[str, ...]) -> dict[str, Any]:
         return raw
     if name not in known:
         near = difflib.get_close_matches(str(name), known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"extends={name!r}: no such preset{hint} Presets: {', '.join(known)}")
     text = preset_text(name)
     return _merge(_extend(_parse(text, f"preset {name}"), (*seen, name)), raw)

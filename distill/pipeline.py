@@ -264,7 +264,7 @@ def _run_warnings(
 ) -> tuple[str, ...]:
     found = [*ctx.task.warnings, *ctx.target.warnings]
     loaded = run.records["teacher"].detail.get("loaded")
-    if loaded and not getattr(ctx.task, "split_given", False):
+    if loaded and "test" not in ctx.task.given_splits:
         found.append(
             "leakage: the teacher was loaded, and the split into train, validation and test is ours; if it was trained "
             "on samples that are test samples here, its accuracy is too good; give your own split in the data section"

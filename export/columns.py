@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto
 
 from distill.errors import UserError
 
-from .preprocess import BATCH, InputSpec, Nodes, start
+from .preprocess import BATCH, Front, InputSpec
 
 Array = NDArray[Any]
 _ML = "ai.onnx.ml"
@@ -104,29 +104,29 @@ class ColumnsPreprocess:
         Raises:
             UserError: the model has no such input, it does not take [N, F], or a column has the name of its output.
         """
-        model = start(proto, input_name, (self.width,), self.input_spec())
-        nodes, parts = Nodes(model.graph), []
+        front = Front(proto, input_name, (self.width,), self.input_spec())
+        parts = []
         for numeric, run in groupby(self.columns, key=lambda column: isinstance(column, NumericColumn)):
             if numeric:  # neighbours are standardised together: three small nodes instead of three a column
-                parts.append(_numbers(nodes, [column for column in run if isinstance(column, NumericColumn)]))
+                parts.append(_numbers(front, [column for column in run if isinstance(column, NumericColumn)]))
             else:
-                parts += [_one_hot(nodes, column) for column in run if isinstance(column, CategoryColumn)]
-        nodes.add("Concat", parts, f"core/{input_name}", axis=1)
-        return nodes.finish(model)
+                parts += [_one_hot(front, column) for column in run if isinstance(column, CategoryColumn)]
+        front.add("Concat", parts, front.target, axis=1)
+        return front.finish()
 
 
-def _numbers(nodes: Nodes, columns: list[NumericColumn]) -> str:
+def _numbers(front: Front, columns: list[NumericColumn]) -> str:
     names = [column.name for column in columns]
-    joined = nodes.add("Concat", names, axis=1) if len(names) > 1 else names[0]
+    joined = front.add("Concat", names, axis=1) if len(names) > 1 else names[0]
     fill, mean, scale = (tuple(getattr(c, name) for c in columns) for name in ("fill", "mean", "scale"))
-    return nodes.standardise(joined, fill, mean, scale)
+    return front.standardise(joined, fill, mean, scale)
 
 
-def _one_hot(nodes: Nodes, column: CategoryColumn) -> str:
+def _one_hot(front: Front, column: CategoryColumn) -> str:
     """Compare the category's number with 0…K: two nodes, where OneHot would need a Reshape as well."""
     number = column.name
     if column.categories:
-        number = nodes.add(
+        number = front.add(
             "LabelEncoder",
             [column.name],
             domain=_ML,
@@ -135,8 +135,8 @@ def _one_hot(nodes: Nodes, column: CategoryColumn) -> str:
             default_int64=len(column.categories),
         )
     else:  # nothing was seen in training: every value is unknown
-        number = nodes.add(
+        number = front.add(
             "LabelEncoder", [column.name], domain=_ML, keys_strings=[""], values_int64s=[0], default_int64=0
         )
-    slots = nodes.constant("slots", np.arange(column.width, dtype=np.int64).reshape(1, -1))
-    return nodes.add("Cast", [nodes.add("Equal", [number, slots])], to=TensorProto.FLOAT)
+    slots = front.constant("slots", np.arange(column.width, dtype=np.int64).reshape(1, -1))
+    return front.add("Cast", [front.add("Equal", [number, slots])], to=TensorProto.FLOAT)

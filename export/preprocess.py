@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from distill.errors import UserError
 
@@ -20,8 +20,6 @@ Array = NDArray[Any]
 IMAGE = "image"
 FEATURES = "features"
 BATCH = "batch"
-_CORE = "core/"
-_PRE = "pre/"
 
 
 @dataclass(frozen=True)
@@ -97,34 +95,33 @@ class ImagePreprocess:
         Raises:
             UserError: the model has no such input, or it does not take [N, channels, height, width].
         """
-        model = start(proto, input_name, (self.channels, self.height, self.width), self.input_spec())
-        graph, nodes, core_input = model.graph, Nodes(model.graph), _CORE + input_name
+        front = Front(proto, input_name, (self.channels, self.height, self.width), self.input_spec())
         zero_point = self.shared_integer_offset
         if zero_point is None:
-            self._normalise(nodes, self._to_channels_first(nodes), core_input)
-            return nodes.finish(model)
-        scale = nodes.constant("scale", np.asarray(self.scale[0], np.float32))
-        zero = nodes.constant("zero", np.asarray(zero_point, np.uint8))
-        pixels = f"{_PRE}pixels"
-        if feed_raw_uint8(graph, core_input, pixels, scale, zero):
+            self._normalise(front)
+            return front.finish()
+        scale = front.constant("scale", np.asarray(self.scale[0], np.float32))
+        zero = front.constant("zero", np.asarray(zero_point, np.uint8))
+        pixels = front.name("pixels")
+        if feed_raw_uint8(front.graph, front.target, pixels, scale, zero):
             # Integer convolutions run on channels-last data: onnxruntime cancels its own Transpose against this one.
-            nodes.add("Transpose", [IMAGE], pixels, perm=[0, 3, 1, 2])
+            front.add("Transpose", [IMAGE], pixels, perm=[0, 3, 1, 2])
         else:
-            nodes.add("DequantizeLinear", [self._to_channels_first(nodes), scale, zero], core_input)
-        return nodes.finish(model)
+            front.add("DequantizeLinear", [self._to_channels_first(front), scale, zero], front.target)
+        return front.finish()
 
-    def _to_channels_first(self, nodes: Nodes) -> str:
+    def _to_channels_first(self, front: Front) -> str:
         """Change the layout while a pixel is one byte; with one channel that moves no data."""
         if self.channels > 1:
-            return nodes.add("Transpose", [IMAGE], perm=[0, 3, 1, 2])
+            return front.add("Transpose", [IMAGE], perm=[0, 3, 1, 2])
         shape = np.asarray([-1, 1, self.height, self.width], np.int64)
-        return nodes.add("Reshape", [IMAGE, nodes.constant("shape", shape)])
+        return front.add("Reshape", [IMAGE, front.constant("shape", shape)])
 
-    def _normalise(self, nodes: Nodes, pixels: str, result: str) -> None:
-        value = nodes.add("Cast", [pixels], to=TensorProto.FLOAT)
+    def _normalise(self, front: Front) -> None:
+        value = front.add("Cast", [self._to_channels_first(front)], to=TensorProto.FLOAT)
         if any(self.offset):
-            value = nodes.add("Sub", [value, nodes.constant("offset", self._per_channel(self.offset))])
-        nodes.add("Mul", [value, nodes.constant("scale", self._per_channel(self.scale))], result)
+            value = front.add("Sub", [value, front.constant("offset", self._per_channel(self.offset))])
+        front.add("Mul", [value, front.constant("scale", self._per_channel(self.scale))], front.target)
 
     def _per_channel(self, values: tuple[float, ...]) -> Array:
         numbers = np.asarray(values, np.float32)
@@ -167,26 +164,47 @@ class FeaturesPreprocess:
         Raises:
             UserError: the model has no such input, or it does not take [N, F].
         """
-        model = start(proto, input_name, (len(self.fill),), self.input_spec())
-        nodes = Nodes(model.graph)
-        nodes.standardise(FEATURES, self.fill, self.mean, self.scale, _CORE + input_name)
-        return nodes.finish(model)
+        front = Front(proto, input_name, (len(self.fill),), self.input_spec())
+        front.standardise(FEATURES, self.fill, self.mean, self.scale, front.target)
+        return front.finish()
 
 
-class Nodes:
-    """Collects the nodes that go in front of a graph."""
+class Front:
+    """A copy of a core graph that gives one input up for new ones, and collects the nodes that go in front of it.
 
-    def __init__(self, graph: GraphProto) -> None:
-        self._graph = graph
+    Raises:
+        UserError: the graph has no such input, the input takes another shape, or a new name is taken already.
+    """
+
+    def __init__(
+        self, proto: ModelProto, input_name: str, shape: tuple[int, ...], specs: tuple[InputSpec, ...]
+    ) -> None:
+        _check_fit(proto, input_name, shape, specs)
+        self.model = copy_of(proto)
+        self.graph = self.model.graph
+        self._prefix = _free_prefix("core/", specs)
+        self._new = _free_prefix("pre/", specs)
+        self.target = self._prefix + input_name  # what the new nodes have to compute
         self._nodes: list[NodeProto] = []
+        kept = [v.name for v in (*proto.graph.input, *proto.graph.output) if v.name != input_name]
+        rename_all(self.graph, lambda name: self._prefix + name, keep=kept)
+        new = [helper.make_tensor_value_info(s.name, _element_type(s.dtype), list(s.shape)) for s in specs]
+        inputs = [entry for value in self.graph.input for entry in (new if value.name == self.target else [value])]
+        copies = [ValueInfoProto.FromString(entry.SerializeToString()) for entry in inputs]
+        del self.graph.input[:]
+        self.graph.input.extend(copies)
+
+    def name(self, name: str) -> str:
+        """Return a name that no input has."""
+        return self._new + name
 
     def constant(self, name: str, value: Array) -> str:
         """Add a constant and return its name."""
-        return add_constant(self._graph, f"{_PRE}{name}", np.asarray(value))
+        return add_constant(self.graph, self.name(name), np.asarray(value))
 
     def add(self, op: str, inputs: list[str], output: str | None = None, *, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output and return the output's name."""
-        name = output or f"{_PRE}{len(self._nodes)}"
+        name = output or self.name(str(len(self._nodes)))
         self._nodes.append(helper.make_node(op, inputs, [name], domain=domain, **attributes))
         return name
 
@@ -204,16 +222,15 @@ class Nodes:
         filled = self.add("Where", [self.add("IsNaN", [source]), fill_name, source])
         return self.add("Mul", [self.add("Sub", [filled, mean_name]), scale_name], output)
 
-    def finish(self, model: ModelProto) -> ModelProto:
+    def finish(self) -> ModelProto:
         """Put the nodes in front of the graph and strip the result."""
-        rest = [NodeProto.FromString(node.SerializeToString()) for node in self._graph.node]
-        del self._graph.node[:]
-        self._graph.node.extend([*self._nodes, *rest])
-        return strip(model)
+        rest = [NodeProto.FromString(node.SerializeToString()) for node in self.graph.node]
+        del self.graph.node[:]
+        self.graph.node.extend([*self._nodes, *rest])
+        return strip(self.model)
 
 
-def start(proto: ModelProto, input_name: str, shape: tuple[int, ...], specs: tuple[InputSpec, ...]) -> ModelProto:
-    """Copy a core graph, give its input up for new ones, and move its other names out of their way."""
+def _check_fit(proto: ModelProto, input_name: str, shape: tuple[int, ...], specs: tuple[InputSpec, ...]) -> None:
     expected = input_shape(proto.graph, input_name)
     if expected is None:
         raise UserError(f"input_name={input_name!r}: the model has {[value.name for value in proto.graph.input]}")
@@ -221,22 +238,19 @@ def start(proto: ModelProto, input_name: str, shape: tuple[int, ...], specs: tup
         isinstance(want, str) or want == got for want, got in zip(expected[1:], shape, strict=True)
     )
     if not fits:
-        raise UserError(
-            f"preprocessing makes [N, {', '.join(map(str, shape))}], the model's {input_name!r} takes {expected}"
-        )
+        made = ", ".join(map(str, ("N", *shape)))
+        raise UserError(f"preprocessing makes [{made}], the model's {input_name!r} takes {expected}")
     taken = [v.name for v in (*proto.graph.input, *proto.graph.output) if v.name != input_name]
     for spec in specs:
         if spec.name in taken:
             raise UserError(f"input {spec.name!r}: the model has an input or output of that name already; rename one")
-    model = copy_of(proto)
-    rename_all(model.graph, lambda name: _CORE + name, keep=taken)
-    others = [value for value in model.graph.input if value.name != _CORE + input_name]
-    new = [helper.make_tensor_value_info(s.name, _element_type(s.dtype), list(s.shape)) for s in specs]
-    place = next(i for i, value in enumerate(model.graph.input) if value.name == _CORE + input_name)
-    inputs = [*others[:place], *new, *others[place:]]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    return model
+
+
+def _free_prefix(prefix: str, specs: tuple[InputSpec, ...]) -> str:
+    """Lengthen a prefix until no input's name starts with it: columns may have any name."""
+    while any(spec.name.startswith(prefix) for spec in specs):
+        prefix = f"_{prefix}"
+    return prefix
 
 
 def _element_type(dtype: str) -> int:

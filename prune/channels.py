@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.prune.counts import count
 from distill.prune.examples import Example, at_batch, batch_of, reason
 from distill.prune.graph import ChannelGroup, Graph, prepare
-from distill.prune.importance import unit_scores
+from distill.prune.importance import first_order, unit_scores
 from distill.prune.selection import Candidate, choose
 from distill.prune.settings import PruneSettings
 from distill.prune.verify import Shapes, masked_copy, output_shapes, problem_with
@@ -140,11 +140,10 @@ def _step(
     graph = Graph(model, job.example, job.logits)
     groups = [group for group in graph.groups if not group.is_output and not _is_ignored(group, job.ignore)]
     kept |= {group.name: group.kept for group in groups if group.kept}
-    if job.kind == "taylor":
-        data.accumulate(model)
+    evidence = data.first_order(model, groups) if job.kind == "taylor" else {}
     scores: dict[str, list[float]] = {}
     for group in groups:
-        found = unit_scores(group, job.kind, job.seed)
+        found = unit_scores(group, job.kind, job.seed, evidence)
         if found is None:
             kept.setdefault(group.name, f"importance {job.kind!r} says nothing about it")
         else:
@@ -212,24 +211,32 @@ class _Data:
         again = isinstance(batches, Iterator) and settings.steps > 1
         self._batches = list(islice(batches, settings.batches)) if batches is not None and again else batches
 
-    def accumulate(self, model: nn.Module) -> None:
-        """Add the gradients of the loss over the batches up in ``.grad``; eval mode leaves batch norms alone."""
+    def first_order(self, model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
+        """Return each group's squared first-order changes, added up over the batches; batch norms stay in eval mode."""
         if self._loss is None or self._batches is None:
             raise UserError("importance 'taylor' needs batches and a loss")
-        model.zero_grad(set_to_none=True)
+        found: dict[str, Tensor] = {}
         done = 0
         for batch in islice(self._batches, self._limit):
+            model.zero_grad(set_to_none=True)
             value = self._loss(model, batch)
             if not isinstance(value, Tensor) or value.numel() != 1 or value.grad_fn is None:
                 raise UserError("loss(model, batch) must return a scalar tensor that depends on the model's parameters")
             if not torch.isfinite(value).all():
                 raise UserError(f"the loss of batch {done} is {value.item()}; the model or the batch is broken")
             value.backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                for group in groups:
+                    change = first_order(group)
+                    if change is not None:
+                        found[group.name] = found.get(group.name, torch.zeros_like(change)) + change.square()
             done += 1
             if self._progress is not None:
                 self._progress("channel importance", done, self._limit)
         if not done:
             raise UserError("importance 'taylor' got no batch; give it at least one, or choose prune.importance")
+        model.zero_grad(set_to_none=True)
+        return found
 
 
 def _resolve_kind(settings: PruneSettings, batches: object, loss: object) -> tuple[str, list[str]]:

@@ -7,7 +7,7 @@ one pattern can be ranked together.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,37 +17,48 @@ from torch.nn.modules.conv import _ConvNd
 
 from distill.prune.graph import ChannelGroup, Member, is_depthwise
 
-Importance = Callable[[ChannelGroup, int], Tensor | None]
+Evidence = Mapping[str, Tensor]
+"""What batches of data said about each group, by its name: one number a channel."""
+Importance = Callable[[ChannelGroup, int, Evidence], Tensor | None]
 
 
-def magnitude(group: ChannelGroup, seed: int) -> Tensor | None:
+def magnitude(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | None:
     """L1 norm of the filters that make the channel (Li et al. 2017, arXiv 1608.08710)."""
     return _total(group, lambda weight: weight.abs(), sides=("out",), kinds=(_ConvNd, nn.Linear))
 
 
-def group_norm(group: ChannelGroup, seed: int) -> Tensor | None:
+def group_norm(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | None:
     """Squared L2 norm of all weights that go with the channel (Fang et al. 2023, arXiv 2301.12900)."""
     return _total(group, lambda weight: weight.square())
 
 
-def taylor(group: ChannelGroup, seed: int) -> Tensor | None:
-    """First-order change of the loss, Σ|w · ∂L/∂w| over all weights that go (Molchanov et al. 2019, arXiv 1906.10771).
+def taylor(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | None:
+    """First-order change of the loss when the channel goes, squared: Σ_b (Σ_w w · ∂L_b/∂w)² over batches b.
 
-    The gradients lie in ``.grad``; a parameter that the loss does not reach counts nothing.
+    Source: Molchanov et al. 2019 (arXiv 1906.10771). Squared for each batch, before they are added: at the end of a
+    training the gradients of batches cancel, and their sum says little. ``first_order`` is the term of one batch.
+    """
+    return evidence.get(group.name)
+
+
+def first_order(group: ChannelGroup) -> Tensor | None:
+    """Return Σ w · ∂L/∂w over all weights that go with each channel, float64 [channels]; gradients lie in ``.grad``.
+
+    A parameter that the loss does not reach counts nothing.
     """
 
     def change(weight: Tensor) -> Tensor:
-        return torch.zeros_like(weight) if weight.grad is None else (weight * weight.grad).abs()
+        return torch.zeros_like(weight) if weight.grad is None else weight * weight.grad
 
     return _total(group, change)
 
 
-def bn_scale(group: ChannelGroup, seed: int) -> Tensor | None:
+def bn_scale(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | None:
     """Size of the batch-norm factors (Liu et al. 2017, arXiv 1708.06519); None where no batch norm follows."""
     return _total(group, lambda weight: weight.abs(), kinds=(_BatchNorm,))
 
 
-def random(group: ChannelGroup, seed: int) -> Tensor | None:
+def random(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | None:
     """Chance, from the seed and the layer's name: what any other kind has to beat."""
     generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()) + seed)
     return torch.rand(group.width, generator=generator, dtype=torch.float64)
@@ -63,9 +74,9 @@ IMPORTANCES: dict[str, Importance] = {
 
 
 @torch.no_grad()
-def unit_scores(group: ChannelGroup, kind: str, seed: int) -> list[float] | None:
+def unit_scores(group: ChannelGroup, kind: str, seed: int, evidence: Evidence) -> list[float] | None:
     """Return one score a unit of the group with mean 1; None if this kind says nothing about the group."""
-    scores = IMPORTANCES[kind](group, seed)
+    scores = IMPORTANCES[kind](group, seed, evidence)
     if scores is None:
         return None
     units = [float(scores[list(unit)].mean()) for unit in group.units]

@@ -49,7 +49,7 @@ def calibrate(
     for feed, rows in _slices(proto, calibration, settings.samples, _ROWS_HISTOGRAM):
         for name, values in zip(tensors, _run(session, list(tensors), feed), strict=True):
             if not np.isfinite(values).all():
-                raise _not_finite(name, done)
+                raise _not_finite(f"tensor {name!r}", done)
             histograms[name].add(values)
         done += rows
         _tell(progress, done, settings.samples)
@@ -73,7 +73,8 @@ def _min_max(
     for feed, rows in _slices(proto, calibration, settings.samples, _ROWS):
         values = np.asarray(_run(session, outputs, feed), np.float64).reshape(2, -1)
         if not np.isfinite(values).all():
-            raise _not_finite(tensors[int(np.argmin(np.isfinite(values).all(axis=0)))], done)
+            worst = tensors[int(np.argmin(np.isfinite(values).all(axis=0)))]
+            raise _not_finite(f"tensor {worst!r}", done)
         low, high = np.minimum(low, values[0]), np.maximum(high, values[1])
         done += rows
         _tell(progress, done, settings.samples)
@@ -117,6 +118,9 @@ def _slices(proto: ModelProto, calibration: Iterable[Feed], samples: int, rows: 
         if set(feed) != wanted:
             raise UserError(f"calibration: a sample has the inputs {sorted(feed)}, the model takes {sorted(wanted)}")
         arrays = {name: np.asarray(value) for name, value in feed.items()}
+        for name, array in arrays.items():  # minima and maxima in the graph pass NaN over
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise _not_finite(f"input {name!r}", done)
         lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise UserError(f"calibration: a batch has rows {lengths}; every input needs the same number")
@@ -148,8 +152,8 @@ def _run(session: Any, outputs: list[str], feed: Feed) -> list[Array]:
         raise UserError(f"calibration: the model refuses a batch ({given}): {first_line(error)}") from error
 
 
-def _not_finite(name: str, done: int) -> UserError:
-    return UserError(f"calibration: tensor {name!r} is NaN or infinite after sample {done}; check data and weights")
+def _not_finite(what: str, done: int) -> UserError:
+    return UserError(f"calibration: {what} is NaN or infinite after sample {done}; check data and weights")
 
 
 def _tell(progress: Progress | None, done: int, total: int) -> None:

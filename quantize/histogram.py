@@ -72,12 +72,14 @@ class Histogram:
         magnitudes[0] = magnitudes[1]  # the zeros that a ReLU leaves say nothing about the range
         used = int(np.flatnonzero(magnitudes).max(initial=0)) + 1
         best, threshold = np.inf, used
-        for size in range(min(_LEVELS, used), used + 1, _STEP):
+        sizes = (*range(min(_LEVELS, used), used, _STEP), used) if magnitudes.any() else ()
+        for size in sizes:
             distance = _divergence(magnitudes[:used], size)
             if distance < best:
                 best, threshold = distance, size
         limit = threshold * self.reach / _HALF
-        return max(self.low, -limit), min(self.high, limit)
+        low = max(self.low, -limit)
+        return low, max(low, min(self.high, limit))
 
     def _edges(self) -> Array:
         return np.linspace(-self.reach, self.reach, 2 * _HALF + 1)

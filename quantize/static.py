@@ -114,6 +114,12 @@ def _check(core: ModelProto) -> None:
         raise UserError(
             f"model: opset {opset_of(core)}, and per-channel int8 needs {_MIN_OPSET} or newer; export again"
         )
+    if any(_has_nan(tensor) for tensor in core.graph.initializer):
+        raise UserError("model: some of its weights are NaN; train again, or load another checkpoint")
+
+
+def _has_nan(tensor: TensorProto) -> bool:
+    return tensor.data_type == TensorProto.FLOAT and bool(np.isnan(numpy_helper.to_array(tensor)).any())
 
 
 def _float_names(graph: GraphProto) -> set[str]:

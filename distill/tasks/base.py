@@ -50,6 +50,8 @@ class Task(Protocol):
     """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
     module_preprocess: nn.Module | None
     """The same as a module of the user's, called on what ``inputs`` returned; exported together with the model."""
+    given_splits: tuple[str, ...]
+    """The splits that the data came with; the others are cut by us."""
     warnings: tuple[str, ...]
 
     def inputs(self, batch: Batch) -> Inputs:

@@ -221,14 +221,14 @@ def _room(shape: tuple[int, int, int, int]) -> Pixels:
     count = int(np.prod(shape, dtype=np.int64))
     if count <= _IN_MEMORY_BYTES:
         return np.empty(shape, np.uint8)
-    file = tempfile.TemporaryFile(prefix="distill-images-")  # noqa: SIM115 - it lives as long as the map
     try:
-        # Claim the space now: a map over a full disk dies of a signal in the middle, which nobody can catch.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, count)
-        else:
-            file.truncate(count)
-        return np.memmap(file, np.uint8, "r+", shape=shape)
+        with tempfile.TemporaryFile(prefix="distill-images-") as file:
+            # Claim the space now: a map over a full disk dies of a signal in the middle, which nobody can catch.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, count)
+            else:
+                file.truncate(count)
+            return np.memmap(file, np.uint8, "r+", shape=shape)  # holds on to the file when it is closed here
     except OSError as error:
         raise UserError(
             f"no room for {count / 2**30:.1f} GiB of decoded images in {tempfile.gettempdir()} ({error.strerror}); "

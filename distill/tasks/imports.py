@@ -23,29 +23,12 @@ def imported_files(start: Path, roots: Sequence[Path], belongs: Callable[[str], 
             continue
         found[path] = None
         for levels, dotted in _imports(path):
-            base = [path.parents[levels - 1]] if levels else list(roots)
-            waiting += [one for one in _resolve(dotted, base) if one not in found and belongs(str(one))]
+            base = list(path.parents[levels - 1 : levels]) if levels else list(roots)
+            waiting += [one for one in files_of_module(dotted, base) if one not in found and belongs(str(one))]
     return sorted(found)
 
 
-def _imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (leading dots, dotted name) of every import; ``from a import b`` is a and a.b, as b may be a module."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield 0, alias.name
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            yield node.level, module
-            for alias in node.names:
-                yield node.level, f"{module}.{alias.name}" if module else alias.name
-
-
-def _resolve(dotted: str, roots: Sequence[Path]) -> list[Path]:
+def files_of_module(dotted: str, roots: Sequence[Path]) -> list[Path]:
     """Return the files that importing ``dotted`` runs: each package's __init__ on the way, and the module."""
     parts = [part for part in dotted.split(".") if part]
     for root in roots:
@@ -64,3 +47,20 @@ def _resolve(dotted: str, roots: Sequence[Path]) -> list[Path]:
         if files:
             return files
     return []
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (leading dots, dotted name) of every import; ``from a import b`` is a and a.b, as b may be a module."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield 0, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            yield node.level, module
+            for alias in node.names:
+                yield node.level, f"{module}.{alias.name}" if module else alias.name

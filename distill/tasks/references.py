@@ -17,6 +17,7 @@ from typing import Any
 
 from distill.errors import DistillError, UserError
 from distill.tasks.digest import Digest
+from distill.tasks.imports import files_of_module, imported_files
 from distill.tasks.wording import did_you_mean
 
 _OURS = Path(__file__).resolve().parent.parent
@@ -81,18 +82,16 @@ def source_hash(reference: str, *, folder: Path | None = None) -> str:
     Files of the standard library and of installed packages are not followed. A file that cannot be found or parsed
     counts by its name.
     """
-    from distill.tasks.imports import imported_files
-
     place = reference.rpartition(":")[0]
     if _is_file(place):
         start: Path | None = _file_path(place, folder)
         roots = [start.parent] if start else []
     else:
-        spec = importlib.util.find_spec(place)
-        start = Path(spec.origin) if spec and spec.origin and Path(spec.origin).is_file() else None
-        roots = []
+        roots = [Path.cwd()]
+        # The text is looked for, not imported: importing has effects, and depends on what is loaded already.
+        start = next(iter(files_of_module(place, [*roots, *map(Path, sys.path)])[-1:]), None)
     digest = Digest().add(reference.rpartition(":")[2])
-    if start is not None:
+    if start is not None and start.is_file():
         for path in imported_files(start.resolve(), [*roots, *map(Path, sys.path)], _is_users):
             digest.add(path.name).add(path.read_bytes())
     return digest.hexdigest()
@@ -116,6 +115,7 @@ def _load_file(place: str, reference: str, field: str, folder: Path | None) -> M
     if loaded is not None:
         return loaded
     _put_first(str(path.parent))
+    _refuse_taken_neighbours(path, reference, field)
     name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -132,6 +132,21 @@ def _load_file(place: str, reference: str, field: str, folder: Path | None) -> M
     return module
 
 
+def _refuse_taken_neighbours(path: Path, reference: str, field: str) -> None:
+    """Refuse a file that would import another folder's module of the same name in place of its neighbour."""
+    for file in imported_files(path, [path.parent], _is_users):
+        name = file.parent.name if file.name == "__init__.py" else file.stem
+        home = file.parent.parent if file.name == "__init__.py" else file.parent
+        loaded = sys.modules.get(name)
+        if file == path or home != path.parent or loaded is None or name in sys.stdlib_module_names:
+            continue
+        if not _same(loaded, str(file)):
+            raise UserError(
+                f"{field}={reference!r}: it imports {file}, but the name {name!r} is already taken by "
+                f"{_file_of(loaded) or 'Python'}; rename the file"
+            )
+
+
 def _load_module(place: str, reference: str, field: str) -> ModuleType:
     here = str(Path.cwd())
     _put_first(here)
@@ -140,7 +155,7 @@ def _load_module(place: str, reference: str, field: str) -> ModuleType:
     loaded = sys.modules.get(top)
     if mine is not None and mine.origin and loaded is not None and not _same(loaded, mine.origin):
         raise UserError(
-            f"{field}={reference!r}: the name {top!r} is already taken by {getattr(loaded, '__file__', 'Python')}, so "
+            f"{field}={reference!r}: the name {top!r} is already taken by {_file_of(loaded) or 'Python'}, so "
             f"{mine.origin} cannot be imported; write it as ./path/file.py:function or rename it"
         )
     module = _import(lambda: importlib.import_module(place), reference, field, wanted=place)
@@ -167,7 +182,7 @@ def _import(run: Callable[[], Any], reference: str, field: str, wanted: str = ""
 
 def _already_loaded(path: Path) -> ModuleType | None:
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
+        file = _file_of(module)
         # __main__ too would match, but its `if __name__` part has run: load it anew.
         if (
             file
@@ -197,8 +212,14 @@ def _put_first(folder: str) -> None:
 
 
 def _same(module: ModuleType, origin: str) -> bool:
-    file = getattr(module, "__file__", None)
+    file = _file_of(module)
     return file is not None and Path(file).resolve() == Path(origin).resolve()
+
+
+def _file_of(module: ModuleType) -> str | None:
+    # Not getattr: a module that loads itself lazily would start to.
+    file: str | None = vars(module).get("__file__") if hasattr(module, "__dict__") else None
+    return file
 
 
 def _is_users(filename: str) -> bool:

@@ -70,7 +70,8 @@ class DataSettings:
         "Default 0.1, at least 10 samples (digits 0.15; fashion-mnist 1/12, which is 5,000 images).",
     )
     test: Fraction | None = Field(
-        default=None, description="Share kept for the test where the data come without such a split. Default 0.2, at least 10."
+        default=None,
+        description="Share kept for the test where the data come without such a split. Default 0.2, at least 10.",
     )
     augment: Literal["none", "crop", "crop-flip"] = Field(
         default="none",

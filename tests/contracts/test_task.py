@@ -95,9 +95,7 @@ def test_a_view_of_a_sample_is_the_same_in_any_batch(task: Task) -> None:
         torch.rand(3)
         np.random.rand()
         alone = task.inputs(data.fetch(torch.tensor([9]), view))
-        for one, other in zip(
-            [*together[0], *together[1].values()], [*alone[0], *alone[1].values()], strict=True
-        ):
+        for one, other in zip([*together[0], *together[1].values()], [*alone[0], *alone[1].values()], strict=True):
             assert torch.equal(one[1], other[0])
 
 
@@ -165,6 +163,11 @@ def test_wrong_outputs_are_refused_by_shape(task: Task) -> None:
     wrap = (lambda logits: {"scores": logits}) if task.kind == "custom" else (lambda logits: {"logits": logits})
     logits = torch.zeros(4, classes)
     assert torch.equal(task.logits(wrap(logits)), logits)
-    for wrong in (torch.zeros(4, classes + 1), torch.zeros(4), torch.zeros(4, classes, 2), torch.zeros(4, classes).long()):
+    for wrong in (
+        torch.zeros(4, classes + 1),
+        torch.zeros(4),
+        torch.zeros(4, classes, 2),
+        torch.zeros(4, classes).long(),
+    ):
         with pytest.raises(UserError, match="logits"):
             task.logits(wrap(wrong))

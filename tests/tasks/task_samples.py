@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,12 @@ def write_cifar(folder: Path, count: int = 30) -> Path:
 
 
 def write_images(
-    folder: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 40, side: int = 12, mode: str = "RGB", seed: int = 0
+    folder: Path,
+    classes: tuple[str, ...] = ("cat", "dog"),
+    count: int = 40,
+    side: int = 12,
+    mode: str = "RGB",
+    seed: int = 0,
 ) -> Path:
     rng = np.random.default_rng(seed)
     for number, label in enumerate(classes):
@@ -139,6 +145,14 @@ def make_arrays(n=100, bad=None):
         y = y.astype(float)
     return {"train": (x, y)}
 '''
+
+
+def forget(folder: Path) -> None:
+    """Drop the modules that were loaded from a folder; those of libraries stay."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and Path(file).is_relative_to(folder):
+            del sys.modules[name]
 
 
 def write_custom(folder: Path, text: str = CUSTOM, name: str = "mydata.py") -> Path:

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from distill.errors import UserError
+from distill.export import ExportSettings, export_onnx, run_onnx, to_bytes
+from distill.models.resnet import ResNet
+
+
+def randomise_norms(model: nn.Module) -> nn.Module:
+    """Give batch norms statistics that a fold cannot ignore."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return model
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(6, 16), nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x, *, scale=1.0, y, unused=None):
+        features = torch.relu(self.left(x)) * scale + torch.relu(self.right(y))
+        return {"features": features, "scores": self.head(features)}
+
+
+class Calls(nn.Module):
+    """A linear layer inside any function, for models that misbehave."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.linear, x)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    model = randomise_norms(ResNet(classes=10, channels=1, blocks=(1, 1, 1))).eval()
+    return model, export_onnx(model, args=(torch.randn(1, 1, 28, 28),), input_names=["x"])
+
+
+def small(model, *shape, **options):
+    return export_onnx(model, args=(torch.randn(2, *shape),), input_names=["x"], **options)
+
+
+def test_a_resnet_gives_the_same_logits_at_any_batch(resnet):
+    model, proto = resnet
+    for batch in (1, 5):
+        x = torch.randn(batch, 1, 28, 28)
+        with torch.no_grad():
+            expected = model(x).numpy()
+        np.testing.assert_allclose(run_onnx(proto, [{"x": x.numpy()}]), expected, atol=1e-4)
+
+
+def test_a_resnet_is_one_clean_graph_of_its_weights_and_little_else(resnet):
+    model, proto = resnet
+    assert [value.name for value in proto.graph.input] == ["x"]
+    assert [value.name for value in proto.graph.output] == ["logits"]
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    operators = {node.op_type for node in proto.graph.node}
+    assert operators == {"Conv", "Relu", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
+    content = to_bytes(proto)
+    assert len(content) <= 4 * sum(parameter.numel() for parameter in model.parameters()) + 2000
+    assert b"forward" not in content and b"torch" not in content
+    assert proto.ir_version == 8 and [(e.domain, e.version) for e in proto.opset_import] == [("", 18)]
+    onnx.checker.check_model(proto, full_check=True)
+
+
+def test_the_module_is_left_as_it_was_and_its_watching_hooks_are_not_called():
+    torch.manual_seed(0)
+    model = randomise_norms(nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))).train()
+    seen: list[torch.Size] = []
+    model[0].register_forward_hook(lambda module, args, output: seen.append(type(output)))
+    before = copy.deepcopy(model.state_dict())
+    first = to_bytes(small(model, 5))
+    assert all(kind is torch.Tensor for kind in seen)  # plain calls at most, never a tracer's tensors
+    assert model.training and len(model[0]._forward_hooks) == 1
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert to_bytes(small(model, 5)) == first
+
+
+def test_args_and_kwargs_become_inputs_and_constants_are_built_in():
+    torch.manual_seed(0)
+    model = TwoInputs().eval()
+    x, y = torch.randn(4, 6), torch.randn(4, 4)
+    proto = export_onnx(
+        model,
+        args=(x,),
+        kwargs={"scale": 2.0, "y": y, "unused": torch.ones(4, 2)},
+        logits=lambda output: output["scores"],
+        input_names=["left", "right", "ignored"],
+    )
+    assert [value.name for value in proto.graph.input] == ["left", "right", "ignored"]
+    with torch.no_grad():
+        expected = model(x, scale=2.0, y=y)["scores"].numpy()
+    feed = {"left": x.numpy(), "right": y.numpy(), "ignored": np.ones((4, 2), np.float32)}
+    np.testing.assert_allclose(run_onnx(proto, [feed]), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_hooks_that_compute_and_half_precision_weights_are_exported():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 3))).to(torch.bfloat16).eval()
+    model[0].register_forward_hook(lambda module, args, output: output * 2)
+    x = torch.randn(2, 5)
+    model(x.bfloat16())  # leaves a tensor with a history on the module, which deepcopy refuses
+    expected = 2 * nn.functional.linear(x, model[0].weight.float(), model[0].bias.float())
+    np.testing.assert_allclose(run_onnx(small(model, 5), [{"x": x.numpy()}]), expected.detach().numpy(), atol=0.02)
+
+
+def test_an_older_opset_is_written_as_asked():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    proto = small(model, 1, 6, 6, settings=ExportSettings(opset=17))
+    assert [entry.version for entry in proto.opset_import] == [17]
+    assert run_onnx(proto, [{"x": np.zeros((3, 1, 6, 6), np.float32)}]).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda linear, x: linear(x) + torch.zeros(2, 3), "fixes the batch size"),
+        (
+            lambda linear, x: linear(x) if x.sum() > 0 else linear(-x),
+            r"branches on the values .*test_export_onnx.py:\d+",
+        ),
+        (lambda linear, x: linear(x) + torch.rand(1), "two calls in eval mode differ"),
+        (lambda linear, x: (linear(x), x), "not a tensor: name the logits"),
+        (lambda linear, x: linear(x).argmax(1), "must be a floating-point tensor"),
+        (lambda linear, x: linear(x).sum(), "first axis must be the batch"),
+        (lambda linear, x: linear(x[:, :4]), "fails on the CPU in eval mode"),
+    ],
+)
+def test_a_model_that_cannot_be_exported_is_refused_with_the_reason(function, reason):
+    with pytest.raises(UserError, match=reason):
+        small(Calls(function), 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (
+            {"args": (torch.ones(2, 6),), "kwargs": {"y": torch.ones(2, 4)}, "input_names": ["a"]},
+            "one name for each of",
+        ),
+        ({"args": (torch.ones(2, 6),), "kwargs": {"y": torch.ones(3, 4)}, "input_names": ["a", "b"]}, "same batch"),
+        ({"args": (torch.ones(2, 6),), "kwargs": {"y": torch.ones(2, 4)}, "input_names": ["a", "logits"]}, "output"),
+        ({"args": (), "input_names": []}, "one name for each"),
+    ],
+)
+def test_an_example_that_does_not_fit_is_refused(call, reason):
+    with pytest.raises(UserError, match=reason):
+        export_onnx(TwoInputs(), **call, logits=lambda output: output["scores"])
+
+
+@pytest.mark.parametrize("settings", [{"opset": 16}, {"opset": 22}, {"atol": 0}, {"rtol": -1}, {"ops": 18}])
+def test_settings_out_of_bounds_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        ExportSettings(**settings)
