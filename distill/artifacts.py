@@ -111,7 +111,12 @@ def write_onnx(folder: Path, model: nn.Module, task: Task, settings: ExportSetti
     whole = model if task.module_preprocess is None else Preprocessed(task.module_preprocess, model)
     args, kwargs = task.inputs(_two(task))
     core = export_onnx(
-        whole, args=args, kwargs=kwargs, logits=task.logits, input_names=input_names(whole, args, kwargs), settings=settings
+        whole,
+        args=args,
+        kwargs=kwargs,
+        logits=task.logits,
+        input_names=input_names(whole, args, kwargs),
+        settings=settings,
     )
     write_proto(folder / "core.onnx", core)
     write_proto(folder / "model.onnx", attach(core, task))

@@ -8,14 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from distill.errors import DistillError, Exit, NotMeasuredError
 
 # Typer brings its own copy of click from 0.20 or so on; its errors are found here, whichever it uses.
-_USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 _ENDS = (typer.Exit, SystemExit)
 _COMPLETION = "_DISTILL_COMPLETE"
 
@@ -27,7 +27,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
 
 
 def _configs(incomplete: str) -> list[str]:
@@ -206,10 +205,13 @@ def _code_of(error: BaseException) -> int:
         return Exit.USER
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return _complain(_INTERRUPTED, Exit.INTERRUPTED)
-    if (getattr(error, "errno", None) == errno.ENOSPC) or "No space left on device" in str(error):
-        return _complain("the disk is full; free some space, then the same command goes on from here", Exit.USER)
-    if isinstance(error, PermissionError):
-        return _complain(f"{error.filename}: no permission ({error.strerror})", Exit.USER)
+    number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+    where = f"{name}: " if name else ""
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return _complain(f"{where}the disk is full; free some space, then the same command goes on from here", Exit.USER)
+    if isinstance(error, PermissionError) or number == errno.EROFS:
+        why = getattr(error, "strerror", None) or error
+        return _complain(f"{where}no permission ({why}); mend its rights, or choose another folder with --out", Exit.USER)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
         return _complain("out of memory; lower batch_size, or distill.views", Exit.USER)
     return _complain(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,12 +142,13 @@ class Context:
         return found
 
     def latency(self, path: Path, teacher: Path) -> tuple[tuple[StageLatency, ...], tuple[str, ...]]:
-        """Return a file's latency at each batch size, over the teacher's file, and the warnings of the timing."""
+        """Return a file's latency at each batch size, over the teacher's file, and the remarks of the timing."""
         if self.unmeasured is not None:
             return (), ()
         rows, warnings = [], []
         for batch in self.target.batch_sizes:
-            raw = self.folder.memo("latency", self._timing_key(path, teacher, batch), lambda b=batch: self._time(path, teacher, b))
+            key = self._timing_key(path, teacher, batch)
+            raw = self.folder.memo("latency", key, partial(self._time, path, teacher, batch))
             warnings += raw.pop("warnings")
             speedup = raw.pop("speedup")
             rows.append(StageLatency(**raw, speedup=Estimate(**speedup) if speedup else None))
@@ -184,6 +186,8 @@ class Context:
 def _latency_row(latency: Any, speedup: Any, quiet: float | None, warnings: tuple[str, ...]) -> dict[str, Any]:
     names = ("target", "provider", "inputs", "batch", "threads", "p50_s", "quiet_s", "samples")
     row = {name: getattr(latency, name) for name in names}
-    return {**row, "speedup": speedup, "quiet_speedup": quiet, "warnings": list(dict.fromkeys(warnings))}
+    # The stage is named by its record; the path of its file would only be long.
+    remarks = [f"batch {latency.batch}: {text.split('model.onnx: ')[-1]}" for text in warnings]
+    return {**row, "speedup": speedup, "quiet_speedup": quiet, "warnings": list(dict.fromkeys(remarks))}
 
 

@@ -44,7 +44,8 @@ def examine() -> dict[str, Any]:
         JSON values by topic; ``problems`` lists what stops every run, ``notes`` what stops some, each with its mend.
         Sizes are bytes.
     """
-    problems, notes = [], []
+    problems: list[str] = []
+    notes: list[str] = []
     wheels = conflicting_wheels()
     if wheels:
         problems.append(f"several wheels of onnxruntime are installed and overwrite each other's files; run: {wheels}")
@@ -54,11 +55,12 @@ def examine() -> dict[str, Any]:
     vision = _torchvision()
     if vision["mend"]:
         notes.append(
-            f"torchvision does not load ({vision['why']}), and models of timm and torchvision need it; run: {vision['mend']}"
+            f"torchvision does not load ({vision['why']}), and models of timm and torchvision need it; "
+            f"run: {vision['mend']}"
         )
-    disk = {"folder": str(Path.cwd()), "free_bytes": shutil.disk_usage(Path.cwd()).free}
-    if disk["free_bytes"] < _FREE_BYTES:
-        notes.append(f"{disk['folder']} has {_size(disk['free_bytes'])} free; a run may need more")
+    here, free = Path.cwd(), shutil.disk_usage(Path.cwd()).free
+    if free < _FREE_BYTES:
+        notes.append(f"{here} has {_size(free)} free; a run may need more")
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -75,7 +77,7 @@ def examine() -> dict[str, Any]:
         "gpu": gpu,
         "torchvision": vision,
         "data": _data(),
-        "disk": disk,
+        "disk": {"folder": str(here), "free_bytes": free},
         "problems": problems,
         "notes": notes,
     }

@@ -14,7 +14,7 @@ import onnx
 import torch
 
 from distill.artifacts import Artifact, graph_inputs, shipped_feed, weights_hash, write_proto
-from distill.config import config_hash
+from distill.config import config_hash, settings_hash
 from distill.context import Context
 from distill.export import loaded_with, parity, run_onnx, write_metadata
 from distill.runfolder import digest, file_sha256
@@ -115,7 +115,7 @@ def _metrics(ctx: Context, ours: Any, path: Path) -> dict[str, Any]:
 
 
 def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bool) -> dict[str, str]:
-    """Return what the file says of its making: hashes and names, no times, no paths, nothing that two runs differ in."""
+    """Say how the file was made: hashes and names; no times, no paths, nothing that two runs differ in."""
     from importlib.metadata import version
 
     return {
@@ -123,9 +123,9 @@ def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bo
         "metric": ctx.task.metric,
         "stage": final.stage,
         "target": ctx.target.name,
-        "teacher_sha256": weights_hash(teacher.folder),
+        "teacher_sha256": file_sha256(teacher.folder / "model.safetensors"),
         "graph_sha256": final.graph_hash,
-        "config_sha256": config_hash(ctx.config),
+        "config_sha256": settings_hash(ctx.config),
         "producer": f"distill {version('distill')}",
         "onnxruntime": loaded_with(final.onnx),
         **({} if deployable else {"deployable": "no"}),

@@ -13,7 +13,7 @@ import torch
 
 from distill import packing, search, stages
 from distill.artifacts import Artifact
-from distill.benchmarks import machine, resolve_target, usable_threads, why_unmeasurable
+from distill.benchmarks import fingerprint, machine, resolve_target, usable_threads, why_unmeasurable
 from distill.budget import Decision, decide, latency_verdict, unresolved
 from distill.config import ModelSettings, RunConfig, config_hash, load_config, to_dict
 from distill.console import Console
@@ -171,6 +171,7 @@ def _judge(ctx: Context, run: _Run, name: str, made: stages.Made) -> None:
         key = digest(
             (before.graph_hash, after.graph_hash, run.teacher.graph_hash, ctx.config.max_drop, ctx.config.objective),
             (dataclasses.asdict(ctx.target), dataclasses.asdict(ctx.benchmark), ctx.unmeasured, ctx.data_key),
+            fingerprint(),
         )
         decision = Decision.from_dict(ctx.folder.memo(f"decision-{name}", key, weigh))
     run.decisions[name] = decision.to_dict()
@@ -191,14 +192,13 @@ def _test_and_time(ctx: Context, run: _Run) -> None:
     """Read the test split, once, and time every stage's file against the teacher's."""
     for name, made in run.made.items():
         path = made.artifact.onnx
-        latency, warnings = ctx.latency(path, run.teacher.onnx)
+        latency, remarks = ctx.latency(path, run.teacher.onnx)
         record = run.records[name]
         run.records[name] = dataclasses.replace(
             record,
             test=ctx.quality(path, "test", None if name == "teacher" else run.teacher.onnx),
             latency=latency,
-            warnings=(*record.warnings, *warnings),
-            detail=record.detail | {"parity": packing.torch_parity(ctx, made.artifact)},
+            detail=record.detail | {"parity": packing.torch_parity(ctx, made.artifact), "timing": list(remarks)},
         )
 
 
@@ -206,7 +206,7 @@ def _export(ctx: Context, run: _Run, smoke: bool) -> None:
     """Pack the final artifact; what it carries from here on is its own file's figures."""
     last = run.records[run.final]
     packed = packing.pack(ctx, run.best, run.teacher, deployable=not smoke)
-    latency, warnings = ctx.latency(packed.onnx, run.teacher.onnx)
+    latency, remarks = ctx.latency(packed.onnx, run.teacher.onnx)
     run.records["export"] = dataclasses.replace(
         last,
         name="export",
@@ -217,8 +217,8 @@ def _export(ctx: Context, run: _Run, smoke: bool) -> None:
         test=ctx.quality(packed.onnx, "test", run.teacher.onnx),
         validation=ctx.quality(packed.onnx, "validation", run.teacher.onnx),
         latency=latency,
-        warnings=tuple(dict.fromkeys((*packed.warnings, *warnings))),
-        detail={"files": packed.files, "parity": packed.parity, "sha256": file_sha256(packed.onnx)}
+        warnings=packed.warnings,
+        detail={"timing": list(remarks), "files": packed.files, "parity": packed.parity, "sha256": file_sha256(packed.onnx)}
         | ({"profile": last.detail["profile"]} if "profile" in last.detail else {}),
     )
     ctx.console.say(f"export: {packed.onnx}")
@@ -275,6 +275,9 @@ def _run_warnings(
         found.append(f"test: {unresolved(test.drop)}")
     if total.latency_verdict == "unresolved":
         found.append("benchmark.max_latency_s: the latency was not measured on the target, so the budget is open")
+    remarks = run.records[run.final].detail.get("timing", [])
+    if remarks:
+        found.append(f"timing of the shipped file: {'; '.join(remarks)}")
     if ctx.unmeasured:
         found.append(f"latency is unmeasured: {ctx.unmeasured}")
     return tuple(dict.fromkeys(found))
@@ -315,7 +318,9 @@ def pick_device(name: str) -> torch.device:
         UserError: CUDA was asked for and torch finds none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device=cuda: torch {torch.__version__} finds no GPU here; install a CUDA build, or use --device cpu")
+        raise UserError(
+            f"device=cuda: torch {torch.__version__} finds no GPU here; install a CUDA build, or use --device cpu"
+        )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -334,6 +339,9 @@ def _replayed(path: str | Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return dict(json.loads(Path(path).read_text(encoding="utf-8"))["decisions"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        known = dict(json.loads(Path(path).read_text(encoding="utf-8"))["decisions"])
+        for name, decision in known.items():
+            _ = decision["chosen"] if name == "search" else Decision.from_dict(decision)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--decisions {path}: not the run.json of a finished run ({type(error).__name__})") from error
+    return known

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill.errors import UserError
 from distill.records import Drop, Estimate, Quality, Verdict
 
 Array = np.ndarray[Any, Any]
@@ -65,17 +66,20 @@ def quality(
     right = logits.argmax(1) == target
     own = metrics(logits, target)
     theirs = metrics(teacher, target) if teacher is not None else {}
-    samples = _resample(logits, teacher, target, metrics, seed) if set(own) - {"accuracy"} else []
-    estimates: dict[str, Estimate] = {}
-    for name, value in own.items():
-        estimates[name] = wilson(float(right.sum()), n) if name == "accuracy" else _percentiles(
-            value, [one[name] for one, _ in samples if name in one]
-        )
+    # A task may call something else accuracy: top-5, or a weighted one. That has no binomial interval.
+    counted = {name for name, value in own.items() if name == "accuracy" and abs(value - right.mean()) < 1e-9}
+    samples = _resample(logits, teacher, target, metrics, seed) if set(own) - counted else []
+    estimates = {
+        name: wilson(float(right.sum()), n)
+        if name in counted
+        else _percentiles(value, [one[name] for one, _ in samples if name in one])
+        for name, value in own.items()
+    }
     if teacher is None:
         return Quality(split, n, estimates, None, None)
     teacher_right = teacher.argmax(1) == target
     lost, won = int((teacher_right & ~right).sum()), int((~teacher_right & right).sum())
-    if metric == "accuracy":
+    if metric in counted:
         drop = paired_drop(lost, won, n)
     else:
         drop = _percentiles(
@@ -95,7 +99,7 @@ def _resample(
         try:
             own = metrics(logits[index], target[index])
             theirs = metrics(teacher[index], target[index]) if teacher is not None else {}
-        except ValueError:  # a resample without one of the classes has no AUROC
+        except (ValueError, UserError):  # a resample without one of the classes has no AUROC
             continue
         found.append((own, theirs))
     return found

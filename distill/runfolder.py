@@ -100,8 +100,10 @@ class RunFolder:
             raise UserError(
                 f"run folder {path}: in use by another run; wait for it, or choose another with --out"
             ) from error
-        except (PermissionError, FileExistsError, NotADirectoryError, OSError) as error:
-            raise UserError(f"run folder {path}: cannot be written ({error.strerror or error}); choose another with --out") from error
+        except OSError as error:
+            raise UserError(
+                f"run folder {path}: cannot be written ({error.strerror or error}); choose another with --out"
+            ) from error
         try:
             yield folder
         finally:
@@ -128,14 +130,17 @@ class RunFolder:
                 shutil.rmtree(stale, ignore_errors=True)
         building = self.stages / f".{name}-{key}"
         building.mkdir(exist_ok=True)
-        facts = build(building)
-        (building / CHECKPOINT).unlink(missing_ok=True)
-        write_text(building / "stage.json", json.dumps({"key": key, "facts": facts}, indent=1) + "\n")
+        # A stage that is whole but bears its hidden name was killed on the last step: it only wants renaming.
+        known = _read_json(building / "stage.json")
+        if known is None:
+            known = {"key": key, "facts": json.loads(json.dumps(build(building)))}
+            for left in building.glob(f"{Path(CHECKPOINT).stem}.*"):
+                left.unlink()
+            write_text(building / "stage.json", json.dumps(known, indent=1) + "\n")
         if final.exists():
-            # A kill between the two leaves neither: the next run builds it again from the same key.
             shutil.rmtree(final)
         building.rename(final)
-        return final, json.loads(json.dumps(facts)), False
+        return final, known["facts"], False
 
     def memo(self, name: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what was found out once under this key, and find it out when it was not."""

@@ -16,7 +16,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
-from torch import Tensor, nn
+from torch import nn
 
 from distill.artifacts import Artifact, Recipe, example, weights_hash
 from distill.config import DistillSettings, ModelSettings, PruneSection, RunConfig
@@ -25,7 +25,7 @@ from distill.prune import count, prune_channels, recalibrate
 from distill.prune.settings import PruneSettings
 from distill.runfolder import digest, sources
 from distill.stages import TRAINING, model_inputs, teaching
-from distill.training import TrainSettings, fit, predict
+from distill.training import StepLoss, Teach, TrainRecord, TrainSettings, fit, predict
 
 JOURNAL = "study.journal"
 
@@ -50,11 +50,13 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
         trial = study.ask()
         study.tell(trial, _try(ctx, teacher, trial, distillation, pruning))
     ctx.console.progress("searching", settings.trials, settings.trials)
-    best = pick(_finished(study)[: settings.trials], goal)
-    chosen = best.params
+    finished = _finished(study)[: settings.trials]
+    best = pick(finished, goal)
     values = dict(zip(("metric", "macs"), best.values, strict=True))
-    trials = [{"params": t.params, "values": list(t.values)} for t in _finished(study)[: settings.trials]]
-    return _with(ctx.config, chosen), {"chosen": chosen, "trial": best.number, **values, "goal": goal, "trials": trials}
+    trials = [{"params": one.params, "values": list(one.values)} for one in finished]
+    # Its place among the finished ones: Optuna's own number also counts the trials that a kill cut off.
+    found = {"chosen": best.params, "trial": finished.index(best), **values, "goal": goal, "trials": trials}
+    return _with(ctx.config, best.params), found
 
 
 def pick(trials: list[FrozenTrial], goal: float) -> FrozenTrial:
@@ -67,15 +69,19 @@ def pick(trials: list[FrozenTrial], goal: float) -> FrozenTrial:
 
 def _study(path: Path, key: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    _trim(path)
+    _mend(path)
     storage = JournalStorage(JournalFileBackend(str(path)))
     return optuna.create_study(
         storage=storage, study_name=key, directions=["maximize", "minimize"], load_if_exists=True
     )
 
 
-def _trim(path: Path) -> None:
-    """Cut the last line of a journal when a kill tore it: Optuna would raise on the next trial."""
+def _mend(path: Path) -> None:
+    """Clear what a kill left: a torn last line, at which Optuna would raise, and a lock that it would wait for.
+
+    The run folder's own lock is held, so that nobody else writes the journal.
+    """
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
     if not path.is_file():
         return
     content = path.read_bytes()
@@ -118,7 +124,13 @@ def _try(
         # Group norm needs no data: a trial is a sketch, and the full run prunes as configured.
         sketch = PruneSettings(**{**plain, "ratio": min(ratio, pruning.max_ratio), "importance": "group_norm"})
         model, _ = prune_channels(
-            model, sketch, example=example(ctx.task), batches=None, loss=None, logits=ctx.task.logits, seed=ctx.config.seed
+            model,
+            sketch,
+            example=example(ctx.task),
+            batches=None,
+            loss=None,
+            logits=ctx.task.logits,
+            seed=ctx.config.seed,
         )
         model = recalibrate(model, model_inputs(ctx, train.batch_size), batches=20)
         short = dataclasses.replace(train, epochs=1, learning_rate=pruning.learning_rate)
@@ -136,11 +148,9 @@ def _start(ctx: Context, teacher: Artifact) -> nn.Module:
     return teacher.model
 
 
-def _fit(ctx: Context, model: nn.Module, train: TrainSettings, teach: Any, loss: Any, views: int) -> tuple[nn.Module, Any]:
-    def weighed(student: Tensor, taught: Tensor, hard: Tensor) -> Tensor:
-        value: Tensor = loss(student, taught, hard)
-        return value
-
+def _fit(
+    ctx: Context, model: nn.Module, train: TrainSettings, teach: Teach, loss: StepLoss, views: int
+) -> tuple[nn.Module, TrainRecord]:
     return fit(
         model,
         ctx.task,
@@ -148,7 +158,7 @@ def _fit(ctx: Context, model: nn.Module, train: TrainSettings, teach: Any, loss:
         seed=ctx.config.seed,
         device=ctx.device,
         teach=teach,
-        loss=weighed,
+        loss=loss,
         views=views,
         what="trial",
         field_name="distill",

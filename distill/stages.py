@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -33,16 +34,17 @@ from distill.artifacts import (
     write_onnx,
     write_proto,
 )
-from distill.config import DistillSettings, ModelSettings, PruneSection, TeacherSettings
+from distill.config import DistillSettings, ModelSettings, TeacherSettings
 from distill.context import Context
+from distill.errors import UserError
 from distill.losses import LOSSES
 from distill.models import load_weights
 from distill.prune import count, prune_channels, recalibrate
 from distill.prune.settings import PruneSettings
 from distill.quantize import quantize as quantize_graph
 from distill.runfolder import CHECKPOINT, digest
-from distill.training import StepLoss, TrainSettings, as_inputs, fit
-from distill.views import CachedTeacher, LiveTeacher, fits_cache, shuffled, teacher_for
+from distill.training import StepLoss, Teach, TrainSettings, as_inputs, fit, predict
+from distill.views import fits_cache, shuffled, teacher_for
 
 TRAINING = ("distill.training", "distill.views", "distill.losses", "distill.stages")
 
@@ -71,7 +73,9 @@ def teacher(ctx: Context) -> Made:
 
     def build(folder: Path) -> dict[str, Any]:
         trained, facts = model.eval(), {"loaded": loaded}
-        if not loaded:
+        if loaded:
+            _require_finite(ctx, trained)
+        else:
             trained, record = fit(
                 model,
                 ctx.task,
@@ -175,7 +179,7 @@ def quantize(ctx: Context, base: Artifact) -> Made:
     return dataclasses.replace(made, artifact=dataclasses.replace(made.artifact, model=base.model))
 
 
-def teaching(ctx: Context, taught_by: Artifact, settings: DistillSettings) -> tuple[CachedTeacher | LiveTeacher, StepLoss]:
+def teaching(ctx: Context, taught_by: Artifact, settings: DistillSettings) -> tuple[Teach, StepLoss]:
     """Return what answers for the teacher, and the loss that listens to it."""
     assert taught_by.model is not None
     key = digest(weights_hash(taught_by.folder), ctx.data_key, str(ctx.device.type))
@@ -211,7 +215,8 @@ def state_hash(model: nn.Module) -> str:
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
             plain = value.detach().cpu().contiguous()
-            hashed.update(name.encode() + str(plain.dtype).encode() + plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+            hashed.update(name.encode() + str(plain.dtype).encode())
+            hashed.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()[:16]
 
 
@@ -283,6 +288,17 @@ def _write(ctx: Context, folder: Path, model: nn.Module, recipe: Recipe) -> dict
     return {"parameters": counts.parameters, "macs": counts.macs}
 
 
+def _require_finite(ctx: Context, model: nn.Module) -> None:
+    """Refuse a loaded teacher that has no answers to teach."""
+    logits, _ = predict(model, ctx.task, ctx.task.data["validation"], ctx.device)
+    bad = int((~np.isfinite(logits)).any(1).sum())
+    if bad:
+        raise UserError(
+            f"teacher.model={ctx.config.teacher.model!r}: its logits for {bad} of {len(logits)} validation samples are "
+            "not finite; load other weights, or look at the data"
+        )
+
+
 def _train_settings(settings: TeacherSettings | DistillSettings) -> TrainSettings:
     return TrainSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainSettings)})
 
@@ -307,7 +323,7 @@ def _numbered(ctx: Context, size: int) -> list[tuple[Tensor, Any]]:
     return found
 
 
-def _taylor_loss(ctx: Context, teach: CachedTeacher | LiveTeacher, loss: StepLoss) -> Callable[[nn.Module, Any], Tensor]:
+def _taylor_loss(ctx: Context, teach: Teach, loss: StepLoss) -> Callable[[nn.Module, Any], Tensor]:
     from distill.training import forward
 
     def value(model: nn.Module, numbered: tuple[Tensor, Any]) -> Tensor:

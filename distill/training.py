@@ -19,8 +19,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings_dataclass
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import DistillError, UserError
 from distill.tasks.base import Batch, Data, Task
+from distill.tasks.references import call_user, cause
 from distill.views import batches, shuffled
 
 Progress = Callable[[str, int, int], None]
@@ -50,6 +51,10 @@ class TrainSettings:
     select: Literal["last", "best"] = Field(
         default="last", description="which epoch's weights are kept; best is by the validation metric"
     )
+
+
+SAVE_EVERY_S = 20.0
+"""Seconds between two checkpoints, at least: what a kill can cost."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def fit(
     Raises:
         UserError: the loss is not finite, or the model does not fit the task.
     """
-    model = copy.deepcopy(model).to(device)
+    model = _copied(model).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = task.data["train"]
@@ -130,15 +135,14 @@ def fit(
             if step == steps:
                 break
             with amp():
-                logits = forward(model, task, batch, device)
+                logits = forward(model, task, batch, device, what=what)
             value = task.loss(logits.float(), task.target(batch).to(device))
             if teach is not None and loss is not None:
                 value = loss(logits.float(), teach(index, batch, view).to(device), value)
             if not torch.isfinite(value):
-                raise UserError(
-                    f"{field_name}.learning_rate={settings.learning_rate}: the loss became {value.item()} in epoch "
-                    f"{epoch + 1} of {what}; lower it, or look at the data"
-                )
+                raise _diverged(f"the loss became {value.item()}", epoch, settings, field_name, what)
+            if not value.requires_grad:
+                raise UserError("loss: carries no gradient; compute it from the logits that it is given, with torch")
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -146,8 +150,9 @@ def fit(
             total += value.item()
             if progress:
                 progress(what, epoch * steps + step + 1, steps * settings.epochs)
-        _close_epoch(state, epoch, total / steps, model, task, settings, device)
-        if checkpoint and epoch + 1 < settings.epochs and time.monotonic() - saved > 20:
+        if not _close_epoch(state, epoch, total / steps, model, task, settings, device):
+            raise _diverged("the logits for the validation data are not finite", epoch, settings, field_name, what)
+        if checkpoint and epoch + 1 < settings.epochs and time.monotonic() - saved >= SAVE_EVERY_S:
             _save(checkpoint, model, optimizer, state)
             saved = time.monotonic()
     if settings.select == "best" and state.best is not None:
@@ -157,27 +162,62 @@ def fit(
     return model.to(device="cpu", memory_format=torch.contiguous_format).eval(), record  # type: ignore[call-overload]
 
 
-def forward(model: nn.Module, task: Task, batch: Batch, device: torch.device) -> Tensor:
+def forward(model: nn.Module, task: Task, batch: Batch, device: torch.device, *, what: str = "model") -> Tensor:
     """Return the logits [B, C] of a batch, through the task's own preprocessing and output adapter.
 
+    ``what`` opens the message of an error.
+
     Raises:
-        UserError: the logits have another shape than [B, classes].
+        UserError: the model raised, or the logits have another shape than [B, classes].
     """
     args, kwargs = task.inputs(batch)
     if task.module_preprocess is not None:
-        args, kwargs = as_inputs(task.module_preprocess(*args, **kwargs))
+        args, kwargs = as_inputs(call_user(task.module_preprocess, "preprocess", *args, **kwargs))
     args = tuple(_to(value, device) for value in args)
     kwargs = {name: _to(value, device) for name, value in kwargs.items()}
-    logits = task.logits(model(*args, **kwargs))
+    logits = task.logits(_call(model, args, kwargs, what))
     rows = next((v.shape[0] for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
     expected = (rows if rows is not None else logits.shape[0], len(task.labels))
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
-            f"model: {type(model).__name__} returned logits {shape}, must be {expected} "
+            f"{what}: {type(model).__name__} returned logits {shape}, must be {expected} "
             f"(a batch of {expected[0]} with {expected[1]} classes); a task's `logits(output)` can pick them"
         )
     return logits
+
+
+def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> Any:
+    """Call the model; what it raises becomes one line that says where in the user's code."""
+    try:
+        return model(*args, **kwargs)
+    except (DistillError, OSError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise
+        shapes = [str(list(value.shape)) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        raise UserError(
+            f"{what}: {type(model).__name__} was called with {', '.join(shapes)} and raised {cause(error)}; it has to "
+            "take what the data give"
+        ) from error
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever the model holds decides
+        raise UserError(
+            f"model: {type(model).__name__} cannot be copied ({cause(error)}); keep what is no tensor, number or text "
+            "out of its attributes"
+        ) from error
+
+
+def _diverged(problem: str, epoch: int, settings: TrainSettings, field_name: str, what: str) -> UserError:
+    return UserError(
+        f"{field_name}.learning_rate={settings.learning_rate}: {problem} in epoch {epoch + 1} of {what}; lower it, or "
+        "look at the data"
+    )
 
 
 def as_inputs(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -224,7 +264,10 @@ def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimiz
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if not groups:
-        raise UserError("model: has no parameter that can be trained")
+        raise UserError(
+            f"model: {type(model).__name__} has no parameter that can be trained; unfreeze some, or set "
+            "teacher.pretrained if it needs no training"
+        )
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate)
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)
@@ -249,7 +292,8 @@ def _close_epoch(
     task: Task,
     settings: TrainSettings,
     device: torch.device,
-) -> None:
+) -> bool:
+    """Judge the epoch on validation data and note it; return whether its logits are finite."""
     logits, targets = predict(model, task, task.data["validation"], device)
     score = float(task.metrics(logits, targets)[task.metric])
     state.curves["loss"].append(loss)
@@ -258,6 +302,7 @@ def _close_epoch(
     if settings.select == "best" and (state.best is None or score >= max(state.curves["validation"][:-1], default=-1)):
         state.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         state.best_epoch = epoch
+    return bool(np.isfinite(logits).all())
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: _State) -> None:
@@ -275,15 +320,19 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state:
 
 
 def _resume(
-    path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any, steps: int
+    path: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    steps: int,
 ) -> _State:
     if path is None or not path.is_file():
         return _State()
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["state"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     model.load_state_dict(dict(_under(tensors, "model/")))
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, "optimizer/"):
@@ -291,10 +340,17 @@ def _resume(
         slots.setdefault(int(number), {})[slot] = value
     now = optimizer.state_dict()
     optimizer.load_state_dict({"state": slots, "param_groups": now["param_groups"]})
-    for _ in range(about["epoch"] * steps):
-        schedule.step()
+    _skip(schedule, about["epoch"] * steps)
     best = dict(_under(tensors, "best/")) or None
     return _State(about["epoch"], about["curves"], best, about["best_epoch"])
+
+
+def _skip(schedule: torch.optim.lr_scheduler.LambdaLR, steps: int) -> None:
+    """Set a schedule to where it was after so many steps; stepping it there would warn of an idle optimizer."""
+    schedule.last_epoch = steps
+    groups = schedule.optimizer.param_groups
+    for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * factor(steps)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ def shuffled(
         yield index, data.fetch(index, view)
 
 
+Array = np.ndarray[Any, Any]
+
+
 class CachedTeacher:
     """A teacher whose logits are computed once for each view and kept as fp16 beside the run.
 
@@ -47,7 +51,7 @@ class CachedTeacher:
         compute: view -> float32 logits [N, C].
     """
 
-    def __init__(self, key: str, folder: Path, compute: Callable[[int], np.ndarray]) -> None:  # type: ignore[type-arg]
+    def __init__(self, key: str, folder: Path, compute: Callable[[int], Array]) -> None:
         self._key, self._folder, self._compute = key, folder, compute
         self._views: dict[int, Tensor] = {}
 

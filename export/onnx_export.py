@@ -122,6 +122,8 @@ def _prepare(
     if min(batches) < 1 or len(set(batches)) > 1:
         sizes = dict(zip(input_names, (list(tensor.shape) for tensor in tensors), strict=True))
         raise UserError(f"example inputs {sizes}: the first axis of each must be the same batch, at least 1")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(f"model={_name(model)}: TorchScript cannot be exported; give the module that it was made from")
     with _quiet():
         try:
             twin = copy.deepcopy(model, _computed_tensors(model)).cpu().float().eval()

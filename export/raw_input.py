@@ -22,21 +22,34 @@ def feed_raw_uint8(graph: GraphProto, value: str, pixels: str, scale: str, zero:
         False, with the graph unchanged, where ``value`` is read by anything but uint8 quantisers.
     """
     readers = consumers(graph)
-    quantizers = readers.get(value, [])
     outputs = {entry.name for entry in graph.output}
-    if not quantizers or any(not _is_uint8_quantizer(graph, node) for node in quantizers):
-        return False
+    movers = _leading_movers(value, readers)
+    quantised = movers[-1].output[0] if movers else value
+    quantizers = readers.get(quantised, [])
     dequantizers = [node for q in quantizers for node in readers.get(q.output[0], [])]
-    if any(node.op_type != "DequantizeLinear" for node in dequantizers) or value in outputs:
+    if not quantizers or not all(_is_uint8_quantizer(graph, node) for node in quantizers):
         return False
-    if any(q.output[0] in outputs for q in quantizers):
+    if any(node.op_type != "DequantizeLinear" for node in dequantizers):
+        return False
+    if outputs & {value, quantised, *(q.output[0] for q in quantizers)}:
         return False
     old = (quantizers[0].input[1], quantizers[0].input[2])
+    if movers:
+        movers[0].input[0] = pixels
     for node in dequantizers:
-        node.input[0] = pixels
+        node.input[0] = quantised if movers else pixels
         _follow(graph, node, old, (scale, zero), readers)
     remove_nodes(graph, quantizers)
     return True
+
+
+def _leading_movers(value: str, readers: dict[str, list[NodeProto]]) -> list[NodeProto]:
+    """Name the nodes that only move an input's values before it is quantised, as the flattening of a perceptron."""
+    found: list[NodeProto] = []
+    while len(readers.get(value, [])) == 1 and readers[value][0].op_type in MOVERS:
+        found.append(readers[value][0])
+        value = found[-1].output[0]
+    return found
 
 
 def _is_uint8_quantizer(graph: GraphProto, node: NodeProto) -> bool:

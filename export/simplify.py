@@ -64,7 +64,9 @@ def _mean_to_pool(graph: GraphProto, node: NodeProto, shapes: dict[str, list[int
     _become(node, helper.make_node("GlobalAveragePool", [source], [pooled]))
     if not keep:
         place = next(index for index, other in enumerate(graph.node) if other is node)
-        graph.node.insert(place + 1, helper.make_node("Flatten", [pooled], [result]))
+        # Reshape, not Flatten: older runtimes let integers through it.
+        flat = add_constant(graph, f"{result}_shape", np.asarray([0, -1], np.int64))
+        graph.node.insert(place + 1, helper.make_node("Reshape", [pooled, flat], [result]))
 
 
 def _axes(graph: GraphProto, node: NodeProto) -> Sequence[int] | None:

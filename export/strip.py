@@ -9,6 +9,8 @@ from itertools import count
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, inliner, numpy_helper
 
+from distill.errors import UserError
+
 from .graph import (
     all_graphs,
     all_nodes,
@@ -52,8 +54,15 @@ def strip(proto: ModelProto) -> ModelProto:
 
 
 def to_bytes(proto: ModelProto) -> bytes:
-    """Serialise a model, equal models to equal bytes."""
-    return bytes(proto.SerializeToString(deterministic=True))
+    """Serialise a model, equal models to equal bytes.
+
+    Raises:
+        UserError: the model is larger than the 2 GB that one file may hold.
+    """
+    try:
+        return bytes(proto.SerializeToString(deterministic=True))
+    except Exception as error:  # which class depends on the protobuf backend
+        raise UserError("model: an ONNX file without external data holds at most 2 GB; use a smaller model") from error
 
 
 def constants_to_initializers(graph: GraphProto) -> None:

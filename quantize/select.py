@@ -101,7 +101,7 @@ def why_not_quantizable(proto: ModelProto) -> str | None:
         o for o in operators if o in _INTEGER_OPERATORS or o.startswith("QLinear") or o.endswith("Integer")
     )
     if integer:
-        return f"it is quantised already (it has {', '.join(integer)})"
+        return f"it is quantised already, or has preprocessing in front (it has {', '.join(integer)})"
     types = {tensor.data_type for tensor in proto.graph.initializer}
     if types & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
         return "its weights are 16-bit floats already"

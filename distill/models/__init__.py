@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from distill.errors import UserError
 from distill.models.depthwise import DepthwiseCNN
 from distill.models.mlp import MLP
 from distill.models.resnet import ResNet
-from distill.tasks.references import load_reference
+from distill.tasks.references import cause, load_reference
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResNet,
@@ -64,12 +65,16 @@ def build(reference: str, args: Mapping[str, Any], facts: Mapping[str, Any], *, 
             model = factory(**{**known, **args})
         except UserError:
             raise
-        except Exception as error:
-            raise UserError(
-                f"{field}.model={reference!r} with args={dict(args)}: {type(error).__name__}: {error}"
-            ) from error
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{field}.model={reference!r} with args={dict(args)}: {cause(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{field}.model={reference!r}: returned {type(model).__name__}, must return a torch.nn.Module")
+    lazy = [name for name, value in model.named_parameters() if isinstance(value, UninitializedParameter)]
+    if lazy:
+        raise UserError(
+            f"{field}.model={reference!r}: {type(model).__name__} has uninitialized parameters ({lazy[0]}); give lazy "
+            "layers their sizes, or call the model once in its factory"
+        )
     return model
 
 
@@ -89,13 +94,17 @@ def load_weights(model: nn.Module, path: Path, *, field: str) -> nn.Module:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state.get(key), dict):
             state = state[key]
+    strange = [f"{name} is a {type(value).__name__}" for name, value in state.items() if not isinstance(value, Tensor)]
+    strange += [f"{name!r} is no parameter's name" for name in state if not isinstance(name, str)]
+    if strange:
+        raise UserError(f"{where}: {strange[0]}; must be a state dict, names to tensors, such as model.state_dict()")
     state = {name.removeprefix("module."): value for name, value in state.items()}
     expected = model.state_dict()
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = [
         f"{name} is {tuple(state[name].shape)}, the model has {tuple(value.shape)}"
         for name, value in expected.items()
-        if isinstance(state.get(name), Tensor) and state[name].shape != value.shape
+        if name in state and state[name].shape != value.shape
     ]
     if missing or extra or shapes:
         parts = [

@@ -60,7 +60,7 @@ def call_user(function: Callable[..., Any], what: str, /, *args: Any, **kwargs: 
         return function(*args, **kwargs)
     except DistillError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{what} raised {cause(error)}") from error
 
 

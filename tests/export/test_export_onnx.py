@@ -72,7 +72,7 @@ def test_a_resnet_is_one_clean_graph_of_its_weights_and_little_else(resnet):
     assert [value.name for value in proto.graph.output] == ["logits"]
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     operators = {node.op_type for node in proto.graph.node}
-    assert operators == {"Conv", "Relu", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
+    assert operators == {"Conv", "Relu", "Add", "GlobalAveragePool", "Reshape", "Gemm"}
     content = to_bytes(proto)
     assert len(content) <= 4 * sum(parameter.numel() for parameter in model.parameters()) + 2000
     assert b"forward" not in content and b"torch" not in content

@@ -49,7 +49,7 @@ def test_a_resnet_runs_on_integer_kernels_only_from_raw_pixel_to_logit(resnet, t
     close(resnet, small, {"x": images(64, seed=1)})
     shipped = PIXELS.prepend(small, input_name="x")
     kernels = executed(shipped, {"image": pixels(1)}, tmp_path)
-    assert set(kernels) <= {*INTEGER, "Transpose", "Flatten"}
+    assert set(kernels) <= {*INTEGER, "Transpose", "Reshape"}
     assert kernels[0] == "QLinearConv"
     assert kernels.count("QLinearConv") == 9 and kernels.count("QLinearAdd") == 3 and kernels[-1] == "QGemm"
     assert (record.nodes_quantized, record.nodes_float, record.samples) == (13, 0, 128)
@@ -66,6 +66,31 @@ def test_the_input_scale_of_raw_pixels_reaches_the_bias(resnet):
     raw = {"image": pixels(64, seed=1) // 2}
     shipped = run_onnx(PIXELS.prepend(small, input_name="x"), [raw])
     assert parity(run_onnx(resnet, [{"x": PIXELS.apply(raw)}]), shipped, atol=1e-6, rtol=0.05).ok
+
+
+@on_x86
+def test_raw_pixels_pass_a_flatten_as_bytes(tmp_path):
+    """A perceptron flattens before its first product; the bytes go through, with the pixels' own scale."""
+    weight, head, bias = normal(784, 16), normal(16, 3), normal(16)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["x"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "w", "b"], ["hidden"]),
+            helper.make_node("Relu", ["hidden"], ["active"]),
+            helper.make_node("Gemm", ["active", "h"], ["logits"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 28, 28])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(value, name) for name, value in (("w", weight), ("h", head), ("b", bias))],
+    )
+    core = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    dark = {"image": pixels() // 2}
+    small, _ = quantize_onnx(core, target=target("x86"), calibration=[{"x": PIXELS.apply(dark)}])
+    shipped = PIXELS.prepend(small, input_name="x")
+    assert executed(shipped, {"image": pixels(1)}, tmp_path) == ["Transpose", "Flatten", "QGemm", "QGemm"]
+    reference = run_onnx(core, [{"x": PIXELS.apply(dark)}])
+    assert parity(reference, run_onnx(shipped, [dark]), atol=1e-6, rtol=0.05).ok
 
 
 def test_the_file_is_weights_scales_and_little_text(resnet):
