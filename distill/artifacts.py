@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from onnx import ModelProto
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from distill.export import export_onnx, strip, to_bytes
 from distill.export.settings import ExportSettings
 from distill.models import build
 from distill.prune import apply_structure, structure_of
-from distill.runfolder import file_sha256
+from distill.runfolder import damaged, file_sha256
 from distill.tasks.base import Batch, Data, Feed, Task
 from distill.training import as_inputs
 from distill.views import batches
@@ -73,7 +75,10 @@ class Artifact:
 
 def graph_hash(path: Path) -> str:
     """Return sixteen hexadecimal digits that stand for a file's graph; metadata does not count."""
-    proto = onnx.load(path)
+    try:
+        proto = onnx.load(path)
+    except (DecodeError, OSError) as error:
+        raise damaged(path, error, remove=path.parent) from error
     del proto.metadata_props[:]
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()[:16]
 
@@ -90,10 +95,16 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe) -> None:
 
 def load_model(folder: Path, task: Task) -> tuple[nn.Module, Recipe]:
     """Build the model that ``save_model`` wrote, widths and weights."""
-    about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    path = folder / "model.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, error, remove=folder) from error
     recipe = Recipe(about["model"], about["args"], about["field"], about["seed"])
     model = apply_structure(recipe.build(task), about["structure"])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.load_state_dict(weights)
     return model.eval(), recipe
 
 

@@ -86,7 +86,7 @@ def _verdict(speedup: Estimate | None, before: int, after: int, objective: str) 
 def unresolved(drop: Drop) -> str:
     """Say what a split of this size cannot tell."""
     return (
-        f"drop of {_points(drop.value)} [{_points(drop.low)}, {_points(drop.high)}] against a limit of "
+        f"drop of {_points(drop.value)} [{100 * drop.low:.2f}, {100 * drop.high:.2f}] against a limit of "
         f"{_points(drop.limit)}: too few samples to tell; more validation or test data resolve it"
     )
 

@@ -140,7 +140,7 @@ class RunConfig:
         default=0.01, description="how much of the metric may be lost against the teacher; 0.01 is one point"
     )
     objective: Literal["latency", "size"] = Field(default="latency", description="what a stage has to improve")
-    seed: Annotated[int, Ge(0)] = Field(default=0, description="of weights, order, augmentation and splits")
+    seed: Annotated[int, Ge(0), Lt(2**63)] = Field(default=0, description="of weights, order, augmentation and splits")
 
 
 def load_config(

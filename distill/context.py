@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from distill.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
@@ -31,7 +32,7 @@ from distill.export import run_onnx
 from distill.export.settings import ExportSettings
 from distill.quality import quality
 from distill.records import Estimate, Quality, StageLatency
-from distill.runfolder import RunFolder, digest, sources, versions
+from distill.runfolder import RunFolder, damaged, digest, sources, versions
 from distill.tasks.base import Task
 from distill.training import predict
 
@@ -120,7 +121,10 @@ class Context:
             temporary = path.with_suffix(".tmp")
             save_file({"values": np.ascontiguousarray(compute())}, temporary)
             temporary.replace(path)
-        return load_file(path)["values"]
+        try:
+            return load_file(path)["values"]
+        except (SafetensorError, OSError) as error:
+            raise damaged(path, error, remove=path) from error
 
     # Timing --------------------------------------------------------------------------------------------------------
 

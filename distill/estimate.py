@@ -203,7 +203,7 @@ def _stages(
             student.stage_bytes,
         )
     yield from _compression(config, works, train, held_out)
-    yield from _afterwards(config, costs, sizes, unmeasured)
+    yield from _afterwards(config, costs, sizes, len(task.labels), unmeasured)
 
 
 def _compression(config: RunConfig, works: Cost, train: int, held_out: int) -> Iterator[dict[str, Any]]:
@@ -218,7 +218,7 @@ def _compression(config: RunConfig, works: Cost, train: int, held_out: int) -> I
 
 
 def _afterwards(
-    config: RunConfig, costs: dict[str, Cost], sizes: dict[str, int], unmeasured: str | None
+    config: RunConfig, costs: dict[str, Cost], sizes: dict[str, int], classes: int, unmeasured: str | None
 ) -> Iterator[dict[str, Any]]:
     """Add up exports, answers on validation and test, and timing; each stage has a file."""
     teacher = costs["teacher"]
@@ -226,18 +226,18 @@ def _afterwards(
     control = "student" in costs and config.distill is not None and config.distill.control
     modules = [teacher, *([student] if "student" in costs else []), *([student] if control else [])]
     modules += [student] if config.prune and config.prune.ratio else []
-    files = len(modules) + (config.quantize is not None) + (config.export is not None)
+    files = len(modules) + (config.quantize is not None)  # the packed file is the last of these, with metadata
     seconds = _START_S + sum(cost.export_s for cost in modules)
     judged = sizes["validation"] + sizes["test"]
     # Each file answers both splits in onnxruntime, and each module the test split in torch.
     seconds += sum(judged * cost.sample_s + sizes["test"] * cost.sample_s for cost in modules)
-    disk = _REPORT_BYTES + student.parameters * 4
+    disk = _REPORT_BYTES + student.parameters * 4 + files * judged * classes * 4
     yield _row("export", "exports, parity, reports", seconds, teacher, disk, extra=_EXPORT_BYTES)
     if unmeasured is None and config.benchmark:
         settings = config.benchmark
         each = settings.session_pairs * settings.seconds_per_pair + _SESSION_S
         decided = sum(1 for section in (config.prune, config.quantize) if section)
-        seconds = (files * len(settings.batch_sizes) + decided) * each + files * _SESSION_S
+        seconds = (files * len(settings.batch_sizes) + decided) * each
         yield _row("benchmark", "timing on the target", seconds, None, 0)
 
 
@@ -261,7 +261,8 @@ def _described(config: RunConfig, name: str, cost: Cost) -> dict[str, Any]:
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
     memory, disk = row["memory_bytes"], row["disk_bytes"]
-    return _time(row["seconds"]), "" if memory is None else _size(memory), _size(disk) if disk else ""
+    taken = _time(row["seconds"]) if row["seconds"] >= 1 else "< 1 s"
+    return taken, "" if memory is None else _size(memory), _size(disk) if disk else ""
 
 
 def _time(seconds: float) -> str:
@@ -273,4 +274,6 @@ def _time(seconds: float) -> str:
 
 
 def _size(count: float) -> str:
+    if count < 2**20:
+        return "< 1 MiB"
     return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"

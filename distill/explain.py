@@ -39,6 +39,9 @@ def explain(error: ValidationError, root: type[Any], raw: Mapping[str, Any]) -> 
                 lines[f"student={value!r}: must be a model, `teacher` or `off`"] = None
         elif kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
             lines[f"{path}={value!r}: must be {_interval(_rules(root, place, fields))}{tail}"] = None
+        elif kind == "value_error":
+            # Of a section as a whole: the message names the fields and their values.
+            lines[f"{path}: {one['msg'].removeprefix('Value error, ')}"] = None
         else:
             message = one["msg"].removeprefix("Value error, ")
             message = re.sub(r"^Input should be", "must be", message)

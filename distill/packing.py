@@ -16,8 +16,8 @@ import torch
 from distill.artifacts import Artifact, graph_inputs, shipped_feed, weights_hash, write_proto
 from distill.config import config_hash, settings_hash
 from distill.context import Context
-from distill.export import loaded_with, parity, run_onnx, write_metadata
-from distill.runfolder import digest, file_sha256
+from distill.export import loaded_with, loads_in, parity, run_onnx, write_metadata
+from distill.runfolder import digest, file_sha256, sources, versions
 
 VECTORS = 16
 CARD = """# {task}
@@ -74,6 +74,7 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
             (folder / "NOT_DEPLOYABLE").write_text("A smoke run: trained on two batches.\n", encoding="utf-8")
 
     key = digest(final.graph_hash, weights_hash(teacher.folder), config_hash(ctx.config), deployable, ctx.data_key)
+    key = digest(key, sources("distill.packing", "distill.export"), versions())
     marker = ctx.folder.memos / "export.json"
     place = ctx.folder.path / "deploy" / "model.onnx"
     known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
@@ -127,9 +128,19 @@ def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bo
         "graph_sha256": final.graph_hash,
         "config_sha256": settings_hash(ctx.config),
         "producer": f"distill {version('distill')}",
-        "onnxruntime": loaded_with(final.onnx),
+        "onnxruntime": oldest_runtime(final.onnx, ctx.export.load_with),
         **({} if deployable else {"deployable": "no"}),
     }
+
+
+def oldest_runtime(path: Path, interpreters: tuple[Path, ...]) -> str:
+    """Return the oldest onnxruntime that loaded the file: the one here, or one of other interpreters'.
+
+    Raises:
+        NotMeasuredError: an interpreter has none, or its onnxruntime refuses the file.
+    """
+    found = [loaded_with(path), *(loads_in(python, path) for python in interpreters)]
+    return min(found, key=lambda version: [int(part) for part in version.split("+")[0].split(".") if part.isdigit()])
 
 
 def _vectors(ctx: Context, path: Path) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def default_folder(config: RunConfig, *, smoke: bool = False) -> Path:
 def _sequence(ctx: Context, smoke: bool) -> RunResult:
     run = _Run()
     config = ctx.config
+    stages.try_models(ctx)
     _add(ctx, run, "teacher", stages.teacher(ctx))
     if config.search.trials:
         config, run.decisions["search"] = search.choose(ctx, run.teacher)
@@ -200,6 +201,19 @@ def _test_and_time(ctx: Context, run: _Run) -> None:
             latency=latency,
             detail=record.detail | {"parity": packing.torch_parity(ctx, made.artifact), "timing": list(remarks)},
         )
+    if "control" in run.made:
+        student = run.records["student"]
+        gain = {"gain": _gain(ctx, run.made["control"].artifact, run.made["student"].artifact)}
+        run.records["student"] = dataclasses.replace(student, detail=student.detail | gain)
+    teacher = run.records["teacher"]
+    splits = {name: len(data) for name, data in ctx.task.data.items()}
+    run.records["teacher"] = dataclasses.replace(teacher, detail=teacher.detail | {"splits": splits})
+
+
+def _gain(ctx: Context, control: Artifact, student: Artifact) -> dict[str, float] | None:
+    """Return what distillation bought on the test split: student minus control, with its paired interval."""
+    drop = ctx.quality(student.onnx, "test", control.onnx).drop
+    return None if drop is None else {"value": -drop.value, "low": -drop.high, "high": -drop.low}
 
 
 def _export(ctx: Context, run: _Run, smoke: bool) -> None:
@@ -218,7 +232,8 @@ def _export(ctx: Context, run: _Run, smoke: bool) -> None:
         validation=ctx.quality(packed.onnx, "validation", run.teacher.onnx),
         latency=latency,
         warnings=packed.warnings,
-        detail={"timing": list(remarks), "files": packed.files, "parity": packed.parity, "sha256": file_sha256(packed.onnx)}
+        detail={"files": packed.files, "parity": packed.parity, "timing": list(remarks)}
+        | {"sha256": file_sha256(packed.onnx)}
         | ({"profile": last.detail["profile"]} if "profile" in last.detail else {}),
     )
     ctx.console.say(f"export: {packed.onnx}")

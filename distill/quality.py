@@ -25,7 +25,10 @@ def wilson(successes: float, n: int) -> Estimate:
     share, z2 = successes / n, Z * Z
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z / (1 + z2 / n) * float(np.sqrt(share * (1 - share) / n + z2 / (4 * n * n)))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
+    # At the ends the bound is exactly 0 or 1, which the sum misses by a rounding error.
+    low = 0.0 if successes == 0 else max(0.0, middle - half)
+    high = 1.0 if successes == n else min(1.0, middle + half)
+    return Estimate(share, low, high)
 
 
 def paired_drop(lost: int, won: int, n: int) -> Estimate:

@@ -44,7 +44,7 @@ def sources(*modules: str) -> str:
         place = Path(str(import_module(name).__file__))
         files = sorted(place.parent.rglob("*.py")) if place.name == "__init__.py" else [place]
         for file in files:
-            hashed.update(file.name.encode() + file.read_bytes())
+            hashed.update(file.relative_to(place.parent).as_posix().encode() + b"\0" + file.read_bytes())
     return hashed.hexdigest()[:16]
 
 
@@ -58,6 +58,17 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def damaged(path: Path, error: BaseException, *, remove: Path) -> UserError:
+    """Return what to raise for a file of a run that was whole once and cannot be read any more.
+
+    ``remove`` is what has to go so that the run makes it again.
+    """
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"{path}: damaged ({text}); remove {remove}, then the same command makes it again and goes on from there"
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,8 +24,8 @@ from distill.context import Context
 from distill.prune import count, prune_channels, recalibrate
 from distill.prune.settings import PruneSettings
 from distill.runfolder import digest, sources
-from distill.stages import TRAINING, model_inputs, teaching
-from distill.training import StepLoss, Teach, TrainRecord, TrainSettings, fit, predict
+from distill.stages import TRAINING, fit_here, model_inputs, teaching
+from distill.training import DivergedError, StepLoss, Teach, TrainRecord, TrainSettings, predict
 
 JOURNAL = "study.journal"
 
@@ -48,14 +48,19 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
         ctx.console.progress("searching", number, settings.trials)
         study.sampler = _sampler(ctx.config.seed + number, number)
         trial = study.ask()
-        study.tell(trial, _try(ctx, teacher, trial, distillation, pruning))
+        try:
+            values = _try(ctx, teacher, trial, distillation, pruning)
+        except DivergedError:
+            # An answer too: these values teach nothing, and the search goes on without them.
+            values = 0.0, float(count(_start(ctx, teacher), *example(ctx.task)).macs)
+        study.tell(trial, values)
     ctx.console.progress("searching", settings.trials, settings.trials)
     finished = _finished(study)[: settings.trials]
     best = pick(finished, goal)
-    values = dict(zip(("metric", "macs"), best.values, strict=True))
+    reached = dict(zip(("metric", "macs"), best.values, strict=True))
     trials = [{"params": one.params, "values": list(one.values)} for one in finished]
     # Its place among the finished ones: Optuna's own number also counts the trials that a kill cut off.
-    found = {"chosen": best.params, "trial": finished.index(best), **values, "goal": goal, "trials": trials}
+    found = {"chosen": best.params, "trial": finished.index(best), **reached, "goal": goal, "trials": trials}
     return _with(ctx.config, best.params), found
 
 
@@ -151,12 +156,11 @@ def _start(ctx: Context, teacher: Artifact) -> nn.Module:
 def _fit(
     ctx: Context, model: nn.Module, train: TrainSettings, teach: Teach, loss: StepLoss, views: int
 ) -> tuple[nn.Module, TrainRecord]:
-    return fit(
+    return fit_here(
+        ctx,
         model,
-        ctx.task,
         train,
         seed=ctx.config.seed,
-        device=ctx.device,
         teach=teach,
         loss=loss,
         views=views,

@@ -34,6 +34,7 @@ from distill.artifacts import (
     write_onnx,
     write_proto,
 )
+from distill.benchmarks import usable_threads
 from distill.config import DistillSettings, ModelSettings, TeacherSettings
 from distill.context import Context
 from distill.errors import UserError
@@ -43,9 +44,11 @@ from distill.prune import count, prune_channels, recalibrate
 from distill.prune.settings import PruneSettings
 from distill.quantize import quantize as quantize_graph
 from distill.runfolder import CHECKPOINT, digest
-from distill.training import StepLoss, Teach, TrainSettings, as_inputs, fit, predict
+from distill.training import StepLoss, Teach, TrainRecord, TrainSettings, as_inputs, fit, forward, predict
 from distill.views import fits_cache, shuffled, teacher_for
 
+SMALL_WORK = 10**9
+"""Multiply-accumulates of a forward batch below which a second thread costs more than it brings."""
 TRAINING = ("distill.training", "distill.views", "distill.losses", "distill.stages")
 
 
@@ -56,6 +59,22 @@ class Made:
     artifact: Artifact
     facts: dict[str, Any]
     reused: bool
+
+
+def try_models(ctx: Context) -> None:
+    """Call every model of the configuration on two samples, so that one that does not fit shows before any training.
+
+    Raises:
+        UserError: a model cannot be built, does not take the data, or returns something else than logits.
+    """
+    chosen: dict[str, TeacherSettings | ModelSettings] = {"teacher": ctx.config.teacher}
+    if isinstance(ctx.config.student, ModelSettings) and ctx.config.distill is not None:
+        chosen["student"] = ctx.config.student
+    batch = ctx.task.data["train"].fetch(torch.arange(2), None)
+    for field, settings in chosen.items():
+        model = Recipe(settings.model, dict(settings.args), field, ctx.config.seed).build(ctx.task).eval()
+        with torch.no_grad():
+            forward(model, ctx.task, batch, torch.device("cpu"), what=f"{field}.model={settings.model!r}")
 
 
 def teacher(ctx: Context) -> Made:
@@ -76,16 +95,14 @@ def teacher(ctx: Context) -> Made:
         if loaded:
             _require_finite(ctx, trained)
         else:
-            trained, record = fit(
+            trained, record = fit_here(
+                ctx,
                 model,
-                ctx.task,
                 train,
                 seed=ctx.config.seed,
-                device=ctx.device,
                 what="training the teacher",
                 field_name="teacher",
                 checkpoint=folder / CHECKPOINT,
-                progress=ctx.console.progress,
             )
             facts |= _training_facts(dataclasses.asdict(record))
         return facts | _write(ctx, folder, trained, recipe)
@@ -133,19 +150,17 @@ def prune(ctx: Context, base: Artifact, taught_by: Artifact) -> Made:
         if facts["pruning"]["macs_after"] < facts["pruning"]["macs_before"]:
             narrow = recalibrate(narrow, model_inputs(ctx, recovery.batch_size))
         if settings.epochs:
-            narrow, trained = fit(
+            narrow, trained = fit_here(
+                ctx,
                 narrow,
-                ctx.task,
                 recovery,
                 seed=ctx.config.seed + 1,
-                device=ctx.device,
                 teach=teach,
                 loss=loss,
                 views=distillation.views,
                 what="recovering from pruning",
                 field_name="prune",
                 checkpoint=folder / CHECKPOINT,
-                progress=ctx.console.progress,
             )
             facts |= _training_facts(dataclasses.asdict(trained))
         return facts | _write(ctx, folder, narrow, base.recipe)
@@ -194,6 +209,17 @@ def teaching(ctx: Context, taught_by: Artifact, settings: DistillSettings) -> tu
     return source, loss
 
 
+def fit_here(ctx: Context, model: nn.Module, settings: TrainSettings, **options: Any) -> tuple[nn.Module, TrainRecord]:
+    """Call ``fit`` with the run's task, device and progress, on as many threads as the model's size is worth."""
+    before = torch.get_num_threads()
+    work = count(model, *example(ctx.task)).macs * settings.batch_size
+    torch.set_num_threads(1 if work < SMALL_WORK else usable_threads())
+    try:
+        return fit(model, ctx.task, settings, device=ctx.device, progress=ctx.console.progress, **options)
+    finally:
+        torch.set_num_threads(before)
+
+
 def code_of(model: nn.Module) -> str:
     """Return a hash of the source files that a model's classes come from, torch's own left out."""
     files = set()
@@ -234,19 +260,17 @@ def _student(ctx: Context, name: str, taught_by: Artifact | None) -> Made:
     def build(folder: Path) -> dict[str, Any]:
         teach, loss = teaching(ctx, taught_by, settings) if taught_by is not None else (None, None)
         # The control sees a new view every epoch: it has no cache to save, and is not to be held back by ours.
-        trained, record = fit(
+        trained, record = fit_here(
+            ctx,
             model,
-            ctx.task,
             train,
             seed=ctx.config.seed,
-            device=ctx.device,
             teach=teach,
             loss=loss,
             views=settings.views if taught_by is not None else 0,
             what="distilling the student" if taught_by is not None else "training the control",
             field_name="distill",
             checkpoint=folder / CHECKPOINT,
-            progress=ctx.console.progress,
         )
         facts = _training_facts(dataclasses.asdict(record))
         if taught_by is not None:
@@ -309,7 +333,8 @@ def _training_facts(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _export(ctx: Context) -> dict[str, Any]:
-    return dataclasses.asdict(ctx.export)
+    """Return what decides the exported graph: who else has to load the packed file does not."""
+    return {name: value for name, value in dataclasses.asdict(ctx.export).items() if name != "load_with"}
 
 
 def _numbered(ctx: Context, size: int) -> list[tuple[Tensor, Any]]:
@@ -324,8 +349,6 @@ def _numbered(ctx: Context, size: int) -> list[tuple[Tensor, Any]]:
 
 
 def _taylor_loss(ctx: Context, teach: Teach, loss: StepLoss) -> Callable[[nn.Module, Any], Tensor]:
-    from distill.training import forward
-
     def value(model: nn.Module, numbered: tuple[Tensor, Any]) -> Tensor:
         index, batch = numbered
         where = next(model.parameters()).device

@@ -114,7 +114,8 @@ def fit(
         progress: called as (what, steps done, steps in all).
 
     Raises:
-        UserError: the loss is not finite, or the model does not fit the task.
+        DivergedError: the loss or the validation logits are not finite.
+        UserError: the model does not fit the task.
     """
     model = _copied(model).to(device)
     if device.type == "cuda":
@@ -175,7 +176,11 @@ def forward(model: nn.Module, task: Task, batch: Batch, device: torch.device, *,
         args, kwargs = as_inputs(call_user(task.module_preprocess, "preprocess", *args, **kwargs))
     args = tuple(_to(value, device) for value in args)
     kwargs = {name: _to(value, device) for name, value in kwargs.items()}
-    logits = task.logits(_call(model, args, kwargs, what))
+    output = _call(model, args, kwargs, what)
+    try:
+        logits = task.logits(output)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
     rows = next((v.shape[0] for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
     expected = (rows if rows is not None else logits.shape[0], len(task.labels))
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
@@ -213,8 +218,12 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _diverged(problem: str, epoch: int, settings: TrainSettings, field_name: str, what: str) -> UserError:
-    return UserError(
+class DivergedError(UserError):
+    """Training left the finite numbers."""
+
+
+def _diverged(problem: str, epoch: int, settings: TrainSettings, field_name: str, what: str) -> DivergedError:
+    return DivergedError(
         f"{field_name}.learning_rate={settings.learning_rate}: {problem} in epoch {epoch + 1} of {what}; lower it, or "
         "look at the data"
     )
@@ -231,14 +240,17 @@ def predict(
     model: nn.Module, task: Task, data: Data, device: torch.device, *, view: int | None = None
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return float32 logits [N, C] and int64 targets [N] of a split, in its own order, in evaluation mode."""
-    was_training, where = model.training, next((p.device for p in model.parameters()), device)
+    modes = [(module, module.training) for module in model.modules()]
+    where = next((p.device for p in model.parameters()), device)
     model.eval().to(device)
     logits, targets = [], []
     with torch.no_grad():
         for _, batch in batches(data, 512, view=view):
             logits.append(forward(model, task, batch, device).float().cpu().numpy())
             targets.append(task.target(batch).cpu().numpy())
-    model.train(was_training).to(where)
+    model.to(where)
+    for module, mode in modes:  # one by one: a part may have been frozen on its own
+        module.training = mode
     return np.concatenate(logits), np.concatenate(targets)
 
 

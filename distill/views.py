@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distill.runfolder import damaged
 from distill.tasks.base import Batch, Data, Task
 
 
@@ -64,7 +66,10 @@ class CachedTeacher:
     def _load(self, view: int) -> Tensor:
         path = self._folder / f"logits-{self._key}-{view}.safetensors"
         if path.is_file():
-            return load_file(path)["logits"]
+            try:
+                return load_file(path)["logits"]
+            except (SafetensorError, OSError) as error:
+                raise damaged(path, error, remove=path) from error
         # Half precision is about 3 decimal digits of a logit: far below what the temperature lets through.
         logits = torch.from_numpy(self._compute(view)).clamp(-65000, 65000).half()
         self._folder.mkdir(parents=True, exist_ok=True)

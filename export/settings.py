@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -21,4 +22,8 @@ class ExportSettings:
     )
     rtol: Annotated[float, Ge(0)] = Field(
         default=1e-3, description="Part of the largest allowed distance that grows with the largest reference logit."
+    )
+    load_with: tuple[Path, ...] = Field(
+        default=(),
+        description="Python interpreters whose onnxruntime has to load the file too; its metadata names the oldest.",
     )

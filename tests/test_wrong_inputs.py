@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
-
-from distill.cli import main
 from wrong import configs, data, models, places
 from wrong.corpus import Wrong, contents, write_config
 
+from distill.benchmarks import target as targets
+from distill.benchmarks import wheels
+from distill.cli import main
+
 CASES: list[Wrong] = [*configs.CASES, *models.CASES, *data.CASES, *places.CASES]
+INSTALLED = cache(wheels._wheels)
 COMMAND = ("run", "config.yaml", "--smoke", "--out", "run")
 
 
@@ -51,6 +60,8 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     folder = tmp_path / "place"
     shutil.copytree(finished, folder)
     monkeypatch.chdir(folder)
+    # Reading the metadata of every installed package is most of what a refused command line costs.
+    monkeypatch.setattr(wheels, "_wheels", INSTALLED)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield folder
     forget(folder)
@@ -77,3 +88,121 @@ def test_wrong_input_is_refused_and_nothing_is_lost(
     after = contents(place / "run")
     assert {name for name in before if after.get(name) != before[name]} == set()
     assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize("target", ["cuda", "tensorrt", "arm"])
+def test_a_target_that_is_not_at_hand_is_unmeasured_and_no_error(
+    target: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(targets, "gpus", list)
+    monkeypatch.setattr(targets, "family", lambda: "x86")
+    write_config(place, {"benchmark": {"session_pairs": 2}})
+    assert call(*COMMAND, "--target", target, "--json") == 0
+    result = json.loads(capfd.readouterr().out)
+    assert {stage["status"] for stage in result["stages"]} == {"unmeasured", "off"}
+    assert any("unmeasured" in warning and target in warning for warning in result["warnings"])
+    assert result["comparison"]["speedup"] is None
+
+
+def test_a_model_that_cannot_be_pruned_is_kept_with_a_warning(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_config(place, {"teacher": {"model": "./mine.py:make"}, "prune": {"ratio": 0.5, "epochs": 0}})
+    (place / "mine.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(4, 2)\n")
+    assert call(*COMMAND, "--json") == 0
+    result = json.loads(capfd.readouterr().out)
+    prune = next(stage for stage in result["stages"] if stage["name"] == "prune")
+    assert prune["status"] == "reverted"
+    assert any("prune" in warning or "channel" in warning for warning in prune["warnings"])
+
+
+def test_a_trial_that_diverges_does_not_end_the_search(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    student = "from torch import nn\nfrom tiny import model\nclass Steep(nn.Module):\n    def __init__(self):\n"
+    student += "        super().__init__()\n        self.inner = model()\n    def forward(self, x):\n"
+    (place / "mine.py").write_text(student + "        return self.inner(x) ** 3\n")
+    wild = {"epochs": 4, "batch_size": 4, "learning_rate": 0.01, "control": False}
+    search = {"trials": 2, "epochs": 1.0, "learning_rate": [0.1, 10000.0]}
+    write_config(place, {"student": "./mine.py:Steep", "distill": wild, "search": search})
+    assert call(*COMMAND, "--json") == 0
+    trials = json.loads(capfd.readouterr().out)["decisions"]["search"]["trials"]
+    assert [trial["values"][0] > 0 for trial in trials].count(False) == 1
+
+
+def test_a_defect_shows_its_traceback_on_request(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distill.pipeline._sequence", lambda *_: 1 / 0)
+    assert call(*COMMAND, "--debug") == 70
+    assert "ZeroDivisionError" in (err := capfd.readouterr().err)
+    assert "Traceback" in err
+
+
+def test_a_run_that_is_interrupted_goes_on_with_the_same_command(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_config(place, {"student": "./mine.py:make", "distill": {"epochs": 1, "control": False}})
+    (place / "mine.py").write_text(
+        "import pathlib, time\nfrom tiny import model as make_tiny\ndef make():\n"
+        "    while pathlib.Path('wait').exists():\n        pathlib.Path('waits').touch()\n        time.sleep(0.01)\n"
+        "    return make_tiny()\n"
+    )
+    (place / "wait").touch()
+    held = subprocess.Popen([sys.executable, "-m", "distill", *COMMAND], stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: (place / "waits").exists() or held.poll() is not None)
+        # What another process holds is refused here.
+        assert call(*COMMAND) == 2
+        assert "in use by another run" in capfd.readouterr().err
+        held.send_signal(signal.SIGINT)
+        _, err = held.communicate(timeout=30)
+    finally:
+        held.kill()
+        held.wait()
+    assert held.returncode == 130, err
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    (place / "wait").unlink()
+    assert call(*COMMAND) == 0
+    assert "teacher: done (from an earlier run)" in capfd.readouterr().err
+
+
+def test_a_disk_that_is_full_or_cannot_be_written_loses_nothing(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with tmpfs(place / "disk", "8k") as remount:
+        for size in ("8k", "48k", "96k"):
+            remount(f"size={size}")
+            before = contents(place / "disk")
+            assert call(*COMMAND[:-1], "disk/run") == 2
+            err = capfd.readouterr().err
+            assert "full" in err or "No space left" in err, err
+            assert contents(place / "disk").items() >= before.items()
+        remount("size=32m")
+        assert call(*COMMAND[:-1], "disk/run") == 0
+        assert contents(place / "disk/run").keys() == contents(place / "run").keys()
+        before = contents(place / "disk")
+        remount("ro")
+        assert call(*COMMAND[:-1], "disk/run", "--seed", "1") == 2
+        assert "Read-only" in capfd.readouterr().err
+        assert contents(place / "disk") == before
+
+
+def until(ready: Callable[[], bool], *, seconds: float = 60) -> None:
+    """Wait for something that another process does."""
+    limit = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@contextmanager
+def tmpfs(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
+    """Mount a small disk and yield what changes its options; skip where that is not allowed."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True) and None
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -75,6 +75,12 @@ def build(reference: str, args: Mapping[str, Any], facts: Mapping[str, Any], *, 
             f"{field}.model={reference!r}: {type(model).__name__} has uninitialized parameters ({lazy[0]}); give lazy "
             "layers their sizes, or call the model once in its factory"
         )
+    apart = [f"{name} is a {type(value).__name__}" for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if apart:
+        raise UserError(
+            f"{field}.model={reference!r}: the state of {type(model).__name__} holds more than tensors ({apart[0]}), which "
+            "only a pickle could keep; make it an argument of the factory"
+        )
     return model
 
 
@@ -150,7 +156,7 @@ def _factory(reference: str, field: str) -> Callable[..., nn.Module]:
         return load_reference(reference, field=f"{field}.model")
     if reference not in MODELS:
         near = difflib.get_close_matches(reference, MODELS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(
             f"{field}.model={reference!r}: no such model{hint} Built in: {', '.join(MODELS)}; or timm:NAME, "
             "torchvision:NAME, package.module:function, ./file.py:function"

@@ -83,7 +83,10 @@ def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file that a finished run left, by its path; not its lock, nor its note of how far it is."""
-    apart = {".lock", "progress.json"}
-    files = (one for one in sorted(folder.rglob("*")) if one.is_file() and one.name not in apart)
-    return {str(one.relative_to(folder)): one.read_bytes() for one in files}
+    """Return every file that a run has finished, by its path; hidden ones are unfinished, and progress.json changes."""
+    files = {one.relative_to(folder): one for one in sorted(folder.rglob("*")) if one.is_file()}
+    return {
+        str(name): path.read_bytes()
+        for name, path in files.items()
+        if path.name != "progress.json" and not any(part.startswith(".") for part in name.parts)
+    }

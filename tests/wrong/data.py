@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from wrong.corpus import Prepare, Wrong
 
 _MLP = {"model": "mlp", "args": {"hidden": [8]}}
@@ -110,7 +109,7 @@ IMAGES = [
     _images("no-classes", {"images/a.png": _png(1)}, "images", "directly", "images/<class>"),
     _images("empty-class", _folder({}), "grey", "holds no images", "remove the folder", prepare=_empty_class),
     _images("one-class", _ONE_CLASS, "images", "'dark'", "at least two"),
-    _images("truncated", _folder({"images/dark/21.png": _png(3)[:60]}), "21.png", "not a whole image", "replace"),
+    _images("truncated", _folder({"images/dark/21.png": _noise()[:90]}), "21.png", "not a whole image", "replace"),
     _images("text-for-png", _folder({"images/dark/21.png": b"hello"}), "21.png", "not a whole image", "replace"),
     _images("other-size", _folder({"images/dark/21.png": _png(3, 9)}), "data.image_size", "9x9", "8x8"),
     _images("16-bits", _folder({"images/dark/21.png": b"P5 8 8 65535\n" + bytes(128)}), "21.png", "8 bits"),
@@ -152,14 +151,14 @@ CUSTOM = [
     _given("one-label", "return {'train': (x, y * 0)}", "every target", "two classes"),
     _given("labels-twice", "return {'train': (x, y), 'labels': ['a', 'a']}", "labels", "different names"),
     _given("nan-features", "x[7, 2] = torch.nan; return {'train': (x, y)}", "train data", "holds NaN", "mend or remove"),
-    _given("infinite-features", "x[7, 2] = torch.inf; return {'train': (x, y)}", "train data", "inf", "mend or remove"),
+    _given("infinite-features", "x[7, 2] = torch.inf; return {'train': (x, y)}", "the loss became nan", "look at the data"),
     _given("inputs-raise", "return {'train': (x, y), 'inputs': lambda b: b['x']}", "inputs raised", "mine.py:5"),
     _given("inputs-no-tensor", "return {'train': (x, y), 'inputs': lambda b: 'x'}", "input 0", "str", "tensors"),
     _given("loss-raises", "return {'train': (x, y), 'loss': lambda z, t: z @ t}", "loss raised", "mine.py:5"),
     _given("loss-a-number", "return {'train': (x, y), 'loss': lambda z, t: 0.5}", "loss", "float", "scalar tensor"),
     _given("loss-without-gradient", "return {'train': (x, y), 'loss': lambda z, t: t.sum().float()}", "loss", "grad"),
     _given("metrics-raise", "return {'train': (x, y), 'metrics': lambda z, t: z.nope}", "metrics raised", "nope"),
-    _given("logits-wrong", "return {'train': (x, y), 'logits': lambda o: o[:, 0]}", "16", "[batch, 2]"),
+    _given("logits-wrong", "return {'train': (x, y), 'logits': lambda o: o[:, 0]}", "teacher.model", "[batch, 2]"),
     _given("hook-not-callable", "return {'train': (x, y), 'loss': 'hinge'}", "loss", "str", "function"),
     _given("preprocess-not-a-module", "return {'train': (x, y), 'preprocess': abs}", "preprocess", "nn.Module"),
     _given("arguments-refused", "return {'train': (x, y)}", "data.args", "'size'", args={"size": 3}),

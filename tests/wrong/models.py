@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-
 from wrong.corpus import Prepare, Wrong
 
 
@@ -92,13 +91,14 @@ def _made(name: str, body: str, *says: str, **settings: object) -> Wrong:
     )
 
 
-def _module(forward: str, **settings: object) -> str:
-    """Return the source of a model whose forward does ``forward`` with x [N, 4] and its logits y [N, 2]."""
+def _module(forward: str, made: str = "") -> str:
+    """Return the source of a model that ends its forward of x [N, 4] and logits y [N, 2], and its constructor, so."""
     return (
         "class Mine(nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
         "        self.layer = nn.Linear(4, 2)\n"
+        f"        {made}\n"
         "    def forward(self, x):\n"
         "        y = self.layer(x)\n"
         f"        {forward}\n"
@@ -119,7 +119,7 @@ REFERENCES = [
     _teacher("unknown-model", "resnet200", "teacher.model='resnet200'", "did you mean resnet20", "Built in"),
     _teacher("arguments-refused", "mlp", "teacher", "{'hiden': [8]}", "hiden", args={"hiden": [8]}),
     _teacher("arguments-wrong", "mlp", "teacher", "{'hidden': 'wide'}", args={"hidden": "wide"}),
-    _teacher("resnet-for-rows", "resnet20", "teacher", "ResNet", "[16, 4]"),
+    _teacher("resnet-for-rows", "resnet20", "teacher.model='resnet20'", "ResNet", "[2, 4]"),
     _teacher("timm-not-installed", "timm:resnet18", "timm", "pip install", "vision", prepare=_absent("timm")),
     _teacher("timm-broken", "timm:resnet18", "timm", "nms", "pip install torch", prepare=_broken("timm")),
     _teacher("timm-unknown", "timm:resnet180", "timm:resnet180", "near: resnet18", prepare=_poor_timm),
@@ -142,16 +142,23 @@ MODELS = [
     _made("factory-exits", "def make():\n    raise SystemExit(0)", "teacher.model", "SystemExit", "mine.py:4"),
     _made("factory-needs-arguments", "def make(width):\n    return nn.Linear(4, 2)", "teacher.model", "width"),
     _made("factory-returns-none", "def make():\n    pass", "teacher.model", "NoneType", "torch.nn.Module"),
-    _made("no-parameters", "def make():\n    return nn.Flatten()", "model", "Flatten", "no parameter"),
+    _made("no-parameters", _module("return y", "self.requires_grad_(False)"), "Mine", "no parameter", "teacher.pretrained"),
     _made("lazy-parameters", "def make():\n    return nn.LazyLinear(2)", "teacher.model", "LazyLinear", "uninitialized"),
-    _made("wrong-features", "def make():\n    return nn.Linear(7, 2)", "teacher", "Linear", "[16, 4]", "16x4 and 7x2"),
-    _made("wrong-classes", "def make():\n    return nn.Linear(4, 5)", "16x5", "[batch, 2]", "last layer"),
-    _made("wrong-rank", _module("return y[:, None]"), "16x1x2", "[batch, 2]"),
-    _made("wrong-batch", _module("return y[:3]"), "Mine", "(3, 2)", "(16, 2)"),
-    _made("returns-a-tuple", _module("return y, x"), "tuple", "logits(output)"),
-    _made("returns-a-dict", _module("return {'scores': y}"), "dict", "scores", "logits"),
-    _made("returns-class-numbers", _module("return y.argmax(1, True).expand(-1, 2)"), "int64", "floating"),
-    _made("forward-raises", _module("return y + self.bias"), "teacher", "Mine", "bias", "mine.py:9"),
+    _made(
+        "state-that-is-no-tensor",
+        _module("return y\n    def get_extra_state(self):\n        return {'step': 1}"),
+        "teacher.model",
+        "dict",
+        "argument of the factory",
+    ),
+    _made("wrong-features", "def make():\n    return nn.Linear(7, 2)", "teacher.model", "Linear", "[2, 4]", "2x4 and 7x2"),
+    _made("wrong-classes", "def make():\n    return nn.Linear(4, 5)", "teacher.model", "2x5", "[batch, 2]", "last layer"),
+    _made("wrong-rank", _module("return y[:, None]"), "teacher.model", "2x1x2", "[batch, 2]"),
+    _made("wrong-batch", _module("return y[:1]"), "teacher.model", "Mine", "(1, 2)", "(2, 2)"),
+    _made("returns-a-tuple", _module("return y, x"), "teacher.model", "tuple", "logits(output)"),
+    _made("returns-a-dict", _module("return {'scores': y}"), "teacher.model", "dict", "scores", "logits"),
+    _made("returns-class-numbers", _module("return y.argmax(1, True).expand(-1, 2)"), "teacher.model", "int64", "floating"),
+    _made("forward-raises", _module("return y + self.bias"), "teacher.model", "Mine", "bias", "mine.py:10"),
     _made("gives-nan", _module("return y / 0 * 0"), "teacher", "nan"),
     _made(
         "gives-nan-and-is-not-trained",
@@ -167,8 +174,7 @@ MODELS = [
         "lower it",
         teacher={"model": "./mine.py:make", "learning_rate": 100.0},
     ),
-    _made("cannot-be-copied", _module("return y").replace("super().__init__()", "super().__init__()\n"
-          "        self.words = (word for word in 'abc')"), "Mine", "copied", "generator"),
+    _made("cannot-be-copied", _module("return y", "self.it = (n for n in 'abc')"), "Mine", "copied", "generator"),
     _made("cannot-be-exported", _module("return y if y.sum() > 0 else -y"), "Mine", "branches", "torch.where"),
     _made("fixed-batch", _module("return y.reshape(-1, 2)[torch.arange(int(x.shape[0]))]"), "Mine"),
     _made("random-in-evaluation", _module("return y + torch.rand_like(y)"), "Mine", "randomness"),
@@ -176,7 +182,7 @@ MODELS = [
         name="student-of-other-classes",
         settings={"student": "./mine.py:make", "distill": {"epochs": 1, "control": False}},
         files={"mine.py": "from torch import nn\ndef make():\n    return nn.Linear(4, 3)\n"},
-        says=("x3", "[batch, 2]", "last layer"),
+        says=("student.model='./mine.py:make'", "2x3", "[batch, 2]", "last layer"),
     ),
 ]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-
 from wrong.corpus import Prepare, Wrong
 
 
@@ -95,12 +94,18 @@ def _locked(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "_lock_held_by_test", lock, raising=False)
 
 
-def _damaged(file: str) -> Prepare:
+def _damaged(pattern: str) -> Wrong:
+    """Make a case of a file that lost its end after the run that wrote it."""
+
     def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
-        path = folder / "run" / file
+        path = sorted((folder / "run").glob(pattern))[0]
         path.write_bytes(path.read_bytes()[:40])
 
-    return prepare
+    return Wrong(
+        name=f"damaged-{pattern.strip('*').replace('/', '-')}",
+        prepare=prepare,
+        says=(pattern.rpartition("*")[2], "damaged", "remove run/", "the same command"),
+    )
 
 
 _MINE = ("run", "config.yaml", "--smoke", "--out")
@@ -155,6 +160,10 @@ CASES = [
         prepare=_raising("distill.stages:fit", _no_memory),
         says=("out of memory", "batch_size"),
     ),
+    _damaged("stages/01-teacher/model.safetensors"),
+    _damaged("stages/01-teacher/model.json"),
+    _damaged("stages/01-teacher/model.onnx"),
+    _damaged("cache/validation*.safetensors"),
     _full_at("notes", "distill.runfolder:write_text"),
     _full_at("weights", "distill.artifacts:save_file", _full_safetensors),
     _full_at("logits", "distill.context:save_file", _full_safetensors, quantize="on"),

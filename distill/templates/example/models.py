@@ -31,10 +31,10 @@ class SignalNet(nn.Module):
 
 
 def make_teacher(classes: int, width: int = 64) -> nn.Module:
-    """Return the model to be compressed. It is trained by the run, unless teacher.weights or .pretrained says that it is."""
-    return SignalNet(classes, [width] * 6, [1, 1, 2, 1, 2, 1])
+    """Return the model to be compressed; the run trains it, unless it is told that it is trained already."""
+    return SignalNet(classes, [width // 2, width, width, 2 * width], [2, 1, 2, 1])
 
 
-def make_student(classes: int, width: int = 24) -> nn.Module:
+def make_student(classes: int, width: int = 32) -> nn.Module:
     """Return a smaller model; its architecture is your choice."""
-    return SignalNet(classes, [width, width, width], [2, 2, 2])
+    return SignalNet(classes, [width, width, 2 * width], [2, 2, 2])

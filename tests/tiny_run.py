@@ -1,0 +1,156 @@
+"""The tiny tasks and runs that tests share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from distill.records import RunResult
+
+Config = dict[str, Any]
+
+TRAIN = {"epochs": 3, "batch_size": 16, "learning_rate": 0.05}
+
+CUSTOM = '''
+import torch
+from torch import nn
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Six numbers and two more a sample; the class shows in both."""
+
+    def __init__(self, count, first):
+        generator = torch.Generator().manual_seed(first)
+        self.y = torch.randint(3, (count,), generator=generator)
+        self.left = torch.randn(count, 6, generator=generator)
+        self.left[torch.arange(count), self.y] += 2.5
+        self.right = torch.randn(count, 2, generator=generator) + self.y[:, None]
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return {"left": self.left[i], "right": self.right[i], "y": self.y[i]}
+
+
+def collate(items):
+    CALLS.append(len(items))
+    return {name: torch.stack([item[name] for item in items]) for name in ("left", "right", "y")}
+
+
+CALLS = []
+WEIGHTS = (1.0, 2.0, 1.0)
+
+
+def make_data(count=160):
+    return {
+        "train": Pairs(count, 1), "validation": Pairs(60, 2), "test": Pairs(60, 3),
+        "collate": collate,
+        "labels": ["low", "middle", "high"],
+        "inputs": lambda batch: ((batch["left"],), {"right": batch["right"]}),
+        "target": lambda batch: batch["y"],
+        "logits": lambda output: output["scores"],
+        "loss": lambda logits, target: nn.functional.cross_entropy(
+            logits, target, weight=torch.tensor(WEIGHTS, device=logits.device)),
+    }
+
+
+class Two(nn.Module):
+    def __init__(self, width, depth):
+        super().__init__()
+        self.left, self.right = nn.Linear(6, width), nn.Linear(2, width)
+        self.body = nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, left, right):
+        hidden = self.body(torch.relu(self.left(left) + self.right(right)))
+        return {"hidden": hidden, "scores": self.head(hidden)}
+
+
+def make_teacher(width=32):
+    return Two(width, 2)
+
+
+def make_student(width=16):
+    return Two(width, 1)
+'''
+
+
+def stripes(label: int, rng: np.random.Generator, side: int = 8) -> np.ndarray[Any, Any]:
+    """Draw noise over stripes: level, upright or slanting, by class."""
+    y, x = np.mgrid[:side, :side]
+    wave = np.sin((y, x, x + y)[label] * 1.6 + rng.uniform(0, 6))
+    return np.clip(128 + 45 * wave + rng.normal(0, 30, (side, side)), 0, 255).astype(np.uint8)
+
+
+def write_stripes(folder: Path, count: int = 70) -> Path:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("level", "slanting", "upright")):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(stripes(label, rng)).save(folder / name / f"{number:03}.png")
+    return folder
+
+
+def merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
+    """Lay changes over a configuration, section by section."""
+    result = copy.deepcopy(dict(config))
+    for key, value in changes.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return result
+
+
+def write_custom(folder: Path) -> Config:
+    """Write ``mine.py`` with data, a teacher and a student, and return a configuration that uses them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.py").write_text(CUSTOM, encoding="utf-8")
+    place = folder / "mine.py"
+    return {
+        "task": "mine",
+        "data": f"{place}:make_data",
+        "teacher": {"model": f"{place}:make_teacher", **TRAIN},
+        "student": f"{place}:make_student",
+        "distill": {**TRAIN, "views": 1},
+        "prune": {"ratio": 0.25, "round_to": 4, "batches": 2, "epochs": 1},
+        "benchmark": {"session_pairs": 2, "seconds_per_pair": 0.05, "batch_sizes": [1, 4]},
+        "device": "cpu",
+        "max_drop": 0.5,
+    }
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done."""
+
+    folder: Path
+    config: Config
+    result: RunResult
+
+
+def run_quietly(config: Config, folder: Path, **options: Any) -> Finished:
+    """Run the pipeline on one thread, as a tiny model likes it."""
+    import distill
+    from distill import pipeline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "usable_threads", lambda: 1)
+        return Finished(folder, config, distill.run(config, out=folder, **options))
+
+
+Variant = Callable[..., Finished]
+
+
+def write_yaml(path: Path, config: Config) -> Path:
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
