@@ -194,7 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 # What the machine or its administrator refuses; anything else that the system says may be our own mistake.
 _LIMITS = (errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ESTALE)
-_INTERRUPTED = "interrupted; the same command goes on from here"
+_GOES_ON = "the same command goes on from here"
+_INTERRUPTED = f"interrupted; {_GOES_ON}"
 
 
 def _code_of(error: BaseException) -> int:
@@ -216,12 +217,12 @@ def _code_of(error: BaseException) -> int:
     number, name = getattr(error, "errno", None), getattr(error, "filename", None)
     where = f"{name}: " if name else ""
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-        return _complain(f"{where}the disk is full; free some space, then the same command goes on from here", Exit.USER)
+        return _complain(f"{where}the disk is full; free some space, then {_GOES_ON}", Exit.USER)
     why = getattr(error, "strerror", None) or error
     if number in _LIMITS:
-        return _complain(f"{where}{why}; mend that, then the same command goes on from here", Exit.USER)
+        return _complain(f"{where}{why}; mend that, then {_GOES_ON}", Exit.USER)
     if isinstance(error, PermissionError) or number == errno.EROFS:
-        return _complain(f"{where}no permission ({why}); mend its rights, or choose another folder with --out", Exit.USER)
+        return _complain(f"{where}no permission ({why}); mend its rights, or choose a folder with --out", Exit.USER)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
         return _complain("out of memory; lower batch_size, or distill.views", Exit.USER)
     return _complain(

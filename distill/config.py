@@ -109,7 +109,9 @@ class SearchSettings:
 def _is_name(text: str) -> str:
     """Refuse what cannot name a folder: the run folder is called after the task."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
-        raise ValueError("must be 1 to 64 letters, digits, points, dashes or underscores, a letter or digit first")
+        raise ValueError(
+            f"must be 1 to 64 letters, digits, points, dashes or underscores, a letter or digit first, not {text!r}"
+        )
     return text
 
 

@@ -22,7 +22,7 @@ ALLOWED = {
     "quantize": {"benchmarks", "export"},
     "prune": {"benchmarks"},
 }
-# Of the rest: a part may import those before it. Everything that is not named stands beside the command line, at the end.
+# Of the rest: a part may import those before it. What is not named stands beside the command line, at the end.
 ORDER = (
     ("errors",),
     PACKAGES,
@@ -133,7 +133,14 @@ def test_importing_benchmarks_brings_no_torch(tmp_path: Path) -> None:
     assert "distill.benchmarks" in found
 
 
-HELP = "sys.argv = ['distill', *{words!r}]\nfrom distill.cli import main\ntry:\n    main()\nexcept SystemExit as end:\n    assert not end.code"
+HELP = """
+sys.argv = ['distill', *{words!r}]
+from distill.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+"""
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["presets"], ["init", "--help"]])

@@ -164,9 +164,7 @@ def test_a_run_that_is_interrupted_goes_on_with_the_same_command(
     assert "teacher: done (from an earlier run)" in capfd.readouterr().err
 
 
-def test_a_disk_that_is_full_or_cannot_be_written_loses_nothing(
-    place: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disk_that_is_full_or_cannot_be_written_loses_nothing(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with tmpfs(place / "disk", "8k") as remount:
         for size in ("8k", "48k", "96k"):
             remount(f"size={size}")

@@ -69,19 +69,26 @@ def build(reference: str, args: Mapping[str, Any], facts: Mapping[str, Any], *, 
             raise UserError(f"{field}.model={reference!r} with args={dict(args)}: {cause(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{field}.model={reference!r}: returned {type(model).__name__}, must return a torch.nn.Module")
+    _require_storable(model, f"{field}.model={reference!r}")
+    return model
+
+
+def _require_storable(model: nn.Module, where: str) -> None:
+    """Refuse what safetensors cannot keep, or what has no values yet."""
+    kind = type(model).__name__
     lazy = [name for name, value in model.named_parameters() if isinstance(value, UninitializedParameter)]
     if lazy:
         raise UserError(
-            f"{field}.model={reference!r}: {type(model).__name__} has uninitialized parameters ({lazy[0]}); give lazy "
-            "layers their sizes, or call the model once in its factory"
+            f"{where}: {kind} has uninitialized parameters ({lazy[0]}); give lazy layers their sizes, or call the model "
+            "once in its factory"
         )
-    apart = [f"{name} is a {type(value).__name__}" for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    state = model.state_dict().items()
+    apart = [f"{name} is a {type(value).__name__}" for name, value in state if not isinstance(value, Tensor)]
     if apart:
         raise UserError(
-            f"{field}.model={reference!r}: the state of {type(model).__name__} holds more than tensors ({apart[0]}), which "
-            "only a pickle could keep; make it an argument of the factory"
+            f"{where}: the state of {kind} holds more than tensors ({apart[0]}), which only a pickle could keep; make it "
+            "an argument of the factory"
         )
-    return model
 
 
 def load_weights(model: nn.Module, path: Path, *, field: str) -> nn.Module:

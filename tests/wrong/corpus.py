@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-TINY = '''
+TINY = """
 import torch
 from torch import nn
 
@@ -27,7 +27,7 @@ def data():
 
 def model(classes=2, features=4):
     return nn.Sequential(nn.Linear(features, 16), nn.ReLU(), nn.Linear(16, classes))
-'''
+"""
 
 CONFIG: dict[str, Any] = {
     "task": "tiny",

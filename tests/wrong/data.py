@@ -85,9 +85,7 @@ def _folder(changes: Mapping[str, bytes | None]) -> dict[str, bytes]:
     return {name: held for name, held in {**files, **changes}.items() if held is not None}
 
 
-def _images(
-    name: str, files: Mapping[str, bytes], *says: str, prepare: Prepare | None = None, **data: object
-) -> Wrong:
+def _images(name: str, files: Mapping[str, bytes], *says: str, prepare: Prepare | None = None, **data: object) -> Wrong:
     return Wrong(
         name=f"images-{name}",
         settings={"teacher": _CNN, "data": {"source": "imagefolder", "path": "images", **data}},
@@ -150,8 +148,12 @@ CUSTOM = [
     _given("huge-labels", "return {'train': (x, y * 10**9)}", "1000000000", "out of range", "from 0"),
     _given("one-label", "return {'train': (x, y * 0)}", "every target", "two classes"),
     _given("labels-twice", "return {'train': (x, y), 'labels': ['a', 'a']}", "labels", "different names"),
-    _given("nan-features", "x[7, 2] = torch.nan; return {'train': (x, y)}", "train data", "holds NaN", "mend or remove"),
-    _given("infinite-features", "x[7, 2] = torch.inf; return {'train': (x, y)}", "the loss became nan", "look at the data"),
+    _given(
+        "nan-features", "x[7, 2] = torch.nan; return {'train': (x, y)}", "train data", "holds NaN", "mend or remove"
+    ),
+    _given(
+        "infinite-features", "x[7, 2] = torch.inf; return {'train': (x, y)}", "the loss became nan", "look at the data"
+    ),
     _given("inputs-raise", "return {'train': (x, y), 'inputs': lambda b: b['x']}", "inputs raised", "mine.py:5"),
     _given("inputs-no-tensor", "return {'train': (x, y), 'inputs': lambda b: 'x'}", "input 0", "str", "tensors"),
     _given("loss-raises", "return {'train': (x, y), 'loss': lambda z, t: z @ t}", "loss raised", "mine.py:5"),

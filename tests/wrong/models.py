@@ -124,7 +124,11 @@ REFERENCES = [
     _teacher("timm-broken", "timm:resnet18", "timm", "nms", "pip install torch", prepare=_broken("timm")),
     _teacher("timm-unknown", "timm:resnet180", "timm:resnet180", "near: resnet18", prepare=_poor_timm),
     _teacher(
-        "torchvision-not-installed", "torchvision:resnet18", "torchvision", "pip install", prepare=_absent("torchvision")
+        "torchvision-not-installed",
+        "torchvision:resnet18",
+        "torchvision",
+        "pip install",
+        prepare=_absent("torchvision"),
     ),
     _teacher("torchvision-broken", "torchvision:resnet18", "pip install torch", prepare=_broken("torchvision")),
     _teacher("reference-no-file", "./mime.py:make", "teacher.model", "mime.py", "no file"),
@@ -142,8 +146,12 @@ MODELS = [
     _made("factory-exits", "def make():\n    raise SystemExit(0)", "teacher.model", "SystemExit", "mine.py:4"),
     _made("factory-needs-arguments", "def make(width):\n    return nn.Linear(4, 2)", "teacher.model", "width"),
     _made("factory-returns-none", "def make():\n    pass", "teacher.model", "NoneType", "torch.nn.Module"),
-    _made("no-parameters", _module("return y", "self.requires_grad_(False)"), "Mine", "no parameter", "teacher.pretrained"),
-    _made("lazy-parameters", "def make():\n    return nn.LazyLinear(2)", "teacher.model", "LazyLinear", "uninitialized"),
+    _made(
+        "no-parameters", _module("return y", "self.requires_grad_(False)"), "Mine", "no parameter", "teacher.pretrained"
+    ),
+    _made(
+        "lazy-parameters", "def make():\n    return nn.LazyLinear(2)", "teacher.model", "LazyLinear", "uninitialized"
+    ),
     _made(
         "state-that-is-no-tensor",
         _module("return y\n    def get_extra_state(self):\n        return {'step': 1}"),
@@ -151,13 +159,19 @@ MODELS = [
         "dict",
         "argument of the factory",
     ),
-    _made("wrong-features", "def make():\n    return nn.Linear(7, 2)", "teacher.model", "Linear", "[2, 4]", "2x4 and 7x2"),
-    _made("wrong-classes", "def make():\n    return nn.Linear(4, 5)", "teacher.model", "2x5", "[batch, 2]", "last layer"),
+    _made(
+        "wrong-features", "def make():\n    return nn.Linear(7, 2)", "teacher.model", "Linear", "[2, 4]", "2x4 and 7x2"
+    ),
+    _made(
+        "wrong-classes", "def make():\n    return nn.Linear(4, 5)", "teacher.model", "2x5", "[batch, 2]", "last layer"
+    ),
     _made("wrong-rank", _module("return y[:, None]"), "teacher.model", "2x1x2", "[batch, 2]"),
     _made("wrong-batch", _module("return y[:1]"), "teacher.model", "Mine", "(1, 2)", "(2, 2)"),
     _made("returns-a-tuple", _module("return y, x"), "teacher.model", "tuple", "logits(output)"),
     _made("returns-a-dict", _module("return {'scores': y}"), "teacher.model", "dict", "scores", "logits"),
-    _made("returns-class-numbers", _module("return y.argmax(1, True).expand(-1, 2)"), "teacher.model", "int64", "floating"),
+    _made(
+        "returns-class-numbers", _module("return y.argmax(1, True).expand(-1, 2)"), "teacher.model", "int64", "floating"
+    ),
     _made("forward-raises", _module("return y + self.bias"), "teacher.model", "Mine", "bias", "mine.py:10"),
     _made("gives-nan", _module("return y / 0 * 0"), "teacher", "nan"),
     _made(

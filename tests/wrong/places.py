@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 from wrong.corpus import Prepare, Wrong
 
 
@@ -45,7 +44,7 @@ def _full_safetensors() -> Exception:
 
 
 def _full_torch() -> Exception:
-    return RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0: No space left on device")
+    return RuntimeError("PytorchStreamWriter failed writing file data/0: No space left on device")
 
 
 def _denied() -> OSError:
@@ -85,13 +84,6 @@ def _two_wheels(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def _below_a_file(folder: Path, patch: pytest.MonkeyPatch) -> None:
     (folder / "file").write_text("mine")
-
-
-def _locked(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    # A second lock of this process stands for another process: the operating system tells them apart by handle.
-    lock = FileLock(folder / "run" / ".lock")
-    lock.acquire()
-    patch.setattr(os, "_lock_held_by_test", lock, raising=False)
 
 
 def _damaged(pattern: str) -> Wrong:
@@ -140,7 +132,9 @@ CASES = [
         code=130,
     ),
     Wrong(name="run-folder-is-a-file", words=(*_MINE, "file"), prepare=_below_a_file, says=("file", "--out")),
-    Wrong(name="run-folder-below-a-file", words=(*_MINE, "file/run"), prepare=_below_a_file, says=("file/run", "--out")),
+    Wrong(
+        name="run-folder-below-a-file", words=(*_MINE, "file/run"), prepare=_below_a_file, says=("file/run", "--out")
+    ),
     Wrong(
         name="run-folder-denied",
         prepare=_raising("os:mkdir", _denied),
@@ -153,7 +147,6 @@ CASES = [
         prepare=_raising("distill.runfolder:write_text", _denied),
         says=("run/stages", "Permission denied", "--out"),
     ),
-    Wrong(name="run-folder-in-use", prepare=_locked, says=("run folder run", "in use", "--out")),
     Wrong(
         name="out-of-memory",
         settings={"seed": 5},
