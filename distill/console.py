@@ -10,12 +10,14 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 Mode = Literal["auto", "quiet"]
+LOG_EVERY_S = 60.0
 
 
 class Console:
     """Progress and messages on standard error, so that standard output holds results only.
 
-    Bars appear on a terminal; elsewhere (a log, a CI job) each step is one line when it begins.
+    Bars appear on a terminal; elsewhere (a log, a CI job) a step is one line when it begins, one when it ends, and one a
+    minute between.
     """
 
     def __init__(self, mode: Mode = "auto") -> None:
@@ -23,6 +25,7 @@ class Console:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._begun: dict[str, float] = {}
+        self._said: dict[str, float] = {}
 
     def __enter__(self) -> Console:
         if self._rich.is_terminal and not self._rich.quiet:
@@ -52,15 +55,25 @@ class Console:
     def progress(self, what: str, done: int, total: int) -> None:
         """Show how far a step is; the form that every long loop of the product calls."""
         if self._bars is None:
-            if what not in self._begun:
-                self._begun[what] = time.monotonic()
-                self.say(f"  {what} …")
-            elif done >= total and self._begun[what] >= 0:
-                self.say(f"  {what}: {time.monotonic() - self._begun[what]:.1f} s")
-                self._begun[what] = -1.0
+            self._log(what, done, total)
             return
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total)
         self._bars.update(self._tasks[what], completed=done, total=total)
         if done >= total:
             self._bars.update(self._tasks[what], visible=False)
+
+    def _log(self, what: str, done: int, total: int) -> None:
+        """Print when a step begins and ends, and once a minute between."""
+        now = time.monotonic()
+        if what not in self._begun:
+            self._begun[what] = self._said[what] = now
+            self.say(f"  {what} …")
+        begun = self._begun[what]
+        if done >= total:
+            self.say(f"  {what}: {now - begun:.1f} s")
+            del self._begun[what]
+        elif done and now - self._said[what] >= LOG_EVERY_S:
+            self._said[what] = now
+            left = (now - begun) * (total - done) / done
+            self.say(f"  {what}: {100 * done // total} %, {left / 60:.0f} min left")

@@ -169,9 +169,10 @@ def _judge(ctx: Context, run: _Run, name: str, made: stages.Made) -> None:
     if name in ctx.replay:
         decision = Decision.from_dict(ctx.replay[name])
     else:
+        timed = dataclasses.asdict(ctx.benchmark) | {"max_latency_s": None}
         key = digest(
             (before.graph_hash, after.graph_hash, run.teacher.graph_hash, ctx.config.max_drop, ctx.config.objective),
-            (dataclasses.asdict(ctx.target), dataclasses.asdict(ctx.benchmark), ctx.unmeasured, ctx.data_key),
+            (dataclasses.asdict(ctx.target), timed, ctx.unmeasured, ctx.data_key),
             fingerprint(),
         )
         decision = Decision.from_dict(ctx.folder.memo(f"decision-{name}", key, weigh))

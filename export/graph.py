@@ -138,6 +138,50 @@ def remove_nodes(graph: GraphProto, gone: list[NodeProto]) -> None:
     graph.node.extend(kept)
 
 
+def sort_nodes(graph: GraphProto) -> None:
+    """Put the nodes, also of nested graphs, in the order of their data, as the standard demands; else as they were.
+
+    Some tools append what they insert at the end. A runtime sorts by itself, other readers refuse such a file.
+    """
+    for part in all_graphs(graph):
+        nodes = list(part.node)
+        order = _order(nodes)
+        if order != list(range(len(nodes))):
+            copies = [NodeProto.FromString(nodes[number].SerializeToString()) for number in order]
+            del part.node[:]
+            part.node.extend(copies)
+
+
+def _order(nodes: list[NodeProto]) -> list[int]:
+    """Return the nodes' numbers such that each comes after those that it reads from, and else as early as it was."""
+    maker = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+    reads = [[maker[name] for name in dict.fromkeys(_reads(node)) if name in maker] for node in nodes]
+    done, begun = dict[int, None](), set[int]()
+    for root in range(len(nodes)):
+        waiting = [root]
+        while waiting:
+            number = waiting[-1]
+            missing = [one for one in reads[number] if one not in done]
+            if number in done or (number in begun and missing):  # the latter is a cycle, which no order mends
+                waiting.pop()
+            elif missing:
+                begun.add(number)
+                waiting += reversed(missing)
+            else:
+                done[waiting.pop()] = None
+    return list(done) if len(done) == len(nodes) else list(range(len(nodes)))
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """Yield the names that a node reads, those of its nested graphs included."""
+    yield from node.input
+    for nested in attribute_graphs(node):
+        for part in all_graphs(nested):
+            for inner in part.node:
+                yield from inner.input
+            yield from (value.name for value in part.output)
+
+
 def opset_of(proto: ModelProto, domain: str = "") -> int:
     """Return the imported version of an operator domain, 0 where it is not imported."""
     return max((entry.version for entry in proto.opset_import if entry.domain in _same_domain(domain)), default=0)

@@ -20,6 +20,7 @@ from .graph import (
     remove_nodes,
     rename_all,
     replace_input,
+    sort_nodes,
     use_counts,
 )
 
@@ -35,12 +36,13 @@ def strip(proto: ModelProto) -> ModelProto:
     """Return the same computation in as few bytes as we can write it, always the same bytes.
 
     Gone are documentation, stack traces, tool metadata, value_info, node names, unused or repeated constants,
-    attributes that repeat their default, and operator domains that no node uses. Tensors get short names; the names of
-    the inputs and outputs stay, and so does metadata that does not come from a tool. The IR version is the lowest that
-    the opsets allow. The model that is given is not changed.
+    attributes that repeat their default, and operator domains that no node uses. Nodes stand in the order of their
+    data. Tensors get short names; the names of the inputs and outputs stay, and so does metadata that does not come
+    from a tool. The IR version is the lowest that the opsets allow. The model that is given is not changed.
     """
     slim = inliner.inline_local_functions(copy_of(proto)) if proto.functions else copy_of(proto)
     graph = slim.graph
+    sort_nodes(graph)
     constants_to_initializers(graph)
     drop_identities(graph)
     drop_dead(graph)

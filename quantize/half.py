@@ -66,7 +66,6 @@ def to_half(core: ModelProto, *, keep_float: Collection[str] = ()) -> tuple[Mode
         half: Any = convert_float_to_float16(
             copy_of(model), keep_io_types=True, op_block_list=[], node_block_list=sorted(kept)
         )
-    _sort(half)
     slim = strip(half)
     constants = initializers(model.graph)
     halves = {node.name for node in model.graph.node} - kept
@@ -111,21 +110,3 @@ def _warnings(model: ModelProto, too_large: set[str]) -> tuple[str, ...]:
             f"{tiny} of {total} weights are below fp16's smallest normal number {_SMALLEST:.1e} and lose digits"
         )
     return tuple(found)
-
-
-def _sort(model: ModelProto) -> None:
-    """Put the nodes in the order of their data: the converter appends its Casts at the end."""
-    graph = model.graph
-    ready = {"", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        runnable = [node for node in waiting if all(name in ready for name in node.input)]
-        if not runnable:  # a node with a nested graph reads outer names that are not in its inputs, never the reverse
-            raise AssertionError("the converted graph has a cycle")
-        for node in runnable:
-            ready.update(node.output)
-        ids = {id(node) for node in runnable}
-        waiting = [node for node in waiting if id(node) not in ids]
-        ordered += [type(node).FromString(node.SerializeToString()) for node in runnable]
-    del graph.node[:]
-    graph.node.extend(ordered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,21 @@ def _one_thread() -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_registry() -> Iterator[None]:
+    """Let torch build its table of translations once, not for each of the hundred exports here: it never differs."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from torch.onnx._internal.exporter import _registration
+
+    with pytest.MonkeyPatch.context() as patch:
+        original = getattr(getattr(_registration, "ONNXRegistry", None), "from_torchlib", None)
+        if original is not None:
+            patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(functools.cache(original)))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -79,15 +79,15 @@ def _require_storable(model: nn.Module, where: str) -> None:
     lazy = [name for name, value in model.named_parameters() if isinstance(value, UninitializedParameter)]
     if lazy:
         raise UserError(
-            f"{where}: {kind} has uninitialized parameters ({lazy[0]}); give lazy layers their sizes, or call the model "
-            "once in its factory"
+            f"{where}: {kind} has uninitialized parameters ({lazy[0]}); give lazy layers their sizes, or call the "
+            "model once in its factory"
         )
     state = model.state_dict().items()
     apart = [f"{name} is a {type(value).__name__}" for name, value in state if not isinstance(value, Tensor)]
     if apart:
         raise UserError(
-            f"{where}: the state of {kind} holds more than tensors ({apart[0]}), which only a pickle could keep; make it "
-            "an argument of the factory"
+            f"{where}: the state of {kind} holds more than tensors ({apart[0]}), which only a pickle could keep; make "
+            "it an argument of the factory"
         )
 
 

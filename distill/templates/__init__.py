@@ -43,7 +43,8 @@ def _copy(entry: Traversable, folder: Path) -> Path:
 
 
 def _free(place: Path) -> Path:
-    number = 2
-    while place.with_name(f"{place.resolve().name}-{number}").exists():
+    """Return a name beside a folder that nothing has yet."""
+    name, number = place.resolve().name or "mine", 2
+    while (place.parent / f"{name}-{number}").exists():
         number += 1
-    return place.with_name(f"{place.resolve().name}-{number}")
+    return place.parent / f"{name}-{number}"

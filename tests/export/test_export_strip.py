@@ -163,3 +163,27 @@ def test_random_chains_compute_the_same_when_stripped(operators, data):
     x = np.linspace(-2, 2, 8, dtype=np.float32).reshape(2, 4)
     np.testing.assert_array_equal(run_onnx(slim, [{"x": x}]), run_onnx(proto, [{"x": x}]))
     assert len(slim.graph.node) <= len(proto.graph.node)
+
+
+def test_nodes_stand_in_the_order_of_their_data() -> None:
+    """A graph with its nodes turned round, one of which reads from inside a branch, is put right; others stay."""
+    branch = helper.make_graph(
+        [helper.make_node("Add", ["b", "b"], ["inner"])], "then", [], [helper.make_tensor_value_info("inner", 1, None)]
+    )
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Neg", ["a"], ["b"]),
+        helper.make_node("If", ["flag"], ["c"], then_branch=branch, else_branch=branch),
+        helper.make_node("Add", ["c", "a"], ["logits"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", 1, ["batch", 2]), helper.make_tensor_value_info("flag", 9, [])]
+    outputs = [helper.make_tensor_value_info("logits", 1, ["batch", 2])]
+
+    def build(order: list[onnx.NodeProto]) -> onnx.ModelProto:
+        graph = helper.make_graph(order, "g", inputs, outputs)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+
+    right, wrong = strip(build(nodes)), strip(build(nodes[::-1]))
+    onnx.checker.check_model(wrong, full_check=True)
+    assert [node.op_type for node in right.graph.node] == ["Relu", "Neg", "If", "Add"]
+    assert [node.op_type for node in wrong.graph.node] == ["Relu", "Neg", "If", "Add"]

@@ -75,7 +75,7 @@ def metrics(logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
     return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(recalls))}
 
 
-def make_data(train: int = 1600, test: int = 600) -> dict:
+def make_data(train: int = 1400, test: int = 600) -> dict:
     """Return data and hooks. The arguments are ``data.args`` of config.yaml."""
     return {
         "train": Signals(train, seed=1, augment=True),

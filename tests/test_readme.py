@@ -1,0 +1,147 @@
+"""The README's commands run, in order, in one folder; an HTML comment before a block says how.
+
+``skip``: not at all (it runs these tests). ``file NAME``: saved under that name. ``run``: as it stands. ``smoke``:
+every `distill run` with --smoke and the options that follow. ``config``: a `distill run` or `validate` only reads its
+configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(
+    r"(?:<!-- test: (?P<how>.+?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+INSTALL = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt . && python -m distill run"
+TEST = (
+    "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e '.[test]' && python -m pytest"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block and the words of its comment."""
+
+    how: tuple[str, ...]
+    language: str
+    text: str
+
+
+def blocks() -> list[Block]:
+    return [Block(tuple((m["how"] or "").split()), m["language"], m["text"]) for m in BLOCK.finditer(README)]
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    consoles = [block.text for block in blocks() if block.language == "console"]
+    assert consoles[:2] == [f"{INSTALL}\n", f"{TEST}\n"]
+
+
+def test_every_block_says_how_it_is_tested() -> None:
+    unmarked = [block.text for block in blocks() if not block.how]
+    assert not unmarked
+    assert {block.language for block in blocks()} == {"console", "yaml", "python"}
+
+
+def test_the_tables_name_what_there_is() -> None:
+    from distill.benchmarks import TARGETS
+    from distill.config import schema
+    from distill.errors import Exit
+    from distill.models import MODELS
+    from distill.presets import presets
+
+    for name in (*presets(), *TARGETS):
+        assert re.search(rf"^\| `{name}`[ |]", README, re.MULTILINE), name
+    for name in (*MODELS, *set(schema()["properties"]) - {"extends"}):
+        assert f"`{name}`" in README, name
+    for code in Exit:
+        assert re.search(rf"^\| {code.value} \|", README, re.MULTILINE) or f"{code.value} (" in README, code
+
+
+def test_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+@pytest.mark.usefixtures("own_imports")
+def test_commands_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Smoke runs are too small to share out: threads would only wait for each other.
+    for module in ("pipeline", "cost"):
+        monkeypatch.setattr(f"distill.{module}.usable_threads", lambda: 1)
+    for block in blocks():
+        mode, *words = block.how
+        if mode == "file":
+            Path(words[0]).write_text(block.text, encoding="utf-8")
+        elif mode != "skip" and block.language == "console":
+            for line in block.text.splitlines():
+                _run_line(line.rpartition(" && ")[2], mode, words)
+        elif mode != "skip":
+            _run_python(block.text, smoke=mode == "smoke")
+
+
+def _run_line(line: str, mode: str, extra: Sequence[str]) -> None:
+    line, _, into = line.partition(" > ")
+    words = shlex.split(line)
+    if words[0] == "cp":
+        (source,) = Path().glob(words[1])
+        shutil.copyfile(source, words[2])
+        return
+    assert words[:3] == ["python", "-m", "distill"], line
+    verb, rest = words[3], words[4:]
+    if mode == "config" and verb in ("run", "validate"):
+        _read_config(verb, rest)
+        return
+    told = _distill(verb, *rest, *(["--smoke", *extra] if verb == "run" and mode == "smoke" else []))
+    if into:
+        Path(into).write_text(told, encoding="utf-8")
+
+
+def _read_config(verb: str, words: Sequence[str]) -> None:
+    """Let the command line read its options and the configuration, and go no further."""
+    from distill.config import load_config
+
+    class ReadError(Exception):
+        pass
+
+    def stop(config: Any, *rest: Any, overrides: Sequence[str] = (), **others: Any) -> None:
+        load_config(config, overrides)
+        raise SystemExit(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.pipeline.run", stop)
+        patch.setattr("distill.estimate.estimate", stop)
+        _distill(verb, *words)
+
+
+def _distill(*words: str) -> str:
+    from distill.cli import main
+
+    told = io.StringIO()
+    with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(told):
+        main(words)
+    assert ended.value.code == 0, (words, told.getvalue())
+    return told.getvalue()
+
+
+def _run_python(text: str, *, smoke: bool) -> None:
+    import distill
+    from distill.pipeline import run
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(distill, "run", functools.partial(run, smoke=smoke), raising=False)
+        patch.setattr(sys, "argv", ["example.py"])
+        exec(compile(text, "README.md", "exec"), {"__name__": "__main__"})
