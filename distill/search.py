@@ -76,9 +76,13 @@ def _study(path: Path, key: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     _mend(path)
     storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=storage, study_name=key, directions=["maximize", "minimize"], load_if_exists=True
     )
+    for cut_off in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # A sampler shuns what it believes to be under way elsewhere.
+        study.tell(cut_off.number, state=TrialState.FAIL)
+    return study
 
 
 def _mend(path: Path) -> None:

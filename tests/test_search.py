@@ -136,7 +136,9 @@ def test_a_search_that_was_killed_ends_as_if_it_had_not_been(
     assert chosen(config, folder)[1] == undisturbed
 
 
-def test_a_search_is_part_of_a_run_and_is_replayed(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_is_part_of_a_run_and_is_replayed(
+    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = merged(config, {"search": {"trials": 2}, "benchmark": "off", "distill": {"control": False}})
     done = run_quietly(config, folder)
     decision = done.result.decisions["search"]

@@ -17,7 +17,7 @@ from distill.errors import UserError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("timm") is None or importlib.util.find_spec("torchvision") is None,
-    reason="timm and torchvision are not installed: pip install 'distill[vision]'",
+    reason="timm and torchvision are not installed: pip install timm torchvision",
 )
 
 

@@ -129,6 +129,29 @@ def write_custom(folder: Path) -> Config:
     }
 
 
+def write_table(folder: Path, count: int = 240) -> Config:
+    """Write ``table.csv`` with gaps, numbers and words, and return a configuration of a short run on it."""
+    rng = np.random.default_rng(0)
+    lines = ["age,job,height,class"]
+    for number in range(count):
+        ill = number % 3 == 0
+        age = "" if number % 11 == 0 else f"{rng.normal(60 if ill else 35, 8):.1f}"
+        job = "" if number % 13 == 0 else str(rng.choice(["baker", "smith", "clerk"], p=[0.2, 0.2, 0.6] if ill else None))
+        lines.append(f"{age},{job},{rng.normal(170, 9):.1f},{'ill' if ill else 'well'}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {
+        "task": "table",
+        "data": {"source": "csv", "path": str(folder / "table.csv"), "target": "class"},
+        "teacher": {"model": "mlp", "args": {"hidden": [32, 32]}, **TRAIN},
+        "student": {"model": "mlp", "args": {"hidden": [16]}},
+        "distill": {**TRAIN, "views": 1, "control": False},
+        "prune": "off",
+        "benchmark": "off",
+        "device": "cpu",
+        "max_drop": 0.5,
+    }
+
+
 @dataclass(frozen=True)
 class Finished:
     """A run that is done."""

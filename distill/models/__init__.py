@@ -165,7 +165,7 @@ def _factory(reference: str, field: str) -> Callable[..., nn.Module]:
         near = difflib.get_close_matches(reference, MODELS, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(
-            f"{field}.model={reference!r}: no such model{hint} Built in: {', '.join(MODELS)}; or timm:NAME, "
+            f"{field}.model={reference!r}: no such model{hint or "."} Built in: {', '.join(MODELS)}; or timm:NAME, "
             "torchvision:NAME, package.module:function, ./file.py:function"
         )
     return MODELS[reference]
@@ -197,7 +197,7 @@ def _vision_package(name: str, field: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise UserError(f"{field}.model: {error.name} is not installed; pip install 'distill[vision]'") from error
+        raise UserError(f"{field}.model: {error.name} is not installed; pip install timm torchvision") from error
     except (RuntimeError, ImportError, OSError, AttributeError) as error:
         raise UserError(f"{field}.model: {name} does not load ({error}); {_VISION_FIX}") from error
 
