@@ -165,7 +165,7 @@ def _factory(reference: str, field: str) -> Callable[..., nn.Module]:
         near = difflib.get_close_matches(reference, MODELS, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(
-            f"{field}.model={reference!r}: no such model{hint or "."} Built in: {', '.join(MODELS)}; or timm:NAME, "
+            f"{field}.model={reference!r}: no such model{hint} Built in: {', '.join(MODELS)}; or timm:NAME, "
             "torchvision:NAME, package.module:function, ./file.py:function"
         )
     return MODELS[reference]
