@@ -100,6 +100,8 @@ def test_the_vectors_are_wrong_where_the_file_is(bare_python: Path, finished: Fi
     vectors["image"] = 255 - vectors["image"]
     np.savez(tmp_path / "vectors.npz", **vectors)
     code = code_of_card(finished.folder / "deploy")
-    done = subprocess.run([str(bare_python), "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(bare_python), "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert re.search("AssertionError", done.stderr)

@@ -71,7 +71,9 @@ def test_a_run_beside_modules_of_the_same_names(tmp_path: Path, way: str) -> Non
     command = [PYTHON, "-m", "distill", "run", "mine.yaml", "--out", "run", *(["--smoke"] if way == "file" else [])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "imported").read_text() == "benchmarks.py export.py prune/__init__.py quantize.py tests/__init__.py"
+    assert (
+        tmp_path / "imported"
+    ).read_text() == "benchmarks.py export.py prune/__init__.py quantize.py tests/__init__.py"
     stages = json.loads((tmp_path / "run/run.json").read_text())["stages"]
     assert {stage["name"]: stage["status"] for stage in stages if stage["name"] != "control"}.keys() == {
         "teacher", "student", "prune", "quantize", "export"

@@ -60,7 +60,11 @@ def wait_for(seen: Callable[[], bool], process: subprocess.Popen[bytes], timeout
 
 
 # In a training, while a stage is exported, and after a decision before anything came of it.
-MOMENTS = ("stages/.01-teacher-*/checkpoint.safetensors", "stages/.03-student-*/core.onnx", "decisions/decision-prune-*")
+MOMENTS = (
+    "stages/.01-teacher-*/checkpoint.safetensors",
+    "stages/.03-student-*/core.onnx",
+    "decisions/decision-prune-*",
+)
 
 
 def test_a_run_that_is_killed_three_times_ends_as_an_undisturbed_one(config: Config, tmp_path: Path) -> None:
@@ -83,7 +87,9 @@ def test_a_run_that_is_killed_three_times_ends_as_an_undisturbed_one(config: Con
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_of_twenty_moments_ends_as_an_undisturbed_one(config: Config, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_at_any_of_twenty_moments_ends_as_an_undisturbed_one(
+    config: Config, tmp_path: Path
+) -> None:
     path, first = write_yaml(tmp_path / "config.yaml", config), tmp_path / "undisturbed"
     begun = time.monotonic()
     finish(path, first)

@@ -136,7 +136,9 @@ def write_table(folder: Path, count: int = 240) -> Config:
     for number in range(count):
         ill = number % 3 == 0
         age = "" if number % 11 == 0 else f"{rng.normal(60 if ill else 35, 8):.1f}"
-        job = "" if number % 13 == 0 else str(rng.choice(["baker", "smith", "clerk"], p=[0.2, 0.2, 0.6] if ill else None))
+        job = (
+            "" if number % 13 == 0 else str(rng.choice(["baker", "smith", "clerk"], p=[0.2, 0.2, 0.6] if ill else None))
+        )
         lines.append(f"{age},{job},{rng.normal(170, 9):.1f},{'ill' if ill else 'well'}")
     (folder / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {

@@ -39,11 +39,15 @@ def logits(low: float = -30, high: float = 30) -> st.SearchStrategy[tuple[Array,
     shapes = st.tuples(st.integers(1, 5), st.integers(2, 6))
     elements = st.floats(low, high, width=32)
     return shapes.flatmap(
-        lambda shape: st.tuples(arrays(np.float64, shape, elements=elements), arrays(np.float64, shape, elements=elements))
+        lambda shape: st.tuples(
+            arrays(np.float64, shape, elements=elements), arrays(np.float64, shape, elements=elements)
+        )
     )
 
 
-def call(name: str, student: Tensor, teacher: Tensor, hard: float = 0.0, *, t: float = 4.0, weight: float = 1.0) -> Tensor:
+def call(
+    name: str, student: Tensor, teacher: Tensor, hard: float = 0.0, *, t: float = 4.0, weight: float = 1.0
+) -> Tensor:
     return LOSSES[name](student, teacher, torch.tensor(hard), t, weight)
 
 
@@ -55,7 +59,9 @@ def test_the_configuration_offers_exactly_the_losses_there_are() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60, deadline=None)
 @given(pair=logits(), hard=st.floats(0, 10), t=st.floats(0.5, 20), weight=st.floats(0, 1))
-def test_agrees_with_a_float64_oracle(name: str, pair: tuple[Array, Array], hard: float, t: float, weight: float) -> None:
+def test_agrees_with_a_float64_oracle(
+    name: str, pair: tuple[Array, Array], hard: float, t: float, weight: float
+) -> None:
     student, teacher = (torch.from_numpy(one).float() for one in pair)
     expected = ORACLES[name](student.double().numpy(), teacher.double().numpy(), hard, t, weight)
     assert float(call(name, student, teacher, hard, t=t, weight=weight)) == pytest.approx(expected, rel=2e-4, abs=2e-3)
