@@ -16,8 +16,8 @@ LOG_EVERY_S = 60.0
 class Console:
     """Progress and messages on standard error, so that standard output holds results only.
 
-    Bars appear on a terminal; elsewhere (a log, a CI job) a step is one line when it begins, one when it ends, and one a
-    minute between.
+    Bars appear on a terminal; elsewhere (a log, a CI job) a step is one line when it begins, one when it ends, and one
+    a minute between.
     """
 
     def __init__(self, mode: Mode = "auto") -> None:

@@ -41,9 +41,12 @@ class PruneSettings:
     )
     max_ratio: Annotated[float, Ge(0), Lt(1)] = Field(default=0.7, description="No layer loses more than this share.")
     steps: Annotated[int, Ge(1), Le(10)] = Field(
-        default=1, description="Remove the channels in this many equal steps, with the importance computed anew in each."
+        default=1,
+        description="Remove the channels in this many equal steps, with the importance computed anew in each.",
     )
-    batches: Annotated[int, Ge(1)] = Field(default=50, description="Batches of data that importance: taylor averages over.")
+    batches: Annotated[int, Ge(1)] = Field(
+        default=50, description="Batches of data that importance: taylor averages over."
+    )
 
     @model_validator(mode="after")
     def _ratio_is_reachable(self) -> PruneSettings:

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 # Another interpreter in which the product is installed, say plainly from its wheel.
 PYTHON = os.environ.get("DISTILL_TEST_PYTHON", sys.executable)
 NAMES = ("export.py", "benchmarks.py", "quantize.py", "prune/__init__.py", "tests/__init__.py")
@@ -48,34 +46,28 @@ def make_student():
 """
 CONFIG = """
 task: mine
-data: {data}
-teacher: {{model: {teacher}, epochs: 2, batch_size: 16}}
-student: {student}
-distill: {{epochs: 2, batch_size: 16, views: 1, control: false}}
-prune: {{ratio: 0.25, round_to: 4, epochs: 1, batches: 2}}
-benchmark: {{session_pairs: 2, seconds_per_pair: 0.05, batch_sizes: [1]}}
+data: ./zoo.py:make_data
+teacher: {model: zoo:make_teacher, epochs: 2, batch_size: 16}
+student: ./zoo.py:make_student
+distill: {epochs: 2, batch_size: 16, views: 1, control: false}
+prune: {ratio: 0.25, round_to: 4, epochs: 1, batches: 2}
+benchmark: {session_pairs: 2, seconds_per_pair: 0.05, batch_sizes: [1]}
 max_drop: 0.9
 """
 
 
-@pytest.mark.parametrize("way", ["module", "file"])
-def test_a_run_beside_modules_of_the_same_names(tmp_path: Path, way: str) -> None:
+def test_a_run_beside_modules_of_the_same_names(tmp_path: Path) -> None:
     for name in NAMES:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"MINE = {name!r}\n", encoding="utf-8")
     (tmp_path / "zoo.py").write_text(MODELS, encoding="utf-8")
-    place = "zoo" if way == "module" else "./zoo.py"
-    words = {name: f"{place}:make_{name}" for name in ("data", "teacher", "student")}
-    (tmp_path / "mine.yaml").write_text(CONFIG.format(**words), encoding="utf-8")
-    command = [PYTHON, "-m", "distill", "run", "mine.yaml", "--out", "run", *(["--smoke"] if way == "file" else [])]
+    (tmp_path / "mine.yaml").write_text(CONFIG, encoding="utf-8")
+    command = [PYTHON, "-m", "distill", "run", "mine.yaml", "--out", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    assert (
-        tmp_path / "imported"
-    ).read_text() == "benchmarks.py export.py prune/__init__.py quantize.py tests/__init__.py"
+    assert (tmp_path / "imported").read_text().split() == sorted(NAMES)
     stages = json.loads((tmp_path / "run/run.json").read_text())["stages"]
-    assert {stage["name"]: stage["status"] for stage in stages if stage["name"] != "control"}.keys() == {
-        "teacher", "student", "prune", "quantize", "export"
-    }  # fmt: skip
+    made = [stage["name"] for stage in stages if stage["status"] in ("done", "reverted")]
+    assert made == ["teacher", "student", "prune", "quantize", "export"]
     assert (tmp_path / "run/deploy/model.onnx").is_file()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill import quality as estimates
 from distill.errors import UserError
 from distill.quality import Z, judge_drop, paired_drop, quality, wilson
 from distill.records import Estimate, Quality
@@ -40,7 +41,7 @@ def test_z_is_the_normal_quantile() -> None:
     assert 0.5 * (1 + math.erf(Z / math.sqrt(2))) == pytest.approx(0.975, abs=1e-12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data(), n=st.integers(1, 20_000))
 def test_wilson_ends_are_the_roots_of_the_score_equation(data: st.DataObject, n: int) -> None:
     successes = data.draw(st.integers(0, n))
@@ -64,7 +65,7 @@ def test_wilson_covers(n: int, share: float) -> None:
     assert np.mean([one.low <= share <= one.high for one in ends]) >= 0.925
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data(), n=st.integers(1, 20_000))
 def test_the_paired_interval_is_walds_with_one_added_to_each_count(data: st.DataObject, n: int) -> None:
     lost = data.draw(st.integers(0, n))
@@ -148,15 +149,16 @@ def test_equal_seeds_give_equal_bootstrap_intervals() -> None:
     assert one.drop.low <= one.drop.value <= one.drop.high
 
 
-def test_bootstrap_intervals_cover_the_drop_of_another_metric() -> None:
+def test_bootstrap_intervals_cover_the_drop_of_another_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     """F1 (macro) of answers that are right at a rate, and one class off else, tends to that rate."""
+    monkeypatch.setattr(estimates, "RESAMPLES", 150)
     covered = []
-    for seed in range(60):
+    for seed in range(40):
         logits, target, teacher = sample(200, seed)
         drop = judged(logits, target, teacher, metrics=both, metric="f1").drop
         assert drop is not None
         covered.append(drop.low <= 0.05 <= drop.high)
-    assert np.mean(covered) >= 0.87
+    assert np.mean(covered) >= 0.85
 
 
 def test_a_resample_without_a_class_is_passed_over() -> None:
