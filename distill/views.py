@@ -6,6 +6,7 @@ whatever batch or process asks, and the cache's key holds everything else that t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,5 +108,5 @@ def teacher_for(
 
     if fits_cache(task, views):
         return CachedTeacher(key, folder, lambda view: predict(teacher, task, task.data["train"], device, view=view)[0])
-    teacher = teacher.to(device).eval()
+    teacher = copy.deepcopy(teacher).to(device).eval()
     return LiveTeacher(lambda batch: forward(teacher, task, batch, device))

@@ -132,6 +132,7 @@ def test_what_is_too_large_for_the_cache_is_asked_live(
     options = {"key": "k", "folder": tmp_path, "device": torch.device("cpu")}
     assert isinstance(teacher_for(model, tiny_task, views=1, **options), CachedTeacher)
     assert isinstance(teacher_for(model, tiny_task, views=0, **options), LiveTeacher)
+    assert model.training
     assert fits_cache(tiny_task, 8)
     monkeypatch.setattr(views, "CACHE_LIMIT_BYTES", 100)
     assert isinstance(teacher_for(model, tiny_task, views=8, **options), LiveTeacher)
