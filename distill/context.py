@@ -71,6 +71,11 @@ class Context:
             return "benchmark is off"
         return why_unmeasurable(self.target)
 
+    @property
+    def measured_with(self) -> list[Any]:
+        """Return what a measurement depends on besides its files and settings: machine, versions, sources."""
+        return [fingerprint(), versions(), sources("distill.benchmarks")]
+
     def key(self, *parts: Any, modules: tuple[str, ...]) -> str:
         """Return a stage's key: settings, inputs, the sources that make it, versions, and the data."""
         common = ("distill.tasks", "distill.models", "distill.export", "distill.artifacts")
@@ -162,7 +167,7 @@ class Context:
         """Return which operators ran where, and the share of integer kernels; None where the target is not at hand."""
         if self.unmeasured is not None:
             return None
-        key = digest(graph_hash(path), dataclasses.asdict(self.target), fingerprint(), sources("distill.benchmarks"))
+        key = digest(graph_hash(path), dataclasses.asdict(self.target), self.measured_with)
         rows = self._rows(path, 1)
         return self.folder.memo("profile", key, lambda: dataclasses.asdict(profile(path, self.target, rows)))
 
@@ -178,7 +183,7 @@ class Context:
     def _timing_key(self, path: Path, teacher: Path, batch: int) -> str:
         settings = dataclasses.asdict(self.benchmark) | {"max_latency_s": None}
         parts = (graph_hash(path), graph_hash(teacher), dataclasses.asdict(self.target), batch, settings)
-        return digest(parts, fingerprint(), sources("distill.benchmarks"))
+        return digest(parts, self.measured_with)
 
     def _rows(self, path: Path, batch: int) -> dict[str, Array]:
         """Return real samples as one batch, repeated where validation holds fewer."""

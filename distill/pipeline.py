@@ -13,7 +13,7 @@ import torch
 
 from distill import packing, search, stages
 from distill.artifacts import Artifact
-from distill.benchmarks import fingerprint, machine, resolve_target, usable_threads, why_unmeasurable
+from distill.benchmarks import machine, resolve_target, usable_threads, why_unmeasurable
 from distill.budget import Decision, decide, latency_verdict, unresolved
 from distill.config import ModelSettings, RunConfig, config_hash, load_config, to_dict
 from distill.console import Console
@@ -173,7 +173,7 @@ def _judge(ctx: Context, run: _Run, name: str, made: stages.Made) -> None:
         key = digest(
             (before.graph_hash, after.graph_hash, run.teacher.graph_hash, ctx.config.max_drop, ctx.config.objective),
             (dataclasses.asdict(ctx.target), timed, ctx.unmeasured, ctx.data_key),
-            fingerprint(),
+            ctx.measured_with,
         )
         decision = Decision.from_dict(ctx.folder.memo(f"decision-{name}", key, weigh))
     run.decisions[name] = decision.to_dict()

@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 # Another interpreter in which the product is installed, say plainly from its wheel.
 PYTHON = os.environ.get("DISTILL_TEST_PYTHON", sys.executable)
@@ -56,12 +59,19 @@ max_drop: 0.9
 """
 
 
-def _on_one_core() -> None:
-    """A model this small is slower on two: its threads only wait for each other."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+@pytest.fixture
+def _on_one_core() -> Iterator[None]:
+    """Let child processes see one core: a model this small is slower on two, whose threads only wait for each other."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
 
 
+@pytest.mark.usefixtures("_on_one_core")
 def test_a_run_beside_modules_of_the_same_names(tmp_path: Path) -> None:
     for name in NAMES:
         path = tmp_path / name
@@ -70,9 +80,7 @@ def test_a_run_beside_modules_of_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "zoo.py").write_text(MODELS, encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(CONFIG, encoding="utf-8")
     command = [PYTHON, "-m", "distill", "run", "mine.yaml", "--out", "run"]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False, preexec_fn=_on_one_core
-    )
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "imported").read_text().split() == sorted(NAMES)
     stages = json.loads((tmp_path / "run/run.json").read_text())["stages"]
