@@ -18,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.artifacts import Recipe
-from distill.benchmarks import resolve_target, why_unmeasurable
+from distill.benchmarks import why_unmeasurable
 from distill.config import ModelSettings, RunConfig
 from distill.cost import Cost, measure_cost, undisturbed
 from distill.errors import UserError
 from distill.models import load_weights
-from distill.pipeline import pick_device
+from distill.pipeline import pick_device, pick_target
 from distill.tasks import load_task
 from distill.tasks.base import Task
 from distill.training import TrainSettings
@@ -51,17 +51,11 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         UserError: data or a model are wrong; every error that could be found at once.
     """
     device = pick_device(config.device)
-    benchmark = config.benchmark
-    target = resolve_target(
-        config.target,
-        "cuda" if device.type == "cuda" else "cpu",
-        threads=benchmark.threads if benchmark else None,
-        batch_sizes=benchmark.batch_sizes if benchmark else (1,),
-    )
+    target = pick_target(config, device)
     with undisturbed(device):
         task = load_task(config.data, seed=config.seed)
         costs = _costs(config, task, device)
-    unmeasured = "benchmark is off" if benchmark is None else why_unmeasurable(target)
+    unmeasured = "benchmark is off" if config.benchmark is None else why_unmeasurable(target)
     sizes = {name: len(data) for name, data in task.data.items()}
     stages = [row for row in _stages(config, task, costs, sizes, unmeasured) if row["seconds"] or row["disk_bytes"]]
     known = [row["memory_bytes"] for row in stages if row["memory_bytes"] is not None]

@@ -13,7 +13,7 @@ import torch
 
 from distill import packing, search, stages
 from distill.artifacts import Artifact
-from distill.benchmarks import machine, resolve_target, usable_threads, why_unmeasurable
+from distill.benchmarks import Target, machine, resolve_target, usable_threads, why_unmeasurable
 from distill.budget import Decision, decide, latency_verdict, unresolved
 from distill.config import ModelSettings, RunConfig, config_hash, load_config, to_dict
 from distill.console import Console
@@ -313,13 +313,7 @@ def _context(
     config: RunConfig, folder: RunFolder, console: Console, replay: Mapping[str, Any], smoke: bool
 ) -> Context:
     device = pick_device(config.device)
-    benchmark = config.benchmark
-    target = resolve_target(
-        config.target,
-        "cuda" if device.type == "cuda" else "cpu",
-        threads=benchmark.threads if benchmark else None,
-        batch_sizes=benchmark.batch_sizes if benchmark else (1, 32),
-    )
+    target = pick_target(config, device)
     task = load_task(config.data, seed=config.seed, progress=console.progress)
     if smoke:
         task = first_of(task, config)
@@ -340,6 +334,17 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def pick_target(config: RunConfig, device: torch.device) -> Target:
+    """Return what the file is shipped to: the target that was named, else the device that trains."""
+    benchmark = config.benchmark
+    return resolve_target(
+        config.target,
+        "cuda" if device.type == "cuda" else "cpu",
+        threads=benchmark.threads if benchmark else None,
+        batch_sizes=benchmark.batch_sizes if benchmark else (1, 32),
+    )
 
 
 def _first_line(ctx: Context) -> str:

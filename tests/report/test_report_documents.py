@@ -148,7 +148,8 @@ def test_plotly_accepts_the_charts(without_plotly: None) -> None:
     for figure in figures(Page(html(full()))):
         text = re.sub(r"var\(--[a-z-]+\)", "#123456", json.dumps(figure))
         known = json.loads(text)
-        go.Figure({"data": known["data"], "layout": known["layout"]})
+        drawn = go.Figure({"data": known["data"], "layout": known["layout"]})
+        assert len(drawn.data) == len(known["data"]) > 0
 
 
 def test_unmeasured_and_reverted_are_said(without_plotly: None) -> None:
@@ -311,6 +312,7 @@ def test_any_result_whatever_makes_whole_reports(result: RunResult, without_plot
     page = Page(html(result))
     figures(page)
     for text in (page.text, markdown(result), printed(result, 100)):
+        assert text.strip()
         text.encode("utf-8")
 
 
