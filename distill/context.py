@@ -198,5 +198,3 @@ def _latency_row(latency: Any, speedup: Any, quiet: float | None, warnings: tupl
     # The stage is named by its record; the path of its file would only be long.
     remarks = [f"batch {latency.batch}: {text.split('model.onnx: ')[-1]}" for text in warnings]
     return {**row, "speedup": speedup, "quiet_speedup": quiet, "warnings": list(dict.fromkeys(remarks))}
-
-

@@ -309,9 +309,7 @@ def _checkpoint(ctx: Context, run: _Run) -> None:
     write_text(ctx.folder.path / "progress.json", json.dumps(known, indent=1) + "\n")
 
 
-def _context(
-    config: RunConfig, folder: RunFolder, console: Console, replay: Mapping[str, Any], smoke: bool
-) -> Context:
+def _context(config: RunConfig, folder: RunFolder, console: Console, replay: Mapping[str, Any], smoke: bool) -> Context:
     device = pick_device(config.device)
     target = pick_target(config, device)
     task = load_task(config.data, seed=config.seed, progress=console.progress)

@@ -11,9 +11,11 @@ import hashlib
 import inspect
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from distill.config import DistillSettings, ModelSettings, TeacherSettings
 from distill.context import Context
 from distill.errors import UserError
 from distill.losses import LOSSES
-from distill.models import load_weights
+from distill.models import MODELS, load_weights
 from distill.prune import count, prune_channels, recalibrate
 from distill.prune.settings import PruneSettings
 from distill.quantize import quantize as quantize_graph
@@ -62,10 +64,13 @@ class Made:
 
 
 def try_models(ctx: Context) -> None:
-    """Call every model of the configuration on two samples, so that one that does not fit shows before any training.
+    """Call every model of the configuration on two samples, and export those that are not ours.
+
+    So that one that does not fit shows before any training. That a model can be exported is found out once.
 
     Raises:
-        UserError: a model cannot be built, does not take the data, or returns something else than logits.
+        UserError: a model cannot be built, does not take the data, returns something else than logits, or cannot be
+            exported.
     """
     chosen: dict[str, TeacherSettings | ModelSettings] = {"teacher": ctx.config.teacher}
     if isinstance(ctx.config.student, ModelSettings) and ctx.config.distill is not None:
@@ -75,6 +80,15 @@ def try_models(ctx: Context) -> None:
         model = Recipe(settings.model, dict(settings.args), field, ctx.config.seed).build(ctx.task).eval()
         with torch.no_grad():
             forward(model, ctx.task, batch, torch.device("cpu"), what=f"{field}.model={settings.model!r}")
+        if settings.model not in MODELS or ctx.task.module_preprocess is not None:
+            key = ctx.key(settings.model, settings.args, code_of(model), _export(ctx), modules=())
+            ctx.folder.memo("exports", key, partial(_try_export, ctx, model))
+
+
+def _try_export(ctx: Context, model: nn.Module) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_onnx(Path(folder), model, ctx.task, ctx.export)
+    return {"exports": True}
 
 
 def teacher(ctx: Context) -> Made:
@@ -367,4 +381,3 @@ def model_inputs(ctx: Context, size: int) -> Iterator[tuple[tuple[Any, ...], dic
             with torch.no_grad():
                 args, kwargs = as_inputs(ctx.task.module_preprocess(*args, **kwargs))
         yield args, kwargs
-

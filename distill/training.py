@@ -254,9 +254,7 @@ def predict(
     return np.concatenate(logits), np.concatenate(targets)
 
 
-def autocast(
-    precision: str, device: torch.device
-) -> tuple[Callable[[], AbstractContextManager[Any]], str]:
+def autocast(precision: str, device: torch.device) -> tuple[Callable[[], AbstractContextManager[Any]], str]:
     """Return a context maker for mixed precision, and the name of the precision that it computes in."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -21,18 +21,14 @@ from distill.runfolder import damaged
 from distill.tasks.base import Batch, Data, Task
 
 
-def batches(
-    data: Data, size: int, *, view: int | None = None
-) -> Iterator[tuple[Tensor, Batch]]:
+def batches(data: Data, size: int, *, view: int | None = None) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (sample numbers int64 [B], batch) in the split's own order, the last batch as short as it is."""
     for start in range(0, len(data), size):
         index = torch.arange(start, min(start + size, len(data)))
         yield index, data.fetch(index, view)
 
 
-def shuffled(
-    data: Data, size: int, *, seed: int, epoch: int, view: int | None
-) -> Iterator[tuple[Tensor, Batch]]:
+def shuffled(data: Data, size: int, *, seed: int, epoch: int, view: int | None) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (sample numbers, batch) in an order that only ``seed`` and ``epoch`` decide; a short rest is left out."""
     order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(data)))
     for start in range(0, max(1, len(data) - size + 1), size):

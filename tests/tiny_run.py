@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
+STAGES = ["teacher", "control", "student", "prune", "quantize", "export"]
 TRAIN = {"epochs": 3, "batch_size": 16, "learning_rate": 0.05}
 
 CUSTOM = '''
@@ -171,6 +173,31 @@ def run_quietly(config: Config, folder: Path, **options: Any) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "usable_threads", lambda: 1)
         return Finished(folder, config, distill.run(config, out=folder, **options))
+
+
+def raw_run(done: Finished) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((done.folder / "run.json").read_text(encoding="utf-8"))
+    return found
+
+
+def statuses(done: Finished) -> dict[str, str]:
+    return {stage.name: stage.status for stage in done.result.stages}
+
+
+def check_vectors(deploy: Path) -> None:
+    import onnxruntime as ort
+
+    vectors = np.load(deploy / "vectors.npz")
+    session = ort.InferenceSession(deploy / "model.onnx", providers=["CPUExecutionProvider"])
+    feed = {one.name: vectors[one.name] for one in session.get_inputs()}
+    (logits,) = session.run(["logits"], feed)
+    allowed = vectors["atol"] + vectors["rtol"] * np.abs(vectors["logits"]).max()
+    assert np.abs(logits - vectors["logits"]).max() <= allowed
+    assert len(logits) == 16
+
+
+def leaks(done: Finished) -> bool:
+    return any(text.startswith("leakage:") for text in done.result.warnings)
 
 
 Variant = Callable[..., Finished]

@@ -55,9 +55,7 @@ class DepthwiseCNN(nn.Module):
         self.stem = nn.Conv2d(channels, stem, 3, stem_stride, 1, bias=False)
         self.norm = nn.BatchNorm2d(stem)
         before = (stem, *widths)
-        self.blocks = nn.Sequential(
-            *(Separable(a, b, s) for a, b, s in zip(before[:-1], widths, strides, strict=True))
-        )
+        self.blocks = nn.Sequential(*(Separable(a, b, s) for a, b, s in zip(before[:-1], widths, strides, strict=True)))
         self.head = nn.Linear(before[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from distill.tasks.base import SPLITS, Data, Feed, Inputs
 from distill.tasks.digest import Digest
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
 from distill.tasks.settings import DataSettings
-from distill.tasks.splits import check_splits, part_size, stratified
+from distill.tasks.splits import check_splits, part_size, stratified, unused_shares
 
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -164,7 +164,7 @@ def image_task(
     Raises:
         UserError: a split is too small, a class is missing, or a setting does not fit the data.
     """
-    notes = [*warnings, *_unused_shares(pools, settings)]
+    notes = [*warnings, *unused_shares(pools, settings)]
     rows = _rows(pools, settings, seed, validation)
     home = {split: pools.get(split, pools["train"]) for split in SPLITS}
     targets = {split: home[split].target[rows[split]] for split in SPLITS}
@@ -202,15 +202,6 @@ def _rows(pools: Mapping[str, Pool], settings: DataSettings, seed: int, validati
     count = len(pools["train"].target)
     parts = stratified(pools["train"].target, [part_size(count, *wanted[split]) for split in missing], seed)
     return {**rows, **dict(zip([*missing, "train"], parts, strict=True))}
-
-
-def _unused_shares(pools: Mapping[str, Pool], settings: DataSettings) -> list[str]:
-    shares = {"validation": settings.validation, "test": settings.test}
-    return [
-        f"data.{split}={share} is not used: the data come with a {split} split"
-        for split, share in shares.items()
-        if share is not None and split in pools
-    ]
 
 
 def _normalisation(

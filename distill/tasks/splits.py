@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch
 from distill.errors import UserError
 from distill.tasks.augment import counter_hash, hash_words
 from distill.tasks.base import SPLITS
+from distill.tasks.settings import DataSettings
 from distill.tasks.wording import first_of
 
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -32,6 +33,16 @@ def part_size(count: int, share: float | None, default: float) -> int:
     """
     size = math.ceil(count * (default if share is None else share) - 1e-9)
     return max(size, FEWEST) if share is None else size
+
+
+def unused_shares(given: Collection[str], settings: DataSettings) -> list[str]:
+    """Return a warning for every share that the user chose for a split which the data come with."""
+    shares = {"validation": settings.validation, "test": settings.test}
+    return [
+        f"data.{split}={share} is not used: the data come with a {split} split"
+        for split, share in shares.items()
+        if share is not None and split in given
+    ]
 
 
 def stratified(target: Rows, sizes: Sequence[int], seed: int) -> list[Rows]:

@@ -21,7 +21,7 @@ from distill.tasks.digest import Digest
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
 from distill.tasks.settings import DataSettings
 from distill.tasks.sources import Progress
-from distill.tasks.splits import by_group, check_splits, part_size, stratified
+from distill.tasks.splits import by_group, check_splits, part_size, stratified, unused_shares
 from distill.tasks.table import Table, read_table
 
 Numbers = NDArray[np.int64]
@@ -233,11 +233,7 @@ def _split(
 ) -> tuple[dict[str, Numbers], list[str]]:
     """Cut the splits that the data lack off train; return every split's rows, and warnings."""
     shares = {"test": (settings.test, 0.2), "validation": (settings.validation, 0.1)}
-    warnings = [
-        f"data.{split}={share} is not used: the data come with a {split} split"
-        for split, (share, _) in shares.items()
-        if share is not None and split in given
-    ]
+    warnings = unused_shares(given, settings)
     missing = [split for split in ("test", "validation") if split not in given]
     if len(given) > 1:
         warnings += [f"the data have no {split} split: it is cut off train by seed" for split in missing]

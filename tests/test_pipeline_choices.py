@@ -1,0 +1,157 @@
+"""What a configuration may choose: stages that are off, limits that revert one, budgets, other targets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from tiny_run import Finished, Variant, check_vectors, raw_run, run_quietly, statuses
+
+from distill.errors import UserError
+from distill.report import markdown
+
+# What is off ----------------------------------------------------------------------------------------------------------
+
+
+def test_prune_off(variant: Variant) -> None:
+    done = variant({"prune": "off"})
+    assert statuses(done)["prune"] == "off"
+    assert done.result.stage("student").reused
+    assert "off" in done.result.stage("prune").detail["reason"]
+    assert done.result.stage("quantize").parameters == done.result.stage("student").parameters
+
+
+def test_a_ratio_of_zero_is_prune_off(variant: Variant) -> None:
+    assert statuses(variant({"prune": {"ratio": 0.0}}))["prune"] == "off"
+
+
+def test_quantize_off(variant: Variant) -> None:
+    done = variant({"quantize": "off"})
+    assert statuses(done)["quantize"] == "off"
+    assert done.result.final in ("student", "prune")
+    nodes = {node.op_type for node in onnx.load(done.folder / "deploy/model.onnx").graph.node}
+    assert "QuantizeLinear" not in nodes
+    check_vectors(done.folder / "deploy")
+
+
+def test_export_off(variant: Variant) -> None:
+    done = variant({"export": "off"})
+    assert statuses(done)["export"] == "off"
+    assert not done.result.deployable
+    assert done.result.comparison.size_ratio is not None
+    assert "NOT DEPLOYABLE" in markdown(done.result)
+
+
+def test_benchmark_off(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.context.compare", None)
+    done = variant({"benchmark": "off"})
+    assert set(statuses(done).values()) <= {"unmeasured", "reverted"}
+    assert all(stage.latency == () for stage in done.result.stages)
+    assert done.result.comparison.speedup is None
+    assert any("unmeasured: benchmark is off" in text for text in done.result.warnings)
+
+
+def test_control_off(variant: Variant) -> None:
+    done = variant({"distill": {"control": False}})
+    assert statuses(done)["control"] == "off"
+    assert done.result.stage("student").reused
+
+
+def test_distill_off_goes_on_from_the_teacher(variant: Variant) -> None:
+    done = variant({"distill": "off", "quantize": "off"})
+    assert statuses(done) == {
+        "teacher": "done", "control": "off", "student": "off", "prune": statuses(done)["prune"], "quantize": "off",
+        "export": "done",
+    }  # fmt: skip
+    assert any("distill is off" in text for text in done.result.warnings)
+    assert done.result.stage("prune").detail["pruning"]["parameters_before"] == done.result.stage("teacher").parameters
+
+
+def test_the_student_may_be_the_teacher(variant: Variant) -> None:
+    done = variant({"student": "teacher", "quantize": "off"})
+    assert statuses(done)["control"] == statuses(done)["student"] == "off"
+    assert done.result.stage("teacher").reused
+    assert done.result.stage("prune").detail["pruning"]["parameters_before"] == done.result.stage("teacher").parameters
+    assert not any("distill is off" in text for text in done.result.warnings)
+    check_vectors(done.folder / "deploy")
+
+
+# What earns its place -------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_that_drops_too_much_is_reverted(variant: Variant) -> None:
+    done = variant({"prune": {"ratio": 0.7, "round_to": 1, "epochs": 0}, "max_drop": 0.02, "quantize": "off"})
+    prune = done.result.stage("prune")
+    assert prune.status == "reverted"
+    assert prune.validation is not None
+    assert prune.validation.drop is not None
+    assert prune.validation.drop.value > 0.02
+    assert "above the limit of 2.00 points" in prune.detail["decision"]["reason"]
+    assert done.result.final == "student"
+    assert done.result.stage("export").parameters == done.result.stage("student").parameters
+    check_vectors(done.folder / "deploy")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_decisions_are_replayed(variant: Variant, finished: Finished, tmp_path: Path, kept: bool) -> None:
+    raw = raw_run(finished)
+    for name in ("prune", "quantize"):
+        raw["decisions"][name] |= {"kept": kept, "reason": "because it was so then"}
+    (tmp_path / "then.json").write_text(json.dumps(raw))
+    done = variant(decisions=tmp_path / "then.json")
+    expected = "done" if kept else "reverted"
+    assert (statuses(done)["prune"], statuses(done)["quantize"]) == (expected, expected)
+    assert done.result.final == ("quantize" if kept else "student")
+    assert raw_run(done)["decisions"] == raw["decisions"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"decisions": 3}'])
+def test_decisions_that_are_none_are_refused(finished: Finished, tmp_path: Path, text: str) -> None:
+    (tmp_path / "no.json").write_text(text)
+    with pytest.raises(UserError, match=r"--decisions .*no\.json"):
+        run_quietly(finished.config, tmp_path / "run", decisions=tmp_path / "no.json")
+
+
+def test_a_budget_that_is_missed_ends_with_a_verdict(variant: Variant) -> None:
+    done = variant({"benchmark": {"max_latency_s": 1e-9}})
+    assert done.result.comparison.latency_verdict == "missed"
+    assert done.result.exit_code == 1
+    assert all(stage.reused for stage in done.result.stages if stage.name != "export")
+
+
+# Targets --------------------------------------------------------------------------------------------------------------
+
+
+def element_types(path: Path) -> set[int]:
+    return {one.data_type for one in onnx.load(path).graph.initializer}
+
+
+def test_another_processor_gets_its_own_scheme_and_no_figures(variant: Variant) -> None:
+    done = variant({"target": "arm"})
+    assert done.result.target["name"] == "arm"
+    assert set(statuses(done).values()) <= {"unmeasured", "reverted"}
+    assert all(stage.latency == () for stage in done.result.stages)
+    assert done.result.stage("quantize").detail["quantization"]["scheme"] == "s8s8"
+    assert all(done.result.stage(name).reused for name in ("teacher", "control", "student", "prune"))
+    core = onnx.load(done.folder / "stages/05-quantize/core.onnx")
+    zeros = {node.input[2] for node in core.graph.node if node.op_type == "QuantizeLinear"}
+    kinds = {one.data_type for one in core.graph.initializer if one.name in zeros}
+    assert kinds == {onnx.TensorProto.INT8}
+    headline = markdown(done.result).splitlines()
+    assert any("unmeasured" in line and "arm" in line for line in headline[:12])
+    assert done.result.comparison.speedup is None
+    check_vectors(done.folder / "deploy")
+
+
+def test_a_gpu_gets_half_precision(variant: Variant) -> None:
+    done = variant({"target": "cuda", "device": "cpu"})
+    assert done.result.target["precision"] == "fp16"
+    path = done.folder / "stages/05-quantize/model.onnx"
+    assert onnx.TensorProto.FLOAT16 in element_types(path)
+    graph = onnx.load(path).graph
+    assert "QuantizeLinear" not in {node.op_type for node in graph.node}
+    assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    check_vectors(done.folder / "deploy")
