@@ -17,7 +17,7 @@ from torch import nn
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()
-        self.last = nn.Linear(3 * 8 * 8, 3)
+        self.last = nn.Linear(8 * 8, 3)
 
     def forward(self, x):
         y = self.last(x.flatten(1))
