@@ -81,16 +81,23 @@ def _axis(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     return dim.dim_param or None
 
 
-def make_inputs(path: str | Path, batch: int, *, seed: int = 0, given: Mapping[str, Array] | None = None) -> Feeds:
+def make_inputs(
+    path: str | Path,
+    batch: int,
+    *,
+    seed: int = 0,
+    given: Mapping[str, Array] | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Feeds:
     """Make inputs for one call of the file at `path` with `batch` rows, equal for equal seeds and input names.
 
     The batch is an input's first dynamic axis, and every axis of the same name. Numbers are drawn to suit the input:
     floats are standard normal, uint8 and int8 cover their range, indices stay within the table that they look up,
     masks are ones, strings are categories that the graph knows. `given` replaces some or all inputs by real rows,
-    which are cycled up to the batch, and settles axes that the signature leaves open.
+    which are cycled up to the batch, and settles axes that the signature leaves open; `dims` settles axes by name.
 
     Raises UserError where the file is broken, where an axis other than the batch is open and nothing was given for
-    it, where the file's batch is fixed at another size, and where `given` does not fit the signature.
+    it, where the file's batch is fixed at another size, and where `given` or `dims` do not fit the signature.
     """
     if batch < 1:
         raise UserError(f"batch={batch}: must be at least 1")
@@ -109,6 +116,7 @@ def make_inputs(path: str | Path, batch: int, *, seed: int = 0, given: Mapping[s
         for item in inputs
         if item.name in axes and isinstance(name := (item.shape or ())[axes[item.name]], str)
     }
+    sizes |= _named_sizes(path, inputs, dict(dims or {}), set(sizes))
     feeds: Feeds = {}
     for item in inputs:
         if item.name in given:
@@ -119,6 +127,20 @@ def make_inputs(path: str | Path, batch: int, *, seed: int = 0, given: Mapping[s
             rng = np.random.default_rng([seed, zlib.crc32(item.name.encode())])
             feeds[item.name] = _draw(proto, item, _shape(item, batch, axes, sizes), rng)
     return {item.name: feeds[item.name] for item in inputs}
+
+
+def _named_sizes(path: str | Path, inputs: list[Signature], dims: dict[str, int], batch: set[str]) -> dict[str, int]:
+    """Check the sizes that the user gave by an axis's name."""
+    known = list(dict.fromkeys(size for item in inputs for size in item.shape or () if isinstance(size, str)))
+    for name, size in dims.items():
+        if name not in known:
+            have = f"its open axes are {', '.join(known)}" if known else "it has no axis with a name"
+            raise UserError(f"{path}: --dim {name}={size}: {have}")
+        if name in batch:
+            raise UserError(f"{path}: --dim {name}={size}: this is the batch; say --batch {size}")
+        if size < 1:
+            raise UserError(f"{path}: --dim {name}={size}: must be at least 1")
+    return dims
 
 
 def _batch_axes(inputs: list[Signature]) -> dict[str, int]:
@@ -148,7 +170,8 @@ def _shape(item: Signature, batch: int, axes: dict[str, int], sizes: dict[str, i
             shape.append(sizes[size])
         else:
             name = f"{size!r} (axis {axis})" if size else f"axis {axis}"
-            raise UserError(f"input {item.name!r}: the size of {name} is open; give example rows for this input")
+            mend = f"say --dim {size}=SIZE, or give" if size else "give"
+            raise UserError(f"input {item.name!r}: the size of {name} is open; {mend} example rows for this input")
     return tuple(shape)
 
 

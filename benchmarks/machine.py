@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -191,13 +191,28 @@ def machine() -> dict[str, Any]:
     }
 
 
-def fingerprint() -> str:
-    """Hash (sha256) what stays the same on this machine: processor, flags, usable threads, system, GPUs with driver.
+def of_board(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe another machine in the words of `machine()`, from what its `runner.py` said of it."""
+    name = str(about["machine"]).lower()
+    return {
+        "family": "x86" if name in _X86 else "arm" if name in _ARM else name,
+        "cpu": about["cpu"] or "unknown",
+        "flags": sorted(set(about["flags"]) & set(FLAGS)),
+        "threads": {"usable": about["cores"], "affinity": about["cores"], "cgroup": None},
+        "system": about["system"],
+        "kernel": about["kernel"],
+        "gpus": [],
+        "versions": {key: about[key] for key in ("python", "numpy", "onnxruntime")},
+    }
+
+
+def fingerprint(now: Mapping[str, Any] | None = None) -> str:
+    """Hash (sha256) what stays the same on a machine: processor, flags, usable threads, system, GPUs with driver.
 
     Versions of Python, its packages and the kernel are left out: an update of one is often the very thing that two
-    measurements are to be compared across. They are in `machine()` beside it.
+    measurements are to be compared across. They are in `machine()` beside it, which is what is taken by default.
     """
-    now = machine()
+    now = machine() if now is None else now
     stable = {key: now[key] for key in ("family", "cpu", "flags", "system", "gpus")}
     stable["threads"] = now["threads"]["usable"]
     return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()

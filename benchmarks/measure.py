@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from distill.errors import NotMeasuredError
-
-from .compare import Turn, contended_share, lowest_decile, session_log_ratio, t_bounds
+from . import runner
 from .inputs import Array, Feeds, make_inputs
+from .jobs import ArmSpec, Timing, time_arms
 from .machine import usable_threads
-from .process import run_job
 from .sessions import provider_options
 from .settings import BenchmarkSettings
-from .target import Target, why_unmeasurable
-
-LEAST_PAIRS = 4  # of turns that make a session's median, before spoilt ones have to help out
+from .stats import Turn, contended_share, lowest_decile, t_bounds
+from .target import Target
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def measure(
     """
     settings = settings or BenchmarkSettings()
     feeds = make_inputs(path, batch, given=given)
-    answer = _time([path], [feeds], target, settings)
+    answer = time_arms([ArmSpec(Path(path), feeds)], target, Timing.of(settings))
     return _latency(answer["pairs"], 0, path, feeds, target, batch)
 
 
@@ -114,9 +110,9 @@ def compare(
         make_inputs(baseline, batch, given=given_baseline),
         make_inputs(candidate, batch, given=given_candidate),
     ]
-    answer = _time([baseline, candidate], feeds, target, settings)
-    pairs = answer["pairs"]
-    log_ratios = [session_log_ratio(_turns(pair)) for pair in pairs]
+    arms = [ArmSpec(Path(path), one) for path, one in zip((baseline, candidate), feeds, strict=True)]
+    pairs = time_arms(arms, target, Timing.of(settings))["pairs"]
+    log_ratios = [-runner.effect(pair) for pair in pairs]
     theta, low, high = t_bounds(log_ratios)
     latencies = [
         _latency(pairs, arm, path, feeds[arm], target, batch) for arm, path in enumerate((baseline, candidate))
@@ -133,53 +129,6 @@ def compare(
     )
 
 
-def _time(paths: list[str | Path], feeds: list[Feeds], target: Target, settings: BenchmarkSettings) -> dict[str, Any]:
-    """Have `runner.py` time one or two arms; its answer holds at least two session pairs."""
-    what = " and ".join(dict.fromkeys(str(path) for path in paths))
-    why = why_unmeasurable(target)
-    if why:
-        raise NotMeasuredError(f"{what}: not measured, {why}")
-    with tempfile.TemporaryDirectory(prefix="distill-inputs-") as folder:
-        options = provider_options(target)
-        if target.name == "tensorrt":
-            # An engine takes minutes to build and comes out different each time: all sessions of a file share one.
-            options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
-            options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
-        job = {
-            "task": "time",
-            "models": [str(Path(path).resolve()) for path in paths],
-            "inputs": [str(_store(inputs, Path(folder, f"{arm}.npz"))) for arm, inputs in enumerate(feeds)],
-            "names": [list(inputs) for inputs in feeds],
-            "provider": target.provider,
-            "provider_options": options,
-            "threads": target.threads,
-            "session_pairs": settings.session_pairs,
-            "seconds_per_pair": settings.seconds_per_pair * len(paths) / 2,
-        }
-        return run_job(job, timeout_s=settings.timeout_s or (1800 if target.name == "tensorrt" else 300), what=what)
-
-
-def _store(feeds: Feeds, path: Path) -> Path:
-    """Write inputs by position (a name may be anything) and strings as fixed-width text (no pickle)."""
-    np.savez(path, *(value.astype(str) if value.dtype == object else value for value in feeds.values()))
-    return path
-
-
-def _turns(pair: dict[str, Any]) -> list[Turn]:
-    """Keep the turns of a session pair that nothing spoilt, two by two, or all where fewer than four pairs are left.
-
-    A pair is spoilt by a GPU that was throttled, and by another process that took the core in every call of a turn:
-    its slice of 3-4 ms would be added to the longer model and spare the shorter one.
-    """
-    turns = [(int(arm), float(seconds)) for arm, seconds, _, _ in pair["turns"]]
-    clean = [not throttled for throttled in pair["throttled"]]
-    for i, (_, _, _, undisturbed) in enumerate(pair["turns"]):
-        clean[i // 2] &= undisturbed > 0
-    if sum(clean) < min(LEAST_PAIRS, len(clean)):
-        return turns
-    return [turn for i, turn in enumerate(turns) if clean[i // 2]]
-
-
 def _all_turns(pairs: list[dict[str, Any]]) -> tuple[list[Turn], list[bool]]:
     """List every turn, and whether another process took the core in a tenth of its calls or more."""
     turns = [turn for pair in pairs for turn in pair["turns"]]
@@ -192,7 +141,7 @@ def _latency(
     pairs: list[dict[str, Any]], arm: int, path: str | Path, feeds: Feeds, target: Target, batch: int
 ) -> Latency:
     """Summarise one arm over all session pairs."""
-    seconds = [value for pair in pairs for other, value in _turns(pair) if other == arm]
+    seconds = [value for pair in pairs for other, value in runner.kept_turns(pair, 2) if other == arm]
     whole = [pair["end_to_end_s"][arm] for pair in pairs if pair["end_to_end_s"]]
     return Latency(
         target=target.name,

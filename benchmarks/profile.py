@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill.errors import NotMeasuredError
 
-from .inputs import Feeds
-from .runner import clean
-from .sessions import open_session
-from .target import Target, why_unmeasurable
+from .inputs import Feeds, load_proto
+from .jobs import look_at
+from .target import Target
 
 INTEGER = frozenset(
     (
@@ -32,6 +28,10 @@ FLOAT = frozenset(
         *("Attention", "MultiHeadAttention", "GroupQueryAttention", "LSTM", "GRU", "RNN", "Sum"),
     )
 )
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+_NAMED = 5  # nodes that a warning names; the count says how many there are
+Node = Sequence[Any]
+"""[name, operator, provider, shapes of its inputs] of one executed node, as `runner.py` reports it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Profile:
 
     `nodes` counts them by `Provider/Operator`. `integer` and `float_` count the compute nodes (products, convolutions,
     additions of two activations) by the kind of their kernel; `integer_share` is integer over both, 0 to 1, and 0
-    where there is none. `provider` is the one that ran most compute nodes.
+    where there is none. `provider` is the one that ran most compute nodes. `unfused` names the compute nodes of a
+    quantized file that ran in float all the same.
     """
 
     nodes: dict[str, int]
@@ -49,6 +50,7 @@ class Profile:
     float_: int
     provider: str
     warnings: tuple[str, ...] = ()
+    unfused: tuple[str, ...] = ()
 
 
 def profile(path: str | Path, target: Target, inputs: Feeds) -> Profile:
@@ -57,42 +59,28 @@ def profile(path: str | Path, target: Target, inputs: Feeds) -> Profile:
     Raises UserError for a broken file, and NotMeasuredError where the provider did not load, the call failed, the
     target is not this machine, or not one compute node ran on the target's provider.
     """
-    why = why_unmeasurable(target)
-    if why:
-        raise NotMeasuredError(f"{path}: not profiled, {why}")
-    with tempfile.TemporaryDirectory(prefix="distill-profile-") as folder:
-        session = open_session(path, target, profile_to=Path(folder, "profile"))
-        written = None
-        try:
-            session.run(None, inputs)
-        except Exception as error:  # onnxruntime's errors have no common base class
-            raise NotMeasuredError(f"{path}: not profiled, a call failed: {clean(error)}") from error
-        finally:
-            # The profile is a file of the session: closed in every case, or the folder could not be removed.
-            with contextlib.suppress(OSError):
-                written = session.end_profiling()
-        events = json.loads(Path(str(written)).read_text(encoding="utf-8"))
-    return summarize(events, target.provider, str(path))
+    load_proto(path)
+    return summarize(look_at(path, target, inputs)["nodes"], target.provider, str(path))
 
 
-def summarize(events: Iterable[dict[str, Any]], wanted: str, what: str) -> Profile:
-    """Count the node events of a profile; `wanted` is the provider that was asked for, `what` is named in messages."""
+def summarize(executed: Iterable[Node], wanted: str, what: str) -> Profile:
+    """Count executed nodes; `wanted` is the provider that was asked for, `what` is named in messages."""
     nodes: Counter[str] = Counter()
     compute: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
-    for event in events:
-        if event.get("cat") != "Node" or not str(event.get("name", "")).endswith("_kernel_time"):
-            continue
-        details = event.get("args", {})
-        operator, provider = str(details.get("op_name", "?")), str(details.get("provider", "?"))
-        operator = "TRTKernel" if operator.startswith("TRTKernel") else operator
+    floats = []
+    for name, kind_of, provider, shapes in executed:
+        operator = "TRTKernel" if kind_of.startswith("TRTKernel") else kind_of
         nodes[f"{provider}/{operator}"] += 1
-        kind = _kind(operator, details)
+        kind = _kind(operator, shapes)
         if kind:
             compute[provider] += 1
             kinds[kind] += 1
+        if kind == "float":
+            floats.append(name or operator)
     counted = kinds["integer"] + kinds["float"]
     ran = (compute or Counter({key.partition("/")[0]: count for key, count in nodes.items()})).most_common(1)
+    quantized = any(key.partition("/")[2] in _QUANTIZERS for key in nodes)
     return Profile(
         nodes=dict(sorted(nodes.items())),
         integer_share=kinds["integer"] / counted if counted else 0.0,
@@ -100,23 +88,35 @@ def summarize(events: Iterable[dict[str, Any]], wanted: str, what: str) -> Profi
         float_=kinds["float"],
         provider=ran[0][0] if ran else wanted,
         warnings=_warnings(compute, nodes, counted, wanted, what),
+        unfused=tuple(floats) if quantized else (),
     )
 
 
-def _kind(operator: str, details: dict[str, Any]) -> str | None:
+def unfused_warning(found: Profile, what: str) -> str | None:
+    """Say which compute nodes of a quantized file ran in float, or None where all were integer kernels."""
+    if not found.unfused:
+        return None
+    named = ", ".join(found.unfused[:_NAMED]) + (", …" if len(found.unfused) > _NAMED else "")
+    return (
+        f"{what}: quantized, but {len(found.unfused)} of {found.integer + found.float_} compute nodes ran in float "
+        f"between QuantizeLinear and DequantizeLinear, which were not fused: {named}; quantize their inputs and "
+        "outputs with the types that the provider's integer kernels take"
+    )
+
+
+def _kind(operator: str, shapes: Sequence[Sequence[int]]) -> str | None:
     """`integer`, `float`, `opaque` (a whole subgraph in one kernel), or None for a node that computes little."""
     if operator == "TRTKernel":
         return "opaque"
     if operator in INTEGER:
         return "integer"
-    if operator in FLOAT or (operator == "Add" and _is_residual(details)):
+    if operator in FLOAT or (operator == "Add" and _is_residual(shapes)):
         return "float"
     return None
 
 
-def _is_residual(details: dict[str, Any]) -> bool:
+def _is_residual(shapes: Sequence[Sequence[int]]) -> bool:
     """Whether an Add joins two activations; a bias has another shape than what it is added to."""
-    shapes = [shape for typed in details.get("input_type_shape", ()) for shape in typed.values()]
     return len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) > 1
 
 

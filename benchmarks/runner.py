@@ -1,15 +1,19 @@
-"""The process that times ONNX files: `python runner.py JOB.json OUT.json`.
+"""The process that times ONNX files: `python runner.py JOB.json OUT.json`, on this machine or on a board.
 
 It needs Python 3.8, numpy and onnxruntime and nothing else, so that this one file can be copied to a board; nothing
 else runs in its process (torch's threads would be timed too), and a model that crashes takes only this process along.
 
-The job is JSON: `task` (`time`, or `open` to see whether a provider loads), `models` (one path an arm, one or two),
-`inputs` (one .npz an arm, its arrays in the order of the arm's `names`), `names`, `provider`, `provider_options`,
-`threads`, `session_pairs`, `seconds_per_pair`. The answer holds, for every session pair in order, its turns as [arm,
-median seconds of a call, calls, calls that kept their core]: all figures can be computed again from it.
+The job is JSON. `task` is `time`, `look` (what one file is, untimed: nodes that ran, memory) or `open` (does it load).
+`arms` holds for each file `model`, `inputs` (.npz, its arrays in the order of `names`), `names`, `provider` and
+`provider_options`; with a `command` the arm lives in a process of its own that is started by it and answers to `serve`
+(another Python, another onnxruntime, torch). Paths are relative to the job's folder. `threads`, `pairs`,
+`seconds_per_pair` and `seed` say how to time; `gate` when to stop early. The answer holds, for every session pair in
+order, its turns as [arm, median seconds of a call, calls, calls that kept their core]: every figure and every verdict
+can be computed again from it.
 
-Protocol: turns of max(3 ms, 4 calls) in ABBA order, the first fifth of each turn dropped (the other arm left its data
-in the cache); every session pair is made afresh, the arm that is created first alternates; spinning off.
+Protocol: turns of max(3 ms, 4 calls); a round is all arms in random order, then the same in reverse; the first fifth
+of each turn is dropped (another arm left its data in the cache); every session pair is made afresh, the arm that is
+created first alternates; spinning off.
 """
 
 from __future__ import annotations
@@ -18,9 +22,13 @@ import contextlib
 import gc
 import io
 import json
+import math
 import os
+import random
+import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +43,10 @@ except ImportError:  # Windows does not tell when a process was interrupted
 TURN_S, TURN_CALLS = 0.003, 4
 SLOW_TURN_S = 0.25  # from here on fewer calls make a turn: a cache that was lost is nothing beside such a call
 WARM_AGREEMENT, WARM_MAX_S = 0.03, 3.0
-TOTAL_MAX_S = 60.0
+TOTAL_MAX_S = 55.0
+LEAST_ROUNDS = 5  # in a session pair, where calls are so slow that its seconds would hold fewer
+LEAST_PAIRED = 4  # undisturbed paired turns that make a session pair's median, before spoilt ones have to help out
+BIN = math.log(1.005)  # width of the bins that single calls are counted in: quantiles to half a per cent
 DEVICE_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 # Of nvidia-ml-py: software power cap, hardware slowdown, software and hardware thermal, hardware power brake.
 THROTTLED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
@@ -47,6 +58,90 @@ class RunnerError(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+# Statistics that decide when to stop ----------------------------------------------------------------------------------
+
+
+def middle(values: list[float]) -> float:
+    """Return the median."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def paired_log_ratios(turns: list[tuple[int, float]], arms: int = 2, arm: int = 1) -> list[float]:
+    """ln(seconds of `arm` / seconds of arm 0) of every half round, in order; above 0 where `arm` is slower.
+
+    A half round is `arms` adjacent turns, one of each arm; a last one that is not whole is left out. Raises ValueError
+    where turns that belong together are not one of each.
+    """
+    ratios = []
+    for begin in range(0, len(turns) - arms + 1, arms):
+        half = dict(turns[begin : begin + arms])
+        if set(half) != set(range(arms)):
+            raise ValueError(f"adjacent turns are of the arms {sorted(half)}, not one of each of {arms}")
+        ratios.append(math.log(half[arm] / half[0]))
+    return ratios
+
+
+def kept_turns(pair: dict[str, Any], arms: int) -> list[tuple[int, float]]:
+    """Keep the half rounds of a session pair that nothing spoilt, or all where fewer than four are left.
+
+    A half round is spoilt by a GPU that was throttled, and by another process that took the core in every call of a
+    turn: its slice of 3-4 ms would be added to the longer model and spare the shorter one.
+    """
+    size = max(arms, 2)
+    turns = [(int(turn[0]), float(turn[1])) for turn in pair["turns"]]
+    clean = [not throttled for throttled in pair["throttled"]]
+    for i, turn in enumerate(pair["turns"]):
+        clean[i // size] &= turn[3] > 0
+    if sum(clean) < min(LEAST_PAIRED, len(clean)):
+        return turns
+    return [turn for i, turn in enumerate(turns) if clean[i // size]]
+
+
+def effect(pair: dict[str, Any], arms: int = 2, arm: int = 1) -> float:
+    """D: the median paired log ratio of `arm` to arm 0 in one session pair. Raises ValueError without a half round."""
+    ratios = paired_log_ratios(kept_turns(pair, arms), arms, arm)
+    if not ratios:
+        raise ValueError("a session pair without a round")
+    return middle(ratios)
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Return the mean and its standard error, from two values or more."""
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def verdict(effects: list[float], tolerance: float, critical: float) -> str:
+    """`fail`, `improved`, `pass` or `inconclusive`, from the session pairs' D and the critical value of t.
+
+    Fail: surely slower than half the tolerance, and slower than the tolerance as far as one can tell. Improved is its
+    mirror image. Pass: surely not slower than the tolerance.
+    """
+    mean, error = mean_and_error(effects)
+    half, limit = critical * error, math.log1p(tolerance)
+    if mean - half > limit / 2 and mean > limit:
+        return "fail"
+    if mean + half < -limit / 2 and mean < -limit:
+        return "improved"
+    return "pass" if mean + half < limit else "inconclusive"
+
+
+def stands(pairs: list[dict[str, Any]], arms: int, gate: dict[str, Any]) -> bool:
+    """Whether the gate's verdict on every arm is reached; `looks` is pairs -> critical t, looked at nowhere else."""
+    critical = gate["looks"].get(str(len(pairs)))
+    if critical is None:
+        return False
+    return all(
+        verdict([effect(pair, arms, arm) for pair in pairs], gate["tolerance"], critical) != "inconclusive"
+        for arm in range(1, arms)
+    )
+
+
+# Sessions -------------------------------------------------------------------------------------------------------------
 
 
 def preload(provider: str) -> str:
@@ -138,38 +233,142 @@ def load_feeds(path: str, names: list[str]) -> dict[str, Any]:
     return feeds
 
 
-class Arm:
-    """One open session and its inputs: `call` is what is timed, `whole` is with copies to and from the device."""
+# Arms -----------------------------------------------------------------------------------------------------------------
 
-    def __init__(self, session: Any, feeds: dict[str, Any], provider: str) -> None:
+
+class Arm:
+    """One file, its session and its inputs in this process.
+
+    `call` is what is timed: on a device inputs and outputs stay there, and `whole` is with the copies.
+    """
+
+    def __init__(self, spec: dict[str, Any], threads: int) -> None:
+        self.spec, self.threads = spec, threads
         self.calls = TURN_CALLS
-        self.whole: Callable[[], Any] = lambda: session.run(None, feeds)
-        self.call: Callable[[], object] = self.whole
-        if provider in DEVICE_PROVIDERS:
+        self.seen: Counter[int] = Counter()
+        self.call: Callable[[], object]
+        self.whole: Callable[[], Any]
+
+    def open(self) -> float:
+        """Open a fresh session; returns the seconds that it took."""
+        feeds = load_feeds(self.spec["inputs"], self.spec["names"])
+        begin = time.perf_counter()
+        options = session_options(self.threads)
+        session = open_session(self.spec["model"], self.spec["provider"], self.spec["provider_options"], options)
+        seconds = time.perf_counter() - begin
+        self.bind(session, feeds)
+        self.seen.clear()
+        return seconds
+
+    def bind(self, session: Any, feeds: dict[str, Any]) -> None:
+        """Make the calls that are timed."""
+        self.whole = self.call = lambda: session.run(None, feeds)
+        if self.spec["provider"] in DEVICE_PROVIDERS:
             self.call = bound_call(session, feeds)
 
-    def turn(self) -> tuple[float, int, int]:
-        """Take one turn: (median seconds of a call, calls that counted, how many of them ran undisturbed).
+    def first(self) -> float:
+        """Call once, which allocates, searches algorithms, builds engines; returns the seconds that it took."""
+        return timed_calls(self.call, 1)[0][0]
 
-        Where some calls ran undisturbed the median is theirs: a call that lost its core to another process says more
-        about the scheduler's slice than about the model.
-        """
-        times, clean = timed_calls(self.call, self.calls)
-        dropped = -(-self.calls // 5) if self.calls > 1 else 0
-        times, clean = times[dropped:], clean[dropped:]
-        calm = [seconds for seconds, alone in zip(times, clean) if alone]  # noqa: B905 - strict came with Python 3.10
-        return middle(calm or times), len(times), len(calm)
-
-    def size_turn(self, seconds: float) -> None:
+    def size(self, seconds: float) -> None:
         """Choose the calls that fill a turn when one takes `seconds`."""
         self.calls = max(TURN_CALLS, int(TURN_S / max(seconds, 1e-9)) + 1)
         if self.calls * seconds > SLOW_TURN_S:
             self.calls = max(1, min(self.calls, int(SLOW_TURN_S / seconds)))
 
-    def finite(self) -> bool:
-        """Whether all floating-point outputs are finite."""
+    def turn(self) -> list[float]:
+        """Take one turn: [median seconds of a call, calls that counted, how many of them ran undisturbed].
+
+        Where some calls ran undisturbed the median is theirs: a call that lost its core to another process says more
+        about the scheduler's slice than about the model.
+        """
+        times, alone = timed_calls(self.call, self.calls)
+        dropped = -(-self.calls // 5) if self.calls > 1 else 0
+        times, alone = times[dropped:], alone[dropped:]
+        for seconds in times:
+            self.seen[round(math.log(max(seconds, 1e-9)) / BIN)] += 1
+        calm = [seconds for seconds, kept in zip(times, alone) if kept]  # noqa: B905 - strict came with Python 3.10
+        return [middle(calm or times), len(times), len(calm)]
+
+    def end(self) -> dict[str, Any]:
+        """Close the session; say whether all outputs were finite, what calls with copies took, and count the calls."""
         arrays = [value for value in self.whole() if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
-        return bool(all(np.isfinite(value).all() for value in arrays))
+        finite = bool(all(np.isfinite(value).all() for value in arrays))
+        whole = None
+        if self.spec["provider"] in DEVICE_PROVIDERS:
+            whole = middle(timed_calls(self.whole, self.calls)[0])
+        del self.call, self.whole
+        gc.collect()
+        return {"finite": finite, "end_to_end_s": whole, "calls": dict(self.seen)}
+
+
+class RemoteArm:
+    """The same in a process of its own, which waits on a pipe while it is not its turn."""
+
+    def __init__(self, spec: dict[str, Any], threads: int) -> None:
+        self.process = subprocess.Popen(spec["command"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.model = spec["model"]
+        self.ask("make", {**spec, "command": None}, threads)
+
+    def ask(self, what: str, *values: Any) -> Any:
+        """Send one request and wait for its answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        line = b""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps([what, *values]).encode() + b"\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            raise RunnerError("run", f"{self.model}: its process died ({code})")
+        answer = json.loads(line.decode())
+        if "error" in answer:
+            raise RunnerError(answer["kind"], answer["error"])
+        return answer["value"]
+
+    def open(self) -> float:
+        """See Arm."""
+        return float(self.ask("open"))
+
+    def first(self) -> float:
+        """See Arm."""
+        return float(self.ask("first"))
+
+    def size(self, seconds: float) -> None:
+        """See Arm."""
+        self.ask("size", seconds)
+
+    def turn(self) -> list[float]:
+        """See Arm."""
+        return list(self.ask("turn"))
+
+    def end(self) -> dict[str, Any]:
+        """See Arm; the process stays, and makes a fresh session next time."""
+        return dict(self.ask("end"))
+
+
+def serve(kind: Any = Arm) -> None:
+    """Answer a RemoteArm's requests on standard input until it is closed."""
+    arm: Any = None
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not come between the answers
+    for line in sys.stdin:
+        what, *values = json.loads(line)
+        try:
+            if what == "make":
+                arm, value = kind(*values), None
+            else:
+                value = {"open": arm.open, "first": arm.first, "size": arm.size, "turn": arm.turn, "end": arm.end}[
+                    what
+                ](*values)
+            answer = {"value": value}
+        except RunnerError as error:
+            answer = {"error": str(error), "kind": error.kind}
+        except Exception as error:
+            answer = {"error": clean(error), "kind": "run"}
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
 
 
 def bound_call(session: Any, feeds: dict[str, Any], device: str = "cuda") -> Callable[[], Any]:
@@ -182,8 +381,17 @@ def bound_call(session: Any, feeds: dict[str, Any], device: str = "cuda") -> Cal
             binding.bind_cpu_input(name, value)
         else:
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, device, 0)
+    outputs = [output.name for output in session.get_outputs()]
+    if (
+        all(value.dtype != object for value in feeds.values())
+        and session.get_provider_options().get("CUDAExecutionProvider", {}).get("enable_cuda_graph") == "1"
+    ):
+        # A captured graph writes to the same addresses in every call, so the outputs need buffers of their own.
+        for name, value in zip(outputs, session.run(None, feeds)):  # noqa: B905
+            binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0))
+    else:
+        for name in outputs:
+            binding.bind_output(name, device, 0)
 
     def call() -> Any:
         session.run_with_iobinding(binding)
@@ -202,25 +410,18 @@ def timed_calls(call: Callable[[], object], count: int) -> tuple[list[float], li
     """Time `count` calls: the seconds of each, and whether it kept its core throughout."""
     clock = time.perf_counter
     times: list[float] = []
-    clean: list[bool] = []
+    alone: list[bool] = []
     for _ in range(count):
         before = interruptions()
         begin = clock()
         call()
         times.append(clock() - begin)
-        clean.append(interruptions() == before)
-    return times, clean
-
-
-def middle(values: list[float]) -> float:
-    """Return the median."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+        alone.append(interruptions() == before)
+    return times, alone
 
 
 class Gpu:
-    """Clock and throttle reasons of the GPU; silent where nvidia-ml-py is not installed."""
+    """Clock, throttle reasons and energy of the GPU; silent where nvidia-ml-py is not installed."""
 
     def __init__(self, provider: str) -> None:
         self.nvml: Any = None
@@ -230,12 +431,12 @@ class Gpu:
                 import pynvml
 
                 pynvml.nvmlInit()
-                self.handle, self.nvml = self.first(pynvml), pynvml
+                self.handle, self.nvml = self.find(pynvml), pynvml
             except Exception:  # informational: a board without NVML is timed all the same
                 self.handle = None
 
     @staticmethod
-    def first(nvml: Any) -> Any:
+    def find(nvml: Any) -> Any:
         """Find the device that CUDA calls 0."""
         chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
         if chosen.isdigit():
@@ -248,6 +449,12 @@ class Gpu:
             return self.nvml.nvmlDeviceGetClockInfo(self.handle, self.nvml.NVML_CLOCK_SM) if self.nvml else None
         return None
 
+    def energy_j(self) -> float | None:
+        """Read the energy that the GPU has used since its driver was loaded, or None."""
+        with contextlib.suppress(Exception):
+            return self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000 if self.nvml else None
+        return None
+
     def throttled(self) -> bool:
         """Whether the GPU is held back by heat or power right now."""
         with contextlib.suppress(Exception):
@@ -256,106 +463,242 @@ class Gpu:
         return False
 
 
-def warm_up(arms: dict[int, Arm], order: list[int], limit_s: float) -> dict[str, Any]:
+# Timing ---------------------------------------------------------------------------------------------------------------
+
+
+def warm_up(arms: list[Any], order: list[int], limit_s: float) -> dict[str, Any]:
     """Take turns until the last three of every arm agree within 3 %, at most `limit_s`; say how long and whether."""
+    first_s = sum(arms[arm].first() for arm in order)
     begin = time.perf_counter()
     for arm in order:
-        arms[arm].call()  # the first call allocates, searches algorithms, builds engines: it may take minutes
-    first_s, begin = time.perf_counter() - begin, time.perf_counter()
-    recent: dict[int, list[float]] = {}
-    for arm in order:
-        arms[arm].size_turn(timed_calls(arms[arm].call, 1)[0][0])
-        recent[arm] = []
+        arms[arm].size(arms[arm].first())
+    recent: dict[int, list[float]] = {arm: [] for arm in order}
     while True:
         for arm in order:
             recent[arm] = [*recent[arm][-2:], arms[arm].turn()[0]]
-            arms[arm].size_turn(middle(recent[arm]))
+            arms[arm].size(middle(recent[arm]))
         spent = time.perf_counter() - begin
         settled = all(len(t) == 3 and max(t) <= (1 + WARM_AGREEMENT) * min(t) for t in recent.values())
         if settled or spent >= limit_s:
             return {"first_s": first_s, "warm_s": spent, "settled": settled}
 
 
-def take_turns(arms: dict[int, Arm], order: list[int], seconds: float, gpu: Gpu) -> dict[str, Any]:
-    """Whole rounds of ABBA for `seconds`, at least one; a single arm is paired with itself."""
-    round_ = [*order, *reversed(order)] if len(order) > 1 else [order[0]] * 2
+def take_turns(arms: list[Any], seconds: float, gpu: Gpu, rng: random.Random) -> dict[str, Any]:
+    """Whole rounds for `seconds`, five at least; a single arm is paired with itself."""
+    order = list(range(len(arms)))
+    half = max(len(arms), 2)
     turns: list[list[float]] = []
     throttled: list[bool] = []
     gc.collect()
     gc.disable()
-    end = time.perf_counter() + seconds
-    while not turns or time.perf_counter() < end:
-        for arm in round_:
+    end, energy = time.perf_counter() + seconds, gpu.energy_j()
+    while len(turns) < 2 * half * LEAST_ROUNDS or time.perf_counter() < end:
+        rng.shuffle(order)
+        for arm in [*order, *reversed(order)] if len(order) > 1 else [0, 0]:
             turns.append([arm, *arms[arm].turn()])
-            if len(turns) % 2 == 0:
+            if len(turns) % half == 0:
                 throttled.append(gpu.throttled())
     gc.enable()
-    return {"turns": turns, "throttled": throttled, "clock_mhz": gpu.clock_mhz()}
+    used = gpu.energy_j()
+    joules = None if energy is None or used is None else used - energy
+    return {"turns": turns, "throttled": throttled, "clock_mhz": gpu.clock_mhz(), "energy_j": joules}
 
 
-def time_pair(job: dict[str, Any], first: int, limit_s: float, left_s: float, gpu: Gpu) -> dict[str, Any]:
-    """Open every arm afresh, arm `first` before the other, warm up, and let them take turns for what is left."""
-    order = [first, 1 - first] if len(job["models"]) > 1 else [0]
-    arms, load_s = {}, {}
-    for arm in order:
-        begin = time.perf_counter()
-        options = session_options(job["threads"])
-        session = open_session(job["models"][arm], job["provider"], job["provider_options"], options)
-        load_s[arm] = time.perf_counter() - begin
-        arms[arm] = Arm(session, load_feeds(job["inputs"][arm], job["names"][arm]), job["provider"])
+def time_pair(job: dict[str, Any], arms: list[Any], index: int, limit_s: float, left_s: float, gpu: Gpu) -> Any:
+    """Open every arm afresh, another one first than before, warm up, and let them take turns for what is left."""
+    order = [(index + step) % len(arms) for step in range(len(arms))]
+    load_s = {arm: arms[arm].open() for arm in order}
     warm = warm_up(arms, order, limit_s)
-    finite = [arms[arm].finite() for arm in sorted(arms)]
-    timed = take_turns(arms, order, max(left_s - warm["warm_s"], job["seconds_per_pair"] / 3), gpu)
-    whole = []
-    if job["provider"] in DEVICE_PROVIDERS:
-        whole = [middle(timed_calls(arms[arm].whole, arms[arm].calls)[0]) for arm in sorted(arms)]
-    loads = [load_s[arm] for arm in sorted(arms)]
-    return {"first": first, "load_s": loads, "finite": finite, "end_to_end_s": whole, **warm, **timed}
+    timed = take_turns(arms, max(left_s - warm["warm_s"], 0.0), gpu, random.Random(job["seed"] * 1000 + index))
+    ends = [arm.end() for arm in arms]
+    whole = [end["end_to_end_s"] for end in ends]
+    return {
+        "first": order[0],
+        "load_s": [load_s[arm] for arm in sorted(load_s)],
+        "finite": [end["finite"] for end in ends],
+        "end_to_end_s": [] if None in whole else whole,
+        "calls": [end["calls"] for end in ends],
+        **warm,
+        **timed,
+    }
+
+
+def make_arms(job: dict[str, Any]) -> list[Any]:
+    """Make the arms, all in this process or, as soon as one needs a process of its own, each in its own."""
+    remote = any(spec.get("command") for spec in job["arms"])
+    own = [sys.executable, str(Path(__file__).resolve()), "--serve"]
+    specs = [{**spec, "command": spec.get("command") or own} if remote else spec for spec in job["arms"]]
+    return [(RemoteArm if remote else Arm)(spec, job["threads"]) for spec in specs]
 
 
 def time_arms(job: dict[str, Any]) -> dict[str, Any]:
-    """All session pairs of a job; at least two, and no more once the next would take the whole over a minute."""
-    gpu, begin, loading = Gpu(job["provider"]), time.perf_counter(), 0.0
-    pairs: list[dict[str, Any]] = []
-    for index in range(job["session_pairs"]):
+    """Session pairs until the gate's verdict stands; at least two, and no more once the next would take too long."""
+    gpu, begin, loading = Gpu(job["arms"][0]["provider"]), time.perf_counter(), 0.0
+    arms, pairs = make_arms(job), []  # type: list[Any], list[dict[str, Any]]
+    seconds, limit = job["seconds_per_pair"], job.get("total_s") or TOTAL_MAX_S
+    for index in range(job["pairs"]):
         spent = time.perf_counter() - begin - loading
-        if index >= 2 and spent * (index + 1) / index > TOTAL_MAX_S:
+        if index >= 2 and spent * (index + 1) / index > limit:
             break
         # What a process pays once is paid in the first pair; later ones settle fast or not at all.
-        limit_s = WARM_MAX_S if not index else min(WARM_MAX_S, job["seconds_per_pair"] / 2)
-        # A long warm-up is made good by the pairs that follow, which keep a third of their time in any case.
-        left_s = (index + 1) * job["seconds_per_pair"] - spent
+        limit_s = WARM_MAX_S if not index else min(WARM_MAX_S, seconds / 2)
+        # A long warm-up is made good by the pairs that follow.
+        left_s = (index + 1) * seconds - spent
         try:
-            pairs.append(time_pair(job, index % 2 if len(job["models"]) > 1 else 0, limit_s, left_s, gpu))
+            pairs.append(time_pair(job, arms, index, limit_s, left_s, gpu))
         except (RunnerError, KeyboardInterrupt):
             raise
         except Exception as error:
             raise RunnerError("run", clean(error)) from error
         loading += sum(pairs[-1]["load_s"]) + pairs[-1]["first_s"]
-    return {"pairs": pairs, "provider": job["provider"]}
+        if job.get("gate") and stands(pairs, len(arms), job["gate"]):
+            break
+    return {"pairs": pairs, "provider": job["arms"][0]["provider"], "seconds": time.perf_counter() - begin}
+
+
+# Untimed --------------------------------------------------------------------------------------------------------------
+
+
+def memory_bytes() -> int | None:
+    """Read the most memory that this process has held since `forget_peak`; None where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak() -> None:
+    """Let the most memory held be what is held now, so that importing is not taken for the model's; Linux only."""
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def look(job: dict[str, Any]) -> dict[str, Any]:
+    """Open the first arm's file in a session that is never timed: memory, load time, outputs, and the nodes that ran.
+
+    `peak_bytes` is what opening and one call added to the most that this process held before.
+    """
+    spec = job["arms"][0]
+    feeds = load_feeds(spec["inputs"], spec["names"])
+    import onnxruntime  # noqa: F401 - its own memory is not the model's
+
+    forget_peak()
+    before, begin = memory_bytes(), time.perf_counter()
+    options = session_options(job["threads"])
+    session = open_session(spec["model"], spec["provider"], spec["provider_options"], options)
+    load_s = time.perf_counter() - begin
+    outputs = session.run(None, feeds)
+    peak, after = memory_bytes(), {}
+    for info, value in zip(session.get_outputs(), outputs):  # noqa: B905
+        array = np.asarray(value)
+        finite = bool(np.isfinite(array).all()) if array.dtype.kind == "f" else True
+        after[info.name] = {"shape": list(array.shape), "dtype": str(array.dtype), "finite": finite}
+    del session
+    return {
+        "load_s": load_s,
+        "peak_bytes": None if before is None or peak is None else peak - before,
+        "outputs": after,
+        "nodes": profiled(job, spec, feeds),
+    }
+
+
+def profiled(job: dict[str, Any], spec: dict[str, Any], feeds: dict[str, Any]) -> list[Any]:
+    """List the nodes that one call executed: [name, operator, provider, shapes of its inputs]."""
+    options = session_options(job["threads"])
+    options.enable_profiling = True
+    options.profile_file_prefix = str(Path(job["folder"], "profile"))
+    session = open_session(spec["model"], spec["provider"], spec["provider_options"], options)
+    try:
+        session.run(None, feeds)
+    finally:
+        # The profile is a file of the session: closed in every case, or its folder could not be removed.
+        written = session.end_profiling()
+    found = []
+    for event in json.loads(Path(written).read_text(encoding="utf-8")):
+        if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
+            details = event.get("args", {})
+            shapes = [shape for typed in details.get("input_type_shape", ()) for shape in typed.values()]
+            name = event["name"][: -len("_kernel_time")]
+            found.append([name, str(details.get("op_name", "?")), str(details.get("provider", "?")), shapes])
+    Path(written).unlink()
+    return found
 
 
 def try_open(job: dict[str, Any]) -> dict[str, Any]:
     """Only open the file, to see whether the provider loads."""
-    open_session(job["models"][0], job["provider"], job["provider_options"], session_options(1))
-    return {"provider": job["provider"]}
+    spec = job["arms"][0]
+    open_session(spec["model"], spec["provider"], spec["provider_options"], session_options(1))
+    return {"provider": spec["provider"]}
 
 
-TASKS = {"time": time_arms, "open": try_open}
+def whole_bundle(job: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a board is asked for at once: a look at every file, then their timing, job by job."""
+    return {"answers": [answer_to({**inner, "folder": job["folder"]}) for inner in job["jobs"]]}
+
+
+def about() -> dict[str, Any]:
+    """Say what this machine is, as far as the standard library knows; the sender has no other way to see."""
+    import platform
+
+    import onnxruntime
+
+    flags, model = "", platform.processor()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features") and not flags:
+                flags = value.strip()
+            if key.strip() in ("model name", "Hardware", "Model"):
+                model = value.strip()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "machine": platform.machine(),
+        "cpu": model,
+        "flags": sorted(flags.split()),
+        "cores": cores,
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "providers": list(onnxruntime.get_available_providers()),
+    }
+
+
+TASKS = {"time": time_arms, "look": look, "open": try_open, "bundle": whole_bundle}
+
+
+def answer_to(job: dict[str, Any]) -> dict[str, Any]:
+    """Do one job; what went wrong is an answer too."""
+    try:
+        return {"status": "ok", **TASKS[job["task"]](job)}
+    except RunnerError as error:
+        return {"status": "error", "kind": error.kind, "message": str(error)}
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        return {"status": "error", "kind": "run", "message": clean(error)}
 
 
 def main(job_path: str, out_path: str) -> None:
     """Do the job and write the answer, which is either whole or not there."""
+    folder = Path(job_path).resolve().parent
+    out = Path(out_path).resolve()
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
-    try:
-        answer = {"status": "ok", **TASKS[job["task"]](job)}
-    except RunnerError as error:
-        answer = {"status": "error", "kind": error.kind, "message": str(error)}
-    answer["python"] = sys.version.split()[0]
-    partial = Path(str(out_path) + ".partial")
+    os.chdir(str(folder))
+    answer = answer_to({**job, "folder": str(folder)})
+    answer["board"], answer["sent"] = about(), job.get("sent")
+    partial = Path(str(out) + ".partial")
     partial.write_text(json.dumps(answer), encoding="utf-8")
-    os.replace(str(partial), str(out_path))
+    os.replace(str(partial), str(out))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+    else:
+        main(*(sys.argv[1:] or ["job.json", "result.json"]))

@@ -19,11 +19,12 @@ def provider_options(target: Target) -> dict[str, str]:
 
     TF32 stays on, as it is for everybody else on a CUDA GPU: switched off, the float32 baseline would look slow.
     """
-    if target.name == "cuda":
-        return {"device_id": "0", "use_tf32": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"}
-    if target.name == "tensorrt":
-        return {"device_id": "0", "trt_fp16_enable": "1", "trt_int8_enable": str(int(target.precision == "int8"))}
-    return {}
+    ours: dict[str, str] = {}
+    if target.provider == "CUDAExecutionProvider":
+        ours = {"device_id": "0", "use_tf32": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"}
+    if target.provider == "TensorrtExecutionProvider":
+        ours = {"device_id": "0", "trt_fp16_enable": "1", "trt_int8_enable": str(int(target.precision == "int8"))}
+    return ours | dict(target.options)
 
 
 def open_session(
@@ -84,7 +85,7 @@ def providers_that_load(*, timeout_s: float = 60) -> dict[str, str]:
 
 
 def _try_provider(provider: str, path: Path, timeout_s: float) -> str:
-    job = {"task": "open", "models": [str(path)], "provider": provider, "provider_options": {}}
+    job = {"task": "open", "arms": [{"model": str(path), "provider": provider, "provider_options": {}}]}
     try:
         run_job(job, timeout_s=timeout_s, what=provider)
     except (NotMeasuredError, UserError) as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from distill.errors import UserError
 
@@ -21,16 +22,20 @@ class Target:
     """A kind of device, and the form of model that it runs fastest.
 
     `precision` is what the shipped file is made of, `scheme` the types of activations and weights in an int8 file,
-    `reduce_range` whether weights keep to 7 bits so that a processor without VNNI does not saturate.
+    `reduce_range` whether weights keep to 7 bits so that a processor without VNNI does not saturate. `measure` is a
+    command that has things timed on the device itself, where that is another machine: it gets a bundle folder and
+    brings back the result of its `runner.py`. `options` go to the provider beside or instead of our own.
     """
 
-    name: TargetName
+    name: str
     provider: str
     precision: Literal["int8", "fp16"]
     scheme: Literal["u8s8", "s8s8", "none"]
     reduce_range: bool
     threads: int = 1
     batch_sizes: tuple[int, ...] = (1, 32)
+    measure: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -44,7 +49,7 @@ def _x86(threads: int, batch_sizes: tuple[int, ...]) -> Target:
             "target x86: the flags of its processor cannot be seen from here, so int8 weights keep to 7 bits "
             "(reduce_range), which is safe without VNNI; set quantize.reduce_range=false if it has VNNI",
         )
-    return Target("x86", "CPUExecutionProvider", "int8", "u8s8", reduce_range, threads, batch_sizes, warnings)
+    return Target("x86", "CPUExecutionProvider", "int8", "u8s8", reduce_range, threads, batch_sizes, warnings=warnings)
 
 
 def _arm(threads: int, batch_sizes: tuple[int, ...]) -> Target:
@@ -73,11 +78,13 @@ def resolve_target(
     *,
     threads: int | None = None,
     batch_sizes: Sequence[int] = (1, 32),
+    measure: str | None = None,
 ) -> Target:
     """Look up the target called `name`; with None the device itself (`cuda`, or this machine's own processor).
 
     `threads` None means 1, the count at which two files compare best. Raises UserError for an unknown name, for a
-    count below 1, and where no name is given on a processor that is neither x86 nor ARM.
+    count below 1, and where no name is given on a processor that is neither x86 nor ARM. `measure` is the command that
+    has things timed on the device.
     """
     chosen = name if name is not None else "cuda" if device == "cuda" else family()
     if chosen not in _MAKERS:
@@ -90,7 +97,23 @@ def resolve_target(
     sizes = tuple(batch_sizes)
     if not sizes or min(sizes) < 1:
         raise UserError(f"benchmark.batch_sizes={list(sizes)}: must hold at least one size, each at least 1")
-    return _MAKERS[chosen](threads or 1, sizes)
+    made = _MAKERS[chosen](threads or 1, sizes)
+    return made if measure is None else dataclasses.replace(made, measure=measure)
+
+
+def target_of_provider(provider: str) -> Target:
+    """Make a target of any execution provider, for measuring alone: what a file for it looks like is not known here.
+
+    A provider that one of the named targets has gives that target.
+    """
+    full = provider if provider.endswith("ExecutionProvider") else f"{provider}ExecutionProvider"
+    if full == "CPUExecutionProvider":
+        return resolve_target(None)
+    for name in ("cuda", "tensorrt"):
+        made = resolve_target(name)
+        if made.provider.lower() == full.lower():
+            return made
+    return Target(full.removesuffix("ExecutionProvider").lower(), full, "int8", "none", False)
 
 
 def why_unmeasurable(target: Target) -> str | None:
@@ -99,7 +122,11 @@ def why_unmeasurable(target: Target) -> str | None:
     Only the machine is asked. A GPU that is there with a provider that does not load is an error of the set-up and
     shows when a session is opened.
     """
+    if target.measure is not None:
+        return None
     if target.name in ("x86", "arm"):
         here = {"x86": "x86-64", "arm": "ARM"}.get(family(), family())
-        return None if family() == target.name else f"this machine is {here}, the target is {cast(str, target.name)}"
+        return None if family() == target.name else f"this machine is {here}, the target is {target.name}"
+    if target.name not in ("cuda", "tensorrt"):
+        return None
     return None if gpus() else f"this machine has no NVIDIA GPU that can be seen, the target is {target.name}"

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from distill.cli_bench import bench
 from distill.errors import DistillError, Exit, NotMeasuredError
 
 # Typer brings its own copy of click from 0.20 or so on; its errors are found here, whichever it uses.
@@ -164,6 +165,9 @@ def init(
     for path in write_example(folder):
         typer.echo(f"wrote {path}")
     typer.echo(f"\nnow: python -m distill run {folder / 'config.yaml'}")
+
+
+app.command()(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from distill.benchmarks import units as fmt
 from distill.records import RunResult, StageRecord
 
 from . import facts
-from . import format as fmt
 from .details import curve
 
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", "size": 13}

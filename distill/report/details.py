@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from distill.benchmarks import units as fmt
+from distill.benchmarks.units import DASH
 from distill.records import Quality, RunResult, StageRecord
 
 from . import facts
-from . import format as fmt
-from .format import DASH
 
 _OWN = ("profile", "decision", "parity", "widths", "curves", "gain", "splits", "files", "reason")
 

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distill.benchmarks import units as fmt
+from distill.benchmarks.units import DASH
 from distill.records import Quality, RunResult, StageLatency, StageRecord
-
-from . import format as fmt
-from .format import DASH
 
 STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
 LEGEND = {

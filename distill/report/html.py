@@ -9,10 +9,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from distill.benchmarks import units as fmt
 from distill.records import RunResult
 
 from . import charts, details, facts, reproduce
-from . import format as fmt
 
 _TEMPLATE = "report.html.j2"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from distill.benchmarks import units as fmt
 from distill.records import RunResult, StageRecord
 
 from . import facts, reproduce
-from . import format as fmt
 from .details import control_against_student, splits, stage_facts
 
 _SPECIAL = re.compile(r"([\\`*_<>#|~&$]|\](?=[(\[:]))")

@@ -12,10 +12,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from distill.benchmarks import units as fmt
 from distill.records import RunResult
 
 from . import facts
-from . import format as fmt
 
 _STATUS = {"done": "green", "reverted": "yellow", "unmeasured": "yellow", "off": "dim"}
 _VERDICT = {"met": "bold green", "missed": "bold red", "unresolved": "bold yellow"}

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from report_samples import EVERY, empty, full, hostile, reverted, unmeasured
 from test_report_terminal import printed
 
+from distill.benchmarks import units as fmt
 from distill.errors import UserError
 from distill.records import Drop, Estimate, Quality, RunResult, StageLatency, StageRecord, Total
-from distill.report import format as fmt
 from distill.report import html, markdown, write_reports
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}

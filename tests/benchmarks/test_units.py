@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.benchmarks import units as fmt
 from distill.records import Estimate
-from distill.report import format as fmt
 
 VALUES = st.one_of(
     st.none(),

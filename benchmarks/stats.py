@@ -1,44 +1,25 @@
-"""The statistics of two arms that took turns: numbers in, numbers out.
+"""The statistics of files that took turns: numbers in, numbers out.
 
-A turn is `(arm, seconds)`: the median time of a call in one short stretch of calls to one arm, 0 the baseline and 1
-the candidate. Adjacent turns share the mood of the core, so they are paired; what differs from one fresh session to
-the next is seen only across session pairs, so those are the replicates.
+A turn is `(arm, seconds)`: the median time of a call in one short stretch of calls to one arm, 0 the baseline. Adjacent
+turns share the mood of the core, so they are paired; what differs from one fresh session to the next is seen only
+across session pairs, so those are the replicates. How turns are paired is in `runner.py`, which stops by it.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from .runner import BIN
 
 Turn = tuple[int, float]
 # Of a turn against the quiet ones of its arm. A busy sibling costs 20-50 %, the clock's own noise 1-3 %.
 CONTENDED = 1.10
-
-
-def paired_log_ratios(turns: Sequence[Turn]) -> NDArray[np.float64]:
-    """ln(baseline / candidate) of each two adjacent turns, in order; a last turn without a partner is left out.
-
-    Raises ValueError where two turns that belong together are of one arm.
-    """
-    ratios = []
-    for (arm, seconds), (other_arm, other_seconds) in zip(turns[0::2], turns[1::2], strict=False):
-        if {arm, other_arm} != {0, 1}:
-            raise ValueError(f"two adjacent turns are of the arms {arm} and {other_arm}, not of both")
-        ratio = math.log(seconds / other_seconds)
-        ratios.append(ratio if arm == 0 else -ratio)
-    return np.asarray(ratios, dtype=np.float64)
-
-
-def session_log_ratio(turns: Sequence[Turn]) -> float:
-    """D, the median paired log ratio of one session pair. Raises ValueError without a pair of turns."""
-    ratios = paired_log_ratios(turns)
-    if not len(ratios):
-        raise ValueError("a session pair without two turns")
-    return float(np.median(ratios))
+# Calls below which a quantile is left out: an estimate from fewer moves by more than it says.
+LEAST_CALLS = {0.5: 1, 0.9: 64, 0.99: 662}
 
 
 def t_within(t: float, degrees: int) -> float:
@@ -75,6 +56,12 @@ def t_quantile(probability: float, degrees: int) -> float:
     return (low + high) / 2
 
 
+def t_tail(t: float, degrees: int) -> float:
+    """P(T > t) of Student's t."""
+    tail = (1 - t_within(abs(t), degrees)) / 2
+    return tail if t >= 0 else 1 - tail
+
+
 def t_bounds(effects: Sequence[float], alpha: float = 0.025) -> tuple[float, float, float]:
     """(theta, low, high): the mean of the session pairs' D, each bound one-sided at `alpha` with n - 1 degrees.
 
@@ -101,3 +88,16 @@ def contended_share(turns: Sequence[Turn], interrupted: Sequence[bool]) -> float
     }
     contended = [broken or seconds > limits[arm] for (arm, seconds), broken in zip(turns, interrupted, strict=True)]
     return sum(contended) / len(contended) if contended else 0.0
+
+
+def call_quantile(calls: Mapping[int, int], probability: float) -> float | None:
+    """Return a quantile of single calls in seconds, from counts by `runner.BIN`; None where too few were counted."""
+    total = sum(calls.values())
+    if total < LEAST_CALLS.get(probability, 1):
+        return None
+    below = 0
+    for bin_ in sorted(calls):
+        below += calls[bin_]
+        if below >= probability * total:
+            return math.exp(bin_ * BIN)
+    return None

@@ -1,0 +1,35 @@
+"""A report as the workflow commands that GitHub shows beside a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import units
+from .gate import Verdict
+from .records import Report
+from .verdicts import details, headline
+
+_COMMANDS: dict[Verdict, str] = {
+    "fail": "error",
+    "not measured": "error",
+    "incomparable": "warning",
+    "inconclusive": "warning",
+    "improved": "notice",
+}
+
+
+def workflow_commands(reports: Sequence[Report]) -> list[str]:
+    """Write a line a gate that is not plainly passed."""
+    lines = []
+    for report in reports:
+        for gate in report.gates:
+            command = _COMMANDS.get(gate.verdict) or ("warning" if gate.mode == "none" else None)
+            if command:
+                text = "\n".join([headline(gate), *details(gate)])
+                lines.append(f"::{command} title=distill bench::{_escaped(text)}")
+    return lines
+
+
+def _escaped(text: str) -> str:
+    """Escape what would end the command, as GitHub's toolkit does."""
+    return units.clean(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

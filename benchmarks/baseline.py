@@ -1,0 +1,99 @@
+"""The life of a baseline: kept by a run that passed, replaced by none that failed, slower on purpose with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import onnx
+import yaml
+
+from distill.errors import UserError
+
+from .bundle import external_files
+from .records import Report, save_reports
+
+_HEX = 64
+
+
+def save_baseline(path: Path, report: Report, model: Path) -> None:
+    """Write the report of the measured file, and the file itself beside it, under one name.
+
+    The file is written first: a JSON that is there always has its file. External data keep their names.
+
+    Raises:
+        UserError: the path is not a .json, or the model would be overwritten by itself under another content.
+    """
+    if path.suffix != ".json":
+        raise UserError(f"--save-baseline {path}: must end in .json; the model is kept beside it as .onnx")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = path.with_suffix(".onnx")
+    if not (kept.exists() and kept.samefile(model)):
+        for extra in external_files(model, onnx.load(str(model), load_external_data=False)):
+            target = path.resolve().parent / extra.relative_to(model.resolve().parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _replace(extra, target)
+        _replace(model, kept)
+    save_reports(path, [only_last(report)])
+
+
+def _replace(source: Path, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.copyfile(source, partial)
+    os.replace(partial, target)
+
+
+def only_last(report: Report) -> Report:
+    """Keep of a report what concerns its last file, the candidate, as if that had been measured alone."""
+    if len(report.models) == 1:
+        return dataclasses.replace(report, gates=())
+    cases = []
+    for case in report.cases:
+        arm = len(case.rows) - 1
+        pairs = [{**pair, **_only(pair, arm)} for pair in case.pairs]
+        row = dataclasses.replace(case.rows[arm], ratio=None, quiet_ratio=None)
+        cases.append(dataclasses.replace(case, arms=(0,), shapes=[case.shapes[arm]], rows=(row,), pairs=pairs))
+    return dataclasses.replace(report, models=report.models[-1:], cases=tuple(cases), gates=())
+
+
+def _only(pair: dict[str, object], arm: int) -> dict[str, object]:
+    """Keep one arm of a session pair; its turns are paired among themselves."""
+    turns = [[0, *turn[1:]] for turn in pair["turns"] if turn[0] == arm]  # type: ignore[attr-defined]
+    turns = turns[: len(turns) // 2 * 2]
+    kept = {key: [pair[key][arm]] for key in ("load_s", "finite", "calls")}  # type: ignore[index]
+    whole = pair["end_to_end_s"]
+    return {
+        **kept,
+        "first": 0,
+        "end_to_end_s": [whole[arm]] if whole else [],  # type: ignore[index]
+        "turns": turns,
+        "throttled": [False] * (len(turns) // 2),
+    }
+
+
+def read_accepted(path: Path) -> dict[str, str]:
+    """Read the list of files that may be slower: entries of `sha256` and `reason`, as YAML or JSON.
+
+    Raises:
+        UserError: the file is missing, or an entry lacks one of the two.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        entries = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"--accept {path}: cannot be read ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--accept {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(entries or [], list):
+        raise UserError(f"--accept {path}: must be a list of entries with sha256 and reason")
+    accepted = {}
+    for number, entry in enumerate(entries or [], start=1):
+        known = entry if isinstance(entry, dict) else {}
+        sha256, reason = known.get("sha256"), known.get("reason")
+        if not isinstance(sha256, str) or len(sha256) != _HEX or not isinstance(reason, str) or not reason.strip():
+            raise UserError(f"--accept {path}: entry {number} must have a sha256 of {_HEX} digits and a reason")
+        accepted[sha256.lower()] = reason.strip()
+    return accepted

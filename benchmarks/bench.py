@@ -1,0 +1,194 @@
+"""Measure files: from paths to a report. What is compared with a baseline is in `gating.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import remarks, runner
+from .facts import Facts, read_facts
+from .inputs import Array, Feeds, make_inputs
+from .jobs import ArmSpec, Timing, look_at, time_arms
+from .machine import fingerprint, machine, of_board
+from .profile import summarize, unfused_warning
+from .records import Case, Model, Ratio, Report, Row
+from .sessions import provider_options
+from .stats import call_quantile, contended_share, lowest_decile, t_bounds
+from .target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to measure. `dims` settles open axes by name, `given` replaces made-up inputs by real rows.
+
+    `commands` starts some of the files, by their number, in a process of another interpreter.
+    """
+
+    target: Target
+    batches: tuple[int, ...] = (1,)
+    threads: tuple[int, ...] = (1,)
+    timing: Timing = field(default_factory=Timing)
+    dims: Mapping[str, int] = field(default_factory=dict)
+    given: Mapping[str, Array] = field(default_factory=dict)
+    commands: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+def bench(paths: Sequence[str | Path], options: Options) -> Report:
+    """Measure files; of more than one, all take turns, and each is compared with the first.
+
+    Raises UserError for a file or inputs that do not fit, NotMeasuredError for a provider that does not load, a crash
+    or a hang.
+    """
+    facts = named(paths)
+    looked = [look(Path(one.path), one, options) for one in facts]
+    cases = [
+        time_case([Path(path) for path in paths], options, batch, threads)
+        for batch in options.batches
+        for threads in options.threads
+    ]
+    return report([one.model for one in looked], cases, options, looked[0].machine)
+
+
+def named(paths: Sequence[str | Path]) -> list[Facts]:
+    """Read the files; those of one name are told apart by their folders."""
+    same = Counter(Path(path).stem for path in paths)
+    return [read_facts(path, str(Path(path).with_suffix("")) if same[Path(path).stem] > 1 else None) for path in paths]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A file after its untimed call, and the machine that ran it."""
+
+    model: Model
+    machine: dict[str, Any]
+
+
+def report(models: Sequence[Model], cases: Sequence[Case], options: Options, where: dict[str, Any]) -> Report:
+    """Put together what was measured on the machine `where`."""
+    target = {
+        "name": options.target.name,
+        "provider": options.target.provider,
+        "provider_options": provider_options(options.target),
+        "measure": options.target.measure,
+    }
+    return Report(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=where,
+        fingerprint=fingerprint(where),
+        target=target,
+        seed=options.timing.seed,
+        models=tuple(models),
+        cases=tuple(cases),
+        warnings=remarks.of_report(models, cases, where),
+    )
+
+
+def feeds_of(path: str | Path, options: Options, batch: int) -> Feeds:
+    """Make a file's inputs for one call."""
+    return make_inputs(path, batch, seed=options.timing.seed, given=options.given, dims=options.dims)
+
+
+def look(path: Path, facts: Facts, options: Options) -> Looked:
+    """Run a file once, untimed, at the first batch size, and add up what it executed."""
+    target = dataclasses.replace(options.target, threads=options.threads[0])
+    feeds = feeds_of(path, options, options.batches[0])
+    answer = look_at(path, target, feeds, timeout_s=options.timing.timeout_s)
+    where = machine() if options.target.measure is None else of_board(answer["board"])
+    return Looked(model_of(answer, facts, target.provider), where)
+
+
+def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
+    """Summarise a runner's look at a file."""
+    ran = summarize(answer["nodes"], provider, facts.name)
+    model = Model(
+        facts=facts,
+        nodes=ran.nodes,
+        integer_share=ran.integer_share,
+        compute_nodes=ran.integer + ran.float_,
+        provider=ran.provider,
+        load_s=answer["load_s"],
+        peak_bytes=answer["peak_bytes"],
+        finite=all(one["finite"] for one in answer["outputs"].values()),
+    )
+    unfused = unfused_warning(ran, facts.name)
+    warnings = (*ran.warnings, *([unfused] if unfused else []), *remarks.of_model(model))
+    return dataclasses.replace(model, warnings=warnings)
+
+
+def time_case(paths: Sequence[Path], options: Options, batch: int, threads: int) -> Case:
+    """Time files in turns at one batch size and thread count."""
+    target = dataclasses.replace(options.target, threads=threads)
+    feeds = [feeds_of(path, options, batch) for path in paths]
+    arms = [
+        ArmSpec(path, one, tuple(options.commands.get(number, ())))
+        for number, (path, one) in enumerate(zip(paths, feeds, strict=True))
+    ]
+    answer = time_arms(arms, target, options.timing)
+    shapes = [{name: list(value.shape) for name, value in one.items()} for one in feeds]
+    return case_of(answer, batch, threads, shapes)
+
+
+def case_of(answer: Mapping[str, Any], batch: int, threads: int, shapes: list[dict[str, list[int]]]) -> Case:
+    """Summarise the session pairs of a runner's answer."""
+    pairs, arms = list(answer["pairs"]), len(shapes)
+    turns = [turn for pair in pairs for turn in pair["turns"]]
+    lost = [calls - undisturbed >= 0.1 * calls for _, _, calls, undisturbed in turns]
+    joules = [pair["energy_j"] for pair in pairs]
+    calls = sum(turn[2] for turn in turns)
+    return Case(
+        batch=batch,
+        threads=threads,
+        arms=tuple(range(arms)),
+        shapes=shapes,
+        rows=tuple(_row(pairs, arms, arm) for arm in range(arms)),
+        contended_share=contended_share([(int(turn[0]), float(turn[1])) for turn in turns], lost),
+        seconds=float(answer.get("seconds", math.nan)),
+        pairs=pairs,
+        joules=sum(joules) / calls if calls and None not in joules else None,
+        warnings=remarks.of_case(pairs),
+    )
+
+
+def _row(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> Row:
+    """Summarise one arm over all session pairs."""
+    seconds = turn_seconds(pairs, arms, arm)
+    first = turn_seconds(pairs, arms, 0)
+    calls: Counter[int] = Counter()
+    for pair in pairs:
+        calls.update({int(bin_): count for bin_, count in pair["calls"][arm].items()})
+    whole = [pair["end_to_end_s"][arm] for pair in pairs if pair["end_to_end_s"]]
+    return Row(
+        p50_s=float(np.median(seconds)),
+        quiet_s=lowest_decile(seconds),
+        p90_s=call_quantile(calls, 0.9),
+        p99_s=call_quantile(calls, 0.99),
+        samples=sum(calls.values()),
+        load_s=float(np.median([pair["load_s"][arm] for pair in pairs])),
+        end_to_end_s=float(np.median(whole)) if whole else None,
+        ratio=ratio_of(pairs, arms, arm) if arm else None,
+        quiet_ratio=lowest_decile(seconds) / lowest_decile(first) if arm else None,
+    )
+
+
+def turn_seconds(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> list[float]:
+    """List the medians of an arm's turns that nothing spoilt."""
+    return [value for pair in pairs for other, value in runner.kept_turns(dict(pair), arms) if other == arm]
+
+
+def effects_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> list[float]:
+    """List the session pairs' log ratios of an arm to the first one; above 0 it is slower."""
+    return [runner.effect(dict(pair), arms, arm) for pair in pairs]
+
+
+def ratio_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> Ratio:
+    """Return an arm's time over that of the first one, with its 95 % interval."""
+    theta, low, high = t_bounds(effects_of(pairs, arms, arm))
+    return Ratio(math.exp(theta), math.exp(low), math.exp(high))

@@ -1,0 +1,121 @@
+"""Measuring on a board by hand: a bundle goes there, a result comes home and is judged like a local one."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError
+
+from . import remarks
+from .bench import Options, case_of, effects_of, feeds_of, model_of, named
+from .bundle import write_bundle
+from .facts import Facts
+from .gate import Rule, judge
+from .gating import Ask, duet_gate, require_same_inputs
+from .jobs import ArmSpec, look_job, stored, time_job
+from .machine import fingerprint, of_board
+from .process import checked, read_result
+from .records import Report
+
+
+def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, baseline: Path | None) -> None:
+    """Write a bundle that looks at every file and times them in turns; with a baseline, as a gate does.
+
+    Raises:
+        UserError: the folder is not empty, or a file is broken.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--export-runner {folder}: is not empty; give a new folder")
+    paths = [Path(one) for one in ([baseline] if baseline else []) + list(models)]
+    facts = named(paths)
+    if baseline is not None:
+        require_same_inputs(facts[0], facts[1])
+    gate = ask.rule if baseline is not None else None
+    timing = options.timing
+    if gate is not None:
+        timing = dataclasses.replace(timing, pairs=max(gate.looks), gate=gate.for_runner())
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs: list[dict[str, Any]] = []
+    cases = []
+    with tempfile.TemporaryDirectory(prefix="distill-bundle-") as place:
+        for batch in options.batches:
+            arms = [ArmSpec(path, feeds_of(path, options, batch)) for path in paths]
+            specs = stored(arms, options.target, Path(place, str(batch)))
+            if batch == options.batches[0]:
+                jobs += [
+                    look_job(spec, dataclasses.replace(options.target, threads=options.threads[0])) for spec in specs
+                ]
+            for threads in options.threads:
+                jobs.append(time_job(specs, dataclasses.replace(options.target, threads=threads), timing))
+                shapes = [{name: list(value.shape) for name, value in arm.feeds.items()} for arm in arms]
+                cases.append({"batch": batch, "threads": threads, "shapes": shapes})
+        sent = {
+            "facts": [dataclasses.asdict(one) for one in facts],
+            "cases": cases,
+            "target": {
+                "name": options.target.name,
+                "provider": options.target.provider,
+                "provider_options": specs[0]["provider_options"],
+                "measure": None,
+            },
+            "seed": timing.seed,
+            "tolerance": None if gate is None else gate.tolerance,
+            "max_p50_s": ask.max_p50_s,
+            "max_size_growth": ask.max_size_growth,
+        }
+        try:
+            write_bundle(folder, {"task": "bundle", "jobs": jobs, "sent": sent})
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+
+
+def brought_home(path: Path) -> Report:
+    """Read a board's result, and judge it by the rule that it was sent with.
+
+    Raises:
+        UserError: the file is missing. NotMeasuredError: it is half a file, or says what went wrong on the board.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"--import {path}: cannot be read ({error.strerror})") from error
+    answer = checked(read_result(text, f"--import {path}:"), str(path))
+    sent = answer.get("sent")
+    if not sent:
+        raise UserError(f"--import {path}: not the result of a bundle that --export-runner wrote")
+    facts = [Facts(**one) for one in sent["facts"]]
+    answers = [checked(one, f"{path}: {_what(number, facts)}") for number, one in enumerate(answer["answers"])]
+    models = [model_of(one, fact, sent["target"]["provider"]) for one, fact in zip(answers, facts, strict=False)]
+    cases = [
+        case_of(one, about["batch"], about["threads"], about["shapes"])
+        for one, about in zip(answers[len(facts) :], sent["cases"], strict=True)
+    ]
+    where = of_board(answer["board"])
+    made = Report(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=where,
+        fingerprint=fingerprint(where),
+        target=sent["target"],
+        seed=sent["seed"],
+        models=tuple(models),
+        cases=tuple(cases),
+        warnings=remarks.of_report(models, cases, where),
+    )
+    if sent["tolerance"] is None:
+        return made
+    ask = Ask(
+        rule=Rule(tolerance=sent["tolerance"]), max_p50_s=sent["max_p50_s"], max_size_growth=sent["max_size_growth"]
+    )
+    judged = [judge(effects_of(case.pairs, 2, 1), ask.rule) for case in cases]
+    return dataclasses.replace(made, gates=(duet_gate(models, cases, judged, ask, "baseline"),))
+
+
+def _what(number: int, facts: Sequence[Facts]) -> str:
+    return facts[number].name if number < len(facts) else "the timing"

@@ -1,0 +1,83 @@
+"""A folder that a board can work on by itself: models, inputs, a job, and `runner.py`.
+
+On the board `python3 runner.py` in that folder does the job and writes `result.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from distill.errors import UserError
+
+RUNNER = Path(__file__).with_name("runner.py")
+JOB, RESULT = "job.json", "result.json"
+
+
+def external_files(path: Path, proto: ModelProto) -> list[Path]:
+    """List the files that hold a model's external data, beside it.
+
+    Raises:
+        UserError: one is missing, or lies outside the model's own folder (which onnxruntime refuses, and rightly).
+    """
+    locations = dict.fromkeys(
+        ExternalDataInfo(tensor).location for tensor in _tensors(proto) if uses_external_data(tensor)
+    )
+    home, found = path.resolve().parent, []
+    for location in locations:
+        file = home / location
+        if not file.resolve().is_relative_to(home):
+            raise UserError(
+                f"{path}: its external data {location!r} lie outside its own folder; export it again with the data "
+                "beside the model"
+            )
+        if not file.is_file():
+            raise UserError(f"{path}: its external data {location!r} are missing; copy them beside the model")
+        found.append(file)
+    return found
+
+
+def _tensors(proto: ModelProto) -> list[TensorProto]:
+    found = list(proto.graph.initializer)
+    for node in proto.graph.node:
+        found += [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+    return found
+
+
+def write_bundle(folder: Path, job: Mapping[str, Any]) -> None:
+    """Write a job with all that it needs, its paths relative; a model that several arms share is copied once."""
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    (folder / "inputs").mkdir(exist_ok=True)
+    rewritten = copy.deepcopy(dict(job))
+    known: dict[str, str] = {}
+    for one in [rewritten, *rewritten.get("jobs", ())]:
+        for arm in one.get("arms", ()):
+            for key, place in (("model", "models"), ("inputs", "inputs")):
+                if key in arm:
+                    arm[key] = _placed(known, arm[key], folder / place)
+    shutil.copyfile(RUNNER, folder / "runner.py")
+    (folder / JOB).write_text(json.dumps(rewritten, indent=1) + "\n", encoding="utf-8")
+
+
+def _placed(known: dict[str, str], path: str, place: Path) -> str:
+    """Copy a file into a numbered folder of its own, a model with its external data; return its path in the bundle."""
+    if path in known:
+        return known[path]
+    source, home = Path(path), place / f"{len(known):03}"
+    home.mkdir()
+    shutil.copyfile(source, home / source.name)
+    if source.suffix == ".onnx":
+        for extra in external_files(source, onnx.load(str(source), load_external_data=False)):
+            target = home / extra.relative_to(source.resolve().parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(extra, target)
+    known[path] = f"{place.name}/{home.name}/{source.name}"
+    return known[path]

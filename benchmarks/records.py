@@ -1,0 +1,222 @@
+"""What a benchmark found, as data: JSON in, JSON out, and everything that is needed to judge again.
+
+Seconds, bytes and fractions throughout; words and units are for the exporters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.errors import NotComparableError, UserError
+
+from .facts import Facts
+from .gate import Judgement, Verdict
+
+SCHEMA = 1
+Mode = Literal["duet", "history", "incomparable", "identical", "none", "budget"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio with its two-sided 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """A file and what one untimed call of it showed.
+
+    `nodes` counts executed nodes by `Provider/Operator`; `integer_share` is that of integer kernels among the compute
+    nodes. `peak_bytes` is the memory that opening and one call took, `load_s` a first opening in a fresh process.
+    """
+
+    facts: Facts
+    nodes: dict[str, int]
+    integer_share: float
+    compute_nodes: int
+    provider: str
+    load_s: float
+    peak_bytes: int | None
+    finite: bool
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file's latency: of calls as found (`p50_s`, and the tails that their count allows), and when it was quiet.
+
+    `ratio` is its time over the first file's, from paired turns; above 1 it is slower. On a GPU inputs and outputs
+    stay on the device, and `end_to_end_s` is with the copies.
+    """
+
+    p50_s: float
+    quiet_s: float
+    p90_s: float | None
+    p99_s: float | None
+    samples: int
+    load_s: float
+    end_to_end_s: float | None = None
+    ratio: Ratio | None = None
+    quiet_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files at one batch size and thread count. `pairs` are the session pairs as `runner.py` reported them.
+
+    `arms` says which of the report's models each arm is; `joules` is the GPU's energy a call, all files together.
+    """
+
+    batch: int
+    threads: int
+    arms: tuple[int, ...]
+    shapes: list[dict[str, list[int]]]
+    rows: tuple[Row, ...]
+    contended_share: float
+    seconds: float
+    pairs: list[dict[str, Any]]
+    joules: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something other than latency that was compared with the baseline."""
+
+    name: str
+    before: float
+    after: float
+    verdict: Verdict
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate's outcome: the rule, and the verdict of every case and check.
+
+    `cases` has a judgement for each of the report's cases, None where there is none; `budgets` likewise for the p50
+    budget. `reasons` say what led to the verdict.
+    """
+
+    name: str
+    mode: Mode
+    verdict: Verdict
+    tolerance: float
+    alpha: float
+    looks: tuple[int, ...]
+    cases: tuple[Judgement | None, ...] = ()
+    budgets: tuple[Verdict | None, ...] = ()
+    max_p50_s: float | None = None
+    checks: tuple[Check, ...] = ()
+    reasons: tuple[str, ...] = ()
+    accepted: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a benchmark found."""
+
+    at: str
+    machine: dict[str, Any]
+    fingerprint: str
+    target: dict[str, Any]
+    seed: int
+    models: tuple[Model, ...]
+    cases: tuple[Case, ...]
+    gates: tuple[Gate, ...] = ()
+    warnings: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """Write the report as one JSON document."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a file that holds one report. Raises what `load_reports` raises."""
+        found = load_reports(path)
+        if len(found) != 1:
+            raise UserError(f"{path}: holds {len(found)} reports, one was expected")
+        return found[0]
+
+
+def to_json(reports: Sequence[Report]) -> str:
+    """Write one report as itself, and several (or none) under `reports`."""
+    if len(reports) == 1:
+        return reports[0].to_json()
+    whole = {"schema": SCHEMA, "reports": [dataclasses.asdict(one) for one in reports]}
+    return json.dumps(whole, indent=1) + "\n"
+
+
+def save_reports(path: Path, reports: Sequence[Report]) -> None:
+    """Write reports whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(to_json(reports), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def load_reports(path: Path) -> list[Report]:
+    """Read what `save_reports` wrote.
+
+    Raises UserError where it is something else, NotComparableError for another schema.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not the JSON of a benchmark ({error})") from error
+    if not isinstance(raw, dict) or "schema" not in raw or not ({"models", "cases"} <= raw.keys() or "reports" in raw):
+        raise UserError(f"{path}: JSON, but not that of `python -m distill bench`")
+    if raw["schema"] != SCHEMA:
+        raise NotComparableError(
+            f"{path}: its schema is {raw['schema']}, this version of distill reads {SCHEMA}; make it again with "
+            "--save-baseline"
+        )
+    try:
+        return [_report(one) for one in raw.get("reports", [raw])]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: a damaged benchmark ({type(error).__name__}: {error}); make it again") from error
+
+
+def _report(raw: Mapping[str, Any]) -> Report:
+    models = tuple(
+        Model(**{**one, "facts": Facts(**one["facts"]), "warnings": tuple(one["warnings"])}) for one in raw["models"]
+    )
+    return Report(
+        **{
+            **raw,
+            "models": models,
+            "cases": tuple(_case(one) for one in raw["cases"]),
+            "gates": tuple(_gate(one) for one in raw["gates"]),
+            "warnings": tuple(raw["warnings"]),
+        }
+    )
+
+
+def _case(raw: Mapping[str, Any]) -> Case:
+    rows = tuple(Row(**{**row, "ratio": Ratio(**row["ratio"]) if row["ratio"] else None}) for row in raw["rows"])
+    return Case(**{**raw, "arms": tuple(raw["arms"]), "rows": rows, "warnings": tuple(raw["warnings"])})
+
+
+def _gate(raw: Mapping[str, Any]) -> Gate:
+    return Gate(
+        **{
+            **raw,
+            "looks": tuple(raw["looks"]),
+            "cases": tuple(Judgement(**one) if one else None for one in raw["cases"]),
+            "budgets": tuple(raw["budgets"]),
+            "checks": tuple(Check(**one) for one in raw["checks"]),
+            "reasons": tuple(raw["reasons"]),
+        }
+    )

@@ -1,0 +1,121 @@
+"""A report for people, on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from . import units
+from .records import Case, Model, Report, Row
+from .verdicts import details, headline
+
+_COLOURS = {
+    "pass": "green",
+    "improved": "green",
+    "fail": "red",
+    "inconclusive": "yellow",
+    "incomparable": "yellow",
+    "not measured": "red",
+}
+
+
+def render(report: Report) -> RenderableType:
+    """Lay out what was measured: the files, a table of latencies for every case, the verdicts, the remarks."""
+    parts: list[RenderableType] = [_where(report), files(report)]
+    parts += [latencies(report, case) for case in report.cases]
+    for gate in report.gates:
+        parts.append(Text(headline(gate), style=f"bold {_COLOURS[gate.verdict]}"))
+        parts += [Text(f"  {text}") for text in details(gate)]
+    remarks = [*report.warnings]
+    for model in report.models:
+        remarks += model.warnings
+    for case in report.cases:
+        remarks += [f"batch {case.batch}, {case.threads} thread(s): {text}" for text in case.warnings]
+    parts += [Text(f"warning: {text}", style="yellow") for text in dict.fromkeys(remarks)]
+    return Group(*parts)
+
+
+def _where(report: Report) -> Text:
+    """Say on what was measured."""
+    machine, provider = report.machine, report.target["provider"]
+    versions = machine["versions"]
+    board = f", measured by `{report.target['measure']}`" if report.target.get("measure") else ""
+    return Text(
+        f"{machine['cpu']}, {machine['threads']['usable']} usable thread(s), {provider}, "
+        f"onnxruntime {versions.get('onnxruntime')}{board}"
+    )
+
+
+def files(report: Report) -> Table:
+    """Lay out what the files are."""
+    table = Table(title=None, pad_edge=False)
+    table.add_column("model")
+    for column in ("size", "parameters", "MACs", "load", "peak memory", "integer kernels", "nodes"):
+        table.add_column(column, justify="right")
+    for model in report.models:
+        table.add_row(*file_cells(model))
+    return table
+
+
+def file_cells(model: Model) -> list[str]:
+    """Write what a file is, a cell a column."""
+    facts = model.facts
+    return [
+        units.line(facts.name),
+        units.size(facts.bytes),
+        units.count(facts.parameters),
+        units.count(facts.macs),
+        units.duration(model.load_s),
+        units.size(model.peak_bytes),
+        units.share(model.integer_share) if model.compute_nodes else units.DASH,
+        nodes(model),
+    ]
+
+
+def nodes(model: Model) -> str:
+    """Count the executed nodes by provider: `23 CPU`, or `40 CUDA + 2 CPU`."""
+    counts: dict[str, int] = {}
+    for key, count in model.nodes.items():
+        name = key.partition("/")[0].removesuffix("ExecutionProvider")
+        counts[name] = counts.get(name, 0) + count
+    return " + ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda one: -one[1]))
+
+
+COLUMNS = ("p50", "p90", "p99", "quiet", "calls", "time over the first", "quiet")
+
+
+def latencies(report: Report, case: Case) -> Table:
+    """Lay out one case's latencies."""
+    pairs = len(case.pairs)
+    table = Table(title=f"batch {case.batch}, {case.threads} thread(s), {pairs} session pairs", pad_edge=False)
+    table.title_justify = "left"
+    table.add_column("model")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for arm, row in zip(case.arms, case.rows, strict=True):
+        table.add_row(units.line(report.models[arm].facts.name), *row_cells(row))
+    return table
+
+
+def row_cells(row: Row) -> list[str]:
+    """Write one file's latency, a cell a column; `~` marks a difference that is noise."""
+    ratio, quiet = "baseline", units.DASH
+    if row.ratio is not None:
+        bounds = ", ".join(_finely(one) for one in (row.ratio.low, row.ratio.high))
+        ratio = f"{_finely(row.ratio.value)}× [{bounds}]" + (" ~" if units.undecided(row.ratio) else "")
+        quiet = f"{_finely(row.quiet_ratio)}×"
+    return [
+        units.duration(row.p50_s) + (f" ({units.duration(row.end_to_end_s)} with copies)" if row.end_to_end_s else ""),
+        units.duration(row.p90_s),
+        units.duration(row.p99_s),
+        units.duration(row.quiet_s),
+        units.count(row.samples),
+        ratio,
+        quiet,
+    ]
+
+
+def _finely(ratio: float | None) -> str:
+    """Write a ratio to a tenth of a per cent where it is near one."""
+    return f"{ratio:.3f}" if ratio is not None and 0.2 < ratio < 5 else units.significant(ratio)

@@ -1,0 +1,80 @@
+"""What a gate's verdict says: in words for people, as an exit code for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from distill.errors import Exit
+
+from . import units
+from .gate import Judgement, Verdict
+from .records import Gate
+
+_MARKS: dict[Verdict, str] = {
+    "pass": "PASS",
+    "fail": "FAIL",
+    "improved": "IMPROVED",
+    "inconclusive": "INCONCLUSIVE",
+    "incomparable": "INCOMPARABLE",
+    "not measured": "NOT MEASURED",
+}
+_HOW = {
+    "duet": "both files took turns",
+    "history": "against a stored report of this machine, advisory",
+    "incomparable": "latencies cannot be compared",
+    "identical": "not timed",
+    "none": "no baseline yet",
+    "budget": "a limit of its own",
+}
+
+
+def exit_code(gates: Iterable[Gate], *, strict: bool = False, incomparable_ok: bool = False) -> Exit:
+    """Return what a process ends with: the worst of all gates, a regression before anything else."""
+    verdicts = [one.verdict for one in gates]
+    if "fail" in verdicts:
+        return Exit.VERDICT_NO
+    if "not measured" in verdicts:
+        return Exit.NOT_MEASURED
+    if "incomparable" in verdicts and not incomparable_ok:
+        return Exit.NOT_COMPARABLE
+    unsure = "inconclusive" in verdicts or any(one.mode == "none" for one in gates)
+    return Exit.INCONCLUSIVE if unsure and strict else Exit.OK
+
+
+def mark(verdict: Verdict) -> str:
+    """Write a verdict as one capital word or two."""
+    return _MARKS[verdict]
+
+
+def change(judged: Judgement) -> str:
+    """Write a slow-down as a signed percentage with its bounds; ~ in front where the bounds hold no change."""
+    same = "~ " if judged.low <= 1 <= judged.high else ""
+    return f"{same}{_signed(judged.slowdown)} [{_signed(judged.low)}, {_signed(judged.high)}]"
+
+
+def _signed(ratio: float) -> str:
+    per_cent = 100 * (ratio - 1)
+    return f"{per_cent:+.2f} %".replace("-", units.MINUS)
+
+
+def headline(gate: Gate) -> str:
+    """Say in one line what was decided, how, and by which limit."""
+    accepted = f"; accepted: {units.line(gate.accepted)}" if gate.accepted else ""
+    limit = f"slow-down of {100 * gate.tolerance:g} % allowed"
+    return f"{mark(gate.verdict)} against {gate.name}: {_HOW[gate.mode]}, {limit}{accepted}"
+
+
+def details(gate: Gate) -> list[str]:
+    """Say what the verdict rests on: every latency, budget and check that is not plainly fine, and the reasons."""
+    lines = [explained(one) for one in gate.cases if one is not None]
+    lines += [f"p50 against the budget of {units.duration(gate.max_p50_s)}: {mark(one)}" for one in gate.budgets if one]
+    lines += [one.why for one in gate.checks if one.why]
+    return [*lines, *gate.reasons]
+
+
+def explained(judged: Judgement) -> str:
+    """Explain one judgement: the change, from how many session pairs, and what it could have caught."""
+    text = f"{change(judged)} from {judged.pairs} session pairs: {mark(judged.verdict)}"
+    if judged.verdict == "inconclusive":
+        text += f"; the smallest slow-down that this run could have caught is {100 * judged.catches:.1f} %"
+    return text
