@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from distill.errors import UserError
+
 from . import remarks, runner
+from .callables import TorchCallable
 from .facts import Facts, read_facts
 from .inputs import Array, Feeds, make_inputs
 from .jobs import ArmSpec, Timing, look_at, time_arms
@@ -47,20 +50,27 @@ def bench(paths: Sequence[str | Path], options: Options) -> Report:
     Raises UserError for a file or inputs that do not fit, NotMeasuredError for a provider that does not load, a crash
     or a hang.
     """
-    facts = named(paths)
-    looked = [look(Path(one.path), one, options) for one in facts]
-    cases = [
-        time_case([Path(path) for path in paths], options, batch, threads)
-        for batch in options.batches
-        for threads in options.threads
+    words = [str(path) for path in paths]
+    callables = [TorchCallable.named(word) for word in words]
+    files = {facts.path: facts for facts in named([w for w, c in zip(words, callables, strict=True) if c is None])}
+    looked = {word: look(Path(word), facts, options) for word, facts in files.items()}
+    models = [
+        looked[word].model if made is None else made.described() for word, made in zip(words, callables, strict=True)
     ]
-    return report([one.model for one in looked], cases, options, looked[0].machine)
+    cases = [time_case(words, options, batch, threads) for batch in options.batches for threads in options.threads]
+    where = next((one.machine for one in looked.values()), None)
+    return report(models, cases, options, where or machine())
 
 
 def named(paths: Sequence[str | Path]) -> list[Facts]:
-    """Read the files; those of one name are told apart by their folders."""
-    same = Counter(Path(path).stem for path in paths)
-    return [read_facts(path, str(Path(path).with_suffix("")) if same[Path(path).stem] > 1 else None) for path in paths]
+    """Read the files, each under the shortest end of its path that no other file has."""
+    parts = [Path(path).resolve().with_suffix("").parts for path in paths]
+    most = max((len(one) for one in parts), default=0)
+    length = next(
+        (n for n in range(1, most) if len({one[-n:] for one in parts}) == len(set(parts))),
+        most,
+    )
+    return [read_facts(path, "/".join(one[-length:])) for path, one in zip(paths, parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -123,17 +133,32 @@ def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
     return dataclasses.replace(model, warnings=warnings)
 
 
-def time_case(paths: Sequence[Path], options: Options, batch: int, threads: int) -> Case:
-    """Time files in turns at one batch size and thread count."""
+def time_case(paths: Sequence[str | Path], options: Options, batch: int, threads: int) -> Case:
+    """Time files, and PyTorch callables, in turns at one batch size and thread count."""
     target = dataclasses.replace(options.target, threads=threads)
-    feeds = [feeds_of(path, options, batch) for path in paths]
-    arms = [
-        ArmSpec(path, one, tuple(options.commands.get(number, ())))
-        for number, (path, one) in enumerate(zip(paths, feeds, strict=True))
-    ]
+    callables = [TorchCallable.named(str(path)) for path in paths]
+    file = next((path for path, made in zip(paths, callables, strict=True) if made is None), None)
+    arms = []
+    for number, (path, made) in enumerate(zip(paths, callables, strict=True)):
+        if made is None:
+            command = tuple(options.commands.get(number, ()))
+            arms.append(ArmSpec(Path(path), feeds_of(path, options, batch), command))
+        else:
+            device = "cuda" if target.name in ("cuda", "tensorrt") else "cpu"
+            feeds = _feeds_for(made, file, options, batch)
+            arms.append(ArmSpec(Path(made.reference), feeds, made.command, made.spec(device)))
     answer = time_arms(arms, target, options.timing)
-    shapes = [{name: list(value.shape) for name, value in one.items()} for one in feeds]
+    shapes = [{name: list(value.shape) for name, value in arm.feeds.items()} for arm in arms]
     return case_of(answer, batch, threads, shapes)
+
+
+def _feeds_for(made: TorchCallable, file: str | Path | None, options: Options, batch: int) -> Feeds:
+    """Feed a callable what the user gave, cycled up to the batch, or else what the first file is fed."""
+    if options.given:
+        return {name: np.take(rows, np.arange(batch) % len(rows), axis=0) for name, rows in options.given.items()}
+    if file is None:
+        raise UserError(f"{made.reference}: a PyTorch callable has no signature; give its inputs in order by --inputs")
+    return feeds_of(file, options, batch)
 
 
 def case_of(answer: Mapping[str, Any], batch: int, threads: int, shapes: list[dict[str, list[int]]]) -> Case:

@@ -26,12 +26,14 @@ _TIMEOUT_S, _TENSORRT_TIMEOUT_S = 300.0, 1800.0
 class ArmSpec:
     """One file that is timed: where it lies and what it is fed with.
 
-    `command` starts the process that the arm lives in, where it needs one of its own: another interpreter, or torch.
+    `command` starts the process that the arm lives in, where it needs one of its own: another interpreter, or torch,
+    which is told by `torch` what to run (`TorchCallable.spec`) in place of a file.
     """
 
     path: Path
     feeds: Feeds
     command: tuple[str, ...] = ()
+    torch: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def stored(
     folder.mkdir(parents=True, exist_ok=True)
     return [
         {
-            "model": str(arm.path.resolve()),
+            "model": str(arm.path.resolve() if arm.torch is None else arm.path),
+            **(arm.torch or {}),
             "inputs": str(_store(arm.feeds, folder / f"{number}.npz")),
             "names": list(arm.feeds),
             "provider": target.provider,

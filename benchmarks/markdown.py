@@ -6,10 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from . import units
 from .records import Report
-from .table import COLUMNS, file_cells, row_cells
+from .table import COLUMNS, FILE_COLUMNS, file_cells, row_cells
 from .verdicts import details, headline
-
-_FILE_COLUMNS = ("model", "size", "parameters", "MACs", "load", "peak memory", "integer kernels", "nodes")
 
 
 def summary(report: Report) -> str:
@@ -21,7 +19,7 @@ def summary(report: Report) -> str:
         lines += [f"**batch {case.batch}, {case.threads} thread(s), {len(case.pairs)} session pairs**", ""]
         rows = [[report.models[arm].facts.name, *row_cells(row)] for arm, row in zip(case.arms, case.rows, strict=True)]
         lines += [*_table(("model", *COLUMNS), rows), ""]
-    lines += [*_table(_FILE_COLUMNS, [file_cells(model) for model in report.models]), ""]
+    lines += [*_table(FILE_COLUMNS, [file_cells(model) for model in report.models]), ""]
     remarks = [*report.warnings, *(text for model in report.models for text in model.warnings)]
     remarks += [text for case in report.cases for text in case.warnings]
     lines += [f"- warning: {_text(one)}" for one in dict.fromkeys(remarks)]

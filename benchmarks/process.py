@@ -56,6 +56,8 @@ def checked(answer: Mapping[str, Any], what: str, noise: str = "") -> dict[str, 
         return dict(answer)
     if answer["kind"] == "file":
         raise UserError(f"{what}: onnxruntime cannot load it: {answer['message']}")
+    if answer["kind"] == "callable":
+        raise UserError(answer["message"])
     if answer["kind"] == "provider":
         raise NotMeasuredError(f"{what}: not measured, {answer['message']}{_library(noise)}")
     raise NotMeasuredError(f"{what}: not measured, a call failed: {answer['message']}")

@@ -53,7 +53,10 @@ THROTTLED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 
 
 class RunnerError(Exception):
-    """What went wrong; `kind` is `file` (the user's file), `provider` (did not load) or `run` (a call failed)."""
+    """What went wrong.
+
+    `kind` is `file` or `callable` (the user's own is at fault), `provider` (did not load) or `run` (a call failed).
+    """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -92,9 +95,10 @@ def kept_turns(pair: dict[str, Any], arms: int) -> list[tuple[int, float]]:
     turn: its slice of 3-4 ms would be added to the longer model and spare the shorter one.
     """
     size = max(arms, 2)
-    turns = [(int(turn[0]), float(turn[1])) for turn in pair["turns"]]
+    whole = pair["turns"][: size * len(pair["throttled"])]
+    turns = [(int(turn[0]), float(turn[1])) for turn in whole]
     clean = [not throttled for throttled in pair["throttled"]]
-    for i, turn in enumerate(pair["turns"]):
+    for i, turn in enumerate(whole):
         clean[i // size] &= turn[3] > 0
     if sum(clean) < min(LEAST_PAIRED, len(clean)):
         return turns
@@ -689,7 +693,11 @@ def main(job_path: str, out_path: str) -> None:
     folder = Path(job_path).resolve().parent
     out = Path(out_path).resolve()
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
-    os.chdir(str(folder))
+    for one in [job, *job.get("jobs", [])]:
+        for arm in one.get("arms", []):
+            for key in ("model", "inputs"):
+                if key in arm:
+                    arm[key] = str(folder / arm[key])
     answer = answer_to({**job, "folder": str(folder)})
     answer["board"], answer["sent"] = about(), job.get("sent")
     partial = Path(str(out) + ".partial")

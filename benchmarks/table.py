@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -47,11 +48,15 @@ def _where(report: Report) -> Text:
     )
 
 
+FILE_COLUMNS = ("model", "size", "parameters", "MACs", "load", "memory", "int8", "nodes")
+"""`memory` is what opening and one call took, `int8` the share of integer kernels among the compute nodes."""
+
+
 def files(report: Report) -> Table:
     """Lay out what the files are."""
-    table = Table(title=None, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model")
-    for column in ("size", "parameters", "MACs", "load", "peak memory", "integer kernels", "nodes"):
+    for column in FILE_COLUMNS[1:]:
         table.add_column(column, justify="right")
     for model in report.models:
         table.add_row(*file_cells(model))
@@ -63,10 +68,10 @@ def file_cells(model: Model) -> list[str]:
     facts = model.facts
     return [
         units.line(facts.name),
-        units.size(facts.bytes),
-        units.count(facts.parameters),
+        units.size(facts.bytes or None),
+        units.count(facts.parameters or None),
         units.count(facts.macs),
-        units.duration(model.load_s),
+        units.duration(model.load_s or None),
         units.size(model.peak_bytes),
         units.share(model.integer_share) if model.compute_nodes else units.DASH,
         nodes(model),
@@ -82,13 +87,17 @@ def nodes(model: Model) -> str:
     return " + ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda one: -one[1]))
 
 
-COLUMNS = ("p50", "p90", "p99", "quiet", "calls", "time over the first", "quiet")
+COLUMNS = ("p50", "p90", "p99", "quiet", "calls", "over the first", "quiet")
 
 
 def latencies(report: Report, case: Case) -> Table:
     """Lay out one case's latencies."""
     pairs = len(case.pairs)
-    table = Table(title=f"batch {case.batch}, {case.threads} thread(s), {pairs} session pairs", pad_edge=False)
+    table = Table(
+        title=f"batch {case.batch}, {case.threads} thread(s), {pairs} session pairs",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.title_justify = "left"
     table.add_column("model")
     for column in COLUMNS:

@@ -45,7 +45,8 @@ def conv(save: Save) -> Callable[..., Path]:
         rng = np.random.default_rng(0)
         nodes, weights, previous = [], [], "x"
         for i in range(layers):
-            weights.append(numpy_helper.from_array(rng.standard_normal((2, 2, 3, 3)).astype(np.float32), f"w{i}"))
+            # Small enough that a long chain does not overflow.
+            weights.append(numpy_helper.from_array(0.2 * rng.standard_normal((2, 2, 3, 3)).astype(np.float32), f"w{i}"))
             nodes.append(helper.make_node("Conv", [previous, f"w{i}"], [f"c{i}"], pads=[1] * 4))
             previous = f"c{i}"
         shape = [batch, 2, 6, 6]

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,11 +144,10 @@ def test_a_bound_call_gives_what_a_plain_call_gives(conv: Conv, here: Target) ->
 
 def test_spoilt_turns_are_left_out_by_pairs_unless_few_are_left() -> None:
     clean, broken = [[0, 2.0, 3, 3], [1, 1.0, 3, 3]], [[0, 9.0, 3, 0], [1, 1.0, 3, 3]]
-    kept = module._turns(pair(clean * 4 + broken))
-    assert kept == [(0, 2.0), (1, 1.0)] * 4
-    assert len(module._turns(pair(clean * 3 + broken))) == 8
-    assert len(module._turns(pair(clean * 5, throttled=[True] + [False] * 4))) == 8
-    assert len(module._turns(pair(clean * 5, throttled=[True] * 5))) == 10
+    assert runner.kept_turns(pair(clean * 4 + broken), 2) == [(0, 2.0), (1, 1.0)] * 4
+    assert len(runner.kept_turns(pair(clean * 3 + broken), 2)) == 8
+    assert len(runner.kept_turns(pair(clean * 5, throttled=[True] + [False] * 4), 2)) == 8
+    assert len(runner.kept_turns(pair(clean * 5, throttled=[True] * 5), 2)) == 10
 
 
 def test_what_the_runner_noticed_becomes_warnings(here: Target) -> None:
@@ -161,38 +161,38 @@ def test_what_the_runner_noticed_becomes_warnings(here: Target) -> None:
     assert "between 1000 and 1900 MHz" in text
 
 
+def arm_of(call: Callable[[], object]) -> Any:
+    arm = runner.Arm({"provider": "CPUExecutionProvider", "model": "m"}, 1)
+    arm.call = arm.whole = call
+    return arm
+
+
 @pytest.mark.parametrize(
     ("call_s", "calls"), [(1e-5, 301), (8.5e-5, 36), (1e-3, 4), (0.02, 4), (0.1, 2), (3.0, 1), (0.0, 3_000_001)]
 )
 def test_a_turn_is_three_milliseconds_and_four_calls_unless_calls_are_slow(call_s: float, calls: int) -> None:
-    class Session:
-        def run(self, names: object, feeds: object) -> list[object]:
-            return []
-
-    arm = runner.Arm(Session(), {}, "CPUExecutionProvider")
-    arm.size_turn(call_s)
+    arm = arm_of(list)
+    arm.size(call_s)
     assert arm.calls == pytest.approx(calls, abs=1)
 
 
-def test_turns_go_abba_and_the_first_fifth_is_dropped() -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_round_is_all_arms_and_then_the_same_in_reverse_and_the_first_fifth_is_dropped(count: int) -> None:
     calls: list[int] = []
-
-    class Session:
-        def __init__(self, arm: int) -> None:
-            self.arm = arm
-
-        def run(self, names: object, feeds: object) -> list[object]:
-            calls.append(self.arm)
-            return []
-
-    arms = {arm: runner.Arm(Session(arm), {}, "CPUExecutionProvider") for arm in (0, 1)}
-    for arm in arms.values():
+    arms = [arm_of(lambda number=number: calls.append(number)) for number in range(count)]  # type: ignore[misc]
+    for arm in arms:
         arm.calls = 10
-    timed = runner.take_turns(arms, [1, 0], 0.0, runner.Gpu("CPUExecutionProvider"))
-    assert [turn[0] for turn in timed["turns"]] == [1, 0, 0, 1]
-    assert calls == [1] * 10 + [0] * 20 + [1] * 10
+    timed = runner.take_turns(arms, 0.0, runner.Gpu("CPUExecutionProvider"), random.Random(1))
+    order = [turn[0] for turn in timed["turns"]]
+    assert len(order) == 2 * count * runner.LEAST_ROUNDS
+    halves = [order[begin : begin + count] for begin in range(0, len(order), count)]
+    assert all(first == second[::-1] for first, second in zip(halves[0::2], halves[1::2], strict=True))
+    assert all(sorted(half) == list(range(count)) for half in halves)
+    assert len({tuple(half) for half in halves}) > 1
+    assert calls == [arm for arm in order for _ in range(10)]
     assert all(turn[2] == 8 for turn in timed["turns"])
-    assert timed["throttled"] == [False, False]
+    assert timed["throttled"] == [False] * len(halves)
+    assert sum(arms[0].seen.values()) == 8 * order.count(0)
 
 
 def test_the_runner_stands_alone_and_reads_as_python_38(conv: Conv, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_runner_stands_alone_and_reads_as_python_38(conv: Conv, tmp_path: Pa
     (tmp_path / "board").mkdir()
     copy = tmp_path / "board" / "runner.py"
     copy.write_text(source, encoding="utf-8")
-    job = {"task": "open", "models": [str(conv())], "provider": "CPUExecutionProvider", "provider_options": {}}
+    job = {"task": "open", "arms": [{"model": str(conv()), "provider": "CPUExecutionProvider", "provider_options": {}}]}
     (tmp_path / "job.json").write_text(json.dumps(job))
     subprocess.run([sys.executable, copy, tmp_path / "job.json", tmp_path / "out.json"], check=True, timeout=60)
     assert json.loads((tmp_path / "out.json").read_text())["status"] == "ok"

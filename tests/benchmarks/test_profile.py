@@ -13,13 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from distill.benchmarks import Target, make_inputs, profile, resolve_target
 from distill.errors import NotMeasuredError
 
-summarize = importlib.import_module("distill.benchmarks.profile").summarize
+module = importlib.import_module("distill.benchmarks.profile")
+summarize = module.summarize
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-def event(op: str, provider: str = CPU, shapes: list[list[int]] | None = None) -> dict[str, Any]:
-    args = {"op_name": op, "provider": provider, "input_type_shape": [{"float": shape} for shape in shapes or []]}
-    return {"cat": "Node", "name": f"{op}_kernel_time", "args": args}
+def ran(op: str, provider: str = CPU, shapes: list[list[int]] | None = None, name: str = "") -> list[Any]:
+    return [name, op, provider, shapes or []]
 
 
 def test_executed_operators_are_counted(conv: Callable[..., Path], here: Target, tmp_path: Path) -> None:
@@ -51,21 +51,21 @@ def test_integer_kernels_are_seen(save: Callable[..., Path], here: Target) -> No
 
 
 def test_an_addition_counts_when_it_joins_two_activations() -> None:
-    residual, bias = event("Add", shapes=[[1, 8, 4, 4], [1, 8, 4, 4]]), event("Add", shapes=[[1, 8], [8]])
-    found = summarize([event("QLinearConv"), residual, bias, event("Relu")], CPU, "m")
+    residual, bias = ran("Add", shapes=[[1, 8, 4, 4], [1, 8, 4, 4]]), ran("Add", shapes=[[1, 8], [8]])
+    found = summarize([ran("QLinearConv"), residual, bias, ran("Relu")], CPU, "m")
     assert (found.integer, found.float_, found.integer_share) == (1, 1, 0.5)
 
 
 def test_nodes_that_ran_elsewhere_warn_and_all_of_them_elsewhere_is_not_measured() -> None:
-    found = summarize([event("Conv", CUDA), event("Conv", CUDA), event("Conv", CPU)], CUDA, "m")
+    found = summarize([ran("Conv", CUDA), ran("Conv", CUDA), ran("Conv", CPU)], CUDA, "m")
     assert found.provider == CUDA
     assert found.warnings == (f"m: 1 of 3 compute nodes did not run on {CUDA}",)
     with pytest.raises(NotMeasuredError, match="all 2 compute nodes ran on CPUExecutionProvider"):
-        summarize([event("QLinearConv"), event("QLinearConv"), event("Memcpy", CUDA)], CUDA, "m")
+        summarize([ran("QLinearConv"), ran("QLinearConv"), ran("Memcpy", CUDA)], CUDA, "m")
 
 
 def test_a_compiled_subgraph_has_no_integer_share() -> None:
-    found = summarize([event("TRTKernel_graph_0", "TensorrtExecutionProvider")], "TensorrtExecutionProvider", "m")
+    found = summarize([ran("TRTKernel_graph_0", "TensorrtExecutionProvider")], "TensorrtExecutionProvider", "m")
     assert (found.integer_share, found.provider) == (0.0, "TensorrtExecutionProvider")
     assert "compiled into one kernel" in found.warnings[0]
 
@@ -77,3 +77,16 @@ def test_a_call_that_fails_and_a_foreign_target_are_not_profiled(conv: Callable[
     foreign = resolve_target("arm" if here.name == "x86" else "x86")
     with pytest.raises(NotMeasuredError, match="the target is"):
         profile(path, foreign, make_inputs(path, 1))
+
+
+def test_a_quantized_file_whose_nodes_ran_in_float_names_them() -> None:
+    borders = [ran("QuantizeLinear"), ran("DequantizeLinear")]
+    whole = summarize([*borders, ran("QLinearConv")], CPU, "m")
+    assert module.unfused_warning(whole, "m") is None
+    assert module.unfused_warning(summarize([ran("Conv", name="c1")], CPU, "m"), "m") is None
+    half = summarize([*borders, ran("QLinearConv"), ran("Conv", name="c2"), ran("Gemm", name="head")], CPU, "m")
+    assert half.unfused == ("c2", "head")
+    warning = module.unfused_warning(half, "m")
+    assert warning is not None
+    assert "2 of 3 compute nodes ran in float" in warning
+    assert "c2, head" in warning

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-module = importlib.import_module("distill.benchmarks.compare")
+module = importlib.import_module("distill.benchmarks.stats")
+runner = importlib.import_module("distill.benchmarks.runner")
 Turns = list[tuple[int, float]]
 
 seconds = st.floats(1e-6, 10.0)
@@ -26,30 +27,60 @@ def swapped(turns: Turns) -> Turns:
     return [(1 - arm, value) for arm, value in turns]
 
 
+def session_effect(turns: Turns) -> float:
+    pair = {"turns": [[arm, value, 3, 3] for arm, value in turns], "throttled": [False] * (len(turns) // 2)}
+    return float(runner.effect(pair))
+
+
 @given(abba())
 def test_swapping_the_arms_flips_the_sign(turns: Turns) -> None:
-    assert module.session_log_ratio(swapped(turns)) == pytest.approx(-module.session_log_ratio(turns), abs=1e-12)
+    assert session_effect(swapped(turns)) == pytest.approx(-session_effect(turns), abs=1e-12)
 
 
 @given(abba(), st.floats(0.1, 10))
-def test_a_baseline_that_is_slower_by_a_factor_adds_its_logarithm(turns: Turns, factor: float) -> None:
-    slower = [(arm, value * factor if arm == 0 else value) for arm, value in turns]
-    expected = module.session_log_ratio(turns) + math.log(factor)
-    assert module.session_log_ratio(slower) == pytest.approx(expected, abs=1e-9)
+def test_a_candidate_that_is_slower_by_a_factor_adds_its_logarithm(turns: Turns, factor: float) -> None:
+    slower = [(arm, value * factor if arm == 1 else value) for arm, value in turns]
+    assert session_effect(slower) == pytest.approx(session_effect(turns) + math.log(factor), abs=1e-9)
 
 
 @given(abba())
 def test_the_median_of_pairs_agrees_with_a_plain_one(turns: Turns) -> None:
     pairs = zip(turns[0::2], turns[1::2], strict=False)
-    plain = [math.log(dict([a, b])[0] / dict([a, b])[1]) for a, b in pairs]
-    assert module.session_log_ratio(turns) == pytest.approx(float(np.median(plain)), abs=1e-12)
+    plain = [math.log(dict([a, b])[1] / dict([a, b])[0]) for a, b in pairs]
+    assert session_effect(turns) == pytest.approx(float(np.median(plain)), abs=1e-12)
+
+
+def test_of_three_arms_each_is_paired_with_the_first_of_its_half_round() -> None:
+    turns = [(0, 1.0), (1, 2.0), (2, 4.0), (2, 8.0), (1, 4.0), (0, 2.0), (0, 9.0)]
+    assert runner.paired_log_ratios(turns, 3, 1) == pytest.approx([math.log(2)] * 2)
+    assert runner.paired_log_ratios(turns, 3, 2) == pytest.approx([math.log(4)] * 2)
 
 
 def test_turns_that_do_not_pair_are_refused() -> None:
-    with pytest.raises(ValueError, match="not of both"):
-        module.paired_log_ratios([(0, 1.0), (0, 1.0)])
-    with pytest.raises(ValueError, match="without two turns"):
-        module.session_log_ratio([(0, 1.0)])
+    with pytest.raises(ValueError, match="not one of each"):
+        runner.paired_log_ratios([(0, 1.0), (0, 1.0)])
+    with pytest.raises(ValueError, match="without a round"):
+        session_effect([(0, 1.0)])
+
+
+@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=300), st.sampled_from([0.5, 0.9, 0.99]))
+def test_quantiles_of_calls_are_within_half_a_per_cent_or_left_out(values: list[float], probability: float) -> None:
+    calls: dict[int, int] = {}
+    for value in values:
+        bin_ = round(math.log(value) / runner.BIN)
+        calls[bin_] = calls.get(bin_, 0) + 1
+    found = module.call_quantile(calls, probability)
+    if len(values) < module.LEAST_CALLS[probability]:
+        assert found is None
+    else:
+        plain = float(np.quantile(values, probability, method="inverted_cdf"))
+        assert found == pytest.approx(plain, rel=0.0026)
+
+
+@given(st.floats(-30, 30), st.integers(1, 40))
+@settings(deadline=None)
+def test_tails_of_t_agree_with_scipy(t: float, degrees: int) -> None:
+    assert module.t_tail(t, degrees) == pytest.approx(stats.t.sf(t, degrees), abs=1e-9)
 
 
 @given(st.floats(0.0001, 0.9999), st.integers(1, 60))

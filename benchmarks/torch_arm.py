@@ -1,0 +1,117 @@
+"""The process that times a PyTorch callable: an arm of `runner.py` that lives by itself, so that no thread is shared.
+
+The model's `spec` is `reference` (package.module:function or ./file.py:function, which returns a callable), `form`
+(`eager` or `compiled`), `device`, and `inputs` with `names` like any arm's. On a GPU calls are timed by CUDA events.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.benchmarks import runner
+
+
+def load(reference: str) -> Any:
+    """Import what a reference names, and call it: it returns a model, or any callable on tensors."""
+    place, _, name = reference.rpartition(":")
+    if place.endswith(".py"):
+        path = Path(place).resolve()
+        sys.path.insert(0, str(path.parent))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise runner.RunnerError("callable", f"{place}: not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+    else:
+        sys.path.insert(0, "")
+        module = importlib.import_module(place)
+    return getattr(module, name)()
+
+
+class TorchArm(runner.Arm):
+    """A PyTorch callable in eager or compiled form; it answers to the same requests as a file."""
+
+    def open(self) -> float:
+        """Build the model and move it to its device; returns the seconds that it took."""
+        torch.set_num_threads(self.threads)
+        feeds = runner.load_feeds(self.spec["inputs"], self.spec["names"])
+        begin = time.perf_counter()
+        device = torch.device(self.spec["device"])
+        try:
+            model = load(self.spec["reference"])
+        except runner.RunnerError:
+            raise
+        except Exception as error:
+            raise runner.RunnerError(
+                "callable", f"{self.spec['reference']}: {type(error).__name__}: {error}"
+            ) from error
+        if isinstance(model, torch.nn.Module):
+            model = model.eval().to(device)
+        if self.spec["form"] == "compiled":
+            model = torch.compile(model)
+        seconds = time.perf_counter() - begin
+        tensors = [torch.from_numpy(np.ascontiguousarray(value)).to(device) for value in feeds.values()]
+        self.device = device
+        self.seen.clear()
+
+        def call() -> Any:
+            with torch.inference_mode():
+                return model(*tensors)
+
+        self.call = self.whole = call
+        return seconds
+
+    def turn(self) -> list[float]:
+        """Take one turn; on a GPU by its own clock, since a call returns before the work is done."""
+        if self.device.type != "cuda":
+            return super().turn()
+        times = event_times(self.call, self.calls)[-(-self.calls // 5) if self.calls > 1 else 0 :]
+        for seconds in times:
+            self.seen[round(math.log(max(seconds, 1e-9)) / runner.BIN)] += 1
+        return [runner.middle(times), len(times), len(times)]
+
+    def end(self) -> dict[str, Any]:
+        """Let go of the model; say whether its outputs were finite."""
+        finite = all(bool(torch.isfinite(one).all()) for one in tensors_of(self.call()) if one.is_floating_point())
+        del self.call, self.whole
+        gc.collect()
+        return {"finite": finite, "end_to_end_s": None, "calls": dict(self.seen)}
+
+
+def event_times(call: Callable[[], object], count: int) -> list[float]:
+    """Time calls on the GPU by pairs of events, in seconds."""
+    event: Any = torch.cuda.Event
+    marks = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(count)]
+    for begin, end in marks:
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+    return [begin.elapsed_time(end) / 1000 for begin, end in marks]
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """List the tensors in a model's output, in dicts, tuples and data classes too."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [one for inner in value.values() for one in tensors_of(inner)]
+    if isinstance(value, list | tuple):
+        return [one for inner in value for one in tensors_of(inner)]
+    return []
+
+
+if __name__ == "__main__":
+    runner.serve(TorchArm)

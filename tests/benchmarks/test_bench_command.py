@@ -1,0 +1,177 @@
+"""The verb `bench` as it is typed: what it prints and writes, its exit codes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from distill.cli import main
+
+Conv = Callable[..., Path]
+Bench = Callable[..., int]
+QUICK = ("--seconds", "0.05", "--pairs", "2")
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*words: object) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["bench", *map(str, words)])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return call
+
+
+def test_files_are_measured_and_the_table_is_printed(bench: Bench, conv: Conv, capsys: Any) -> None:
+    assert bench(conv(layers=1, name="a.onnx"), conv(layers=50, name="b.onnx"), *QUICK) == 0
+    said = capsys.readouterr().out
+    assert "batch 1, 1 thread(s), 2 session pairs" in said
+    assert all(word in said for word in ("p50", "int8", "baseline", "×"))
+
+
+def test_json_is_the_only_thing_on_standard_output(bench: Bench, conv: Conv, capsys: Any, tmp_path: Path) -> None:
+    assert bench(conv(), *QUICK, "--json", "--batch", "1,3", "--out", tmp_path / "deep" / "r.json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [case["batch"] for case in found["cases"]] == [1, 3]
+    assert json.loads((tmp_path / "deep/r.json").read_text()) == found
+    assert {"schema", "machine", "fingerprint", "models", "cases"} <= found.keys()
+    assert found["cases"][0]["pairs"][0]["turns"]
+
+
+def test_a_gate_says_so_in_every_form(
+    bench: Bench, conv: Conv, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
+    slow, fast = conv(layers=120, name="slow.onnx"), conv(layers=1, name="fast.onnx")
+    words = ("--baseline", fast, "--max-regression", "50%", "--junit", tmp_path / "j.xml", *QUICK)
+    assert bench(slow, *words, "--out", tmp_path / "r.json") == 1
+    said = capsys.readouterr().out
+    assert "FAIL against baseline" in said
+    assert "::error title=distill bench::FAIL" in said
+    suite = ElementTree.parse(tmp_path / "j.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "1", "0")
+    assert suite.find("testcase/failure") is not None
+    summary = (tmp_path / "step.md").read_text()
+    assert summary.startswith("### FAIL")
+    assert "| slow |" in summary
+    assert bench("--rejudge", tmp_path / "r.json", "--max-regression", "50%") == 1
+    assert bench("--rejudge", tmp_path / "r.json", "--max-regression", "9.9") in (0, 1)
+
+
+def test_a_baseline_is_saved_kept_from_failures_and_used(bench: Bench, conv: Conv, tmp_path: Path, capsys: Any) -> None:
+    stored = tmp_path / "main" / "base.json"
+    fast, slow = conv(layers=1, name="fast.onnx"), conv(layers=120, name="slow.onnx")
+    words = ("--baseline", stored, "--save-baseline", stored, "--max-regression", "50%", *QUICK)
+    assert bench(fast, *words, "--strict") == 3
+    assert "does not exist yet" in capsys.readouterr().out
+    first = stored.read_bytes()
+    assert stored.with_suffix(".onnx").read_bytes() == fast.read_bytes()
+    assert bench(slow, *words) == 1
+    assert stored.read_bytes() == first
+    assert "left as it was" in capsys.readouterr().err
+    sha256 = json.loads(first)["models"][0]["facts"]["sha256"]
+    assert len(sha256) == 64
+    assert bench(fast, "--baseline", stored, *QUICK) == 0
+    assert "byte for byte the same" in capsys.readouterr().out
+
+
+def test_a_slow_down_is_accepted_by_its_sha256_and_the_release_is_judged_beside_it(
+    bench: Bench, conv: Conv, tmp_path: Path, capsys: Any
+) -> None:
+    import hashlib
+
+    fast, slow = conv(layers=1, name="fast.onnx"), conv(layers=120, name="slow.onnx")
+    entry = {"sha256": hashlib.sha256(slow.read_bytes()).hexdigest(), "reason": "twice the classes"}
+    (tmp_path / "accepted.json").write_text(json.dumps([entry]))
+    words = (slow, "--accept", tmp_path / "accepted.json", "--max-regression", "50%", *QUICK)
+    assert bench(*words, "--baseline", fast) == 0
+    assert "twice the classes" in capsys.readouterr().out
+    assert bench(*words, "--baseline", fast, "--release-baseline", fast) == 1
+    assert "against the release baseline" in capsys.readouterr().out
+
+
+def test_a_budget_alone_ends_with_its_verdict(bench: Bench, conv: Conv) -> None:
+    assert bench(conv(), *QUICK, "--max-p50-ms", "1000") == 0
+    assert bench(conv(), *QUICK, "--max-p50-ms", "0.000001") == 1
+
+
+def test_inputs_of_the_users_own(bench: Bench, conv: Conv, tmp_path: Path, capsys: Any) -> None:
+    np.savez(tmp_path / "rows.npz", x=np.zeros((3, 2, 6, 6), np.float32))
+    assert bench(conv(), *QUICK, "--inputs", tmp_path / "rows.npz") == 0
+    np.savez(tmp_path / "wrong.npz", x=np.zeros((3, 9, 6, 6), np.float32))
+    assert bench(conv(), *QUICK, "--inputs", tmp_path / "wrong.npz") == 2
+    assert "the given rows have 9 on axis 1" in capsys.readouterr().err
+    np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
+    assert bench(conv(), *QUICK, "--inputs", tmp_path / "pickled.npz") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ([], 2, "give one of MODEL"),
+        (["none.onnx"], 2, "none.onnx: does not exist"),
+        (["{conv}", "--batch", "0"], 2, "--batch 0: must be whole numbers"),
+        (["{conv}", "--threads", "two"], 2, "--threads two"),
+        (["{conv}", "--max-regression", "five"], 2, "--max-regression five: must be a share"),
+        (["{conv}", "--max-regression", "-5%"], 2, "--max-regression -5%"),
+        (["{conv}", "--dim", "length"], 2, "--dim length: must be name=value"),
+        (["{conv}", "--dim", "length=0"], 2, "--dim length=0"),
+        (["{conv}", "--inputs", "none.npz"], 2, "--inputs none.npz: cannot be read"),
+        (["{conv}", "--provider", "Nonesuch"], 5, "no NonesuchExecutionProvider"),
+        (["{conv}", "--target", "toaster"], 2, "target='toaster'"),
+        (["{conv}", "--provider", "cpu", "--target", "x86"], 2, "not both"),
+        (["{conv}", "{conv}", "--baseline", "{conv}"], 2, "gates one model, 2 were given"),
+        (["{conv}", "--baseline", "broken.onnx"], 2, "broken.onnx: not an ONNX file"),
+        (["{conv}", "--baseline", "broken.json"], 2, "broken.json: not the JSON"),
+        (["{conv}", "--baseline", "other.json"], 2, "not that of `python -m distill bench`"),
+        (["{conv}", "--baseline", "old.json"], 4, "its schema is 0"),
+        (["{conv}", "--baseline", "damaged.json"], 2, "a damaged benchmark"),
+        (["{conv}", "--baseline", "{conv}", "--if-incomparable", "maybe"], 2, "must be fail or warn"),
+        (["{conv}", "--baseline-python", "x"], 2, "goes with --baseline"),
+        (["{conv}", "--baseline", "{conv}", "--baseline-python", "none"], 2, "--baseline-python none: does not exist"),
+        (["{conv}", "--save-baseline", "base.txt"], 2, "must end in .json"),
+        (["{conv}", "--shard", "1/2"], 2, "--shard: goes with --manifest"),
+        (["{conv}", "--rejudge", "other.json"], 2, "give one of"),
+        (["{conv}", "--accept", "none.yaml"], 2, "--accept none.yaml: cannot be read"),
+        (["{conv}", "--accept", "short.yaml"], 2, "entry 1 must have a sha256"),
+        (["--manifest", "none.yaml"], 2, "--manifest none.yaml: cannot be read"),
+        (["--import", "none.json"], 2, "--import none.json: cannot be read"),
+        (["--import", "broken.json"], 5, "is not a whole result of runner.py"),
+        (["--import", "other.json"], 5, "but not a result of runner.py"),
+        (["{conv}", "--measure", "nosuchcommand"], 5, "`nosuchcommand` cannot be run"),
+        (["{conv}", "--timeout", "0.01"], 5, "did not end within 0.01 s"),
+    ],
+)
+def test_wrong_words_and_files_end_with_their_code_and_the_mend(
+    bench: Bench,
+    conv: Conv,
+    capsys: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    says: str,
+) -> None:
+    path = conv()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.onnx").write_bytes(path.read_bytes()[:40])
+    (tmp_path / "broken.json").write_text('{"schema": 1, "mod')
+    (tmp_path / "other.json").write_text('{"name": "package"}')
+    (tmp_path / "old.json").write_text('{"schema": 0, "models": [], "cases": []}')
+    (tmp_path / "damaged.json").write_text('{"schema": 1, "models": [{}], "cases": []}')
+    (tmp_path / "short.yaml").write_text("- sha256: abc\n  reason: why\n")
+    assert bench(*(str(path) if word == "{conv}" else word for word in words), *QUICK) == code
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said

@@ -1,0 +1,117 @@
+"""Measuring elsewhere: bundles by hand, and a command that takes one there."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.benchmarks import BenchmarkSettings, Target, compare, make_inputs, profile, resolve_target
+from distill.errors import NotMeasuredError, UserError
+
+bench_module, boards, gating, jobs = (
+    importlib.import_module(f"distill.benchmarks.{name}") for name in ("bench", "boards", "gating", "jobs")
+)
+rule = importlib.import_module("distill.benchmarks.gate").Rule
+Conv = Callable[..., Path]
+
+# What a board does: run the bundle's own runner in the bundle's folder, with nothing of this package at hand.
+BOARD = """
+import subprocess, sys
+subprocess.run([sys.executable, "-I", "runner.py"], cwd=sys.argv[1], check=True)
+"""
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> str:
+    (tmp_path / "board.py").write_text(BOARD)
+    return f"{sys.executable} {tmp_path / 'board.py'}"
+
+
+@pytest.fixture
+def options(here: Target) -> Any:
+    return bench_module.Options(target=here, timing=jobs.Timing(pairs=2, seconds_per_pair=0.05))
+
+
+def foreign(here: Target, measure: str) -> Target:
+    return resolve_target("arm" if here.name == "x86" else "x86", measure=measure)
+
+
+def test_a_target_with_a_command_is_measured_by_it(
+    conv: Conv, here: Target, board: str, quick: BenchmarkSettings
+) -> None:
+    """The target is no kind of this machine, but the command says where it can be measured."""
+    target = foreign(here, board)
+    found = compare(conv(layers=60, name="a.onnx"), conv(layers=1, name="b.onnx"), target, 2, settings=quick)
+    assert found.speedup.value > 1.5
+    assert found.candidate.target == target.name
+    assert profile(conv(layers=3), target, make_inputs(conv(layers=3), 1)).float_ == 3
+
+
+def test_a_report_of_a_board_shows_the_boards_machine(
+    conv: Conv, here: Target, board: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_module, "machine", None)
+    target = foreign(here, board)
+    options = bench_module.Options(target=target, timing=jobs.Timing(pairs=2, seconds_per_pair=0.05))
+    found = bench_module.bench([conv()], options)
+    assert found.machine["versions"]["onnxruntime"]
+    assert found.machine["threads"]["usable"] >= 1
+    assert found.target["measure"] == board
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("import sys; sys.exit(7)", "ended with exit code 7"),
+        ("import sys; sys.exit('no route to host')", "no route to host"),
+        ("import time; time.sleep(60)", "did not end within 0.4 s"),
+        ('print(\'{"status": "ok", "pai\')', "is not a whole result of runner.py"),
+        ("pass", "is not a whole result of runner.py"),
+        ("print('[1, 2]')", "but not a result of runner.py"),
+        ('print(\'{"status": "error", "kind": "run", "message": "bus error"}\')', "bus error"),
+    ],
+)
+def test_a_command_that_fails_hangs_or_returns_half_a_file(
+    conv: Conv, here: Target, tmp_path: Path, script: str, says: str
+) -> None:
+    (tmp_path / "bad.py").write_text(script)
+    target = foreign(here, f"{sys.executable} {tmp_path / 'bad.py'}")
+    settings = BenchmarkSettings(timeout_s=0.4 if "sleep" in script else 60)
+    with pytest.raises(NotMeasuredError, match=says):
+        compare(conv(), conv(), target, 1, settings=settings)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_bundle_goes_out_and_its_result_is_judged_like_a_local_one(
+    conv: Conv, options: Any, tmp_path: Path, gated: bool
+) -> None:
+    slow, fast = conv(layers=120, name="slow.onnx"), conv(layers=1, name="fast.onnx")
+    bundle = tmp_path / "bundle"
+    ask = gating.Ask(rule=rule(tolerance=0.5))
+    models = [str(slow)] if gated else [str(fast), str(slow)]
+    boards.export(bundle, models, options, ask, fast if gated else None)
+    job = json.loads((bundle / "job.json").read_text())
+    assert str(tmp_path) not in json.dumps([job["jobs"]])
+    moved = tmp_path / "elsewhere"
+    bundle.rename(moved)
+    subprocess.run([sys.executable, "-I", "runner.py"], cwd=moved, check=True, timeout=120)
+    found = boards.brought_home(moved / "result.json")
+    assert [model.facts.name for model in found.models] == ["fast", "slow"]
+    ratio = found.cases[0].rows[1].ratio
+    assert ratio is not None
+    assert ratio.value > 1.5
+    assert [gate.verdict for gate in found.gates] == (["fail"] if gated else [])
+
+
+def test_a_bundle_needs_a_new_folder(conv: Conv, options: Any, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        boards.export(tmp_path / "full", [str(conv())], options, gating.Ask(), None)

@@ -1,0 +1,157 @@
+"""Live gates on small files: modes, verdicts, and what is judged without a clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from distill.benchmarks import Target
+from distill.errors import Exit, NotComparableError, NotMeasuredError, UserError
+
+baseline, bench_module, gating, jobs, records, verdicts = (
+    importlib.import_module(f"distill.benchmarks.{name}")
+    for name in ("baseline", "bench", "gating", "jobs", "records", "verdicts")
+)
+rule = importlib.import_module("distill.benchmarks.gate").Rule
+Conv = Callable[..., Path]
+
+
+@pytest.fixture
+def options(here: Target) -> Any:
+    return bench_module.Options(target=here, timing=jobs.Timing(pairs=5, seconds_per_pair=0.05))
+
+
+def ask(tolerance: float = 0.5, **other: Any) -> Any:
+    return gating.Ask(rule=rule(tolerance=tolerance), **other)
+
+
+def test_much_more_work_fails_and_much_less_is_an_improvement(conv: Conv, options: Any) -> None:
+    small, large = conv(layers=1, name="small.onnx"), conv(layers=120, name="large.onnx")
+    failed = gating.gate(large, small, options, ask())
+    assert failed.gates[0].verdict == "fail"
+    assert failed.gates[0].cases[0].slowdown > 1.5
+    assert verdicts.exit_code(failed.gates) == Exit.VERDICT_NO
+    better = gating.gate(small, large, options, ask())
+    assert better.gates[0].verdict == "improved"
+    assert better.gates[0].cases[0].slowdown < 1
+    assert verdicts.exit_code(better.gates) == Exit.OK
+    assert [model.facts.name for model in better.models] == ["large", "small"]
+
+
+def test_the_same_bytes_pass_untimed_unless_asked(conv: Conv, options: Any, tmp_path: Path) -> None:
+    path = conv(layers=2)
+    copy = tmp_path / "copy.onnx"
+    shutil.copyfile(path, copy)
+    found = gating.gate(copy, path, options, ask())
+    assert (found.gates[0].mode, found.gates[0].verdict, found.cases) == ("identical", "pass", ())
+    timed = gating.gate(copy, path, options, ask(4.0, time_identical=True))
+    assert (timed.gates[0].mode, timed.gates[0].verdict) == ("duet", "pass")
+    assert len(timed.cases[0].pairs) >= 4
+
+
+def test_other_inputs_are_not_comparable_and_both_are_shown(conv: Conv, save: Any, options: Any) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("image", "y"))
+    other = save([helper.make_node("Relu", ["image"], ["y"])], [x], [y], name="other.onnx")
+    with pytest.raises(NotComparableError, match=r"takes x float32 .*candidate takes image float32"):
+        gating.gate(other, conv(), options, ask())
+
+
+def test_outputs_that_are_no_longer_finite_are_not_timed(save: Any, options: Any) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy")
+    good = save([helper.make_node("Relu", ["x"], ["y"])], [x], [y], name="good.onnx")
+    bad = save([helper.make_node("Log", ["x"], ["y"])], [x], [y], name="bad.onnx")
+    given = dataclasses.replace(options, given={"x": -np.ones((1, 3), np.float32)})
+    with pytest.raises(NotMeasuredError, match=r"bad\.onnx: its outputs are not all finite"):
+        gating.gate(bad, good, given, ask())
+
+
+def saved(path: Path, folder: Path, options: Any) -> Path:
+    report = bench_module.bench([path], options)
+    baseline.save_baseline(folder / "main.json", report, path)
+    return folder / "main.json"
+
+
+def test_a_saved_baseline_brings_its_file(conv: Conv, options: Any, tmp_path: Path) -> None:
+    stored = saved(conv(layers=1, name="small.onnx"), tmp_path / "kept", options)
+    found = gating.gate(conv(layers=120, name="large.onnx"), stored, options, ask())
+    assert (found.gates[0].mode, found.gates[0].verdict) == ("duet", "fail")
+    (tmp_path / "kept/main.onnx").write_bytes(conv(layers=3).read_bytes())
+    with pytest.raises(UserError, match="not the file that"):
+        gating.gate(conv(), stored, options, ask())
+
+
+def test_a_report_alone_is_advisory_on_this_machine_and_incomparable_elsewhere(
+    conv: Conv, options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = saved(conv(layers=1, name="small.onnx"), tmp_path, options)
+    stored.with_suffix(".onnx").unlink()
+    slower = conv(layers=120, name="large.onnx")
+    found = gating.gate(slower, stored, options, ask())
+    assert found.gates[0].mode == "history"
+    assert found.gates[0].cases[0].verdict == "fail"
+    assert found.gates[0].verdict == "inconclusive"
+    assert "advisory" in " ".join(found.gates[0].reasons)
+    monkeypatch.setattr(bench_module, "fingerprint", lambda machine: "another")
+    found = gating.gate(conv(layers=1, name="same.onnx"), stored, options, ask(max_size_growth=9.0))
+    assert (found.gates[0].mode, found.gates[0].verdict) == ("incomparable", "incomparable")
+    assert "another machine" in " ".join(found.gates[0].reasons)
+    assert verdicts.exit_code(found.gates) == Exit.NOT_COMPARABLE
+    assert verdicts.exit_code(found.gates, incomparable_ok=True) == Exit.OK
+    grown = gating.gate(slower, stored, options, ask())
+    assert grown.gates[0].verdict == "fail"
+    assert {check.name for check in grown.gates[0].checks if check.verdict == "fail"} >= {"bytes", "macs"}
+
+
+def test_no_baseline_yet_is_a_warning_and_three_when_strict(conv: Conv, options: Any, tmp_path: Path) -> None:
+    found = gating.no_baseline(conv(), tmp_path / "none.json", options, ask(), "baseline")
+    assert found.gates[0].mode == "none"
+    assert "does not exist yet" in found.gates[0].reasons[0]
+    assert verdicts.exit_code(found.gates) == Exit.OK
+    assert verdicts.exit_code(found.gates, strict=True) == Exit.INCONCLUSIVE
+
+
+def test_a_budget_in_seconds_is_gated_too(conv: Conv, options: Any) -> None:
+    report = bench_module.bench([conv()], options)
+    assert gating.by_budget(report, ask(max_p50_s=10.0)).gates[0].verdict == "pass"
+    assert gating.by_budget(report, ask(max_p50_s=1e-9)).gates[0].verdict == "fail"
+
+
+def test_growth_and_lost_integer_kernels_fail(conv: Conv, options: Any) -> None:
+    report = bench_module.bench([conv(layers=2)], options)
+    model = report.models[0]
+    smaller = dataclasses.replace(model, facts=dataclasses.replace(model.facts, bytes=model.facts.bytes // 2))
+    checks = {one.name: one for one in gating.static_checks(smaller, model, ask(max_size_growth=0.1), "duet")}
+    assert checks["bytes"].verdict == "fail"
+    assert "is allowed" in checks["bytes"].why
+    assert checks["macs"].verdict == "pass"
+    integer = dataclasses.replace(model, integer_share=1.0)
+    checks = {one.name: one for one in gating.static_checks(integer, model, ask(), "duet")}
+    assert checks["integer_share"].verdict == "fail"
+    away = dataclasses.replace(model, nodes={**model.nodes, "OtherExecutionProvider/Conv": 1})
+    checks = {one.name: one for one in gating.static_checks(model, away, ask(), "duet")}
+    assert checks["nodes_elsewhere"].verdict == "fail"
+
+
+def test_an_accepted_file_passes_with_its_reason(conv: Conv, options: Any) -> None:
+    failed = gating.gate(conv(layers=120, name="large.onnx"), conv(layers=1, name="small.onnx"), options, ask())
+    accepted = gating.accept(failed, {failed.models[1].facts.sha256: "needed for the new classes"})
+    assert (accepted.gates[0].verdict, accepted.gates[0].accepted) == ("pass", "needed for the new classes")
+    assert gating.accept(failed, {"0" * 64: "another"}).gates[0].verdict == "fail"
+
+
+def test_a_stored_report_is_judged_again_and_reads_back_as_it_was(conv: Conv, options: Any, tmp_path: Path) -> None:
+    found = gating.gate(conv(layers=120, name="large.onnx"), conv(layers=1, name="small.onnx"), options, ask())
+    records.save_reports(tmp_path / "r.json", [found])
+    (back,) = records.load_reports(tmp_path / "r.json")
+    assert back == dataclasses.replace(found)
+    again = gating.rejudge(back, rule(tolerance=0.5))
+    assert again.gates[0].cases == found.gates[0].cases
+    assert gating.rejudge(back, rule(tolerance=999.0)).gates[0].verdict == "pass"
