@@ -106,6 +106,17 @@ class SearchSettings:
     ratio: tuple[_Ratio, _Ratio] = Field(default=(0.0, 0.6), description="range of prune.ratio")
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TargetSettings:
+    """The device that the model is shipped to, and how it is reached where it is another machine."""
+
+    name: Literal["x86", "arm", "cuda", "tensorrt"] = Field(description="the kind of device")
+    measure: str | None = Field(
+        default=None,
+        description="command that has things timed on the device: gets a bundle folder, brings back its result.json",
+    )
+
+
 def _is_name(text: str) -> str:
     """Refuse what cannot name a folder: the run folder is called after the task."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
@@ -135,7 +146,7 @@ class RunConfig:
     benchmark: BenchmarkSettings | None = Field(default_factory=BenchmarkSettings, description="or off")
     search: SearchSettings = Field(default_factory=SearchSettings, description="hyperparameters chosen by Optuna")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="what trains")
-    target: Literal["x86", "arm", "cuda", "tensorrt"] | None = Field(
+    target: TargetSettings | None = Field(
         default=None, description="what the model is shipped to; none is the device that trains"
     )
     max_drop: Annotated[float, Ge(0), Le(1)] = Field(

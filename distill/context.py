@@ -88,8 +88,12 @@ class Context:
         return self._cached(f"target-{split}", lambda: self._targets(split))
 
     def logits(self, path: Path, split: Split) -> Array:
-        """Return the logits [N, classes] that an ONNX file gives for a split, computed as it ships."""
-        provider = self.target.provider if self.unmeasured is None else "CPUExecutionProvider"
+        """Return the logits [N, classes] that an ONNX file gives for a split, computed as it ships.
+
+        For a target that is another machine they are computed on this one's CPU.
+        """
+        here = self.unmeasured is None and self.target.measure is None
+        provider = self.target.provider if here else "CPUExecutionProvider"
         name = f"{split}-{digest(graph_hash(path), provider, versions())}"
         return self._cached(
             name, lambda: run_onnx(path, feeds(self.task, self.task.data[split], path), provider=provider)

@@ -17,7 +17,7 @@ from distill.presets import preset_text, presets
 STAGE_SECTIONS = ("distill", "prune", "quantize", "export", "benchmark")
 PLACES = ("model", "source", "weights", "path")
 """Keys whose values may lie somewhere on the disk."""
-SHORTHAND = {"teacher": "model", "student": "model", "data": "source"}
+SHORTHAND = {"teacher": "model", "student": "model", "data": "source", "target": "name"}
 
 
 def read_layers(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str]) -> dict[str, Any]:

@@ -338,10 +338,11 @@ def pick_target(config: RunConfig, device: torch.device) -> Target:
     """Return what the file is shipped to: the target that was named, else the device that trains."""
     benchmark = config.benchmark
     return resolve_target(
-        config.target,
+        config.target.name if config.target else None,
         "cuda" if device.type == "cuda" else "cpu",
         threads=benchmark.threads if benchmark else None,
         batch_sizes=benchmark.batch_sizes if benchmark else (1, 32),
+        measure=config.target.measure if config.target else None,
     )
 
 

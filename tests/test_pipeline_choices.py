@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import onnx
@@ -155,3 +156,16 @@ def test_a_gpu_gets_half_precision(variant: Variant) -> None:
     assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     check_vectors(done.folder / "deploy")
+
+
+def test_a_board_is_measured_by_the_command_that_the_target_names(variant: Variant, tmp_path: Path) -> None:
+    (tmp_path / "board.py").write_text(
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-I', 'runner.py'], cwd=sys.argv[1], check=True)\n"
+    )
+    command = f"{sys.executable} {tmp_path / 'board.py'}"
+    done = variant({"target": {"name": "arm", "measure": command}})
+    assert done.result.target["measure"] == command
+    assert set(statuses(done).values()) <= {"done", "reverted"}
+    assert done.result.comparison.speedup is not None
+    assert {row.target for row in done.result.stage("teacher").latency} == {"arm"}
+    assert done.result.stage("quantize").detail["quantization"]["scheme"] == "s8s8"
