@@ -23,12 +23,12 @@ RUNNER = Path(__file__).with_name("runner.py")
 
 
 def run_job(
-    job: Mapping[str, Any], *, timeout_s: float, what: str, measure: str | None = None, python: Sequence[str] = ()
+    job: Mapping[str, Any], *, timeout_s: float, what: str, measure: str | None = None, runner: Path | None = None
 ) -> dict[str, Any]:
     """Do `job` in a fresh process and return its answer; `what` names the thing measured in messages.
 
     With `measure`, a command that gets a bundle and brings back its result, the job is done wherever that command
-    takes it. `python` is another interpreter to run it with.
+    takes it. `runner` is another file in the place of `runner.py`, one that takes and gives the same.
 
     Raises UserError where the file is at fault, NotMeasuredError where the provider did not load, a call failed, the
     process died, the command brought nothing back, or it did not end within `timeout_s` (it is killed then).
@@ -39,7 +39,7 @@ def run_job(
         job_path, out_path = Path(folder, "job.json"), Path(folder, "out.json")
         job_path.write_text(json.dumps(job), encoding="utf-8")
         # -P keeps this folder, whose `profile.py` is also the name of a standard module, off the path.
-        command = [*(python or (sys.executable, "-P")), str(RUNNER), str(job_path), str(out_path)]
+        command = [sys.executable, "-P", str(runner or RUNNER), str(job_path), str(out_path)]
         # NVML counts GPUs in PCI order; CUDA is told to do the same, so that both mean one device.
         environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONFAULTHANDLER": "1"}
         mend = "raise benchmark.timeout_s (--timeout) if the model is that slow"

@@ -26,14 +26,14 @@ def render(report: Report) -> RenderableType:
     parts: list[RenderableType] = [_where(report), files(report)]
     parts += [latencies(report, case) for case in report.cases]
     for gate in report.gates:
-        parts.append(Text(headline(gate), style=f"bold {_COLOURS[gate.verdict]}"))
-        parts += [Text(f"  {text}") for text in details(gate)]
+        parts.append(Text(units.line(headline(gate)), style=f"bold {_COLOURS[gate.verdict]}"))
+        parts += [Text(f"  {units.line(text)}") for text in details(gate)]
     remarks = [*report.warnings]
     for model in report.models:
         remarks += model.warnings
     for case in report.cases:
         remarks += [f"batch {case.batch}, {case.threads} thread(s): {text}" for text in case.warnings]
-    parts += [Text(f"warning: {text}", style="yellow") for text in dict.fromkeys(remarks)]
+    parts += [Text(f"warning: {units.line(text)}", style="yellow") for text in dict.fromkeys(remarks)]
     return Group(*parts)
 
 
@@ -41,9 +41,9 @@ def _where(report: Report) -> Text:
     """Say on what was measured."""
     machine, provider = report.machine, report.target["provider"]
     versions = machine["versions"]
-    board = f", measured by `{report.target['measure']}`" if report.target.get("measure") else ""
+    board = f", measured by `{units.line(report.target['measure'])}`" if report.target.get("measure") else ""
     return Text(
-        f"{machine['cpu']}, {machine['threads']['usable']} usable thread(s), {provider}, "
+        f"{units.line(machine['cpu'])}, {machine['threads']['usable']} usable thread(s), {provider}, "
         f"onnxruntime {versions.get('onnxruntime')}{board}"
     )
 

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from distill.benchmarks import BenchmarkSettings
+
+Conv = Callable[..., Path]
 
 
 def test_import_brings_neither_torch_nor_the_pipeline() -> None:
@@ -40,3 +44,19 @@ def test_settings_defaults() -> None:
     settings = BenchmarkSettings()
     assert (settings.batch_sizes, settings.threads, settings.session_pairs) == ((1, 32), 1, 6)
     assert (settings.seconds_per_pair, settings.max_latency_s) == (1.0, None)
+
+
+def test_the_gate_runs_where_torch_and_the_pipelines_packages_are_not_installed(tmp_path: Path, conv: Conv) -> None:
+    missing = ["torch", "torch_pruning", "optuna", "safetensors", "sklearn", "PIL", "plotly", "jinja2", "filelock"]
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({missing}))\n"
+        "from distill.cli import main\n"
+        "main(['bench', *sys.argv[1:]])"
+    )
+    words = [str(conv()), "--baseline", str(conv(layers=2, name="b.onnx")), "--seconds", "0.05", "--max-regression=9"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "against baseline" in done.stdout

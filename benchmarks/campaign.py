@@ -1,0 +1,287 @@
+"""Measures the gate itself: how often it cries wolf, what it catches, how long it takes.
+
+    python -m distill.benchmarks.campaign live aa.jsonl --what aa --gates 50
+    python -m distill.benchmarks.campaign live spin.jsonl --what spin --gates 60
+    python -m distill.benchmarks.campaign live graph.jsonl --what graph --gates 60
+    python -m distill.benchmarks.campaign live hog.jsonl --what hog --gates 40
+    python -m distill.benchmarks.campaign report *.jsonl
+    python -m distill.benchmarks.campaign curve docs/operating-curve.svg
+
+Every gate is appended to its file as soon as it is done; the same command goes on where it was stopped. `report` also
+replays: it draws whole session pairs of one cell with replacement and judges them as the live gate would, with a
+slow-down injected into each; single turns are never shuffled, since that would destroy the machine's moods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from .gate import Rule, judge
+from .inputs import make_inputs
+from .jobs import ArmSpec, Timing, prepared, time_job
+from .machine import machine
+from .process import run_job
+from .runner import effect
+from .target import resolve_target
+
+# name -> (channels, side, layers): about 50 microseconds, 1 and 20 milliseconds on one core of a server.
+SIZES = {"50 µs": (16, 14, 6), "1 ms": (32, 28, 25), "20 ms": (64, 56, 25)}
+# Slow-downs that are injected, as shares of more work, and the tolerance that they are about.
+INJECTED = ((0.08, 0.05), (0.03, 0.05), (0.04, 0.02))
+TOLERANCES = (0.05, 0.02)
+REPLAYS = 5000
+
+
+def chain(path: Path, channels: int, side: int, layers: int, extra: float = 0.0) -> Path:
+    """Write a chain of 3x3 convolutions with ReLU; `extra` is a share of more work of the same kind.
+
+    More work is one more convolution, whose channels are as many as that share takes.
+    """
+    rng = np.random.default_rng(0)
+    nodes: list[onnx.NodeProto] = []
+    weights: list[TensorProto] = []
+
+    def convolve(source: str, out: str, width_in: int, width_out: int) -> None:
+        scale = math.sqrt(2 / (9 * width_in))
+        weight = (scale * rng.standard_normal((width_out, width_in, 3, 3))).astype(np.float32)
+        weights.append(numpy_helper.from_array(weight, f"w{len(weights)}"))
+        nodes.append(helper.make_node("Conv", [source, weights[-1].name], [f"{out}c"], pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [f"{out}c"], [out]))
+
+    previous = "x"
+    for layer in range(layers):
+        convolve(previous, f"h{layer}", channels, channels)
+        previous = f"h{layer}"
+    outputs = [helper.make_tensor_value_info(previous, TensorProto.FLOAT, ["n", channels, side, side])]
+    if extra:
+        more = max(1, round(extra * layers))
+        for layer in range(more):
+            convolve(previous, f"m{layer}", channels, channels)
+            previous = f"m{layer}"
+        outputs = [helper.make_tensor_value_info(previous, TensorProto.FLOAT, ["n", channels, side, side])]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", channels, side, side])]
+    graph = helper.make_graph(nodes, "chain", inputs, outputs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def cells(what: str) -> Iterator[dict[str, Any]]:
+    """List what a campaign measures: a model's size, threads, and what is injected."""
+    for size in SIZES:
+        for threads in (1, 2):
+            if what in ("aa", "hog"):
+                yield {"what": what, "size": size, "threads": threads, "injected": 0.0, "tolerance": min(TOLERANCES)}
+            elif threads == 1:
+                for injected, tolerance in INJECTED:
+                    yield {"what": what, "size": size, "threads": 1, "injected": injected, "tolerance": tolerance}
+
+
+def live(out: Path, what: str, gates: int) -> None:
+    """Run gates until every cell has as many as asked for, cells in turns so that all meet every mood."""
+    wanted = list(cells(what))
+    done = Counter(_name(row) for row in _read(out) if row["what"] == what)
+    with tempfile.TemporaryDirectory(prefix="distill-campaign-") as place, _hog(what == "hog"):
+        while any(done[_name(cell)] < gates for cell in wanted):
+            for cell in wanted:
+                if done[_name(cell)] < gates:
+                    row = {**cell, **one_gate(Path(place), cell, seed=done[_name(cell)])}
+                    with out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+                    done[_name(cell)] += 1
+                    print(
+                        f"{_name(cell)} {done[_name(cell)]}/{gates}: {row['verdict']} {row['theta']:+.4f}", flush=True
+                    )
+
+
+def one_gate(place: Path, cell: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Run one live gate as `bench NEW --baseline OLD` does, and keep each session pair's effect."""
+    base = chain(place / "base.onnx", *SIZES[cell["size"]])
+    other = base
+    if cell["what"] == "graph":
+        other = chain(place / "other.onnx", *with_room(cell), extra=cell["injected"])
+        base = chain(place / "base.onnx", *with_room(cell))
+    target = resolve_target(None, threads=cell["threads"])
+    rule = Rule(cell["tolerance"])
+    timing = Timing(pairs=max(rule.looks), seed=seed, gate=rule.for_runner())
+    begun = time.perf_counter()
+    arms = [ArmSpec(path, make_inputs(path, 1)) for path in (base, other)]
+    with prepared(arms, target, "campaign") as specs:
+        if cell["what"] == "spin":
+            specs[1] = {**specs[1], "spin": cell["injected"]}
+        spinning = Path(__file__).with_name("spinning.py") if cell["what"] == "spin" else None
+        answer = run_job(time_job(specs, target, timing), timeout_s=300, what="campaign", runner=spinning)
+    seconds = time.perf_counter() - begun
+    effects = [effect(pair) for pair in answer["pairs"]]
+    judged = judge(effects, rule)
+    return {
+        "effects": effects,
+        "verdict": judged.verdict,
+        "theta": math.log(judged.slowdown),
+        "seconds": seconds,
+        "at": time.time(),
+        "cpu": machine()["cpu"],
+        "onnxruntime": machine()["versions"]["onnxruntime"],
+    }
+
+
+def with_room(cell: dict[str, Any]) -> tuple[int, int, int]:
+    """Return a chain of so many layers that the injected share is whole layers, of the size's total work or more."""
+    channels, side, layers = SIZES[cell["size"]]
+    step = round(1 / cell["injected"])
+    return channels, side, step * max(1, round(layers / step))
+
+
+class _hog:  # noqa: N801 - a context manager that reads like a function
+    """Something that keeps one core busy for as long as it is open, if asked."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.process = multiprocessing.Process(target=_burn, daemon=True) if wanted else None
+
+    def __enter__(self) -> None:
+        if self.process:
+            self.process.start()
+
+    def __exit__(self, *error: object) -> None:
+        if self.process:
+            self.process.terminate()
+
+
+def _burn() -> None:
+    while True:
+        pass
+
+
+def _name(row: dict[str, Any]) -> str:
+    injected = f" {100 * row['injected']:+.0f} % at {100 * row['tolerance']:.0f} %" if row["injected"] else ""
+    return f"{row['what']} {row['size']}, {row['threads']} thread(s){injected}"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Read the gates of a file; a last line that was cut off is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def replay(
+    effects: Sequence[Sequence[float]], tolerance: float, injected: float, count: int, seed: int
+) -> Counter[str]:
+    """Judge gates made of session pairs that are drawn with replacement, whole, with a slow-down put into each."""
+    pool = np.concatenate([np.asarray(one) for one in effects])
+    rng, rule = np.random.default_rng(seed), Rule(tolerance)
+    drawn = rng.choice(pool, (count, max(rule.looks))) + math.log1p(injected)
+    return Counter(str(judge(list(row), rule).verdict) for row in drawn)
+
+
+def report(paths: Iterable[Path]) -> None:
+    """Print what the gates of all files say, a cell a row, as Markdown."""
+    rows = [row for path in paths for row in _read(path)]
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[_name(row)].append(row)
+    print("| cell | gates | tolerance | fail | pass | improved | inconclusive | sd of θ | median s | longest s |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for name, group in found.items():
+        for tolerance in TOLERANCES if not group[0]["injected"] else (group[0]["tolerance"],):
+            counts = Counter(judge(row["effects"], Rule(tolerance)).verdict for row in group)
+            spread = float(np.std([row["theta"] for row in group], ddof=1)) if len(group) > 1 else math.nan
+            seconds = [row["seconds"] for row in group]
+            cells_ = [counts[key] for key in ("fail", "pass", "improved", "inconclusive")]
+            print(
+                f"| {name} | {len(group)} | {100 * tolerance:.0f} % | {' | '.join(map(str, cells_))} "
+                f"| {100 * spread:.2f} % | {np.median(seconds):.1f} | {max(seconds):.1f} |"
+            )
+    print(f"\nReplays of whole session pairs, {REPLAYS} a row\n")
+    print(
+        "| cell | slow-down | tolerance | fail | pass | improved | inconclusive |\n|---|---:|---:|---:|---:|---:|---:|"
+    )
+    for name, group in found.items():
+        if group[0]["what"] in ("aa", "hog"):
+            effects = [row["effects"] for row in group]
+            for injected, tolerance in ((0.0, 0.05), (0.0, 0.02), *INJECTED):
+                replayed = replay(effects, tolerance, injected, REPLAYS, seed=1)
+                shares = [replayed[key] / REPLAYS for key in ("fail", "pass", "improved", "inconclusive")]
+                words = " | ".join(f"{100 * share:.2f} %" for share in shares)
+                print(f"| {name} | {100 * injected:+.0f} % | {100 * tolerance:.0f} % | {words} |")
+
+
+def operating_curve(tolerance: float, spread: float, slowdowns: Sequence[float], count: int = 400) -> list[float]:
+    """Simulate the share of gates that fail, by true slow-down, where session pairs differ by a normal `spread`."""
+    rng, rule = np.random.default_rng(0), Rule(tolerance)
+    shares = []
+    for slowdown in slowdowns:
+        drawn = rng.normal(math.log1p(slowdown), spread, (count, max(rule.looks)))
+        shares.append(sum(judge(list(row), rule).verdict == "fail" for row in drawn) / count)
+    return shares
+
+
+def curve(path: Path) -> None:
+    """Draw the operating curves for both tolerances and three spreads as an SVG."""
+    slowdowns = [step / 400 for step in range(41)]
+    lines = []
+    for tolerance, colour in zip(TOLERANCES, ("#1f6feb", "#d1495b"), strict=True):
+        for spread, dash in ((0.002, ""), (0.005, "6 3"), (0.01, "2 3")):
+            shares = operating_curve(tolerance, spread, slowdowns)
+            points = " ".join(
+                f"{60 + 5200 * s:.1f},{330 - 290 * y:.1f}" for s, y in zip(slowdowns, shares, strict=True)
+            )
+            lines.append(
+                f'<polyline fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}" '
+                f'points="{points}"/>'
+            )
+    marks = "".join(
+        f'<text x="{60 + 5200 * s / 100:.0f}" y="350" text-anchor="middle">{s} %</text>' for s in range(0, 11, 2)
+    )
+    marks += "".join(f'<text x="52" y="{334 - 290 * y / 100:.0f}" text-anchor="end">{y} %</text>' for y in (0, 50, 95))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 400" font-family="sans-serif" font-size="12">'
+        '<rect width="620" height="400" fill="white"/>'
+        '<path d="M60 40V330H580" fill="none" stroke="#555"/>'
+        '<path d="M60 54.5H580" stroke="#bbb" stroke-dasharray="2 2"/>'
+        f"{marks}{''.join(lines)}"
+        '<text x="320" y="375" text-anchor="middle">true slow-down</text>'
+        '<text x="60" y="28">share of gates that fail: blue at a tolerance of 5 %, red of 2 %; session pairs differ by '
+        "0.2 % (solid), 0.5 % (dashed), 1 % (dotted)</text></svg>\n",
+        encoding="utf-8",
+    )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    running = verbs.add_parser("live")
+    running.add_argument("out", type=Path)
+    running.add_argument("--what", choices=("aa", "spin", "graph", "hog"), required=True)
+    running.add_argument("--gates", type=int, required=True)
+    verbs.add_parser("report").add_argument("files", type=Path, nargs="+")
+    verbs.add_parser("curve").add_argument("out", type=Path)
+    words = parser.parse_args()
+    if words.verb == "live":
+        live(words.out, words.what, words.gates)
+    elif words.verb == "report":
+        report(words.files)
+    else:
+        curve(words.out)
+
+
+if __name__ == "__main__":
+    main()
