@@ -5,8 +5,9 @@ from __future__ import annotations
 # The functions `compare`, `machine`, `measure` and `profile` take the place of the modules that they come from.
 from .inputs import make_inputs
 from .machine import fingerprint, machine, usable_threads
-from .measure import Comparison, Latency, Ratio, compare, measure
+from .measure import Comparison, Latency, compare, measure
 from .profile import Profile, profile
+from .records import Ratio
 from .sessions import open_session, provider_options, providers_that_load
 from .settings import BenchmarkSettings
 from .target import TARGETS, Target, resolve_target, why_unmeasurable

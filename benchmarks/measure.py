@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from . import runner
+from .bench import case_of, effects_of
 from .inputs import Array, Feeds, make_inputs
 from .jobs import ArmSpec, Timing, time_arms
 from .machine import usable_threads
+from .records import Case, Ratio
 from .sessions import provider_options
 from .settings import BenchmarkSettings
-from .stats import Turn, contended_share, lowest_decile, t_bounds
 from .target import Target
 
 
@@ -42,15 +40,6 @@ class Latency:
     end_to_end_s: float | None = None
     provider_options: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio with its two-sided 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,7 @@ def measure(
     settings = settings or BenchmarkSettings()
     feeds = make_inputs(path, batch, given=given)
     answer = time_arms([ArmSpec(Path(path), feeds)], target, Timing.of(settings))
-    return _latency(answer["pairs"], 0, path, feeds, target, batch)
+    return _latency(case_of(answer, batch, target.threads, [_shapes(feeds)]), 0, path, target)
 
 
 def compare(
@@ -110,84 +99,66 @@ def compare(
         make_inputs(baseline, batch, given=given_baseline),
         make_inputs(candidate, batch, given=given_candidate),
     ]
-    arms = [ArmSpec(Path(path), one) for path, one in zip((baseline, candidate), feeds, strict=True)]
-    pairs = time_arms(arms, target, Timing.of(settings))["pairs"]
-    log_ratios = [-runner.effect(pair) for pair in pairs]
-    theta, low, high = t_bounds(log_ratios)
-    latencies = [
-        _latency(pairs, arm, path, feeds[arm], target, batch) for arm, path in enumerate((baseline, candidate))
-    ]
+    paths = (baseline, candidate)
+    arms = [ArmSpec(Path(path), one) for path, one in zip(paths, feeds, strict=True)]
+    answer = time_arms(arms, target, Timing.of(settings))
+    case = case_of(answer, batch, target.threads, [_shapes(one) for one in feeds])
+    row = case.rows[1]
+    assert row.ratio is not None
+    assert row.quiet_ratio is not None
     return Comparison(
-        baseline=latencies[0],
-        candidate=latencies[1],
-        speedup=Ratio(math.exp(theta), math.exp(low), math.exp(high)),
-        quiet_speedup=latencies[0].quiet_s / latencies[1].quiet_s,
-        session_pairs=len(pairs),
-        contended_share=contended_share(*_all_turns(pairs)),
-        log_ratios=tuple(log_ratios),
-        warnings=_comparison_warnings(pairs, settings, feeds),
+        baseline=_latency(case, 0, baseline, target),
+        candidate=_latency(case, 1, candidate, target),
+        speedup=Ratio(1 / row.ratio.value, 1 / row.ratio.high, 1 / row.ratio.low),
+        quiet_speedup=1 / row.quiet_ratio,
+        session_pairs=len(case.pairs),
+        contended_share=case.contended_share,
+        log_ratios=tuple(-one for one in effects_of(case.pairs, 2, 1)),
+        warnings=_comparison_warnings(case, settings, feeds),
     )
 
 
-def _all_turns(pairs: list[dict[str, Any]]) -> tuple[list[Turn], list[bool]]:
-    """List every turn, and whether another process took the core in a tenth of its calls or more."""
-    turns = [turn for pair in pairs for turn in pair["turns"]]
-    return [(int(arm), float(seconds)) for arm, seconds, _, _ in turns], [
-        calls - undisturbed >= 0.1 * calls for _, _, calls, undisturbed in turns
-    ]
+def _shapes(feeds: Feeds) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in feeds.items()}
 
 
-def _latency(
-    pairs: list[dict[str, Any]], arm: int, path: str | Path, feeds: Feeds, target: Target, batch: int
-) -> Latency:
-    """Summarise one arm over all session pairs."""
-    seconds = [value for pair in pairs for other, value in runner.kept_turns(pair, 2) if other == arm]
-    whole = [pair["end_to_end_s"][arm] for pair in pairs if pair["end_to_end_s"]]
+def _latency(case: Case, arm: int, path: str | Path, target: Target) -> Latency:
+    """Take one file's latency out of a timing."""
+    row = case.rows[arm]
     return Latency(
         target=target.name,
         provider=target.provider,
-        inputs={name: list(value.shape) for name, value in feeds.items()},
-        batch=batch,
-        threads=target.threads,
-        p50_s=float(np.median(seconds)),
-        quiet_s=lowest_decile(seconds),
-        samples=sum(int(count) for pair in pairs for other, _, count, _ in pair["turns"] if other == arm),
-        load_s=float(np.median([pair["load_s"][arm] for pair in pairs])),
-        end_to_end_s=float(np.median(whole)) if whole else None,
+        inputs=case.shapes[arm],
+        batch=case.batch,
+        threads=case.threads,
+        p50_s=row.p50_s,
+        quiet_s=row.quiet_s,
+        samples=row.samples,
+        load_s=row.load_s,
+        end_to_end_s=row.end_to_end_s,
         provider_options=provider_options(target),
-        warnings=_latency_warnings(pairs, arm, path, target),
+        warnings=tuple(f"{path}: {text}" for text in (*_of_file(case, arm, target), *case.warnings)),
     )
 
 
-def _latency_warnings(pairs: list[dict[str, Any]], arm: int, path: str | Path, target: Target) -> tuple[str, ...]:
+def _of_file(case: Case, arm: int, target: Target) -> list[str]:
     """Say what a reader of one file's latency has to know."""
     warnings = []
     cores = usable_threads()
-    if target.threads > cores:
+    if target.measure is None and target.threads > cores:
         warnings.append(f"benchmark.threads={target.threads}: only {cores} can run at once on this machine")
-    if not all(pair["finite"][arm] for pair in pairs):
-        warnings.append(f"{path}: its outputs are not all finite for the inputs that it was timed with")
-    unsettled = sum(not pair["settled"] for pair in pairs)
-    if unsettled:
-        warnings.append(f"{path}: {unsettled} of {len(pairs)} warm-ups ended before three turns agreed within 3 %")
-    throttled = sum(any(pair["throttled"]) for pair in pairs)
-    if throttled:
-        warnings.append(f"{path}: the GPU was throttled in parts of {throttled} of {len(pairs)} sessions")
-    clocks = [pair["clock_mhz"] for pair in pairs if pair["clock_mhz"]]
-    if clocks and max(clocks) > 1.05 * min(clocks):
-        warnings.append(f"{path}: the GPU's clock moved between {min(clocks)} and {max(clocks)} MHz")
+    if not all(pair["finite"][arm] for pair in case.pairs):
+        warnings.append("its outputs are not all finite for the inputs that it was timed with")
     if target.name in ("cuda", "tensorrt"):
-        warnings.append(f"{path}: the same inputs in every call, so they may lie in the GPU's L2 cache")
-    return tuple(warnings)
+        warnings.append("the same inputs in every call, so they may lie in the GPU's L2 cache")
+    return warnings
 
 
-def _comparison_warnings(
-    pairs: list[dict[str, Any]], settings: BenchmarkSettings, feeds: list[Feeds]
-) -> tuple[str, ...]:
+def _comparison_warnings(case: Case, settings: BenchmarkSettings, feeds: list[Feeds]) -> tuple[str, ...]:
     """Say what a reader of the comparison has to know beyond the two latencies' own warnings."""
     warnings = []
-    if len(pairs) < settings.session_pairs:
-        warnings.append(f"only {len(pairs)} of {settings.session_pairs} session pairs fit into a minute")
+    if len(case.pairs) < settings.session_pairs:
+        warnings.append(f"only {len(case.pairs)} of {settings.session_pairs} session pairs fit into a minute")
     shapes = [{name: (value.shape, value.dtype.name) for name, value in inputs.items()} for inputs in feeds]
     if shapes[0] != shapes[1]:
         warnings.append("the two files take different inputs, so each was timed with its own")

@@ -275,7 +275,8 @@ class Arm:
         return timed_calls(self.call, 1)[0][0]
 
     def size(self, seconds: float) -> None:
-        """Choose the calls that fill a turn when one takes `seconds`."""
+        """Choose the calls that fill a turn when one takes `seconds`, and forget those that were only to find out."""
+        self.seen.clear()
         self.calls = max(TURN_CALLS, int(TURN_S / max(seconds, 1e-9)) + 1)
         if self.calls * seconds > SLOW_TURN_S:
             self.calls = max(1, min(self.calls, int(SLOW_TURN_S / seconds)))

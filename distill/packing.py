@@ -130,7 +130,16 @@ def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bo
         "producer": f"distill {version('distill')}",
         "onnxruntime": oldest_runtime(final.onnx, ctx.export.load_with),
         **({} if deployable else {"deployable": "no"}),
+        **({"isa": "vnni"} if _relies_on_vnni(ctx, final) else {}),
     }
+
+
+def _relies_on_vnni(ctx: Context, final: Artifact) -> bool:
+    """Whether the file holds int8 weights of eight bits for x86, whose sums saturate on a CPU without VNNI."""
+    if final.stage != "quantize" or ctx.config.quantize is None or ctx.target.name != "x86":
+        return False
+    chosen = ctx.config.quantize.reduce_range
+    return not (ctx.target.reduce_range if chosen is None else chosen)
 
 
 def oldest_runtime(path: Path, interpreters: tuple[Path, ...]) -> str:

@@ -123,3 +123,26 @@ def test_a_torch_callable_is_timed_in_a_process_of_its_own(
     given = {"x": np.zeros((1, 2, 6, 6), np.float32)}
     with pytest.raises(UserError, match=r"nets\.py:none: AttributeError"):
         bench_module.bench(["./nets.py:none"], options(given=given))
+
+
+@pytest.mark.parametrize(
+    ("made_for", "isa", "machine", "says"),
+    [
+        ("arm", None, {"family": "x86", "flags": ["avx512_vnni"]}, "was made for arm, this machine is x86"),
+        ("x86", "vnni", {"family": "x86", "flags": ["avx2"]}, "rely on VNNI, which this machine lacks"),
+        ("x86", "vnni", {"family": "x86", "flags": ["avx_vnni"]}, None),
+        ("x86", None, {"family": "x86", "flags": []}, None),
+        (None, None, {"family": "arm", "flags": None}, None),
+    ],
+)
+def test_a_machine_that_a_file_was_not_made_for_is_told(
+    conv: Conv, made_for: str | None, isa: str | None, machine: dict[str, Any], says: str | None
+) -> None:
+    import dataclasses
+
+    about = importlib.import_module("distill.benchmarks.facts").read_facts(conv())
+    about = dataclasses.replace(about, made_for=made_for, isa=isa)
+    model = importlib.import_module("distill.benchmarks.records").Model(about, {}, 0.0, 0, "CPU", 0.0, None, True)
+    found = importlib.import_module("distill.benchmarks.remarks").isa_remark(model, machine)
+    assert (found == []) == (says is None)
+    assert says is None or says in found[0]

@@ -19,9 +19,9 @@ from onnx import TensorProto, helper
 from distill.benchmarks import BenchmarkSettings, Target, compare, measure, resolve_target
 from distill.errors import NotMeasuredError, UserError
 
-machine, module, process, runner, target_module = (
+machine, process, remarks, runner, target_module = (
     importlib.import_module(f"distill.benchmarks.{name}")
-    for name in ("machine", "measure", "process", "runner", "target")
+    for name in ("machine", "process", "remarks", "runner", "target")
 )
 Conv = Callable[..., Path]
 
@@ -150,12 +150,12 @@ def test_spoilt_turns_are_left_out_by_pairs_unless_few_are_left() -> None:
     assert len(runner.kept_turns(pair(clean * 5, throttled=[True] * 5), 2)) == 10
 
 
-def test_what_the_runner_noticed_becomes_warnings(here: Target) -> None:
+def test_what_the_runner_noticed_becomes_warnings() -> None:
     noticed = [
         pair([[0, 1.0, 3, 3]] * 2, settled=False, throttled=[True], clock_mhz=1000),
         pair([[0, 1.0, 3, 3]] * 2, clock_mhz=1900),
     ]
-    text = " ".join(module._latency_warnings(noticed, 0, "m", here))
+    text = " ".join(remarks.of_case(noticed))
     assert "1 of 2 warm-ups" in text
     assert "throttled in parts of 1 of 2" in text
     assert "between 1000 and 1900 MHz" in text
