@@ -106,11 +106,16 @@ def feeds_of(path: str | Path, options: Options, batch: int) -> Feeds:
     return make_inputs(path, batch, seed=options.timing.seed, given=options.given, dims=options.dims)
 
 
-def look(path: Path, facts: Facts, options: Options) -> Looked:
-    """Run a file once, untimed, at the first batch size, and add up what it executed."""
+def look(path: Path, facts: Facts, options: Options, *, arm: int | None = None) -> Looked:
+    """Run a file once, untimed, at the first batch size, and add up what it executed.
+
+    `arm` is its number among the timed ones, where that decides which interpreter runs it.
+    """
     target = dataclasses.replace(options.target, threads=options.threads[0])
     feeds = feeds_of(path, options, options.batches[0])
-    answer = look_at(path, target, feeds, timeout_s=options.timing.timeout_s)
+    command = options.commands.get(arm) if arm is not None else None
+    python = command[0] if command else None
+    answer = look_at(path, target, feeds, timeout_s=options.timing.timeout_s, python=python)
     where = machine() if options.target.measure is None else of_board(answer["board"])
     return Looked(model_of(answer, facts, target.provider), where)
 
@@ -127,6 +132,7 @@ def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
         load_s=answer["load_s"],
         peak_bytes=answer["peak_bytes"],
         finite=all(one["finite"] for one in answer["outputs"].values()),
+        runtime=answer.get("board", {}).get("onnxruntime", ""),
     )
     unfused = unfused_warning(ran, facts.name)
     warnings = (*ran.warnings, *([unfused] if unfused else []), *remarks.of_model(model))

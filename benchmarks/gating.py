@@ -109,7 +109,7 @@ def _identical(new: Facts, options: Options, ask: Ask, name: str) -> Report:
 
 def _duet(old: Facts, new: Facts, options: Options, ask: Ask, name: str) -> Report:
     """Let both files take turns, at every batch size and thread count, until each verdict stands."""
-    looked = [look(Path(one.path), one, options) for one in (old, new)]
+    looked = [look(Path(one.path), one, options, arm=arm) for arm, one in enumerate((old, new))]
     models = [one.model for one in looked]
     if models[0].finite and not models[1].finite:
         raise NotMeasuredError(
@@ -120,7 +120,7 @@ def _duet(old: Facts, new: Facts, options: Options, ask: Ask, name: str) -> Repo
     timed = dataclasses.replace(options, timing=timing)
     paths = [Path(old.path), Path(new.path)]
     cases = [time_case(paths, timed, batch, threads) for batch in options.batches for threads in options.threads]
-    made = report(models, cases, options, looked[0].machine)
+    made = report(models, cases, options, looked[1].machine)
     judged = [judge(effects_of(case.pairs, 2, 1), ask.rule) for case in cases]
     return dataclasses.replace(made, gates=(duet_gate(models, cases, judged, ask, name),))
 

@@ -87,15 +87,20 @@ def look_job(spec: Mapping[str, Any], target: Target) -> dict[str, Any]:
     return {"task": "look", "arms": [dict(spec)], "threads": target.threads}
 
 
-def look_at(path: str | Path, target: Target, feeds: Feeds, *, timeout_s: float | None = None) -> dict[str, Any]:
+def look_at(
+    path: str | Path, target: Target, feeds: Feeds, *, timeout_s: float | None = None, python: str | None = None
+) -> dict[str, Any]:
     """Run a file once, untimed, in a process of its own: load time, memory, outputs, the nodes that ran.
+
+    `python` is another interpreter, whose onnxruntime is to run it.
 
     Raises what `time_arms` raises.
     """
     arm = ArmSpec(Path(path), feeds)
     with prepared([arm], target, str(path)) as specs:
         limit = timeout_s or _timeout(target, Timing())
-        return run_job(look_job(specs[0], target), timeout_s=limit, what=str(path), measure=target.measure)
+        job = look_job(specs[0], target)
+        return run_job(job, timeout_s=limit, what=str(path), measure=target.measure, python=python)
 
 
 @contextmanager

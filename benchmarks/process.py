@@ -23,12 +23,19 @@ RUNNER = Path(__file__).with_name("runner.py")
 
 
 def run_job(
-    job: Mapping[str, Any], *, timeout_s: float, what: str, measure: str | None = None, runner: Path | None = None
+    job: Mapping[str, Any],
+    *,
+    timeout_s: float,
+    what: str,
+    measure: str | None = None,
+    runner: Path | None = None,
+    python: str | None = None,
 ) -> dict[str, Any]:
     """Do `job` in a fresh process and return its answer; `what` names the thing measured in messages.
 
     With `measure`, a command that gets a bundle and brings back its result, the job is done wherever that command
-    takes it. `runner` is another file in the place of `runner.py`, one that takes and gives the same.
+    takes it. `runner` is another file in the place of `runner.py`, one that takes and gives the same; `python` another
+    interpreter to run it with.
 
     Raises UserError where the file is at fault, NotMeasuredError where the provider did not load, a call failed, the
     process died, the command brought nothing back, or it did not end within `timeout_s` (it is killed then).
@@ -39,7 +46,8 @@ def run_job(
         job_path, out_path = Path(folder, "job.json"), Path(folder, "out.json")
         job_path.write_text(json.dumps(job), encoding="utf-8")
         # -P keeps this folder, whose `profile.py` is also the name of a standard module, off the path.
-        command = [sys.executable, "-P", str(runner or RUNNER), str(job_path), str(out_path)]
+        interpreter = [sys.executable, "-P"] if python is None else [python]
+        command = [*interpreter, str(runner or RUNNER), str(job_path), str(out_path)]
         # NVML counts GPUs in PCI order; CUDA is told to do the same, so that both mean one device.
         environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONFAULTHANDLER": "1"}
         mend = "raise benchmark.timeout_s (--timeout) if the model is that slow"

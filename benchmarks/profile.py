@@ -28,7 +28,6 @@ FLOAT = frozenset(
         *("Attention", "MultiHeadAttention", "GroupQueryAttention", "LSTM", "GRU", "RNN", "Sum"),
     )
 )
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _NAMED = 5  # nodes that a warning names; the count says how many there are
 Node = Sequence[Any]
 """[name, operator, provider, shapes of its inputs] of one executed node, as `runner.py` reports it."""
@@ -80,7 +79,8 @@ def summarize(executed: Iterable[Node], wanted: str, what: str) -> Profile:
             floats.append(name or operator)
     counted = kinds["integer"] + kinds["float"]
     ran = (compute or Counter({key.partition("/")[0]: count for key, count in nodes.items()})).most_common(1)
-    quantized = any(key.partition("/")[2] in _QUANTIZERS for key in nodes)
+    # A DequantizeLinear alone is how an image's bytes become numbers in a float file.
+    quantized = any(key.endswith("/QuantizeLinear") for key in nodes)
     return Profile(
         nodes=dict(sorted(nodes.items())),
         integer_share=kinds["integer"] / counted if counted else 0.0,

@@ -36,7 +36,8 @@ class Model:
     """A file and what one untimed call of it showed.
 
     `nodes` counts executed nodes by `Provider/Operator`; `integer_share` is that of integer kernels among the compute
-    nodes. `peak_bytes` is the memory that opening and one call took, `load_s` a first opening in a fresh process.
+    nodes. `peak_bytes` is the memory that opening and one call took, `load_s` a first opening in a fresh process,
+    `runtime` the version of onnxruntime that ran it.
     """
 
     facts: Facts
@@ -47,6 +48,7 @@ class Model:
     load_s: float
     peak_bytes: int | None
     finite: bool
+    runtime: str = ""
     warnings: tuple[str, ...] = ()
 
 

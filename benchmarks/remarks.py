@@ -57,6 +57,9 @@ def of_report(models: Sequence[Model], cases: Sequence[Case], machine: Mapping[s
         )
     for model in models:
         found += isa_remark(model, machine)
+    runtimes = {model.facts.name: model.runtime for model in models if model.runtime}
+    if len(set(runtimes.values())) > 1:
+        found.append("onnxruntime " + ", ".join(f"{version} ran {name}" for name, version in runtimes.items()))
     return tuple(found)
 
 

@@ -139,7 +139,7 @@ def _relies_on_vnni(ctx: Context, final: Artifact) -> bool:
     if final.stage != "quantize" or ctx.config.quantize is None or ctx.target.name != "x86":
         return False
     chosen = ctx.config.quantize.reduce_range
-    return not (ctx.target.reduce_range if chosen is None else chosen)
+    return not (ctx.target.reduce_range if chosen == "auto" else chosen)
 
 
 def oldest_runtime(path: Path, interpreters: tuple[Path, ...]) -> str:
