@@ -92,7 +92,7 @@ def cells(what: str) -> Iterator[dict[str, Any]]:
 def live(out: Path, what: str, gates: int) -> None:
     """Run gates until every cell has as many as asked for, cells in turns so that all meet every mood."""
     wanted = list(cells(what))
-    done = Counter(_name(row) for row in _read(out) if row["what"] == what)
+    done = Counter(_name(row) for row in read_rows(out) if row["what"] == what)
     with tempfile.TemporaryDirectory(prefix="distill-campaign-") as place, _hog(what == "hog"):
         while any(done[_name(cell)] < gates for cell in wanted):
             for cell in wanted:
@@ -169,7 +169,7 @@ def _name(row: dict[str, Any]) -> str:
     return f"{row['what']} {row['size']}, {row['threads']} thread(s){injected}"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the gates of a file; a last line that was cut off is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -192,7 +192,7 @@ def replay(
 
 def report(paths: Iterable[Path]) -> None:
     """Print what the gates of all files say, a cell a row, as Markdown."""
-    rows = [row for path in paths for row in _read(path)]
+    rows = [row for path in paths for row in read_rows(path)]
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         found[_name(row)].append(row)

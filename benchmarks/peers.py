@@ -1,0 +1,160 @@
+"""The same gates by others: pytest-benchmark's comparison of medians, and asv's `continuous`.
+
+    python -m venv peers && peers/bin/pip install pytest-benchmark asv virtualenv onnxruntime-gpu==1.31.1 numpy
+    python -m distill.benchmarks.peers peers/bin/python peers.jsonl --peer pytest-benchmark --gates 40
+    python -m distill.benchmarks.peers peers/bin/python peers.jsonl --peer asv --gates 40
+
+Each gate asks at 5 % whether a file is slower than another: once than itself, once with 10 % more work of the same kind.
+Like `campaign.py` it appends after every gate and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .campaign import SIZES, chain, read_rows
+
+TOLERANCE = 0.05
+_SIZE = "1 ms"
+_MORE = 0.10
+
+_TIMED = """
+import os
+import numpy as np
+import onnxruntime
+
+
+def opened(path):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    feeds = {given.name: np.random.default_rng(0).standard_normal([1, *given.shape[1:]]).astype(np.float32)}
+    session.run(None, feeds)
+    return session, feeds
+"""
+
+_PYTEST = (
+    _TIMED
+    + """
+
+def test_model(benchmark):
+    session, feeds = opened(os.environ["MODEL"])
+    benchmark(session.run, None, feeds)
+"""
+)
+
+_ASV = (
+    _TIMED
+    + """
+import gated
+
+
+class Model:
+    def setup(self):
+        self.session, self.feeds = opened(gated.MODEL)
+
+    def time_run(self):
+        self.session.run(None, self.feeds)
+"""
+)
+
+_PROJECT = '[project]\nname = "gated"\nversion = "0"\n[build-system]\nrequires = ["setuptools"]\n'
+
+
+def by_pytest_benchmark(python: Path, place: Path, models: tuple[Path, Path]) -> bool:
+    """Save the baseline, then compare; whether the comparison failed."""
+    (place / "test_model.py").write_text(_PYTEST, encoding="utf-8")
+    store = place / "store"
+    shutil.rmtree(store, ignore_errors=True)
+    base = [str(python), "-m", "pytest", "-q", "test_model.py", f"--benchmark-storage=file://{store}"]
+    fail = f"--benchmark-compare-fail=median:{100 * TOLERANCE:g}%"
+    done = 0
+    for model, words in ((models[0], ["--benchmark-save=base"]), (models[1], ["--benchmark-compare=0001", fail])):
+        environment = {**os.environ, "MODEL": str(model)}
+        done = subprocess.run([*base, *words], cwd=place, env=environment, capture_output=True, check=False).returncode
+    return done != 0
+
+
+def by_asv(python: Path, place: Path, models: tuple[Path, Path]) -> bool:
+    """Compare two commits of a package that names the model; whether asv says that performance has decreased."""
+    project = place / "project"
+    if not project.exists():
+        (project / "benchmarks").mkdir(parents=True)
+        (project / "benchmarks/__init__.py").touch()
+        (project / "benchmarks/timed.py").write_text(_ASV, encoding="utf-8")
+        (project / "pyproject.toml").write_text(_PROJECT, encoding="utf-8")
+        settings: dict[str, Any] = {"version": 1, "project": "gated", "repo": ".", "branches": ["main"]}
+        settings |= {"environment_type": "virtualenv", "benchmark_dir": "benchmarks"}
+        settings["matrix"] = {"req": {"onnxruntime-gpu": [""], "numpy": [""]}}
+        (project / "asv.conf.json").write_text(json.dumps(settings), encoding="utf-8")
+        _git(project, "init", "-q", "-b", "main")
+        for model in models:
+            (project / "gated.py").write_text(f"MODEL = {str(model)!r}\n# {model.name}\n", encoding="utf-8")
+            _git(project, "add", "-A")
+            _git(project, "commit", "-q", "--allow-empty", "-m", model.name)
+        machine = [str(python), "-m", "asv", "machine", "--yes"]
+        subprocess.run(machine, cwd=project, capture_output=True, check=True)
+    shutil.rmtree(project / ".asv/results", ignore_errors=True)
+    subprocess.run([str(python), "-m", "asv", "machine", "--yes"], cwd=project, capture_output=True, check=True)
+    words = ["continuous", "--factor", str(1 + TOLERANCE), "--show-stderr", "main~1", "main"]
+    done = subprocess.run([str(python), "-m", "asv", *words], cwd=project, capture_output=True, text=True, check=False)
+    if "BENCHMARKS NOT SIGNIFICANTLY CHANGED" not in done.stdout and "HAVE CHANGED" not in done.stdout:
+        raise RuntimeError(f"asv did not compare:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return "PERFORMANCE DECREASED" in done.stdout
+
+
+PEERS = {"pytest-benchmark": by_pytest_benchmark, "asv": by_asv}
+
+
+def _git(place: Path, *words: str) -> None:
+    identity = ["-c", "user.name=campaign", "-c", "user.email=campaign@localhost"]
+    subprocess.run(["git", *identity, *words], cwd=place, check=True, capture_output=True)
+
+
+def run(python: Path, out: Path, peer: str, gates: int) -> None:
+    """Run gates of a peer until there are as many as asked for, half of them on a file against itself."""
+    channels, side, layers = SIZES[_SIZE]
+    layers = math.ceil(layers * _MORE) * round(1 / _MORE)
+    done = Counter((row["peer"], row["injected"]) for row in read_rows(out))
+    with tempfile.TemporaryDirectory(prefix="distill-peers-") as folder:
+        root = Path(folder)
+        base = chain(root / "base.onnx", channels, side, layers)
+        same = shutil.copyfile(base, root / "same.onnx")
+        more = chain(root / "more.onnx", channels, side, layers, extra=_MORE)
+        while any(done[peer, injected] < gates for injected in (0.0, _MORE)):
+            for injected, other in ((0.0, same), (_MORE, more)):
+                place = root / f"{peer}-{injected}"
+                place.mkdir(exist_ok=True)
+                begun = time.perf_counter()
+                failed = PEERS[peer](python.absolute(), place, (base, Path(other)))
+                row = {"peer": peer, "injected": injected, "failed": failed, "seconds": time.perf_counter() - begun}
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                done[peer, injected] += 1
+                print(row, flush=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--peer", choices=tuple(PEERS), required=True)
+    parser.add_argument("--gates", type=int, required=True)
+    words = parser.parse_args()
+    run(words.python, words.out, words.peer, words.gates)
+
+
+if __name__ == "__main__":
+    main()
