@@ -4,7 +4,7 @@
     python -m distill.benchmarks.peers peers/bin/python peers.jsonl --peer pytest-benchmark --gates 40
     python -m distill.benchmarks.peers peers/bin/python peers.jsonl --peer asv --gates 40
 
-Each gate asks at 5 % whether a file is slower than another: once than itself, once with 10 % more work of the same kind.
+Each gate asks at 5 % whether a file is slower than another: once than itself, once with 10 % more of the same work.
 Like `campaign.py` it appends after every gate and goes on where it was stopped.
 """
 
