@@ -641,8 +641,24 @@ def try_open(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_bundle(job: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a board is asked for at once: a look at every file, then their timing, job by job."""
-    return {"answers": [answer_to({**inner, "folder": job["folder"]}) for inner in job["jobs"]]}
+    """Everything that a board is asked for at once, job by job, each in a process of its own.
+
+    So memory is one file's, and a file that kills its process leaves the others' answers.
+    """
+    answers = []
+    for number, inner in enumerate(job["jobs"]):
+        print(f"{number + 1} of {len(job['jobs'])}: {inner['task']}", flush=True)
+        task, out = Path(job["folder"], f"job-{number}.json"), Path(job["folder"], f"result-{number}.json")
+        task.write_text(json.dumps(inner), encoding="utf-8")
+        done = subprocess.run([sys.executable, str(Path(__file__).resolve()), str(task), str(out)], check=False)
+        if out.exists():
+            answers.append(json.loads(out.read_text(encoding="utf-8")))
+            out.unlink()
+        else:
+            message = f"its process ended with exit code {done.returncode}"
+            answers.append({"status": "error", "kind": "run", "message": message})
+        task.unlink()
+    return {"answers": answers}
 
 
 def about() -> dict[str, Any]:

@@ -55,7 +55,7 @@ FILE_COLUMNS = ("model", "size", "parameters", "MACs", "load", "memory", "int8",
 def files(report: Report) -> Table:
     """Lay out what the files are."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for column in FILE_COLUMNS[1:]:
         table.add_column(column, justify="right")
     for model in report.models:
@@ -87,7 +87,7 @@ def nodes(model: Model) -> str:
     return " + ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda one: -one[1]))
 
 
-COLUMNS = ("p50", "p90", "p99", "quiet", "calls", "over the first", "quiet")
+COLUMNS = ("p50", "p90", "p99", "quiet", "calls", "ratio", "quiet")
 
 
 def latencies(report: Report, case: Case) -> Table:
@@ -99,7 +99,7 @@ def latencies(report: Report, case: Case) -> Table:
         pad_edge=False,
     )
     table.title_justify = "left"
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for column in COLUMNS:
         table.add_column(column, justify="right")
     for arm, row in zip(case.arms, case.rows, strict=True):
