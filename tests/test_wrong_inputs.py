@@ -145,7 +145,13 @@ def test_a_run_that_is_interrupted_goes_on_with_the_same_command(
         "    return make_tiny()\n"
     )
     (place / "wait").touch()
-    held = subprocess.Popen([sys.executable, "-m", "distill", *COMMAND], stderr=subprocess.PIPE, text=True)
+    # Whoever starts the tests in the background has them ignore SIGINT, and children inherit that.
+    held = subprocess.Popen(
+        [sys.executable, "-m", "distill", *COMMAND],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         until(lambda: (place / "waits").exists() or held.poll() is not None)
         # What another process holds is refused here.
