@@ -38,7 +38,7 @@ from .runner import effect
 from .target import resolve_target
 
 # name -> (channels, side, layers): about 50 microseconds, 1 and 20 milliseconds on one core of a server.
-SIZES = {"50 µs": (16, 14, 6), "1 ms": (32, 28, 25), "20 ms": (64, 56, 25)}
+SIZES = {"50 µs": (16, 14, 6), "1 ms": (16, 28, 25), "20 ms": (48, 56, 25)}
 # Slow-downs that are injected, as shares of more work, and the tolerance that they are about.
 INJECTED = ((0.08, 0.05), (0.03, 0.05), (0.04, 0.02))
 TOLERANCES = (0.05, 0.02)

@@ -32,7 +32,7 @@ def of_case(pairs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     found = []
     unsettled = sum(not pair["settled"] for pair in pairs)
     if unsettled:
-        found.append(f"{unsettled} of {len(pairs)} warm-ups ended before three turns agreed within 3 %")
+        found.append(f"{unsettled} of {len(pairs)} warm-ups ended while calls were still getting faster")
     throttled = sum(any(pair["throttled"]) for pair in pairs)
     if throttled:
         found.append(f"the GPU was throttled in parts of {throttled} of {len(pairs)} sessions; those were left out")

@@ -11,7 +11,7 @@ The job is JSON. `task` is `time`, `look` (what one file is, untimed: nodes that
 order, its turns as [arm, median seconds of a call, calls, calls that kept their core]: every figure and every verdict
 can be computed again from it.
 
-Protocol: turns of max(3 ms, 4 calls); a round is all arms in random order, then the same in reverse; the first fifth
+Protocol: turns of max(3 ms, 2 calls); a round is all arms in random order, then the same in reverse; the first fifth
 of each turn is dropped (another arm left its data in the cache); every session pair is made afresh, the arm that is
 created first alternates; spinning off.
 """
@@ -40,11 +40,11 @@ try:
 except ImportError:  # Windows does not tell when a process was interrupted
     resource = None  # type: ignore[assignment]
 
-TURN_S, TURN_CALLS = 0.003, 4
-SLOW_TURN_S = 0.25  # from here on fewer calls make a turn: a cache that was lost is nothing beside such a call
+TURN_S, TURN_CALLS = 0.003, 2
+SLOW_TURN_S = 0.12  # from here on fewer calls make a turn: a cache that was lost is nothing beside such a call
 WARM_AGREEMENT, WARM_MAX_S = 0.03, 3.0
 TOTAL_MAX_S = 55.0
-LEAST_ROUNDS = 5  # in a session pair, where calls are so slow that its seconds would hold fewer
+LEAST_ROUNDS = 10  # in a session pair, where calls are so slow that its seconds would hold fewer
 LEAST_PAIRED = 4  # undisturbed paired turns that make a session pair's median, before spoilt ones have to help out
 BIN = math.log(1.005)  # width of the bins that single calls are counted in: quantiles to half a per cent
 DEVICE_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
@@ -471,25 +471,37 @@ class Gpu:
 # Timing ---------------------------------------------------------------------------------------------------------------
 
 
+def settled(turns: list[float]) -> bool:
+    """Whether a warm-up is over: the last three turns agree within 3 %, or they are no faster than those before.
+
+    On a busy machine turns never agree, but one that is warm does not get faster either.
+    """
+    last, before = turns[-3:], turns[:-3]
+    if len(last) < 3:
+        return False
+    agree = max(last) <= (1 + WARM_AGREEMENT) * min(last)
+    return agree or (len(before) >= 3 and min(last) >= (1 - WARM_AGREEMENT) * min(before))
+
+
 def warm_up(arms: list[Any], order: list[int], limit_s: float) -> dict[str, Any]:
-    """Take turns until the last three of every arm agree within 3 %, at most `limit_s`; say how long and whether."""
+    """Take turns until every arm has settled, at most `limit_s`; say how long that took and whether it came to pass."""
     first_s = sum(arms[arm].first() for arm in order)
     begin = time.perf_counter()
     for arm in order:
         arms[arm].size(arms[arm].first())
-    recent: dict[int, list[float]] = {arm: [] for arm in order}
+    taken: dict[int, list[float]] = {arm: [] for arm in order}
     while True:
         for arm in order:
-            recent[arm] = [*recent[arm][-2:], arms[arm].turn()[0]]
-            arms[arm].size(middle(recent[arm]))
+            taken[arm].append(arms[arm].turn()[0])
+            arms[arm].size(middle(taken[arm][-3:]))
         spent = time.perf_counter() - begin
-        settled = all(len(t) == 3 and max(t) <= (1 + WARM_AGREEMENT) * min(t) for t in recent.values())
-        if settled or spent >= limit_s:
-            return {"first_s": first_s, "warm_s": spent, "settled": settled}
+        done = all(settled(turns) for turns in taken.values())
+        if done or spent >= limit_s:
+            return {"first_s": first_s, "warm_s": spent, "settled": done}
 
 
 def take_turns(arms: list[Any], seconds: float, gpu: Gpu, rng: random.Random) -> dict[str, Any]:
-    """Whole rounds for `seconds`, five at least; a single arm is paired with itself."""
+    """Whole rounds for `seconds`, ten at least; a single arm is paired with itself."""
     order = list(range(len(arms)))
     half = max(len(arms), 2)
     turns: list[list[float]] = []
@@ -514,7 +526,9 @@ def time_pair(job: dict[str, Any], arms: list[Any], index: int, limit_s: float, 
     order = [(index + step) % len(arms) for step in range(len(arms))]
     load_s = {arm: arms[arm].open() for arm in order}
     warm = warm_up(arms, order, limit_s)
-    timed = take_turns(arms, max(left_s - warm["warm_s"], 0.0), gpu, random.Random(job["seed"] * 1000 + index))
+    timed = take_turns(
+        arms, max(left_s - warm["warm_s"], job["seconds_per_pair"] / 2), gpu, random.Random(job["seed"] * 1000 + index)
+    )
     ends = [arm.end() for arm in arms]
     whole = [end["end_to_end_s"] for end in ends]
     return {
