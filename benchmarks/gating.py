@@ -12,11 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from distill.errors import NotComparableError, NotMeasuredError, UserError
 
+from . import runner
 from .bench import Options, bench, effects_of, look, report, time_case, turn_seconds
 from .facts import Facts, read_facts
 from .gate import Judgement, Rule, Verdict, judge, judge_budget
@@ -202,14 +204,9 @@ def _history(stored: Report, case: Case, rule: Rule) -> Judgement:
         spread = sum(part**2 / (len(one) - 1) for part, one in zip(parts, (old, new), strict=True))
         degrees = max(1, int(error**4 / spread))
     half, limit = t_quantile(1 - rule.alpha, degrees) * error, math.log1p(rule.tolerance)
-    if mean - half > limit / 2 and mean > limit:
-        verdict: Verdict = "fail"
-    elif mean + half < -limit / 2 and mean < -limit:
-        verdict = "improved"
-    else:
-        verdict = "pass" if mean + half < limit else "inconclusive"
     catches = math.expm1(max(limit, limit / 2 + half))
     bounds = (math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+    verdict: Any = runner.verdict_of(mean, half, rule.tolerance)
     return Judgement(verdict, *bounds, pairs=len(new), p_value=1.0, catches=catches)
 
 

@@ -120,13 +120,18 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def verdict(effects: list[float], tolerance: float, critical: float) -> str:
-    """`fail`, `improved`, `pass` or `inconclusive`, from the session pairs' D and the critical value of t.
+    """Judge the session pairs' D with the critical value of t; see `verdict_of`."""
+    mean, error = mean_and_error(effects)
+    return verdict_of(mean, critical * error, tolerance)
+
+
+def verdict_of(mean: float, half: float, tolerance: float) -> str:
+    """`fail`, `improved`, `pass` or `inconclusive`, from a mean log ratio and half the width of its interval.
 
     Fail: surely slower than half the tolerance, and slower than the tolerance as far as one can tell. Improved is its
     mirror image. Pass: surely not slower than the tolerance.
     """
-    mean, error = mean_and_error(effects)
-    half, limit = critical * error, math.log1p(tolerance)
+    limit = math.log1p(tolerance)
     if mean - half > limit / 2 and mean > limit:
         return "fail"
     if mean + half < -limit / 2 and mean < -limit:

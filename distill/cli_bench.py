@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,42 +68,12 @@ def bench(
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
     """Time ONNX files, compare them, and gate one by another."""
+    # The parameters are the words: what was left out has its default there.
+    said: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in locals().items()
+        if value is not None and name != "debug"
+    }
     from distill.benchmarks.command import Words, run
 
-    words = Words(
-        models=tuple(models or ()),
-        batch=batch,
-        threads=threads,
-        dim=tuple(dim or ()),
-        inputs=inputs,
-        target=target,
-        provider=provider,
-        provider_option=tuple(provider_option or ()),
-        pairs=pairs,
-        seconds=seconds,
-        seed=seed,
-        timeout=timeout,
-        baseline=baseline,
-        save_baseline=save_baseline,
-        release_baseline=release_baseline,
-        max_regression=max_regression,
-        max_p50_ms=max_p50_ms,
-        max_size_growth=max_size_growth,
-        accept=accept,
-        strict=strict,
-        if_incomparable=if_incomparable,
-        baseline_python=baseline_python,
-        time_identical=time_identical,
-        manifest=manifest,
-        shard=shard,
-        merge=tuple(merge or ()),
-        measure=measure,
-        export_runner=export_runner,
-        import_=tuple(import_ or ()),
-        rejudge=rejudge,
-        out=out,
-        junit=junit,
-        summary=summary,
-        as_json=as_json,
-    )
-    raise typer.Exit(int(run(words)))
+    raise typer.Exit(int(run(Words(**said))))

@@ -91,6 +91,13 @@ def test_commands_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 _run_line(line.rpartition(" && ")[2], mode, words)
         elif mode != "skip":
             _run_python(block.text, smoke=mode == "smoke")
+    # What a reader who followed it has in the end.
+    assert {path.parts[1].partition("-")[0] for path in Path().glob("runs/*/deploy/model.onnx")} >= {
+        "digits",
+        "compressed",
+        "motor",
+    }
+    assert all(Path(name).is_file() for name in ("gate.json", "gate.xml", "gate/main.json", "distill.schema.json"))
 
 
 def _run_line(line: str, mode: str, extra: Sequence[str]) -> None:
