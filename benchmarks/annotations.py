@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import units
-from .gate import Verdict
 from .records import Report
+from .rule import Verdict
 from .verdicts import details, headline
 
 _COMMANDS: dict[Verdict, str] = {

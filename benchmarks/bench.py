@@ -1,4 +1,4 @@
-"""Measure files: from paths to a report. What is compared with a baseline is in `gating.py`."""
+"""Measure files: from paths to a report. What is compared with a baseline is in `gate.py`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from .profile import summarize, unfused_warning
 from .records import Case, Model, Ratio, Report, Row
 from .sessions import provider_options
 from .stats import call_quantile, contended_share, lowest_decile, t_bounds
-from .target import Target
+from .target import Target, resolve_target
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to measure. `dims` settles open axes by name, `given` replaces made-up inputs by real rows.
+    """How to measure: on this machine's own processor, unless `target` says otherwise.
 
-    `commands` starts some of the files, by their number, in a process of another interpreter.
+    `dims` settles open axes by name, `given` replaces made-up inputs by real rows. `commands` starts some of the files,
+    by their number, in a process of another interpreter.
     """
 
-    target: Target
+    target: Target = field(default_factory=lambda: resolve_target(None))
     batches: tuple[int, ...] = (1,)
     threads: tuple[int, ...] = (1,)
     timing: Timing = field(default_factory=Timing)
@@ -44,12 +45,13 @@ class Options:
     commands: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
-def bench(paths: Sequence[str | Path], options: Options) -> Report:
+def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report:
     """Measure files; of more than one, all take turns, and each is compared with the first.
 
     Raises UserError for a file or inputs that do not fit, NotMeasuredError for a provider that does not load, a crash
     or a hang.
     """
+    options = options or Options()
     words = [str(path) for path in paths]
     callables = [TorchCallable.named(word) for word in words]
     files = {facts.path: facts for facts in named([w for w, c in zip(words, callables, strict=True) if c is None])}

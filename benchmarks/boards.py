@@ -16,12 +16,12 @@ from . import remarks
 from .bench import Options, case_of, effects_of, feeds_of, model_of, named
 from .bundle import write_bundle
 from .facts import Facts
-from .gate import Rule, judge
-from .gating import Ask, duet_gate, require_same_inputs
+from .gate import Ask, duet_gate, require_same_inputs
 from .jobs import ArmSpec, look_job, stored, time_job
 from .machine import fingerprint, of_board
 from .process import checked, read_result
 from .records import Report
+from .rule import Rule, judge
 
 
 def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, baseline: Path | None) -> None:

@@ -29,11 +29,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .gate import Rule, judge
 from .inputs import make_inputs
 from .jobs import ArmSpec, Timing, prepared, time_job
 from .machine import machine
 from .process import run_job
+from .rule import Rule, judge
 from .runner import effect
 from .target import resolve_target
 
@@ -89,17 +89,16 @@ def cells(what: str) -> Iterator[dict[str, Any]]:
                     yield {"what": what, "size": size, "threads": 1, "injected": injected, "tolerance": tolerance}
 
 
-def live(out: Path, what: str, gates: int) -> None:
-    """Run gates until every cell has as many as asked for, cells in turns so that all meet every mood."""
-    wanted = list(cells(what))
+def live(out: Path, what: str, gates: int, sizes: Sequence[str] | None = None) -> None:
+    """Run gates until every cell of these sizes has as many as asked for, in turns so that all meet every mood."""
+    wanted = [cell for cell in cells(what) if cell["size"] in (sizes or SIZES)]
     done = Counter(_name(row) for row in read_rows(out) if row["what"] == what)
     with tempfile.TemporaryDirectory(prefix="distill-campaign-") as place, _hog(what == "hog"):
         while any(done[_name(cell)] < gates for cell in wanted):
             for cell in wanted:
                 if done[_name(cell)] < gates:
                     row = {**cell, **one_gate(Path(place), cell, seed=done[_name(cell)])}
-                    with out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
+                    append(out, row)
                     done[_name(cell)] += 1
                     print(
                         f"{_name(cell)} {done[_name(cell)]}/{gates}: {row['verdict']} {row['theta']:+.4f}", flush=True
@@ -167,6 +166,13 @@ def _burn() -> None:
 def _name(row: dict[str, Any]) -> str:
     injected = f" {100 * row['injected']:+.0f} % at {100 * row['tolerance']:.0f} %" if row["injected"] else ""
     return f"{row['what']} {row['size']}, {row['threads']} thread(s){injected}"
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a gate to a file as soon as it is done; what a stopped campaign left half written stays a line of its own."""
+    cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * cut_off + json.dumps(row) + "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -272,11 +278,12 @@ def main() -> None:
     running.add_argument("out", type=Path)
     running.add_argument("--what", choices=("aa", "spin", "graph", "hog"), required=True)
     running.add_argument("--gates", type=int, required=True)
+    running.add_argument("--size", choices=tuple(SIZES), action="append", help="all when left out")
     verbs.add_parser("report").add_argument("files", type=Path, nargs="+")
     verbs.add_parser("curve").add_argument("out", type=Path)
     words = parser.parse_args()
     if words.verb == "live":
-        live(words.out, words.what, words.gates)
+        live(words.out, words.what, words.gates, words.size)
     elif words.verb == "report":
         report(words.files)
     else:

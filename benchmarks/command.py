@@ -15,12 +15,12 @@ from . import boards, manifest, runner
 from .annotations import workflow_commands
 from .baseline import read_accepted, save_baseline
 from .bench import Options, bench
-from .gate import Rule
-from .gating import Ask, accept, by_budget, gate, no_baseline, rejudge
+from .gate import Ask, accept, by_budget, gate, no_baseline, rejudge
 from .jobs import Timing
 from .junit import junit
 from .markdown import summary
 from .records import Report, load_reports, save_reports, to_json
+from .rule import Rule
 from .target import Target, resolve_target, target_of_provider
 from .verdicts import exit_code
 from .words import counts, fraction, named_values, read_npz, sizes
@@ -223,4 +223,4 @@ def _tell(words: Words, reports: Sequence[Report]) -> None:
 
     console = Console(highlight=False)
     for one in reports:
-        console.print(render(one))
+        console.print(render(one, console.width))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from . import units
-from .gate import Verdict
 from .records import Report
+from .rule import Verdict
 from .verdicts import details, headline
 
 _ELEMENTS: dict[Verdict, str] = {

@@ -20,10 +20,10 @@ from distill.errors import NotComparableError, NotMeasuredError, UserError
 
 from .bench import Options
 from .facts import read_facts
-from .gate import Rule, holm
-from .gating import Ask, accept, gate, no_baseline
+from .gate import Ask, accept, gate, no_baseline
 from .machine import fingerprint, machine
 from .records import Gate, Report
+from .rule import Rule, holm
 from .words import counts, fraction, read_npz, sizes
 
 _ROW_KEYS = (

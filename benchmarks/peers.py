@@ -1,8 +1,8 @@
-"""The same gates by others: pytest-benchmark's comparison of medians, and asv's `continuous`.
+"""The same gates by others: pytest-benchmark's comparison of medians, asv's `continuous`, and `distill bench`.
 
     python -m venv peers && peers/bin/pip install pytest-benchmark asv virtualenv onnxruntime-gpu==1.31.1 numpy
-    python -m distill.benchmarks.peers peers/bin/python peers.jsonl --peer pytest-benchmark --gates 40
-    python -m distill.benchmarks.peers peers/bin/python peers.jsonl --peer asv --gates 40
+    python -m distill.benchmarks.peers live peers/bin/python peers.jsonl --gates 40
+    python -m distill.benchmarks.peers report peers.jsonl
 
 Each gate asks at 5 % whether a file is slower than another: once than itself, once with 10 % more of the same work.
 Like `campaign.py` it appends after every gate and goes on where it was stopped.
@@ -15,14 +15,18 @@ import json
 import math
 import os
 import shutil
+import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .campaign import SIZES, chain, read_rows
+from distill.errors import Exit
+
+from .campaign import SIZES, append, chain, read_rows
 
 TOLERANCE = 0.05
 _SIZE = "1 ms"
@@ -114,7 +118,17 @@ def by_asv(python: Path, place: Path, models: tuple[Path, Path]) -> bool:
     return "PERFORMANCE DECREASED" in done.stdout
 
 
-PEERS = {"pytest-benchmark": by_pytest_benchmark, "asv": by_asv}
+def by_distill(python: Path, place: Path, models: tuple[Path, Path]) -> bool:
+    """Gate the second file by the first, as a CI job does; whether it failed."""
+    words = ["bench", str(models[1]), "--baseline", str(models[0]), "--max-regression", f"{TOLERANCE}"]
+    command = [sys.executable, "-m", "distill", *words, "--time-identical"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (Exit.OK, Exit.VERDICT_NO):
+        raise RuntimeError(f"distill did not compare:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return done.returncode == Exit.VERDICT_NO
+
+
+PEERS = {"pytest-benchmark": by_pytest_benchmark, "asv": by_asv, "distill": by_distill}
 
 
 def _git(place: Path, *words: str) -> None:
@@ -122,8 +136,8 @@ def _git(place: Path, *words: str) -> None:
     subprocess.run(["git", *identity, *words], cwd=place, check=True, capture_output=True)
 
 
-def run(python: Path, out: Path, peer: str, gates: int) -> None:
-    """Run gates of a peer until there are as many as asked for, half of them on a file against itself."""
+def live(python: Path, out: Path, gates: int) -> None:
+    """Run gates until there are as many as asked for of every kind, all kinds in turns so that all meet every mood."""
     channels, side, layers = SIZES[_SIZE]
     layers = math.ceil(layers * _MORE) * round(1 / _MORE)
     done = Counter((row["peer"], row["injected"]) for row in read_rows(out))
@@ -132,28 +146,48 @@ def run(python: Path, out: Path, peer: str, gates: int) -> None:
         base = chain(root / "base.onnx", channels, side, layers)
         same = shutil.copyfile(base, root / "same.onnx")
         more = chain(root / "more.onnx", channels, side, layers, extra=_MORE)
-        while any(done[peer, injected] < gates for injected in (0.0, _MORE)):
-            for injected, other in ((0.0, same), (_MORE, more)):
+        kinds = [(peer, injected, other) for peer in PEERS for injected, other in ((0.0, same), (_MORE, more))]
+        while any(done[peer, injected] < gates for peer, injected, _ in kinds):
+            for peer, injected, other in kinds:
+                if done[peer, injected] >= gates:
+                    continue
                 place = root / f"{peer}-{injected}"
                 place.mkdir(exist_ok=True)
                 begun = time.perf_counter()
                 failed = PEERS[peer](python.absolute(), place, (base, Path(other)))
                 row = {"peer": peer, "injected": injected, "failed": failed, "seconds": time.perf_counter() - begun}
-                with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(out, row)
                 done[peer, injected] += 1
                 print(row, flush=True)
+
+
+def report(path: Path) -> None:
+    """Print what every peer failed, as Markdown."""
+    print("| peer | change | gates | failed | median s |\n|---|---:|---:|---:|---:|")
+    rows = read_rows(path)
+    for peer in PEERS:
+        for injected in (0.0, _MORE):
+            group = [row for row in rows if (row["peer"], row["injected"]) == (peer, injected)]
+            if group:
+                failed = sum(row["failed"] for row in group)
+                seconds = statistics.median(row["seconds"] for row in group)
+                print(f"| {peer} | {100 * injected:+.0f} % | {len(group)} | {failed} | {seconds:.1f} |")
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("python", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--peer", choices=tuple(PEERS), required=True)
-    parser.add_argument("--gates", type=int, required=True)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    running = verbs.add_parser("live")
+    running.add_argument("python", type=Path, help="interpreter that has the peers")
+    running.add_argument("out", type=Path)
+    running.add_argument("--gates", type=int, required=True)
+    verbs.add_parser("report").add_argument("file", type=Path)
     words = parser.parse_args()
-    run(words.python, words.out, words.peer, words.gates)
+    if words.verb == "live":
+        live(words.python, words.out, words.gates)
+    else:
+        report(words.file)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from distill.errors import NotComparableError, UserError
 
 from .facts import Facts
-from .gate import Judgement, Verdict
+from .rule import Judgement, Verdict
 
 SCHEMA = 1
 Mode = Literal["duet", "history", "incomparable", "identical", "none", "budget"]

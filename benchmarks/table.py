@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -21,10 +23,13 @@ _COLOURS = {
 }
 
 
-def render(report: Report) -> RenderableType:
-    """Lay out what was measured: the files, a table of latencies for every case, the verdicts, the remarks."""
+def render(report: Report, width: int = 120) -> RenderableType:
+    """Lay out what was measured: the files, a table of latencies for every case, the verdicts, the remarks.
+
+    On a terminal of less than 100 columns the least telling ones are left out.
+    """
     parts: list[RenderableType] = [_where(report), files(report)]
-    parts += [latencies(report, case) for case in report.cases]
+    parts += [latencies(report, case, narrow=width < 100) for case in report.cases]
     for gate in report.gates:
         parts.append(Text(units.line(headline(gate)), style=f"bold {_COLOURS[gate.verdict]}"))
         parts += [Text(f"  {units.line(text)}") for text in details(gate)]
@@ -54,10 +59,7 @@ FILE_COLUMNS = ("model", "size", "parameters", "MACs", "load", "memory", "int8",
 
 def files(report: Report) -> Table:
     """Lay out what the files are."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    for column in FILE_COLUMNS[1:]:
-        table.add_column(column, justify="right")
+    table = _table(FILE_COLUMNS)
     for model in report.models:
         table.add_row(*file_cells(model))
     return table
@@ -88,22 +90,26 @@ def nodes(model: Model) -> str:
 
 
 COLUMNS = ("p50", "p90", "p99", "quiet", "calls", "ratio", "quiet")
+_NARROW = (0, 1, 2, 3, 5)
 
 
-def latencies(report: Report, case: Case) -> Table:
+def latencies(report: Report, case: Case, *, narrow: bool = False) -> Table:
     """Lay out one case's latencies."""
-    pairs = len(case.pairs)
-    table = Table(
-        title=f"batch {case.batch}, {case.threads} thread(s), {pairs} session pairs",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.title_justify = "left"
-    table.add_column("model", overflow="fold")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
+    kept = _NARROW if narrow else range(len(COLUMNS))
+    table = _table(("model", *(COLUMNS[column] for column in kept)))
+    table.title = f"batch {case.batch}, {case.threads} thread(s), {len(case.pairs)} session pairs"
     for arm, row in zip(case.arms, case.rows, strict=True):
-        table.add_row(units.line(report.models[arm].facts.name), *row_cells(row))
+        cells = row_cells(row)
+        table.add_row(units.line(report.models[arm].facts.name), *(cells[column] for column in kept))
+    return table
+
+
+def _table(columns: Sequence[str]) -> Table:
+    """Make a table whose first column alone is folded where the terminal is narrow: a number is read whole."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
+    table.add_column(columns[0], overflow="fold")
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 

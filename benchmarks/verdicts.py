@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from distill.errors import Exit
 
 from . import units
-from .gate import Judgement, Verdict
 from .records import Gate
+from .rule import Judgement, Verdict
 
 _MARKS: dict[Verdict, str] = {
     "pass": "PASS",

@@ -15,10 +15,10 @@ import pytest
 from distill.benchmarks import BenchmarkSettings, Target, compare, make_inputs, profile, resolve_target
 from distill.errors import NotMeasuredError, UserError
 
-bench_module, boards, gating, jobs = (
-    importlib.import_module(f"distill.benchmarks.{name}") for name in ("bench", "boards", "gating", "jobs")
+bench_module, boards, gate, jobs = (
+    importlib.import_module(f"distill.benchmarks.{name}") for name in ("bench", "boards", "gate", "jobs")
 )
-rule = importlib.import_module("distill.benchmarks.gate").Rule
+rule = importlib.import_module("distill.benchmarks.rule").Rule
 Conv = Callable[..., Path]
 
 # What a board does: run the bundle's own runner in the bundle's folder, with nothing of this package at hand.
@@ -94,7 +94,7 @@ def test_a_bundle_goes_out_and_its_result_is_judged_like_a_local_one(
 ) -> None:
     slow, fast = conv(layers=120, name="slow.onnx"), conv(layers=1, name="fast.onnx")
     bundle = tmp_path / "bundle"
-    ask = gating.Ask(rule=rule(tolerance=0.5))
+    ask = gate.Ask(rule=rule(tolerance=0.5))
     models = [str(slow)] if gated else [str(fast), str(slow)]
     boards.export(bundle, models, options, ask, fast if gated else None)
     job = json.loads((bundle / "job.json").read_text())
@@ -114,4 +114,4 @@ def test_a_bundle_needs_a_new_folder(conv: Conv, options: Any, tmp_path: Path) -
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     with pytest.raises(UserError, match="is not empty"):
-        boards.export(tmp_path / "full", [str(conv())], options, gating.Ask(), None)
+        boards.export(tmp_path / "full", [str(conv())], options, gate.Ask(), None)

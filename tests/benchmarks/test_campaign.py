@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,8 @@ def test_gates_are_appended_and_a_campaign_goes_on(
     assert len(out.read_text().splitlines()) == 2
     with out.open("a") as file:
         file.write('{"what": "aa", "cut o')
-    out.write_text(out.read_text().rpartition("\n")[0] + "\n")
     campaign.live(out, "aa", 2)
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = campaign.read_rows(out)
     assert len(rows) == 4
     assert all(len(row["effects"]) in (4, 6, 8, 12, 16) for row in rows)
     campaign.REPLAYS = 20

@@ -1,126 +1,166 @@
+"""Live gates on small files: modes, verdicts, and what is judged without a clock."""
+
 from __future__ import annotations
 
+import dataclasses
 import importlib
-import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
+from onnx import TensorProto, helper
 
-module = importlib.import_module("distill.benchmarks.gate")
-Rule, judge = module.Rule, module.judge
+from distill.benchmarks import Target
+from distill.errors import Exit, NotComparableError, NotMeasuredError, UserError
 
-effects = st.lists(st.floats(-0.2, 0.2), min_size=2, max_size=16)
-SPREADS = (0.002, 0.005, 0.02)
-
-
-def verdicts(slowdown: float, spread: float, tolerance: float, count: int = 400, seed: int = 0) -> dict[str, float]:
-    """Simulate whole gates: what session pairs say is the truth and normal noise."""
-    rng = np.random.default_rng(seed)
-    found = [judge(rng.normal(math.log1p(slowdown), spread, 16), Rule(tolerance)).verdict for _ in range(count)]
-    return {name: found.count(name) / count for name in ("pass", "fail", "improved", "inconclusive")}
+baseline, bench_module, gate, jobs, records, verdicts = (
+    importlib.import_module(f"distill.benchmarks.{name}")
+    for name in ("baseline", "bench", "gate", "jobs", "records", "verdicts")
+)
+rule = importlib.import_module("distill.benchmarks.rule").Rule
+Conv = Callable[..., Path]
 
 
-@pytest.mark.parametrize("tolerance", [0.02, 0.05])
-@pytest.mark.parametrize("spread", SPREADS)
-def test_a_file_against_itself_never_fails(tolerance: float, spread: float) -> None:
-    found = verdicts(0.0, spread, tolerance)
-    assert found["fail"] == found["improved"] == 0
-    if spread <= 0.005:
-        assert found["pass"] == 1
+@pytest.fixture
+def options(here: Target) -> Any:
+    return bench_module.Options(target=here, timing=jobs.Timing(pairs=5, seconds_per_pair=0.05))
 
 
-@pytest.mark.parametrize("spread", [0.002, 0.005])
-@pytest.mark.parametrize(("slowdown", "tolerance"), [(0.08, 0.05), (0.04, 0.02)])
-def test_a_slow_down_beyond_the_tolerance_fails(slowdown: float, tolerance: float, spread: float) -> None:
-    assert verdicts(slowdown, spread, tolerance)["fail"] >= 0.99
-    assert verdicts(1 / (1 + slowdown) - 1, spread, tolerance)["improved"] + verdicts(
-        1 / (1 + slowdown) - 1, spread, tolerance
-    )["pass"] == pytest.approx(1)
+def ask(tolerance: float = 0.5, **other: Any) -> Any:
+    return gate.Ask(rule=rule(tolerance=tolerance), **other)
 
 
-@pytest.mark.parametrize("spread", SPREADS)
-def test_a_slow_down_within_the_tolerance_does_not(spread: float) -> None:
-    assert verdicts(0.03, spread, 0.05)["fail"] <= 0.02
+def test_much_more_work_fails_and_much_less_is_an_improvement(conv: Conv, options: Any) -> None:
+    small, large = conv(layers=1, name="small.onnx"), conv(layers=120, name="large.onnx")
+    failed = gate.gate(large, small, options, ask())
+    assert failed.gates[0].verdict == "fail"
+    assert failed.gates[0].cases[0].slowdown > 1.5
+    assert verdicts.exit_code(failed.gates) == Exit.VERDICT_NO
+    better = gate.gate(small, large, options, ask())
+    assert better.gates[0].verdict == "improved"
+    assert better.gates[0].cases[0].slowdown < 1
+    assert verdicts.exit_code(better.gates) == Exit.OK
+    assert [model.facts.name for model in better.models] == ["large", "small"]
 
 
-def test_noise_that_hides_everything_is_inconclusive_and_says_what_it_could_have_caught() -> None:
-    rng = np.random.default_rng(3)
-    judged = judge(rng.normal(0.0, 0.2, 16), Rule(0.05))
-    assert judged.verdict == "inconclusive"
-    assert judged.catches > 0.05
-    assert judged.pairs == 16
+def test_the_same_bytes_pass_untimed_unless_asked(conv: Conv, options: Any, tmp_path: Path) -> None:
+    path = conv(layers=2)
+    copy = tmp_path / "copy.onnx"
+    shutil.copyfile(path, copy)
+    found = gate.gate(copy, path, options, ask())
+    assert (found.gates[0].mode, found.gates[0].verdict, found.cases) == ("identical", "pass", ())
+    timed = gate.gate(copy, path, options, ask(4.0, time_identical=True))
+    assert (timed.gates[0].mode, timed.gates[0].verdict) == ("duet", "pass")
+    assert len(timed.cases[0].pairs) >= 4
 
 
-def test_a_verdict_stands_at_the_first_look_that_allows_it() -> None:
-    quiet = [0.001, -0.001, 0.0005, -0.0005]
-    judged = judge([*quiet, *[0.5] * 12], Rule(0.05))
-    assert (judged.verdict, judged.pairs) == ("pass", 4)
-    assert judge([0.001, -0.001, 0.0005, -0.0005, 0.0], Rule(0.05)).pairs == 4
-    assert judge([0.08, 0.081, 0.079], Rule(0.05)).pairs == 3
+def test_other_inputs_are_not_comparable_and_both_are_shown(conv: Conv, save: Any, options: Any) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("image", "y"))
+    other = save([helper.make_node("Relu", ["image"], ["y"])], [x], [y], name="other.onnx")
+    with pytest.raises(NotComparableError, match=r"takes x float32 .*candidate takes image float32"):
+        gate.gate(other, conv(), options, ask())
 
 
-@given(effects, st.sampled_from([0.02, 0.05]))
-@settings(deadline=None)
-def test_swapped_arms_turn_a_failure_into_an_improvement(values: list[float], tolerance: float) -> None:
-    one, other = judge(values, Rule(tolerance)), judge([-value for value in values], Rule(tolerance))
-    if one.verdict == "fail" and one.pairs == other.pairs:
-        assert other.verdict == "improved"
-    if one.pairs == other.pairs:
-        assert one.slowdown * other.slowdown == pytest.approx(1)
-        assert one.low * other.high == pytest.approx(1)
+def test_outputs_that_are_no_longer_finite_are_not_timed(save: Any, options: Any) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy")
+    good = save([helper.make_node("Relu", ["x"], ["y"])], [x], [y], name="good.onnx")
+    bad = save([helper.make_node("Log", ["x"], ["y"])], [x], [y], name="bad.onnx")
+    given = dataclasses.replace(options, given={"x": -np.ones((1, 3), np.float32)})
+    with pytest.raises(NotMeasuredError, match=r"bad\.onnx: its outputs are not all finite"):
+        gate.gate(bad, good, given, ask())
 
 
-@given(effects)
-@settings(deadline=None)
-def test_a_wider_tolerance_never_turns_a_pass_into_a_failure(values: list[float]) -> None:
-    if judge(values, Rule(0.02)).verdict in ("pass", "improved"):
-        assert judge(values, Rule(0.05)).verdict != "fail"
+def saved(path: Path, folder: Path, options: Any) -> Path:
+    report = bench_module.bench([path], options)
+    baseline.save_baseline(folder / "main.json", report, path)
+    return folder / "main.json"
 
 
-@given(effects)
-@settings(deadline=None)
-def test_the_p_value_is_that_of_a_one_sided_t_test(values: list[float]) -> None:
-    if np.std(values) > 1e-6:
-        judged = judge(values, Rule(0.05))
-        seen = values[: judged.pairs]
-        if np.std(seen) > 1e-6:
-            expected = stats.ttest_1samp(seen, math.log1p(0.05) / 2, alternative="greater").pvalue
-            assert judged.p_value == pytest.approx(expected, abs=1e-8)
+def test_a_saved_baseline_brings_its_file(conv: Conv, options: Any, tmp_path: Path) -> None:
+    stored = saved(conv(layers=1, name="small.onnx"), tmp_path / "kept", options)
+    found = gate.gate(conv(layers=120, name="large.onnx"), stored, options, ask())
+    assert (found.gates[0].mode, found.gates[0].verdict) == ("duet", "fail")
+    (tmp_path / "kept/main.onnx").write_bytes(conv(layers=3).read_bytes())
+    with pytest.raises(UserError, match="not the file that"):
+        gate.gate(conv(), stored, options, ask())
 
 
-def test_fewer_than_two_session_pairs_are_no_verdict() -> None:
-    with pytest.raises(ValueError, match="at least two"):
-        judge([0.1], Rule())
+def test_a_report_alone_is_advisory_on_this_machine_and_incomparable_elsewhere(
+    conv: Conv, options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = saved(conv(layers=1, name="small.onnx"), tmp_path, options)
+    stored.with_suffix(".onnx").unlink()
+    slower = conv(layers=120, name="large.onnx")
+    found = gate.gate(slower, stored, options, ask())
+    assert found.gates[0].mode == "history"
+    assert found.gates[0].cases[0].verdict == "fail"
+    assert found.gates[0].verdict == "inconclusive"
+    assert "advisory" in " ".join(found.gates[0].reasons)
+    monkeypatch.setattr(bench_module, "fingerprint", lambda machine: "another")
+    found = gate.gate(conv(layers=1, name="same.onnx"), stored, options, ask(max_size_growth=9.0))
+    assert (found.gates[0].mode, found.gates[0].verdict) == ("incomparable", "incomparable")
+    assert "another machine" in " ".join(found.gates[0].reasons)
+    assert verdicts.exit_code(found.gates) == Exit.NOT_COMPARABLE
+    assert verdicts.exit_code(found.gates, incomparable_ok=True) == Exit.OK
+    grown = gate.gate(slower, stored, options, ask())
+    assert grown.gates[0].verdict == "fail"
+    assert {check.name for check in grown.gates[0].checks if check.verdict == "fail"} >= {"bytes", "macs"}
 
 
-def test_the_looks_share_the_error() -> None:
-    rule = Rule(alpha=0.01, looks=(4, 6, 8, 12, 16))
-    assert rule.critical(6) == pytest.approx(stats.t.ppf(1 - 0.002, 5))
-    assert set(rule.for_runner()["looks"]) == {"4", "6", "8", "12", "16"}
+def test_no_baseline_yet_is_a_warning_and_three_when_strict(conv: Conv, options: Any, tmp_path: Path) -> None:
+    found = gate.no_baseline(conv(), tmp_path / "none.json", options, ask(), "baseline")
+    assert found.gates[0].mode == "none"
+    assert "does not exist yet" in found.gates[0].reasons[0]
+    assert verdicts.exit_code(found.gates) == Exit.OK
+    assert verdicts.exit_code(found.gates, strict=True) == Exit.INCONCLUSIVE
 
 
-def test_a_budget_is_judged_by_its_interval() -> None:
-    assert module.judge_budget([0.0010, 0.0011, 0.00105, 0.00102], 0.002) == "pass"
-    assert module.judge_budget([0.0030, 0.0031, 0.00305, 0.00302], 0.002) == "fail"
-    assert module.judge_budget([0.0010, 0.0031, 0.0021, 0.0019], 0.002) == "inconclusive"
-    assert module.judge_budget([0.0010], 0.002) == "inconclusive"
+def test_a_budget_in_seconds_is_gated_too(conv: Conv, options: Any) -> None:
+    report = bench_module.bench([conv()], options)
+    assert gate.by_budget(report, ask(max_p50_s=10.0)).gates[0].verdict == "pass"
+    assert gate.by_budget(report, ask(max_p50_s=1e-9)).gates[0].verdict == "fail"
 
 
-@given(st.lists(st.floats(0, 1), max_size=12))
-def test_holm_rejects_what_bonferroni_rejects_and_the_smallest_first(p_values: list[float]) -> None:
-    held = module.holm(p_values, 0.05)
-    assert len(held) == len(p_values)
-    for p, rejected in zip(p_values, held, strict=True):
-        if p <= 0.05 / len(p_values):
-            assert rejected
-        if p > 0.05:
-            assert not rejected
-        assert not rejected or all(h for q, h in zip(p_values, held, strict=True) if q < p)
+def test_growth_and_lost_integer_kernels_fail(conv: Conv, options: Any) -> None:
+    report = bench_module.bench([conv(layers=2)], options)
+    model = report.models[0]
+    smaller = dataclasses.replace(model, facts=dataclasses.replace(model.facts, bytes=model.facts.bytes // 2))
+    checks = {one.name: one for one in gate.static_checks(smaller, model, ask(max_size_growth=0.1), "duet")}
+    assert checks["bytes"].verdict == "fail"
+    assert "is allowed" in checks["bytes"].why
+    assert checks["macs"].verdict == "pass"
+    integer = dataclasses.replace(model, integer_share=1.0)
+    checks = {one.name: one for one in gate.static_checks(integer, model, ask(), "duet")}
+    assert checks["integer_share"].verdict == "fail"
+    away = dataclasses.replace(model, nodes={**model.nodes, "OtherExecutionProvider/Conv": 1})
+    checks = {one.name: one for one in gate.static_checks(model, away, ask(), "duet")}
+    assert checks["nodes_elsewhere"].verdict == "fail"
 
 
-def test_holm_by_hand() -> None:
-    assert module.holm([0.01, 0.04, 0.03], 0.05) == [True, False, False]
-    assert module.holm([0.01, 0.02, 0.03], 0.05) == [True, True, True]
+def test_an_accepted_file_passes_with_its_reason(conv: Conv, options: Any) -> None:
+    failed = gate.gate(conv(layers=120, name="large.onnx"), conv(layers=1, name="small.onnx"), options, ask())
+    accepted = gate.accept(failed, {failed.models[1].facts.sha256: "needed for the new classes"})
+    assert (accepted.gates[0].verdict, accepted.gates[0].accepted) == ("pass", "needed for the new classes")
+    assert gate.accept(failed, {"0" * 64: "another"}).gates[0].verdict == "fail"
+
+
+def test_a_stored_report_is_judged_again_and_reads_back_as_it_was(conv: Conv, options: Any, tmp_path: Path) -> None:
+    found = gate.gate(conv(layers=120, name="large.onnx"), conv(layers=1, name="small.onnx"), options, ask())
+    records.save_reports(tmp_path / "r.json", [found])
+    (back,) = records.load_reports(tmp_path / "r.json")
+    assert back == dataclasses.replace(found)
+    again = gate.rejudge(back, rule(tolerance=0.5))
+    assert again.gates[0].cases == found.gates[0].cases
+    assert gate.rejudge(back, rule(tolerance=999.0)).gates[0].verdict == "pass"
+
+
+def test_from_python_two_paths_are_enough(conv: Conv) -> None:
+    from distill.benchmarks import Ask, Rule
+    from distill.benchmarks import gate as judge_files
+
+    path = conv()
+    found = judge_files(path, path, ask=Ask(rule=Rule(tolerance=0.1)))
+    assert (found.gates[0].verdict, found.gates[0].mode, found.gates[0].tolerance) == ("pass", "identical", 0.1)

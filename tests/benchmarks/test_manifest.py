@@ -13,11 +13,11 @@ import yaml
 from distill.benchmarks import Target
 from distill.errors import Exit, UserError
 
-bench_module, gating, jobs, manifest, records, verdicts = (
+bench_module, gate, jobs, manifest, records, verdicts = (
     importlib.import_module(f"distill.benchmarks.{name}")
-    for name in ("bench", "gating", "jobs", "manifest", "records", "verdicts")
+    for name in ("bench", "gate", "jobs", "manifest", "records", "verdicts")
 )
-gate_module = importlib.import_module("distill.benchmarks.gate")
+rule_module = importlib.import_module("distill.benchmarks.rule")
 Conv = Callable[..., Path]
 
 
@@ -28,7 +28,7 @@ def options(here: Target) -> Any:
 
 @pytest.fixture
 def ask() -> Any:
-    return gating.Ask(rule=gate_module.Rule(tolerance=0.5))
+    return gate.Ask(rule=rule_module.Rule(tolerance=0.5))
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -84,7 +84,7 @@ def test_rows_beyond_the_time_limit_are_told(conv: Conv, tmp_path: Path, options
 
 
 def test_what_one_row_may_be_by_chance_many_are_not_failed_for(conv: Conv, options: Any, ask: Any) -> None:
-    report = gating.gate(conv(layers=120, name="slow.onnx"), conv(layers=1, name="fast.onnx"), options, ask)
+    report = gate.gate(conv(layers=120, name="slow.onnx"), conv(layers=1, name="fast.onnx"), options, ask)
     found = report.gates[0]
 
     def with_p(p_value: float, verdict: str) -> Any:
