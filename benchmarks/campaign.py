@@ -5,7 +5,7 @@
     python -m distill.benchmarks.campaign live graph.jsonl --what graph --gates 60
     python -m distill.benchmarks.campaign live hog.jsonl --what hog --gates 40
     python -m distill.benchmarks.campaign report *.jsonl
-    python -m distill.benchmarks.campaign curve docs/operating-curve.svg
+    python -m distill.benchmarks.campaign curve docs/operating-curve.svg *.jsonl
 
 Every gate is appended to its file as soon as it is done; the same command goes on where it was stopped. `report` also
 replays: it draws whole session pairs of one cell with replacement and judges them as the live gate would, with a
@@ -238,36 +238,61 @@ def operating_curve(tolerance: float, spread: float, slowdowns: Sequence[float],
     return shares
 
 
-def curve(path: Path) -> None:
-    """Draw the operating curves for both tolerances and three spreads as an SVG."""
+def curve(path: Path, files: Iterable[Path] = ()) -> None:
+    """Draw the simulated operating curves as an SVG, and what live gates of `files` did as dots on them."""
     slowdowns = [step / 400 for step in range(41)]
-    lines = []
-    for tolerance, colour in zip(TOLERANCES, ("#1f6feb", "#d1495b"), strict=True):
-        for spread, dash in ((0.002, ""), (0.005, "6 3"), (0.01, "2 3")):
+    drawn = ['<path d="M60 60V350H580" fill="none" stroke="#555"/>']
+    drawn += [_text(60 + 52 * s, 370, f"{s} %") for s in range(0, 11, 2)]
+    drawn += [_text(40, _height(share) + 4, f"{100 * share:.0f} %") for share in (0, 0.5, 0.95)]
+    drawn.append(f'<path d="M60 {_height(0.95)}H580" stroke="#bbb" stroke-dasharray="2 2"/>')
+    for tolerance, colour in _COLOURS.items():
+        for spread, dash in _SPREADS.items():
             shares = operating_curve(tolerance, spread, slowdowns)
-            points = " ".join(
-                f"{60 + 5200 * s:.1f},{330 - 290 * y:.1f}" for s, y in zip(slowdowns, shares, strict=True)
-            )
-            lines.append(
-                f'<polyline fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}" '
-                f'points="{points}"/>'
-            )
-    marks = "".join(
-        f'<text x="{60 + 5200 * s / 100:.0f}" y="350" text-anchor="middle">{s} %</text>' for s in range(0, 11, 2)
-    )
-    marks += "".join(f'<text x="52" y="{334 - 290 * y / 100:.0f}" text-anchor="end">{y} %</text>' for y in (0, 50, 95))
+            points = " ".join(f"{_x(s):.1f},{_height(y):.1f}" for s, y in zip(slowdowns, shares, strict=True))
+            style = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
+            drawn.append(f'<polyline {style} points="{points}"/>')
+    rows = [row for file in files for row in read_rows(file) if row["what"] != "hog"]
+    for (injected, tolerance), verdicts in sorted(_verdicts(rows).items()):
+        share = sum(one == "fail" for one in verdicts) / len(verdicts)
+        place = f'cx="{_x(injected):.1f}" cy="{_height(share):.1f}"'
+        label = f"{100 * injected:+.0f} % at {100 * tolerance:.0f} %: {100 * share:.1f} % of {len(verdicts)} failed"
+        drawn.append(f'<circle {place} r="5" fill="{_COLOURS[tolerance]}"><title>{label}</title></circle>')
+    drawn += [
+        _text(320, 395, "true slow-down"),
+        _text(320, 22, "share of gates that fail: blue at a tolerance of 5 %, red of 2 %; dots are live gates"),
+        _text(320, 40, "simulated for session pairs that differ by 0.2 % (solid), 0.5 % (dashed), 1 % (dotted)"),
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 400" font-family="sans-serif" font-size="12">'
-        '<rect width="620" height="400" fill="white"/>'
-        '<path d="M60 40V330H580" fill="none" stroke="#555"/>'
-        '<path d="M60 54.5H580" stroke="#bbb" stroke-dasharray="2 2"/>'
-        f"{marks}{''.join(lines)}"
-        '<text x="320" y="375" text-anchor="middle">true slow-down</text>'
-        '<text x="60" y="28">share of gates that fail: blue at a tolerance of 5 %, red of 2 %; session pairs differ by '
-        "0.2 % (solid), 0.5 % (dashed), 1 % (dotted)</text></svg>\n",
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 410" font-family="sans-serif" font-size="12">\n'
+        '<rect width="620" height="410" fill="white"/>\n' + "\n".join(drawn) + "\n</svg>\n",
         encoding="utf-8",
     )
+
+
+_COLOURS = {0.05: "#1f6feb", 0.02: "#d1495b"}
+_SPREADS = {0.002: "", 0.005: "6 3", 0.01: "2 3"}
+
+
+def _x(slowdown: float) -> float:
+    return 60 + 5200 * slowdown
+
+
+def _height(share: float) -> float:
+    return 350 - 290 * share
+
+
+def _text(x: float, y: float, text: str) -> str:
+    return f'<text x="{x:.0f}" y="{y:.1f}" text-anchor="middle">{text}</text>'
+
+
+def _verdicts(rows: Iterable[dict[str, Any]]) -> dict[tuple[float, float], list[str]]:
+    """Collect verdicts by what was injected and the tolerance; a file against itself is judged at every tolerance."""
+    found = defaultdict(list)
+    for row in rows:
+        for tolerance in (row["tolerance"],) if row["injected"] else TOLERANCES:
+            found[row["injected"], tolerance].append(str(judge(row["effects"], Rule(tolerance)).verdict))
+    return found
 
 
 def main() -> None:
@@ -280,14 +305,16 @@ def main() -> None:
     running.add_argument("--gates", type=int, required=True)
     running.add_argument("--size", choices=tuple(SIZES), action="append", help="all when left out")
     verbs.add_parser("report").add_argument("files", type=Path, nargs="+")
-    verbs.add_parser("curve").add_argument("out", type=Path)
+    drawing = verbs.add_parser("curve")
+    drawing.add_argument("out", type=Path)
+    drawing.add_argument("files", type=Path, nargs="*")
     words = parser.parse_args()
     if words.verb == "live":
         live(words.out, words.what, words.gates, words.size)
     elif words.verb == "report":
         report(words.files)
     else:
-        curve(words.out)
+        curve(words.out, words.files)
 
 
 if __name__ == "__main__":
