@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -14,30 +15,73 @@ import yaml
 from distill.errors import UserError
 
 from .bundle import external_files
+from .gate import kept_model
 from .records import Report, save_reports
 
 _HEX = 64
 
 
-def save_baseline(path: Path, report: Report, model: Path) -> None:
-    """Write the report of the measured file, and the file itself beside it, under one name.
-
-    The file is written first: a JSON that is there always has its file. External data keep their names.
+def require_own_place(path: Path, model: Path) -> None:
+    """Refuse, before anything is measured, a place where saving would overwrite what no baseline of that name wrote.
 
     Raises:
-        UserError: the path is not a .json, or the model would be overwritten by itself under another content.
+        UserError: the path is not a .json, a folder stands in its way, or another file has the model's name.
     """
     if path.suffix != ".json":
         raise UserError(f"--save-baseline {path}: must end in .json; the model is kept beside it as .onnx")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = path.with_suffix(".onnx")
-    if not (kept.exists() and kept.samefile(model)):
-        for extra in external_files(model, onnx.load(str(model), load_external_data=False)):
-            target = path.resolve().parent / extra.relative_to(model.resolve().parent)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _replace(extra, target)
-        _replace(model, kept)
+    if path.is_dir():
+        raise UserError(f"--save-baseline {path}: is a folder; give the name of a file")
+    kept = kept_model(path)
+    if kept is not None and not path.exists() and not kept.samefile(model):
+        raise UserError(f"--save-baseline {path}: {kept} is there already, and was not kept by it; choose another name")
+
+
+def save_baseline(path: Path, report: Report, model: Path) -> None:
+    """Write the report of the measured file, and the file itself beside it, under one name.
+
+    A file with external data is kept in a folder of that name, so that several baselines never share them. The file is
+    written first: a JSON that is there always has its file.
+
+    Raises:
+        UserError: the place is not its own, or cannot be written.
+    """
+    require_own_place(path, model)
+    kept, folder = path.with_suffix(".onnx"), path.with_suffix(".model")
+    before = kept_model(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if before is None or not before.samefile(model):
+            extra = external_files(model, onnx.load(str(model), load_external_data=False))
+            if extra:
+                _replace_folder(model, extra, folder)
+                kept.unlink(missing_ok=True)
+            else:
+                _replace(model, kept)
+                if before is not None and before != kept:
+                    shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(f"--save-baseline {path}: cannot be written ({error.strerror})") from error
     save_reports(path, [only_last(report)])
+
+
+def _replace_folder(model: Path, extra: Sequence[Path], folder: Path) -> None:
+    """Put a file and its external data into a folder, which is whole or the one before."""
+    partial, home = folder.with_name(f".{folder.name}.partial"), Path(os.path.normpath(model.absolute().parent))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shutil.copyfile(model, partial / "model.onnx")
+    for source in extra:
+        target = partial / source.relative_to(home)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+        os.replace(partial, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, folder)
 
 
 def _replace(source: Path, target: Path) -> None:

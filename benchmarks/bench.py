@@ -18,7 +18,7 @@ from distill.errors import UserError
 from . import remarks, runner
 from .callables import TorchCallable
 from .facts import Facts, read_facts
-from .inputs import Array, Feeds, make_inputs
+from .inputs import Array, Feeds, Place, make_inputs, places_of
 from .jobs import ArmSpec, Timing, look_at, time_arms
 from .machine import fingerprint, machine, of_board
 from .profile import summarize, unfused_warning
@@ -32,8 +32,8 @@ from .target import Target, resolve_target
 class Options:
     """How to measure: on this machine's own processor, unless `target` says otherwise.
 
-    `dims` settles open axes by name, `given` replaces made-up inputs by real rows. `commands` starts some of the files,
-    by their number, in a process of another interpreter.
+    `dims` settles open axes by name, `places` by input and axis, `given` replaces made-up inputs by real rows.
+    `commands` starts some of the files, by their number, in a process of another interpreter.
     """
 
     target: Target = field(default_factory=lambda: resolve_target(None))
@@ -41,6 +41,7 @@ class Options:
     threads: tuple[int, ...] = (1,)
     timing: Timing = field(default_factory=Timing)
     dims: Mapping[str, int] = field(default_factory=dict)
+    places: Mapping[Place, int] = field(default_factory=dict)
     given: Mapping[str, Array] = field(default_factory=dict)
     commands: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
@@ -54,7 +55,9 @@ def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report
     options = options or Options()
     words = [str(path) for path in paths]
     callables = [TorchCallable.named(word) for word in words]
-    files = {facts.path: facts for facts in named([w for w, c in zip(words, callables, strict=True) if c is None])}
+    of_files = [word for word, made in zip(words, callables, strict=True) if made is None]
+    options = settled(of_files, options)
+    files = dict(zip(of_files, named(of_files), strict=True))
     looked = {word: look(Path(word), facts, options) for word, facts in files.items()}
     models = [
         looked[word].model if made is None else made.described() for word, made in zip(words, callables, strict=True)
@@ -66,7 +69,7 @@ def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report
 
 def named(paths: Sequence[str | Path]) -> list[Facts]:
     """Read the files, each under the shortest end of its path that no other file has."""
-    parts = [Path(path).resolve().with_suffix("").parts for path in paths]
+    parts = [Path(path).absolute().with_suffix("").parts for path in paths]
     most = max((len(one) for one in parts), default=0)
     length = next(
         (n for n in range(1, most) if len({one[-n:] for one in parts}) == len(set(parts))),
@@ -85,17 +88,11 @@ class Looked:
 
 def report(models: Sequence[Model], cases: Sequence[Case], options: Options, where: dict[str, Any]) -> Report:
     """Put together what was measured on the machine `where`."""
-    target = {
-        "name": options.target.name,
-        "provider": options.target.provider,
-        "provider_options": provider_options(options.target),
-        "measure": options.target.measure,
-    }
     return Report(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=where,
         fingerprint=fingerprint(where),
-        target=target,
+        target=target_record(options.target),
         seed=options.timing.seed,
         models=tuple(models),
         cases=tuple(cases),
@@ -103,9 +100,36 @@ def report(models: Sequence[Model], cases: Sequence[Case], options: Options, whe
     )
 
 
+def target_record(target: Target) -> dict[str, Any]:
+    """Write down what was measured for, as it stands in a report."""
+    return {
+        "name": target.name,
+        "provider": target.provider,
+        "provider_options": provider_options(target),
+        "measure": target.measure,
+    }
+
+
+def settled(paths: Sequence[str | Path], options: Options) -> Options:
+    """Settle named axes for several files, which may call the same axis otherwise."""
+    if not options.dims:
+        return options
+    return dataclasses.replace(options, dims={}, places={**options.places, **places_of(paths, options.dims)})
+
+
 def feeds_of(path: str | Path, options: Options, batch: int) -> Feeds:
-    """Make a file's inputs for one call."""
-    return make_inputs(path, batch, seed=options.timing.seed, given=options.given, dims=options.dims)
+    """Make a file's inputs for one call. Raises UserError that names the file."""
+    try:
+        return make_inputs(
+            path,
+            batch,
+            seed=options.timing.seed,
+            given=options.given,
+            dims=options.dims,
+            places=options.places,
+        )
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def look(path: Path, facts: Facts, options: Options, *, arm: int | None = None) -> Looked:
@@ -135,6 +159,7 @@ def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
         peak_bytes=answer["peak_bytes"],
         finite=all(one["finite"] for one in answer["outputs"].values()),
         runtime=answer.get("board", {}).get("onnxruntime", ""),
+        asked=provider,
     )
     unfused = unfused_warning(ran, facts.name)
     warnings = (*ran.warnings, *([unfused] if unfused else []), *remarks.of_model(model))
@@ -173,7 +198,7 @@ def case_of(answer: Mapping[str, Any], batch: int, threads: int, shapes: list[di
     """Summarise the session pairs of a runner's answer."""
     pairs, arms = list(answer["pairs"]), len(shapes)
     turns = [turn for pair in pairs for turn in pair["turns"]]
-    lost = [calls - undisturbed >= 0.1 * calls for _, _, calls, undisturbed in turns]
+    lost = [calls - undisturbed >= 0.1 * calls for _, _, calls, undisturbed, _ in turns]
     joules = [pair["energy_j"] for pair in pairs]
     calls = sum(turn[2] for turn in turns)
     return Case(
@@ -216,12 +241,15 @@ def turn_seconds(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> lis
     return [value for pair in pairs for other, value in runner.kept_turns(dict(pair), arms) if other == arm]
 
 
-def effects_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> list[float]:
-    """List the session pairs' log ratios of an arm to the first one; above 0 it is slower."""
-    return [runner.effect(dict(pair), arms, arm) for pair in pairs]
+def effects_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int, value: int = runner.FASTEST) -> list[float]:
+    """List the session pairs' log ratios of an arm to the first one; above 0 it is slower.
+
+    `value` is what of adjacent turns is compared: `runner.FASTEST` or `runner.MEDIAN`.
+    """
+    return [runner.effect(dict(pair), arms, arm, value) for pair in pairs]
 
 
 def ratio_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> Ratio:
-    """Return an arm's time over that of the first one, with its 95 % interval."""
-    theta, low, high = t_bounds(effects_of(pairs, arms, arm))
+    """Return an arm's time over that of the first one as found, with its 95 % interval."""
+    theta, low, high = t_bounds(effects_of(pairs, arms, arm, runner.MEDIAN))
     return Ratio(math.exp(theta), math.exp(low), math.exp(high))

@@ -13,15 +13,16 @@ from typing import Any
 from distill.errors import UserError
 
 from . import remarks
-from .bench import Options, case_of, effects_of, feeds_of, model_of, named
+from .bench import Options, case_of, feeds_of, model_of, named, settled, target_record
 from .bundle import write_bundle
 from .facts import Facts
-from .gate import Ask, duet_gate, require_same_inputs
+from .gate import Ask, baseline_file, by_budget, require_same_inputs
 from .jobs import ArmSpec, look_job, stored, time_job
+from .judging import with_gate
 from .machine import fingerprint, of_board
 from .process import checked, read_result
 from .records import Report
-from .rule import Rule, judge
+from .rule import Rule
 
 
 def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, baseline: Path | None) -> None:
@@ -30,10 +31,12 @@ def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, base
     Raises:
         UserError: the folder is not empty, or a file is broken.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--export-runner {folder}: is not empty; give a new folder")
-    paths = [Path(one) for one in ([baseline] if baseline else []) + list(models)]
-    facts = named(paths)
+    paths = [Path(one) for one in models]
+    if baseline is not None:
+        paths.insert(0, baseline_file(baseline))
+    options, facts = settled(paths, options), named(paths)
     if baseline is not None:
         require_same_inputs(facts[0], facts[1])
     gate = ask.rule if baseline is not None else None
@@ -58,14 +61,10 @@ def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, base
         sent = {
             "facts": [dataclasses.asdict(one) for one in facts],
             "cases": cases,
-            "target": {
-                "name": options.target.name,
-                "provider": options.target.provider,
-                "provider_options": specs[0]["provider_options"],
-                "measure": None,
-            },
+            "target": target_record(options.target),
             "seed": timing.seed,
-            "tolerance": None if gate is None else gate.tolerance,
+            "gated": baseline is not None,
+            "tolerance": ask.rule.tolerance,
             "max_p50_s": ask.max_p50_s,
             "max_size_growth": ask.max_size_growth,
         }
@@ -88,8 +87,18 @@ def brought_home(path: Path) -> Report:
         raise UserError(f"--import {path}: cannot be read ({error.strerror})") from error
     answer = checked(read_result(text, f"--import {path}:"), str(path))
     sent = answer.get("sent")
-    if not sent:
+    if not sent or "board" not in answer:
         raise UserError(f"--import {path}: not the result of a bundle that --export-runner wrote")
+    try:
+        return _judged(path, sent, answer)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"--import {path}: a damaged result, or one of another version ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _judged(path: Path, sent: dict[str, Any], answer: dict[str, Any]) -> Report:
+    """Put a board's answers together as a local measurement is, and judge them by what was sent along."""
     facts = [Facts(**one) for one in sent["facts"]]
     answers = [checked(one, f"{path}: {_what(number, facts)}") for number, one in enumerate(answer["answers"])]
     models = [model_of(one, fact, sent["target"]["provider"]) for one, fact in zip(answers, facts, strict=False)]
@@ -108,13 +117,12 @@ def brought_home(path: Path) -> Report:
         cases=tuple(cases),
         warnings=remarks.of_report(models, cases, where),
     )
-    if sent["tolerance"] is None:
-        return made
     ask = Ask(
         rule=Rule(tolerance=sent["tolerance"]), max_p50_s=sent["max_p50_s"], max_size_growth=sent["max_size_growth"]
     )
-    judged = [judge(effects_of(case.pairs, 2, 1), ask.rule) for case in cases]
-    return dataclasses.replace(made, gates=(duet_gate(models, cases, judged, ask, "baseline"),))
+    if sent["gated"]:
+        return with_gate(made, ask.opened(f"{facts[-1].name} against {facts[0].name}", "duet"))
+    return made if ask.max_p50_s is None else by_budget(made, ask, f"{facts[-1].name} by its budget")
 
 
 def _what(number: int, facts: Sequence[Facts]) -> str:

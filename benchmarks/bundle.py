@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ JOB, RESULT = "job.json", "result.json"
 
 
 def external_files(path: Path, proto: ModelProto) -> list[Path]:
-    """List the files that hold a model's external data, beside it.
+    """List the files that hold a model's external data, beside it; links, as caches of models have them, are followed.
 
     Raises:
         UserError: one is missing, or lies outside the model's own folder (which onnxruntime refuses, and rightly).
@@ -31,10 +32,10 @@ def external_files(path: Path, proto: ModelProto) -> list[Path]:
     locations = dict.fromkeys(
         ExternalDataInfo(tensor).location for tensor in _tensors(proto) if uses_external_data(tensor)
     )
-    home, found = path.resolve().parent, []
+    home, found = path.absolute().parent, []
     for location in locations:
-        file = home / location
-        if not file.resolve().is_relative_to(home):
+        file = Path(os.path.normpath(home / location))
+        if not file.is_relative_to(os.path.normpath(home)):
             raise UserError(
                 f"{path}: its external data {location!r} lie outside its own folder; export it again with the data "
                 "beside the model"
@@ -62,21 +63,21 @@ def write_bundle(folder: Path, job: Mapping[str, Any]) -> None:
         for arm in one.get("arms", ()):
             for key, place in (("model", "models"), ("inputs", "inputs")):
                 if key in arm:
-                    arm[key] = _placed(known, arm[key], folder / place)
+                    arm[key] = _placed(known, arm[key], folder / place, model=key == "model")
     shutil.copyfile(RUNNER, folder / "runner.py")
     (folder / JOB).write_text(json.dumps(rewritten, indent=1) + "\n", encoding="utf-8")
 
 
-def _placed(known: dict[str, str], path: str, place: Path) -> str:
+def _placed(known: dict[str, str], path: str, place: Path, *, model: bool) -> str:
     """Copy a file into a numbered folder of its own, a model with its external data; return its path in the bundle."""
     if path in known:
         return known[path]
     source, home = Path(path), place / f"{len(known):03}"
     home.mkdir()
     shutil.copyfile(source, home / source.name)
-    if source.suffix == ".onnx":
+    if model:
         for extra in external_files(source, onnx.load(str(source), load_external_data=False)):
-            target = home / extra.relative_to(source.resolve().parent)
+            target = home / extra.relative_to(os.path.normpath(source.absolute().parent))
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(extra, target)
     known[path] = f"{place.name}/{home.name}/{source.name}"

@@ -34,7 +34,7 @@ from .jobs import ArmSpec, Timing, prepared, time_job
 from .machine import machine
 from .process import run_job
 from .rule import Rule, judge
-from .runner import effect
+from .runner import FASTEST, MEDIAN, effect
 from .target import resolve_target
 
 # name -> (channels, side, layers): about 50 microseconds, 1 and 20 milliseconds on one core of a server.
@@ -123,10 +123,11 @@ def one_gate(place: Path, cell: dict[str, Any], seed: int) -> dict[str, Any]:
         spinning = Path(__file__).with_name("spinning.py") if cell["what"] == "spin" else None
         answer = run_job(time_job(specs, target, timing), timeout_s=300, what="campaign", runner=spinning)
     seconds = time.perf_counter() - begun
-    effects = [effect(pair) for pair in answer["pairs"]]
-    judged = judge(effects, rule)
+    fastest, medians = ([effect(pair, value=value) for pair in answer["pairs"]] for value in (FASTEST, MEDIAN))
+    judged = judge(fastest, medians, rule)
     return {
-        "effects": effects,
+        "fastest": fastest,
+        "medians": medians,
         "verdict": judged.verdict,
         "theta": math.log(judged.slowdown),
         "seconds": seconds,
@@ -186,14 +187,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def replay(
-    effects: Sequence[Sequence[float]], tolerance: float, injected: float, count: int, seed: int
-) -> Counter[str]:
+def again(row: dict[str, Any], tolerance: float) -> str:
+    """Judge a stored gate at some tolerance."""
+    return str(judge(row["fastest"], row["medians"], Rule(tolerance)).verdict)
+
+
+def replay(rows: Sequence[dict[str, Any]], tolerance: float, injected: float, count: int, seed: int) -> Counter[str]:
     """Judge gates made of session pairs that are drawn with replacement, whole, with a slow-down put into each."""
-    pool = np.concatenate([np.asarray(one) for one in effects])
+    pool = np.asarray([pair for row in rows for pair in zip(row["fastest"], row["medians"], strict=True)])
     rng, rule = np.random.default_rng(seed), Rule(tolerance)
-    drawn = rng.choice(pool, (count, max(rule.looks))) + math.log1p(injected)
-    return Counter(str(judge(list(row), rule).verdict) for row in drawn)
+    drawn = pool[rng.integers(len(pool), size=(count, max(rule.looks)))] + math.log1p(injected)
+    return Counter(str(judge(list(row[:, 0]), list(row[:, 1]), rule).verdict) for row in drawn)
 
 
 def report(paths: Iterable[Path]) -> None:
@@ -206,7 +210,7 @@ def report(paths: Iterable[Path]) -> None:
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name, group in found.items():
         for tolerance in TOLERANCES if not group[0]["injected"] else (group[0]["tolerance"],):
-            counts = Counter(judge(row["effects"], Rule(tolerance)).verdict for row in group)
+            counts = Counter(again(row, tolerance) for row in group)
             spread = float(np.std([row["theta"] for row in group], ddof=1)) if len(group) > 1 else math.nan
             seconds = [row["seconds"] for row in group]
             cells_ = [counts[key] for key in ("fail", "pass", "improved", "inconclusive")]
@@ -220,21 +224,23 @@ def report(paths: Iterable[Path]) -> None:
     )
     for name, group in found.items():
         if group[0]["what"] in ("aa", "hog"):
-            effects = [row["effects"] for row in group]
             for injected, tolerance in ((0.0, 0.05), (0.0, 0.02), *INJECTED):
-                replayed = replay(effects, tolerance, injected, REPLAYS, seed=1)
+                replayed = replay(group, tolerance, injected, REPLAYS, seed=1)
                 shares = [replayed[key] / REPLAYS for key in ("fail", "pass", "improved", "inconclusive")]
                 words = " | ".join(f"{100 * share:.2f} %" for share in shares)
                 print(f"| {name} | {100 * injected:+.0f} % | {100 * tolerance:.0f} % | {words} |")
 
 
 def operating_curve(tolerance: float, spread: float, slowdowns: Sequence[float], count: int = 400) -> list[float]:
-    """Simulate the share of gates that fail, by true slow-down, where session pairs differ by a normal `spread`."""
+    """Simulate the share of gates that fail, by true slow-down.
+
+    Session pairs differ by a normal `spread` by their fastest calls, and by twice as much by their medians.
+    """
     rng, rule = np.random.default_rng(0), Rule(tolerance)
     shares = []
     for slowdown in slowdowns:
-        drawn = rng.normal(math.log1p(slowdown), spread, (count, max(rule.looks)))
-        shares.append(sum(judge(list(row), rule).verdict == "fail" for row in drawn) / count)
+        drawn = math.log1p(slowdown) + rng.normal(0, (spread, 2 * spread), (count, max(rule.looks), 2))
+        shares.append(sum(judge(list(row[:, 0]), list(row[:, 1]), rule).verdict == "fail" for row in drawn) / count)
     return shares
 
 
@@ -291,7 +297,7 @@ def _verdicts(rows: Iterable[dict[str, Any]]) -> dict[tuple[float, float], list[
     found = defaultdict(list)
     for row in rows:
         for tolerance in (row["tolerance"],) if row["injected"] else TOLERANCES:
-            found[row["injected"], tolerance].append(str(judge(row["effects"], Rule(tolerance)).verdict))
+            found[row["injected"], tolerance].append(again(row, tolerance))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +13,20 @@ from distill.errors import Exit, UserError
 
 from . import boards, manifest, runner
 from .annotations import workflow_commands
-from .baseline import read_accepted, save_baseline
+from .baseline import read_accepted, require_own_place, save_baseline
 from .bench import Options, bench
-from .gate import Ask, accept, by_budget, gate, no_baseline, rejudge
+from .gate import Ask, by_budget, outcome
 from .jobs import Timing
+from .judging import accept, rejudge
 from .junit import junit
 from .markdown import summary
-from .records import Report, load_reports, save_reports, to_json
+from .records import Part, Report, load_part, save_reports, to_json
 from .rule import Rule
 from .target import Target, resolve_target, target_of_provider
 from .verdicts import exit_code
-from .words import counts, fraction, named_values, read_npz, sizes
+from .words import counts, fraction, named_values, positive, read_npz, sizes
+
+_TOLERANCE = "5%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class Words:
     baseline: Path | None = None
     save_baseline: Path | None = None
     release_baseline: Path | None = None
-    max_regression: str = "5%"
+    max_regression: str | None = None
     max_p50_ms: float | None = None
     max_size_growth: str | None = None
     accept: Path | None = None
@@ -71,83 +74,182 @@ def run(words: Words) -> Exit:
 
     Raises UserError, NotComparableError and NotMeasuredError, whose messages name the option or the file.
     """
-    _require_one_task(words)
-    if words.if_incomparable not in ("fail", "warn"):
-        raise UserError(f"--if-incomparable {words.if_incomparable}: must be fail or warn")
-    if words.export_runner is not None:
-        boards.export(words.export_runner, words.models, _options(words), _ask(words), words.baseline)
-        print(f"wrote {words.export_runner}; there, `python3 runner.py` writes result.json, which --import reads")
+    task = _task(words)
+    _require_writable(words)
+    if task == "export":
+        place, baseline = words.export_runner, words.baseline
+        assert place is not None
+        boards.export(place, words.models, _options(words), _ask(words), baseline)
+        print(f"wrote {place}; there, `python3 runner.py` writes result.json, which --import reads")
         return Exit.OK
-    reports = _reports(words)
-    code = exit_code(
-        [one for report in reports for one in report.gates],
-        strict=words.strict,
-        incomparable_ok=words.if_incomparable == "warn",
-    )
+    reports, part = _reports(task, words)
+    warn = words.if_incomparable == "warn"
+    code = exit_code([one for report in reports for one in report.gates], strict=words.strict, incomparable_ok=warn)
+    _tell(words, reports, part)
     if words.save_baseline is not None:
-        _keep(words, reports, code)
-    _tell(words, reports)
+        _keep(words, reports)
     return code
 
 
-def _require_one_task(words: Words) -> None:
-    """Refuse words that do not go together, or that ask for nothing."""
-    tasks = {
+_MEASURING = (
+    *("batch", "threads", "dim", "inputs", "target", "provider", "provider_option", "seconds", "seed", "timeout"),
+)
+_LIMITS = ("max_regression", "max_p50_ms", "max_size_growth")
+_VERDICT = ("strict", "if_incomparable", "out", "junit", "summary", "as_json")
+# What every task takes; whatever else was said would be ignored, and is refused.
+_TAKES: dict[str, tuple[str, ...]] = {
+    "measure": ("models", *_MEASURING, "pairs", "measure", "save_baseline", "max_p50_ms", *_VERDICT),
+    "gate": (
+        *("models", "baseline", "release_baseline", "save_baseline", "accept", "baseline_python", "time_identical"),
+        *("measure", "pairs", *_MEASURING, *_LIMITS, *_VERDICT),
+    ),
+    "manifest": ("manifest", "shard", "pairs", "accept", "time_identical", "measure", *_MEASURING, *_LIMITS, *_VERDICT),
+    "merge": ("merge", *_VERDICT),
+    "import": ("import_", "accept", *_LIMITS, *_VERDICT),
+    "rejudge": ("rejudge", "accept", *_LIMITS, *_VERDICT),
+    "export": ("models", "baseline", "export_runner", "pairs", *_MEASURING, *_LIMITS),
+}
+
+
+# How a task is asked for, as it stands in messages.
+_FLAGS = {
+    "measure": "MODEL alone",
+    "gate": "--baseline",
+    "manifest": "--manifest",
+    "merge": "--merge",
+    "import": "--import",
+    "rejudge": "--rejudge",
+    "export": "--export-runner",
+}
+
+
+def _task(words: Words) -> str:
+    """Tell what is asked for. Raises UserError for words that ask for nothing, or do not go together."""
+    sources = {
         "MODEL": bool(words.models),
         "--manifest": words.manifest is not None,
         "--merge": bool(words.merge),
         "--import": bool(words.import_),
         "--rejudge": words.rejudge is not None,
     }
-    asked = [name for name, there in tasks.items() if there]
+    asked = [name for name, there in sources.items() if there]
     if len(asked) != 1:
         found = " and ".join(asked) if asked else "none"
-        raise UserError(f"bench: give one of {', '.join(tasks)}; {found} was given")
-    gated = words.baseline is not None or words.release_baseline is not None
-    if gated and asked == ["MODEL"] and len(words.models) != 1:
-        raise UserError(f"--baseline: gates one model, {len(words.models)} were given; use --manifest for many")
-    if gated and asked != ["MODEL"]:
-        raise UserError(f"--baseline: goes with a MODEL, not with {asked[0]}")
-    if words.shard is not None and words.manifest is None:
-        raise UserError("--shard: goes with --manifest")
-    if words.baseline_python is not None and words.baseline is None:
-        raise UserError("--baseline-python: goes with --baseline")
-    if words.save_baseline is not None and (asked != ["MODEL"] or len(words.models) != 1):
-        raise UserError("--save-baseline: keeps one MODEL")
+        raise UserError(f"bench: give one of {', '.join(sources)}; {found} was given")
+    task = asked[0].removeprefix("--")
+    if task == "MODEL":
+        gated = words.baseline is not None or words.release_baseline is not None
+        task = "export" if words.export_runner is not None else "gate" if gated else "measure"
+    _require_fitting(task, asked[0], words)
+    return task
 
 
-def _reports(words: Words) -> list[Report]:
+def _require_fitting(task: str, source: str, words: Words) -> None:
+    """Refuse words that the task would ignore, and values that do not go together."""
+    plain = Words()
+    said = [one.name for one in dataclasses.fields(Words) if getattr(words, one.name) != getattr(plain, one.name)]
+    mistakes = []
+    for name in said:
+        if name not in _TAKES[task]:
+            fitting = " or ".join(flag for one, flag in _FLAGS.items() if name in _TAKES[one])
+            beside = source if task == "measure" else _FLAGS[task]
+            mistakes.append(f"{_option(name)}: would be ignored beside {beside}; it goes with {fitting}")
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    single = {
+        "--baseline": task == "gate" or (task == "export" and words.baseline is not None),
+        "--save-baseline": words.save_baseline is not None,
+        "--max-p50-ms": words.max_p50_ms is not None,
+    }
+    for option, needed in single.items():
+        if words.models and needed and len(words.models) != 1:
+            raise UserError(f"{option}: goes with one MODEL, {len(words.models)} were given; --manifest gates many")
+    if words.baseline_python is not None and (words.measure is not None or words.baseline is None):
+        raise UserError("--baseline-python: goes with --baseline, and not with --measure, which uses another machine's")
+    if words.if_incomparable not in ("fail", "warn"):
+        raise UserError(f"--if-incomparable {words.if_incomparable}: must be fail or warn")
+    if task == "measure" and words.strict and words.max_p50_ms is None:
+        raise UserError("--strict: there is nothing to judge without --baseline or --max-p50-ms")
+
+
+def _option(name: str) -> str:
+    special = {"models": "MODEL", "as_json": "--json", "import_": "--import"}
+    return special.get(name, f"--{name.replace('_', '-')}")
+
+
+def _require_writable(words: Words) -> None:
+    """Find out before a measurement whether its results can be kept; results of an earlier run do not stay beside it.
+
+    Raises:
+        UserError: a path is a folder, its folder is a file, or it cannot be written.
+    """
+    read = [words.rejudge, words.baseline, words.release_baseline, *words.merge, *words.import_]
+    for option, path in (("--out", words.out), ("--junit", words.junit), ("--summary", words.summary)):
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{option} {path}: its folder cannot be made ({error.strerror})") from error
+        if path.is_dir():
+            raise UserError(f"{option} {path}: is a folder; give the name of a file")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UserError(f"{option} {path}: cannot be written (no permission)")
+        known = [one for one in read if one is not None and one.exists()]
+        if option != "--summary" and path.exists() and not any(path.samefile(one) for one in known):
+            path.unlink()
+    if words.save_baseline is not None:
+        require_own_place(words.save_baseline, Path(words.models[0]))
+
+
+def _reports(task: str, words: Words) -> tuple[list[Report], Part | None]:
     """Measure, or read what was measured."""
-    if words.rejudge is not None:
-        rule = Rule(tolerance=fraction("--max-regression", words.max_regression))
-        return [rejudge(stored, rule) for stored in load_reports(words.rejudge)]
-    if words.merge:
-        return manifest.concluded([one for path in words.merge for one in load_reports(path)])
-    if words.import_:
-        return [boards.brought_home(path) for path in words.import_]
-    options, ask = _options(words), _ask(words)
-    if words.manifest is not None:
-        rows = manifest.read(words.manifest, options, ask)
-        return manifest.run(rows, words.shard, say=lambda text: print(text, file=sys.stderr))
-    if words.baseline is None and words.release_baseline is None:
-        return [_budgeted(bench(words.models, options), words, ask)]
+    accepted = {} if words.accept is None else read_accepted(words.accept)
+    if task == "rejudge":
+        assert words.rejudge is not None
+        stored, part = load_part(words.rejudge)
+        if not any(report.gates for report in stored) and words.max_p50_ms is None:
+            raise UserError(f"--rejudge {words.rejudge}: holds no gate, so there is nothing to judge again")
+        return _again(stored, words, accepted), part
+    if task == "merge":
+        return manifest.merged(words.merge), None
+    if task == "import":
+        return _again([boards.brought_home(path) for path in words.import_], words, accepted), None
+    options, ask = _options(words), _ask(words, accepted)
+    if task == "manifest":
+        assert words.manifest is not None
+        whole = manifest.read(words.manifest, options, ask)
+        mine = manifest.part(whole, words.shard)
+        return manifest.run(whole, mine, say=lambda text: print(text, file=sys.stderr)), mine
+    if task == "measure":
+        made = bench(words.models, options)
+        name = Path(words.models[0]).name
+        return [made if ask.max_p50_s is None else by_budget(made, ask, f"{name} by its budget")], None
     reports = []
-    for name, path in (("baseline", words.baseline), ("the release baseline", words.release_baseline)):
+    for path in (words.baseline, words.release_baseline):
         if path is not None:
-            made = _gated(words.models[0], path, options, ask, name)
-            reports.append(accept(made, ask.accepted) if name == "baseline" else made)
-    return reports
+            name = f"{Path(words.models[0]).name} against {path.name}"
+            mine_only = options if path is words.baseline else dataclasses.replace(options, commands={})
+            reports.append(accept(outcome(words.models[0], path, mine_only, ask, name=name), accepted))
+    return reports, None
 
 
-def _gated(model: str, path: Path, options: Options, ask: Ask, name: str) -> Report:
-    if not path.exists():
-        return no_baseline(model, path, options, ask, name)
-    return gate(model, path, options, ask, name=name)
-
-
-def _budgeted(report: Report, words: Words, ask: Ask) -> Report:
-    """Judge a measurement without a baseline by its budget alone, where there is one."""
-    return report if words.max_p50_ms is None else by_budget(report, ask)
+def _again(stored: Sequence[Report], words: Words, accepted: Mapping[str, str]) -> list[Report]:
+    """Judge what was measured before: by the limits that are given now, and by those of then where none is."""
+    changed: dict[str, object] = {}
+    if words.max_regression is not None:
+        changed["tolerance"] = fraction("--max-regression", words.max_regression)
+    if words.max_p50_ms is not None:
+        changed["max_p50_s"] = positive("--max-p50-ms", words.max_p50_ms) / 1000
+    if words.max_size_growth is not None:
+        changed["max_size_growth"] = fraction("--max-size-growth", words.max_size_growth, zero=True)
+    reports = []
+    for one in stored:
+        made = one
+        if not one.gates and words.max_p50_ms is not None:
+            made = by_budget(one, _ask(words, {}), f"{one.models[-1].facts.name} by its budget")
+        reports.append(rejudge(made, **changed))
+    return [accept(one, accepted) for one in manifest.corrected_for_family(reports)]
 
 
 def _options(words: Words) -> Options:
@@ -176,30 +278,37 @@ def _target(words: Words) -> Target:
     return dataclasses.replace(made, measure=words.measure, options=tuple(options.items()))
 
 
-def _ask(words: Words) -> Ask:
-    growth = words.max_size_growth
+def _ask(words: Words, accepted: Mapping[str, str] | None = None) -> Ask:
+    growth, p50 = words.max_size_growth, words.max_p50_ms
     return Ask(
-        rule=Rule(tolerance=fraction("--max-regression", words.max_regression)),
-        max_size_growth=None if growth is None else fraction("--max-size-growth", growth),
-        max_p50_s=None if words.max_p50_ms is None else words.max_p50_ms / 1000,
-        accepted={} if words.accept is None else read_accepted(words.accept),
+        rule=Rule(tolerance=fraction("--max-regression", words.max_regression or _TOLERANCE)),
+        max_size_growth=None if growth is None else fraction("--max-size-growth", growth, zero=True),
+        max_p50_s=None if p50 is None else positive("--max-p50-ms", p50) / 1000,
+        accepted=accepted or {},
         time_identical=words.time_identical,
     )
 
 
-def _keep(words: Words, reports: Sequence[Report], code: Exit) -> None:
-    """Keep the measurement as a baseline, unless a verdict speaks against it."""
-    assert words.save_baseline is not None
-    if code in (Exit.VERDICT_NO, Exit.NOT_MEASURED, Exit.NOT_COMPARABLE):
-        print(f"--save-baseline {words.save_baseline}: left as it was, since the gate did not pass", file=sys.stderr)
+def _keep(words: Words, reports: Sequence[Report]) -> None:
+    """Keep the measurement as a baseline, unless a verdict speaks against it or there is none."""
+    place = words.save_baseline
+    assert place is not None
+    gates = [one for report in reports for one in report.gates]
+    bad = {"fail", "not measured", "inconclusive"} | ({"incomparable"} if words.if_incomparable == "fail" else set())
+    against = sorted({one.verdict for one in gates} & bad)
+    same = any(one.mode == "identical" for one in gates) and place.exists()
+    if against or same or not reports[0].cases:
+        why = f"since the verdict is {' and '.join(against)}" if against else "as it is the same file"
+        print(f"--save-baseline {place}: left as it was, {why}", file=sys.stderr)
         return
-    save_baseline(words.save_baseline, reports[0], Path(words.models[0]))
+    save_baseline(place, reports[0], Path(words.models[0]))
+    print(f"--save-baseline {place}: kept", file=sys.stderr)
 
 
-def _tell(words: Words, reports: Sequence[Report]) -> None:
+def _tell(words: Words, reports: Sequence[Report], part: Part | None) -> None:
     """Print and write what was found, in every form that was asked for."""
     if words.out is not None:
-        save_reports(words.out, reports)
+        save_reports(words.out, reports, part)
     if words.junit is not None:
         words.junit.parent.mkdir(parents=True, exist_ok=True)
         words.junit.write_text(junit(reports), encoding="utf-8")
@@ -215,7 +324,7 @@ def _tell(words: Words, reports: Sequence[Report]) -> None:
         for line in workflow_commands(reports):
             print(line, file=sys.stderr if words.as_json else sys.stdout)
     if words.as_json:
-        sys.stdout.write(to_json(reports))
+        sys.stdout.write(to_json(reports, part))
         return
     from rich.console import Console
 

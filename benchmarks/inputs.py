@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from distill.errors import UserError
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
+Place = tuple[str, int]  # an input's name, and one of its axes
 # Operators that hand integers or strings on without changing what they mean.
 _TRANSPARENT = {"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Transpose"}
 
@@ -88,13 +89,15 @@ def make_inputs(
     seed: int = 0,
     given: Mapping[str, Array] | None = None,
     dims: Mapping[str, int] | None = None,
+    places: Mapping[Place, int] | None = None,
 ) -> Feeds:
     """Make inputs for one call of the file at `path` with `batch` rows, equal for equal seeds and input names.
 
     The batch is an input's first dynamic axis, and every axis of the same name. Numbers are drawn to suit the input:
     floats are standard normal, uint8 and int8 cover their range, indices stay within the table that they look up,
     masks are ones, strings are categories that the graph knows. `given` replaces some or all inputs by real rows,
-    which are cycled up to the batch, and settles axes that the signature leaves open; `dims` settles axes by name.
+    which are cycled up to the batch, and settles axes that the signature leaves open; `dims` settles axes by name,
+    `places` by input and axis.
 
     Raises UserError where the file is broken, where an axis other than the batch is open and nothing was given for
     it, where the file's batch is fixed at another size, and where `given` or `dims` do not fit the signature.
@@ -108,7 +111,8 @@ def make_inputs(
     if unknown:
         known = ", ".join(item.name for item in inputs)
         raise UserError(f"{path}: given inputs {unknown} are not in its signature; it takes {known}")
-    axes = _batch_axes(inputs)
+    # An axis further in whose size is given is no batch, though it be the only open one.
+    axes = {name: axis for name, axis in _batch_axes(inputs).items() if axis == 0 or (name, axis) not in (places or {})}
     if inputs and not axes:
         _check_fixed_batch(path, inputs, batch)
     sizes = {
@@ -117,6 +121,10 @@ def make_inputs(
         if item.name in axes and isinstance(name := (item.shape or ())[axes[item.name]], str)
     }
     sizes |= _named_sizes(path, inputs, dict(dims or {}), set(sizes))
+    settled = _placed_sizes(path, inputs, dict(places or {}), axes)
+    for item, axis, name in _open(inputs):
+        if name is not None and (item.name, axis) in settled:
+            sizes[name] = settled[item.name, axis]
     feeds: Feeds = {}
     for item in inputs:
         if item.name in given:
@@ -125,7 +133,7 @@ def make_inputs(
         if item.name not in feeds:
             # The name is in the seed, so that two files get equal values for equal inputs in any order.
             rng = np.random.default_rng([seed, zlib.crc32(item.name.encode())])
-            feeds[item.name] = _draw(proto, item, _shape(item, batch, axes, sizes), rng)
+            feeds[item.name] = _draw(proto, item, _shape(item, batch, axes, sizes, settled), rng)
     return {item.name: feeds[item.name] for item in inputs}
 
 
@@ -143,6 +151,42 @@ def _named_sizes(path: str | Path, inputs: list[Signature], dims: dict[str, int]
     return dims
 
 
+def _placed_sizes(
+    path: str | Path, inputs: list[Signature], places: dict[Place, int], batch: dict[str, int]
+) -> dict[Place, int]:
+    """Check the sizes that the user gave for an axis of an input, and leave out those of fixed axes."""
+    for (name, axis), size in places.items():
+        if batch.get(name) == axis:
+            raise UserError(f"{path}: axis {axis} of input {name!r} is the batch; say --batch {size}")
+    free = {(item.name, axis) for item, axis, _ in _open(inputs)}
+    return {place: size for place, size in places.items() if place in free}
+
+
+def _open(inputs: list[Signature]) -> Iterator[tuple[Signature, int, str | None]]:
+    """List the open axes: input, axis, and the axis's name."""
+    for item in inputs:
+        for axis, size in enumerate(item.shape or ()):
+            if not isinstance(size, int):
+                yield item, axis, size
+
+
+def places_of(paths: Sequence[str | Path], dims: Mapping[str, int]) -> dict[Place, int]:
+    """Find the axes that names mean, in whichever of several files has them: the others may call them otherwise.
+
+    Raises UserError for a name that none of them has.
+    """
+    known: dict[str, list[Place]] = {}
+    for path in paths:
+        for item, axis, name in _open(signature(load_proto(path))):
+            if name is not None:
+                known.setdefault(name, []).append((item.name, axis))
+    for name, size in dims.items():
+        if name not in known:
+            have = f"the open axes are {', '.join(known)}" if known else "there is no axis with a name"
+            raise UserError(f"{' and '.join(map(str, paths))}: --dim {name}={size}: {have}")
+    return {place: size for name, size in dims.items() for place in known[name]}
+
+
 def _batch_axes(inputs: list[Signature]) -> dict[str, int]:
     """Find the batch, input name -> axis: an input's first dynamic axis, where that leads.
 
@@ -156,7 +200,9 @@ def _batch_axes(inputs: list[Signature]) -> dict[str, int]:
     return {name: axis for name, axis in first.items() if axis == 0} or first
 
 
-def _shape(item: Signature, batch: int, axes: dict[str, int], sizes: dict[str, int]) -> tuple[int, ...]:
+def _shape(
+    item: Signature, batch: int, axes: dict[str, int], sizes: dict[str, int], settled: dict[Place, int]
+) -> tuple[int, ...]:
     """Settle the shape to draw; raises UserError for an axis whose size nothing tells."""
     if item.shape is None:
         raise UserError(f"input {item.name!r} has no shape in its signature: give example rows for it")
@@ -166,6 +212,8 @@ def _shape(item: Signature, batch: int, axes: dict[str, int], sizes: dict[str, i
             shape.append(size)
         elif axes.get(item.name) == axis:
             shape.append(batch)
+        elif (item.name, axis) in settled:
+            shape.append(settled[item.name, axis])
         elif size is not None and size in sizes:
             shape.append(sizes[size])
         else:
@@ -225,10 +273,11 @@ def _draw(proto: onnx.ModelProto, item: Signature, shape: tuple[int, ...], rng: 
         return np.asarray(rng.standard_normal(shape)).astype(item.dtype)
     if item.dtype.kind == "b" or "mask" in item.name.lower():
         return np.ones(shape, item.dtype)
-    if item.dtype.itemsize == 1:
-        limits = np.iinfo(item.dtype)
+    rows, limits = _table_rows(proto, item.name), np.iinfo(item.dtype)
+    if rows is None and item.dtype.itemsize == 1:
         return np.asarray(rng.integers(limits.min, limits.max, size=shape, endpoint=True)).astype(item.dtype)
-    return np.asarray(rng.integers(0, _table_rows(proto, item.name), size=shape)).astype(item.dtype)
+    most = 2 if rows is None else max(1, min(rows, limits.max))
+    return np.asarray(rng.integers(0, most, size=shape)).astype(item.dtype)
 
 
 def _consumers(proto: onnx.ModelProto, name: str) -> Iterator[tuple[onnx.NodeProto, str]]:
@@ -244,15 +293,15 @@ def _consumers(proto: onnx.ModelProto, name: str) -> Iterator[tuple[onnx.NodePro
                     names += [output for output in node.output if output not in seen]
 
 
-def _table_rows(proto: onnx.ModelProto, name: str) -> int:
-    """How many values an index may take: the rows of the smallest table that it looks up, else 2 (false and true)."""
+def _table_rows(proto: onnx.ModelProto, name: str) -> int | None:
+    """How many values an index may take: the rows of the smallest table that it looks up, None without a table."""
     tables = {item.name: item for item in proto.graph.initializer}
     rows = []
     for node, read_as in _consumers(proto, name):
         if node.op_type == "Gather" and node.input[1] == read_as and node.input[0] in tables:
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
             rows.append(int(tables[node.input[0]].dims[axis]))
-    return max(1, min(rows, default=2))
+    return min(rows, default=None)
 
 
 def _categories(proto: onnx.ModelProto, name: str) -> list[str]:

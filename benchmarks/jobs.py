@@ -128,7 +128,7 @@ def stored(
     folder.mkdir(parents=True, exist_ok=True)
     return [
         {
-            "model": str(arm.path.resolve() if arm.torch is None else arm.path),
+            "model": str(arm.path.absolute() if arm.torch is None else arm.path),
             **(arm.torch or {}),
             "inputs": str(_store(arm.feeds, folder / f"{number}.npz")),
             "names": list(arm.feeds),

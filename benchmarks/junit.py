@@ -27,9 +27,8 @@ def junit(reports: Sequence[Report]) -> str:
         for gate in report.gates:
             total += 1
             seconds = sum(case.seconds for case in report.cases)
-            name = f"{report.models[-1].facts.name} against {gate.name}" if report.models else gate.name
             case = ElementTree.SubElement(
-                suite, "testcase", classname="latency", name=units.line(name), time=f"{seconds:.3f}"
+                suite, "testcase", classname="latency", name=units.line(gate.name), time=f"{seconds:.3f}"
             )
             kind = _ELEMENTS.get(gate.verdict)
             text = "\n".join(units.clean(one) for one in details(gate))

@@ -1,70 +1,86 @@
 """Many gates in one: a YAML file of pairs, judged together so that many rows do not cry wolf more often than one.
 
-A row that is slower is measured a second time, on its own sessions; the p-values of the second measurements are
-corrected for the number of rows by Holm, and what does not hold both times is inconclusive.
+A row that is slower is measured a second time, on its own sessions, until it is sure beyond what one of so many
+comparisons may be by chance: each at its share of alpha (Bonferroni), which a shard can do without knowing the others.
+Holm's procedure over the whole family then rejects at least as much. What does not hold both times is inconclusive.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distill.errors import NotComparableError, NotMeasuredError, UserError
+from distill.errors import UserError
 
 from .bench import Options
 from .facts import read_facts
-from .gate import Ask, accept, gate, no_baseline
-from .machine import fingerprint, machine
-from .records import Gate, Report
-from .rule import Rule, holm
-from .words import counts, fraction, read_npz, sizes
+from .gate import Ask, outcome, unread
+from .judging import accept, conclude, verdict_of
+from .records import Gate, Part, Report, load_part
+from .rule import ALPHA, LOOKS, holm
+from .words import counts, fraction, positive, read_npz, sizes
 
 _ROW_KEYS = (
     *("name", "model", "baseline", "tolerance", "batch", "threads", "dims", "inputs", "max_p50_ms"),
     "max_size_growth",
 )
 _KEYS = ("models", "tolerance", "time_limit_s")
-CONFIRMED = "second measurement: "
 
 
 @dataclass(frozen=True)
 class Row:
-    """One pair of the manifest, ready to be gated. `limit_s` is that of the whole manifest."""
+    """One pair of the manifest, ready to be gated."""
 
     name: str
     model: Path
     baseline: Path
     options: Options
     ask: Ask
+
+    @property
+    def comparisons(self) -> int:
+        """Count its comparisons: batch sizes times thread counts."""
+        return len(self.options.batches) * len(self.options.threads)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All rows; `digest` is the hash of the text that they were read from, `limit_s` the time that all may take."""
+
+    rows: tuple[Row, ...]
+    digest: str
     limit_s: float | None = None
 
 
-def read(path: Path, options: Options, ask: Ask) -> list[Row]:
+def read(path: Path, options: Options, ask: Ask) -> Manifest:
     """Read a manifest; what a row leaves out comes from the command line. Paths are relative to the manifest.
 
     Raises:
         UserError: every mistake in it, at once.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"--manifest {path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--manifest {path}: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("models"), list) or not raw["models"]:
         raise UserError(f"--manifest {path}: must have `models`, a list of rows with model and baseline")
     mistakes = [f"{path}: {key}: unknown; known are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
     rows = []
     limit = raw.get("time_limit_s")
-    if limit is not None and not (isinstance(limit, int | float) and limit > 0):
-        mistakes.append(f"{path}: time_limit_s={limit}: must be a number of seconds above 0")
+    try:
+        limit = None if limit is None else positive(f"{path}: time_limit_s", limit)
+    except UserError as error:
+        mistakes.append(str(error))
     for number, entry in enumerate(raw["models"], start=1):
         try:
             rows.append(_row(path.parent, f"{path}: models[{number}]", entry, raw, options, ask))
@@ -74,7 +90,7 @@ def read(path: Path, options: Options, ask: Ask) -> list[Row]:
     mistakes += [f"{path}: two rows are named {name!r}" for name in sorted(set(names)) if names.count(name) > 1]
     if mistakes:
         raise UserError("\n".join(mistakes))
-    return [dataclasses.replace(row, limit_s=limit) for row in rows]
+    return Manifest(tuple(rows), hashlib.sha256(text.encode()).hexdigest(), limit)
 
 
 def _row(home: Path, where: str, entry: Any, whole: dict[str, Any], options: Options, ask: Ask) -> Row:
@@ -83,8 +99,13 @@ def _row(home: Path, where: str, entry: Any, whole: dict[str, Any], options: Opt
     unknown = [key for key in entry if key not in _ROW_KEYS]
     if unknown:
         raise UserError(f"{where}: {', '.join(map(str, unknown))}: unknown; known are {', '.join(_ROW_KEYS)}")
-    model, baseline = home / str(entry["model"]), home / str(entry["baseline"])
+    for key in ("model", "baseline"):
+        if not isinstance(entry[key], str) or not entry[key]:
+            raise UserError(f"{where}: {key}={entry[key]}: must be a path")
+    model, baseline = home / entry["model"], home / entry["baseline"]
     read_facts(model)
+    if not baseline.exists() and baseline.suffix != ".json":
+        raise UserError(f"{where}: {baseline}: the baseline does not exist; only a .json may be yet to be saved")
     rule = ask.rule
     if "tolerance" in entry or "tolerance" in whole:
         text = str(entry.get("tolerance", whole.get("tolerance")))
@@ -104,109 +125,118 @@ def _row(home: Path, where: str, entry: Any, whole: dict[str, Any], options: Opt
     own = dataclasses.replace(
         ask,
         rule=rule,
-        max_size_growth=ask.max_size_growth if growth is None else fraction(f"{where}: max_size_growth", str(growth)),
-        max_p50_s=ask.max_p50_s if p50 is None else float(p50) / 1000,
+        max_size_growth=ask.max_size_growth
+        if growth is None
+        else fraction(f"{where}: max_size_growth", str(growth), zero=True),
+        max_p50_s=ask.max_p50_s if p50 is None else positive(f"{where}: max_p50_ms", p50) / 1000,
     )
     name = str(entry.get("name", model.stem))
     return Row(name, model, baseline, dataclasses.replace(options, **changed), own)
 
 
-def part(rows: Sequence[Row], shard: str | None) -> list[Row]:
-    """Take every nth row: `2/3` is the second of three parts. Raises UserError for what is no part."""
-    if shard is None:
-        return list(rows)
-    number, _, count = shard.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+def part(manifest: Manifest, shard: str | None) -> Part:
+    """Read which part is meant: `2/3` is the second of three, nothing is the whole. Raises UserError for no part."""
+    number, _, count = (shard or "1/1").partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UserError(f"--shard {shard}: must be as 1/3, from 1/3 to 3/3")
-    return list(rows[int(number) - 1 :: int(count)])
+    return Part(int(number), int(count), manifest.digest)
 
 
-def run(rows: Sequence[Row], shard: str | None, say: Callable[[str], None]) -> list[Report]:
-    """Gate the rows of a part one by one; what fails is measured again. Without a shard the verdicts are final."""
+def run(manifest: Manifest, mine: Part, say: Callable[[str], None]) -> list[Report]:
+    """Gate the rows of a part (every nth) one by one; what is slower is measured again."""
     begun, reports = time.monotonic(), []
-    mine = part(rows, shard)
-    for number, row in enumerate(mine, start=1):
-        spent = time.monotonic() - begun
-        if row.limit_s is not None and spent >= row.limit_s:
-            reports.append(_unread(row, "inconclusive", f"not reached within the time limit of {row.limit_s:g} s"))
+    rows = manifest.rows[mine.number - 1 :: mine.count]
+    family = sum(row.comparisons for row in manifest.rows)
+    for number, row in enumerate(rows, start=1):
+        if manifest.limit_s is not None and time.monotonic() - begun >= manifest.limit_s:
+            why = f"not reached within the time limit of {manifest.limit_s:g} s"
+            found = row.ask.opened(row.name, "unread", "inconclusive", reasons=(why,), family=family)
+            reports.append(unread(found, row.options))
             continue
-        reports.append(_gated(row))
-        say(f"{number}/{len(mine)} {row.name}: {reports[-1].gates[0].verdict}")
-    return reports if shard is not None else concluded(reports)
+        reports.append(_gated(row, family))
+        say(f"{number}/{len(rows)} {row.name}: {reports[-1].gates[0].verdict}")
+    return corrected_for_family(reports)
 
 
-def _gated(row: Row) -> Report:
-    """Gate one row, whatever comes of it."""
+def _gated(row: Row, family: int) -> Report:
+    """Gate one row, whatever comes of it; a file that is broken leaves the other rows alone."""
     try:
-        if not row.baseline.exists():
-            return no_baseline(row.model, row.baseline, row.options, row.ask, row.name)
-        made = gate(row.model, row.baseline, row.options, row.ask, name=row.name)
+        made = outcome(row.model, row.baseline, row.options, row.ask, name=row.name)
         if _slower(made.gates[0]):
-            made = _confirmed(row, made)
-        return accept(made, row.ask.accepted)
-    except NotComparableError as error:
-        return _unread(row, "incomparable", str(error))
-    except (NotMeasuredError, UserError) as error:
-        return _unread(row, "not measured", str(error))
+            made = _confirmed(row, made.gates[0], family)
+    except UserError as error:
+        found = row.ask.opened(row.name, "unread", "not measured", reasons=(str(error),))
+        made = unread(found, row.options)
+    made = dataclasses.replace(made, gates=(dataclasses.replace(made.gates[0], family=family),))
+    return accept(made, row.ask.accepted)
 
 
 def _slower(found: Gate) -> bool:
     return found.mode == "duet" and any(one is not None and one.verdict == "fail" for one in found.cases)
 
 
-def _confirmed(row: Row, made: Report) -> Report:
-    """Measure a row again that was slower; the second measurement counts, and says so."""
+def _confirmed(row: Row, before: Gate, family: int) -> Report:
+    """Measure a row again that was slower, until it is sure beyond the whole family; this measurement counts."""
     timing = dataclasses.replace(row.options.timing, seed=row.options.timing.seed + 1)
-    again = gate(row.model, row.baseline, dataclasses.replace(row.options, timing=timing), row.ask, name=row.name)
-    before = made.gates[0]
-    slowest = max((one.slowdown for one in before.cases if one), default=1.0)
-    reason = f"{CONFIRMED}the first one found {100 * (slowest - 1):+.1f} %"
-    found = again.gates[0]
-    if not _slower(found) and found.verdict in ("pass", "improved"):
-        found = dataclasses.replace(found, verdict="inconclusive")
-        reason += ", which did not show again"
-    return dataclasses.replace(again, gates=(dataclasses.replace(found, reasons=(*found.reasons, reason)),))
+    options = dataclasses.replace(row.options, timing=timing)
+    ask = dataclasses.replace(row.ask, rule=dataclasses.replace(row.ask.rule, alpha=ALPHA / family))
+    again = outcome(row.model, row.baseline, options, ask, name=row.name)
+    slowest = max(one.slowdown for one in before.cases if one is not None)
+    found = conclude(again, dataclasses.replace(again.gates[0], first=slowest))
+    return dataclasses.replace(again, gates=(found,))
 
 
-def concluded(reports: Sequence[Report]) -> list[Report]:
-    """Correct the latency verdicts of all rows for their number; of shards, once they are merged."""
+def corrected_for_family(reports: Sequence[Report]) -> list[Report]:
+    """Fail what Holm's procedure over the comparisons of all rows rejects; of shards, once they are merged.
+
+    Only second measurements can be: a comparison that was not measured again counts as a p-value of one. Each p-value
+    has been looked at several times on its way, for which it pays.
+    """
     flagged = [
-        (index, max(one.p_value for one in gate_.cases if one and one.verdict == "fail"))
-        for index, report in enumerate(reports)
-        for gate_ in report.gates
-        if _slower(gate_)
+        (number, index, len(LOOKS) * one.p_value)
+        for number, report in enumerate(reports)
+        for gate in report.gates
+        if gate.first is not None
+        for index, one in enumerate(gate.cases)
+        if one is not None and one.slowdown > 1 + gate.tolerance
     ]
-    duets = sum(any(one is not None for one in gate_.cases) for report in reports for gate_ in report.gates)
-    # A row that was not flagged could not be rejected: it counts as a p-value of one. Each p-value has been looked at
-    # several times on its way.
-    looks = len(Rule().looks)
-    p_values = [min(1.0, looks * p) for _, p in flagged] + [1.0] * (duets - len(flagged))
-    held = holm(p_values, Rule().alpha)
-    done = list(reports)
-    for (index, _), rejected in zip(flagged, held, strict=False):
-        if not rejected:
-            old = done[index].gates[0]
-            reason = f"slower, but not beyond what one of {duets} rows may be by chance (Holm)"
-            if any(one.verdict == "fail" for one in old.checks) or "fail" in old.budgets:
-                continue
-            changed = dataclasses.replace(old, verdict="inconclusive", reasons=(*old.reasons, reason))
-            done[index] = dataclasses.replace(done[index], gates=(changed,))
+    family = max((gate.family for report in reports for gate in report.gates), default=1)
+    p_values = [min(1.0, p) for _, _, p in flagged] + [1.0] * (family - len(flagged))
+    rejected = {(number, index) for (number, index, _), held in zip(flagged, holm(p_values), strict=False) if held}
+    done = []
+    for number, report in enumerate(reports):
+        gates = []
+        for gate in report.gates:
+            changed = dataclasses.replace(
+                gate, rejected=tuple((number, index) in rejected for index in range(len(gate.cases)))
+            )
+            gates.append(dataclasses.replace(changed, verdict=verdict_of(changed)))
+        done.append(dataclasses.replace(report, gates=tuple(gates)))
     return done
 
 
-def _unread(row: Row, verdict: Any, why: str) -> Report:
-    """Report a row that nothing was measured of."""
-    rule = row.ask.rule
-    found = Gate(row.name, "none", verdict, rule.tolerance, rule.alpha, rule.looks, reasons=(why,))
-    here = machine()
-    target = {"name": row.options.target.name, "provider": row.options.target.provider, "provider_options": {}}
-    return Report(
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=here,
-        fingerprint=fingerprint(here),
-        target={**target, "measure": row.options.target.measure},
-        seed=row.options.timing.seed,
-        models=(),
-        cases=(),
-        gates=(found,),
-    )
+def merged(paths: Sequence[Path]) -> list[Report]:
+    """Join the shards of one manifest.
+
+    Raises:
+        UserError: a shard is missing, given twice, of another manifest, or no shard at all.
+    """
+    reports: list[Report] = []
+    parts: dict[int, Path] = {}
+    first: Part | None = None
+    for path in paths:
+        found, mine = load_part(path)
+        if mine is None:
+            raise UserError(f"--merge {path}: is no part of a manifest; it was not written by --manifest with --shard")
+        first = first or mine
+        if (mine.manifest, mine.count) != (first.manifest, first.count):
+            raise UserError(f"--merge {path}: is of another manifest, or of another number of shards, than {paths[0]}")
+        if mine.number in parts:
+            raise UserError(f"--merge {path}: is shard {mine.number}/{mine.count}, and so is {parts[mine.number]}")
+        parts[mine.number] = path
+        reports += found
+    assert first is not None
+    missing = [f"{number}/{first.count}" for number in range(1, first.count + 1) if number not in parts]
+    if missing:
+        raise UserError(f"--merge: shards {', '.join(missing)} are missing: give the JSON of every shard")
+    return corrected_for_family(reports)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import runner
 from .bench import case_of, effects_of
 from .inputs import Array, Feeds, make_inputs
 from .jobs import ArmSpec, Timing, time_arms
@@ -113,7 +114,7 @@ def compare(
         quiet_speedup=1 / row.quiet_ratio,
         session_pairs=len(case.pairs),
         contended_share=case.contended_share,
-        log_ratios=tuple(-one for one in effects_of(case.pairs, 2, 1)),
+        log_ratios=tuple(-one for one in effects_of(case.pairs, 2, 1, runner.MEDIAN)),
         warnings=_comparison_warnings(case, settings, feeds),
     )
 

@@ -62,6 +62,8 @@ def checked(answer: Mapping[str, Any], what: str, noise: str = "") -> dict[str, 
     """Return an answer that is one, or raise what it says went wrong."""
     if answer["status"] == "ok":
         return dict(answer)
+    if not {"kind", "message"} <= answer.keys():
+        raise NotMeasuredError(f"{what}: not measured, the answer is an error that does not say which")
     if answer["kind"] == "file":
         raise UserError(f"{what}: onnxruntime cannot load it: {answer['message']}")
     if answer["kind"] == "callable":
@@ -75,7 +77,10 @@ def _on_board(job: Mapping[str, Any], folder: Path, measure: str, timeout_s: flo
     """Write a bundle, hand it to the user's command, and read the result that it leaves or prints."""
     bundle = folder / "bundle"
     write_bundle(bundle, job)
-    command = [*shlex.split(measure), str(bundle)]
+    try:
+        command = [*shlex.split(measure), str(bundle)]
+    except ValueError as error:
+        raise UserError(f"--measure {measure}: cannot be read as a command ({error})") from error
     mend = "look at that command, or raise benchmark.timeout_s (--timeout)"
     try:
         code, printed, noise = _run(command, timeout_s, f"{what}: not measured, `{measure}`", mend, dict(os.environ))

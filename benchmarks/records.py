@@ -5,6 +5,7 @@ Seconds, bytes and fractions throughout; words and units are for the exporters.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,8 +19,8 @@ from distill.errors import NotComparableError, UserError
 from .facts import Facts
 from .rule import Judgement, Verdict
 
-SCHEMA = 1
-Mode = Literal["duet", "history", "incomparable", "identical", "none", "budget"]
+SCHEMA = 2
+Mode = Literal["duet", "history", "incomparable", "identical", "none", "budget", "unread"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Model:
     """A file and what one untimed call of it showed.
 
     `nodes` counts executed nodes by `Provider/Operator`; `integer_share` is that of integer kernels among the compute
-    nodes. `peak_bytes` is the memory that opening and one call took, `load_s` a first opening in a fresh process,
-    `runtime` the version of onnxruntime that ran it.
+    nodes. `provider` is the one that ran most of them, `asked` the one that was asked for. `peak_bytes` is the memory
+    that opening and one call took, `load_s` a first opening in a fresh process, `runtime` the version of onnxruntime.
     """
 
     facts: Facts
@@ -49,6 +50,7 @@ class Model:
     peak_bytes: int | None
     finite: bool
     runtime: str = ""
+    asked: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -102,11 +104,25 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Before:
+    """A baseline that was not measured this time, only stored.
+
+    `medians` has the medians of its sessions in seconds for each of the report's cases, None where it lacks the case.
+    """
+
+    model: Model
+    medians: tuple[tuple[float, ...] | None, ...]
+
+
+@dataclass(frozen=True)
 class Gate:
-    """A gate's outcome: the rule, and the verdict of every case and check.
+    """A gate: what was asked, what it is judged by beside the report's cases and models, and what came of it.
 
     `cases` has a judgement for each of the report's cases, None where there is none; `budgets` likewise for the p50
-    budget. `reasons` say what led to the verdict.
+    budget. `reasons` say what led to the verdict. In the mode `unread` nothing could be judged, and the verdict is
+    given. Of many gates that are judged together `family` is the number of comparisons, `first` the slow-down, as a
+    ratio, that a first measurement found and this one was to confirm, and `rejected` says for which cases Holm's
+    procedure over the whole family believes a slow-down.
     """
 
     name: str
@@ -115,12 +131,26 @@ class Gate:
     tolerance: float
     alpha: float
     looks: tuple[int, ...]
+    max_p50_s: float | None = None
+    max_size_growth: float | None = None
+    before: Before | None = None
     cases: tuple[Judgement | None, ...] = ()
     budgets: tuple[Verdict | None, ...] = ()
-    max_p50_s: float | None = None
     checks: tuple[Check, ...] = ()
     reasons: tuple[str, ...] = ()
     accepted: str | None = None
+    family: int = 1
+    first: float | None = None
+    rejected: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a manifest a file of reports is: `number` of `count`, and the hash of the manifest's text."""
+
+    number: int
+    count: int
+    manifest: str
 
 
 @dataclass(frozen=True)
@@ -151,20 +181,27 @@ class Report:
         return found[0]
 
 
-def to_json(reports: Sequence[Report]) -> str:
-    """Write one report as itself, and several (or none) under `reports`."""
-    if len(reports) == 1:
+def to_json(reports: Sequence[Report], part: Part | None = None) -> str:
+    """Write one report as itself; several, none, or a part of a manifest under `reports`."""
+    if len(reports) == 1 and part is None:
         return reports[0].to_json()
-    whole = {"schema": SCHEMA, "reports": [dataclasses.asdict(one) for one in reports]}
+    whole: dict[str, Any] = {"schema": SCHEMA, "reports": [dataclasses.asdict(one) for one in reports]}
+    if part is not None:
+        whole["part"] = dataclasses.asdict(part)
     return json.dumps(whole, indent=1) + "\n"
 
 
-def save_reports(path: Path, reports: Sequence[Report]) -> None:
-    """Write reports whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_reports(path: Path, reports: Sequence[Report], part: Part | None = None) -> None:
+    """Write reports whole or not at all. Raises UserError where the path cannot be written."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(to_json(reports), encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(to_json(reports, part), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def load_reports(path: Path) -> list[Report]:
@@ -172,6 +209,11 @@ def load_reports(path: Path) -> list[Report]:
 
     Raises UserError where it is something else, NotComparableError for another schema.
     """
+    return load_part(path)[0]
+
+
+def load_part(path: Path) -> tuple[list[Report], Part | None]:
+    """Read what `save_reports` wrote, and which part of a manifest it is. Raises what `load_reports` raises."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -186,24 +228,30 @@ def load_reports(path: Path) -> list[Report]:
             "--save-baseline"
         )
     try:
-        return [_report(one) for one in raw.get("reports", [raw])]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        part = Part(**raw["part"]) if "part" in raw else None
+        return [_report(one) for one in raw.get("reports", [raw])], part
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: a damaged benchmark ({type(error).__name__}: {error}); make it again") from error
 
 
 def _report(raw: Mapping[str, Any]) -> Report:
-    models = tuple(
-        Model(**{**one, "facts": Facts(**one["facts"]), "warnings": tuple(one["warnings"])}) for one in raw["models"]
-    )
+    # What the exporters say of every report; a file that lacks it is damaged.
+    for key in ("cpu", "threads", "system", "kernel", "versions"):
+        raw["machine"][key]
+    raw["machine"]["threads"]["usable"], raw["target"]["provider"]
     return Report(
         **{
             **raw,
-            "models": models,
+            "models": tuple(_model(one) for one in raw["models"]),
             "cases": tuple(_case(one) for one in raw["cases"]),
             "gates": tuple(_gate(one) for one in raw["gates"]),
             "warnings": tuple(raw["warnings"]),
         }
     )
+
+
+def _model(raw: Mapping[str, Any]) -> Model:
+    return Model(**{**raw, "facts": Facts(**raw["facts"]), "warnings": tuple(raw["warnings"])})
 
 
 def _case(raw: Mapping[str, Any]) -> Case:
@@ -212,13 +260,19 @@ def _case(raw: Mapping[str, Any]) -> Case:
 
 
 def _gate(raw: Mapping[str, Any]) -> Gate:
+    before = raw["before"] and Before(
+        _model(raw["before"]["model"]),
+        tuple(None if one is None else tuple(one) for one in raw["before"]["medians"]),
+    )
     return Gate(
         **{
             **raw,
             "looks": tuple(raw["looks"]),
+            "before": before,
             "cases": tuple(Judgement(**one) if one else None for one in raw["cases"]),
             "budgets": tuple(raw["budgets"]),
             "checks": tuple(Check(**one) for one in raw["checks"]),
             "reasons": tuple(raw["reasons"]),
+            "rejected": tuple(raw["rejected"]),
         }
     )

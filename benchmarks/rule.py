@@ -1,6 +1,8 @@
 """The gate's rule: from the session pairs of two files to a verdict, live or again from a file.
 
-Slow-downs are log ratios of the candidate to the baseline. The live gate looks after 4, 6, 8, 12 and 16 session pairs
+Slow-downs are log ratios of the candidate to the baseline, of each session pair two: by the fastest calls of adjacent
+turns, which differ least where nothing has changed, and by their medians, which see a file that only some calls are
+slow with. The first decide; the second can only fail. The live gate looks after 4, 6, 8, 12 and 16 session pairs
 and stops as soon as a verdict stands, so the error that a user allows is shared out among the looks (Bonferroni): a
 bound at alpha / 5 each is what keeps five looks from crying wolf five times as often.
 """
@@ -45,7 +47,7 @@ class Judgement:
     `slowdown`, `low` and `high` are ratios of candidate to baseline, 1.05 for 5 % slower; the bounds are one-sided
     ones at the look's share of alpha. `pairs` is how many session pairs had been seen when it stood. `p_value` is that
     of a slow-down of at most half the tolerance. `catches` is the smallest slow-down, as a fraction, that would have
-    failed with this spread.
+    failed with this spread. `by` says which calls all of this is about.
     """
 
     verdict: Verdict
@@ -55,35 +57,41 @@ class Judgement:
     pairs: int
     p_value: float
     catches: float
+    by: Literal["fastest", "median"] = "fastest"
 
 
-def judge(effects: Sequence[float], rule: Rule) -> Judgement:
+def judge(fastest: Sequence[float], medians: Sequence[float], rule: Rule) -> Judgement:
     """Judge the session pairs' log ratios in the order in which they came, as the live gate does.
 
-    Raises ValueError below two session pairs.
+    Raises ValueError below two session pairs, or where there are not as many of one as of the other.
     """
-    if len(effects) < 2:
-        raise ValueError(f"{len(effects)} session pairs: a verdict needs at least two")
-    looks = [look for look in rule.looks if look < len(effects)]
+    if len(fastest) < 2 or len(fastest) != len(medians):
+        raise ValueError(f"{len(fastest)} and {len(medians)} session pairs: a verdict needs two, and as many of each")
+    looks = [look for look in rule.looks if look < len(fastest)]
     # A run that its time limit ended between two looks is looked at once more: a look is left for it.
-    for look in [*looks, min(len(effects), max(rule.looks))]:
-        seen = list(effects[:look])
+    for look in [*looks, min(len(fastest), max(rule.looks))]:
         critical = rule.critical(look)
-        verdict = runner.verdict(seen, rule.tolerance, critical)
+        verdict = runner.verdict(list(fastest[:look]), list(medians[:look]), rule.tolerance, critical)
         if verdict != "inconclusive":
             break
-    mean, error = runner.mean_and_error(seen)
-    limit = math.log1p(rule.tolerance)
+    found = _judged(fastest[:look], rule, "fastest")
+    return _judged(medians[:look], rule, "median") if verdict == "fail" and found.verdict != "fail" else found
+
+
+def _judged(seen: Sequence[float], rule: Rule, by: Literal["fastest", "median"]) -> Judgement:
+    """Judge one look by one kind of calls."""
+    mean, error = runner.mean_and_error(list(seen))
+    half, limit = rule.critical(len(seen)) * error, math.log1p(rule.tolerance)
     excess = mean - limit / 2
-    tail = t_tail(excess / error, look - 1) if error else float(excess <= 0)
     return Judgement(
-        verdict=verdict,  # type: ignore[arg-type]
+        verdict=runner.verdict_of(mean, half, rule.tolerance),  # type: ignore[arg-type]
         slowdown=math.exp(mean),
-        low=math.exp(mean - critical * error),
-        high=math.exp(mean + critical * error),
-        pairs=look,
-        p_value=tail,
-        catches=math.expm1(max(limit, limit / 2 + critical * error)),
+        low=math.exp(mean - half),
+        high=math.exp(mean + half),
+        pairs=len(seen),
+        p_value=t_tail(excess / error, len(seen) - 1) if error else float(excess <= 0),
+        catches=math.expm1(max(limit, limit / 2 + half)),
+        by=by,
     )
 
 

@@ -8,12 +8,14 @@ The job is JSON. `task` is `time`, `look` (what one file is, untimed: nodes that
 `provider_options`; with a `command` the arm lives in a process of its own that is started by it and answers to `serve`
 (another Python, another onnxruntime, torch). Paths are relative to the job's folder. `threads`, `pairs`,
 `seconds_per_pair` and `seed` say how to time; `gate` when to stop early. The answer holds, for every session pair in
-order, its turns as [arm, median seconds of a call, calls, calls that kept their core]: every figure and every verdict
-can be computed again from it.
+order, its turns as [arm, median seconds of a call, calls, calls that kept their core, seconds of the fastest call]:
+every figure and every verdict can be computed again from it.
 
-Protocol: turns of max(3 ms, 2 calls); a round is all arms in random order, then the same in reverse; the first fifth
-of each turn is dropped (another arm left its data in the cache); every session pair is made afresh, the arm that is
-created first alternates; spinning off.
+Protocol: turns of max(3 ms, 2 calls), of equally many calls where files are about as fast; a round is all arms in
+random order, then the same in reverse; every session pair is made afresh, the arm that is created first alternates;
+spinning off. What else runs on a machine only ever adds time, so adjacent turns are compared by their fastest calls,
+which differ half as much as their medians do. The medians are what a user meets, so they are kept as well, without the
+first fifth of each turn (another arm left its data in the cache).
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ TURN_S, TURN_CALLS = 0.003, 2
 SLOW_TURN_S = 0.12  # from here on fewer calls make a turn: a cache that was lost is nothing beside such a call
 WARM_AGREEMENT, WARM_MAX_S = 0.03, 3.0
 TOTAL_MAX_S = 55.0
-LEAST_ROUNDS = 10  # in a session pair, where calls are so slow that its seconds would hold fewer
+ROUNDS, PATIENCE = 20, 3.0  # rounds that a session pair should hold, for which it may take so many times its seconds
+LEAST_ROUNDS = 2
+MEDIAN, FASTEST = 1, 4  # places in a turn
 LEAST_PAIRED = 4  # undisturbed paired turns that make a session pair's median, before spoilt ones have to help out
 BIN = math.log(1.005)  # width of the bins that single calls are counted in: quantiles to half a per cent
 DEVICE_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
@@ -88,15 +92,15 @@ def paired_log_ratios(turns: list[tuple[int, float]], arms: int = 2, arm: int = 
     return ratios
 
 
-def kept_turns(pair: dict[str, Any], arms: int) -> list[tuple[int, float]]:
-    """Keep the half rounds of a session pair that nothing spoilt, or all where fewer than four are left.
+def kept_turns(pair: dict[str, Any], arms: int, value: int = MEDIAN) -> list[tuple[int, float]]:
+    """List (arm, value) of the half rounds of a session pair that nothing spoilt, or of all where fewer than four are.
 
     A half round is spoilt by a GPU that was throttled, and by another process that took the core in every call of a
     turn: its slice of 3-4 ms would be added to the longer model and spare the shorter one.
     """
     size = max(arms, 2)
     whole = pair["turns"][: size * len(pair["throttled"])]
-    turns = [(int(turn[0]), float(turn[1])) for turn in whole]
+    turns = [(int(turn[0]), float(turn[value])) for turn in whole]
     clean = [not throttled for throttled in pair["throttled"]]
     for i, turn in enumerate(whole):
         clean[i // size] &= turn[3] > 0
@@ -105,9 +109,9 @@ def kept_turns(pair: dict[str, Any], arms: int) -> list[tuple[int, float]]:
     return [turn for i, turn in enumerate(turns) if clean[i // size]]
 
 
-def effect(pair: dict[str, Any], arms: int = 2, arm: int = 1) -> float:
+def effect(pair: dict[str, Any], arms: int = 2, arm: int = 1, value: int = FASTEST) -> float:
     """D: the median paired log ratio of `arm` to arm 0 in one session pair. Raises ValueError without a half round."""
-    ratios = paired_log_ratios(kept_turns(pair, arms), arms, arm)
+    ratios = paired_log_ratios(kept_turns(pair, arms, value), arms, arm)
     if not ratios:
         raise ValueError("a session pair without a round")
     return middle(ratios)
@@ -119,10 +123,15 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
-def verdict(effects: list[float], tolerance: float, critical: float) -> str:
-    """Judge the session pairs' D with the critical value of t; see `verdict_of`."""
-    mean, error = mean_and_error(effects)
-    return verdict_of(mean, critical * error, tolerance)
+def verdict(fastest: list[float], medians: list[float], tolerance: float, critical: float) -> str:
+    """Judge the session pairs' D with the critical value of t; see `verdict_of`.
+
+    The fastest calls decide; the medians can only fail, where some calls are slower and the fastest are not.
+    """
+    mean, error = mean_and_error(fastest)
+    found = verdict_of(mean, critical * error, tolerance)
+    mean, error = mean_and_error(medians)
+    return "fail" if verdict_of(mean, critical * error, tolerance) == "fail" else found
 
 
 def verdict_of(mean: float, half: float, tolerance: float) -> str:
@@ -144,10 +153,11 @@ def stands(pairs: list[dict[str, Any]], arms: int, gate: dict[str, Any]) -> bool
     critical = gate["looks"].get(str(len(pairs)))
     if critical is None:
         return False
-    return all(
-        verdict([effect(pair, arms, arm) for pair in pairs], gate["tolerance"], critical) != "inconclusive"
-        for arm in range(1, arms)
-    )
+    for arm in range(1, arms):
+        fastest, medians = ([effect(pair, arms, arm, value) for pair in pairs] for value in (FASTEST, MEDIAN))
+        if verdict(fastest, medians, gate["tolerance"], critical) == "inconclusive":
+            return False
+    return True
 
 
 # Sessions -------------------------------------------------------------------------------------------------------------
@@ -279,26 +289,19 @@ class Arm:
         """Call once, which allocates, searches algorithms, builds engines; returns the seconds that it took."""
         return timed_calls(self.call, 1)[0][0]
 
-    def size(self, seconds: float) -> None:
-        """Choose the calls that fill a turn when one takes `seconds`, and forget those that were only to find out."""
+    def hold(self, calls: int) -> None:
+        """Let a turn hold so many calls, and forget those that were only to find out."""
         self.seen.clear()
-        self.calls = max(TURN_CALLS, int(TURN_S / max(seconds, 1e-9)) + 1)
-        if self.calls * seconds > SLOW_TURN_S:
-            self.calls = max(1, min(self.calls, int(SLOW_TURN_S / seconds)))
+        self.calls = calls
 
     def turn(self) -> list[float]:
-        """Take one turn: [median seconds of a call, calls that counted, how many of them ran undisturbed].
+        """Take one turn: [median seconds of a call, calls that counted, how many ran undisturbed, the fastest call].
 
         Where some calls ran undisturbed the median is theirs: a call that lost its core to another process says more
         about the scheduler's slice than about the model.
         """
         times, alone = timed_calls(self.call, self.calls)
-        dropped = -(-self.calls // 5) if self.calls > 1 else 0
-        times, alone = times[dropped:], alone[dropped:]
-        for seconds in times:
-            self.seen[round(math.log(max(seconds, 1e-9)) / BIN)] += 1
-        calm = [seconds for seconds, kept in zip(times, alone) if kept]  # noqa: B905 - strict came with Python 3.10
-        return [middle(calm or times), len(times), len(calm)]
+        return summed_up(times, alone, self.seen)
 
     def end(self) -> dict[str, Any]:
         """Close the session; say whether all outputs were finite, what calls with copies took, and count the calls."""
@@ -345,9 +348,9 @@ class RemoteArm:
         """See Arm."""
         return float(self.ask("first"))
 
-    def size(self, seconds: float) -> None:
+    def hold(self, calls: int) -> None:
         """See Arm."""
-        self.ask("size", seconds)
+        self.ask("hold", calls)
 
     def turn(self) -> list[float]:
         """See Arm."""
@@ -369,9 +372,8 @@ def serve(kind: Any = Arm) -> None:
             if what == "make":
                 arm, value = kind(*values), None
             else:
-                value = {"open": arm.open, "first": arm.first, "size": arm.size, "turn": arm.turn, "end": arm.end}[
-                    what
-                ](*values)
+                asked = {"open": arm.open, "first": arm.first, "hold": arm.hold, "turn": arm.turn, "end": arm.end}
+                value = asked[what](*values)
             answer = {"value": value}
         except RunnerError as error:
             answer = {"error": str(error), "kind": error.kind}
@@ -428,6 +430,17 @@ def timed_calls(call: Callable[[], object], count: int) -> tuple[list[float], li
         times.append(clock() - begin)
         alone.append(interruptions() == before)
     return times, alone
+
+
+def summed_up(times: list[float], alone: list[bool], seen: Counter[int]) -> list[float]:
+    """Sum up the calls of a turn, as `Arm.turn` returns them, and count them in `seen` by their length."""
+    fastest = min(times)
+    dropped = -(-len(times) // 5) if len(times) > 1 else 0
+    times, alone = times[dropped:], alone[dropped:]
+    for seconds in times:
+        seen[round(math.log(max(seconds, 1e-9)) / BIN)] += 1
+    calm = [seconds for seconds, kept in zip(times, alone) if kept]  # noqa: B905 - strict came with Python 3.10
+    return [middle(calm or times), len(times), len(calm), fastest]
 
 
 class Gpu:
@@ -488,33 +501,53 @@ def settled(turns: list[float]) -> bool:
     return agree or (len(before) >= 3 and min(last) >= (1 - WARM_AGREEMENT) * min(before))
 
 
+def calls_for(seconds: list[float]) -> list[int]:
+    """Choose the calls of a turn for arms whose calls take so long: as many as fill it.
+
+    Arms that are about as fast take equally many, since the fastest of more calls is a little faster.
+    """
+    wanted = []
+    for one in seconds:
+        calls = max(TURN_CALLS, int(TURN_S / max(one, 1e-9)) + 1)
+        if calls * one > SLOW_TURN_S:
+            calls = max(1, min(calls, int(SLOW_TURN_S / one)))
+        wanted.append(calls)
+    most = max(wanted)
+    return [most if 2 * calls >= most else calls for calls in wanted]
+
+
 def warm_up(arms: list[Any], order: list[int], limit_s: float) -> dict[str, Any]:
     """Take turns until every arm has settled, at most `limit_s`; say how long that took and whether it came to pass."""
     first_s = sum(arms[arm].first() for arm in order)
     begin = time.perf_counter()
-    for arm in order:
-        arms[arm].size(arms[arm].first())
-    taken: dict[int, list[float]] = {arm: [] for arm in order}
+    seconds = [arm.first() for arm in arms]
+    taken: list[list[float]] = [[] for _ in arms]
     while True:
-        for arm in order:
-            taken[arm].append(arms[arm].turn()[0])
-            arms[arm].size(middle(taken[arm][-3:]))
+        for arm, calls in zip(arms, calls_for(seconds)):  # noqa: B905
+            arm.hold(calls)
         spent = time.perf_counter() - begin
-        done = all(settled(turns) for turns in taken.values())
+        done = all(settled(turns) for turns in taken)
         if done or spent >= limit_s:
             return {"first_s": first_s, "warm_s": spent, "settled": done}
+        for arm in order:
+            taken[arm].append(arms[arm].turn()[0])
+            seconds[arm] = middle(taken[arm][-3:])
 
 
-def take_turns(arms: list[Any], seconds: float, gpu: Gpu, rng: random.Random) -> dict[str, Any]:
-    """Whole rounds for `seconds`, ten at least; a single arm is paired with itself."""
+def take_turns(arms: list[Any], seconds: float, patience: float, gpu: Gpu, rng: random.Random) -> dict[str, Any]:
+    """Whole rounds for `seconds`, and on up to `patience` while they are few; a single arm is paired with itself."""
     order = list(range(len(arms)))
     half = max(len(arms), 2)
     turns: list[list[float]] = []
     throttled: list[bool] = []
     gc.collect()
     gc.disable()
-    end, energy = time.perf_counter() + seconds, gpu.energy_j()
-    while len(turns) < 2 * half * LEAST_ROUNDS or time.perf_counter() < end:
+    begin, energy = time.perf_counter(), gpu.energy_j()
+    while True:
+        rounds, spent = len(turns) / (2 * half), time.perf_counter() - begin
+        enough = spent >= seconds and rounds >= ROUNDS
+        if rounds >= LEAST_ROUNDS and (enough or spent >= patience):
+            break
         rng.shuffle(order)
         for arm in [*order, *reversed(order)] if len(order) > 1 else [0, 0]:
             turns.append([arm, *arms[arm].turn()])
@@ -526,14 +559,15 @@ def take_turns(arms: list[Any], seconds: float, gpu: Gpu, rng: random.Random) ->
     return {"turns": turns, "throttled": throttled, "clock_mhz": gpu.clock_mhz(), "energy_j": joules}
 
 
-def time_pair(job: dict[str, Any], arms: list[Any], index: int, limit_s: float, left_s: float, gpu: Gpu) -> Any:
+def time_pair(job: dict[str, Any], arms: list[Any], index: int, gpu: Gpu) -> dict[str, Any]:
     """Open every arm afresh, another one first than before, warm up, and let them take turns for what is left."""
+    seconds = job["seconds_per_pair"]
     order = [(index + step) % len(arms) for step in range(len(arms))]
     load_s = {arm: arms[arm].open() for arm in order}
-    warm = warm_up(arms, order, limit_s)
-    timed = take_turns(
-        arms, max(left_s - warm["warm_s"], job["seconds_per_pair"] / 2), gpu, random.Random(job["seed"] * 1000 + index)
-    )
+    # What a process pays once is paid in the first pair; later ones settle fast or not at all.
+    warm = warm_up(arms, order, min(WARM_MAX_S, seconds / 2) if index else WARM_MAX_S)
+    left = max(seconds - warm["warm_s"], seconds / 2)
+    timed = take_turns(arms, left, PATIENCE * seconds, gpu, random.Random(job["seed"] * 1000 + index))
     ends = [arm.end() for arm in arms]
     whole = [end["end_to_end_s"] for end in ends]
     return {
@@ -559,17 +593,13 @@ def time_arms(job: dict[str, Any]) -> dict[str, Any]:
     """Session pairs until the gate's verdict stands; at least two, and no more once the next would take too long."""
     gpu, begin, loading = Gpu(job["arms"][0]["provider"]), time.perf_counter(), 0.0
     arms, pairs = make_arms(job), []  # type: list[Any], list[dict[str, Any]]
-    seconds, limit = job["seconds_per_pair"], job.get("total_s") or TOTAL_MAX_S
+    limit = job.get("total_s") or TOTAL_MAX_S
     for index in range(job["pairs"]):
         spent = time.perf_counter() - begin - loading
         if index >= 2 and spent * (index + 1) / index > limit:
             break
-        # What a process pays once is paid in the first pair; later ones settle fast or not at all.
-        limit_s = WARM_MAX_S if not index else min(WARM_MAX_S, seconds / 2)
-        # A long warm-up is made good by the pairs that follow.
-        left_s = (index + 1) * seconds - spent
         try:
-            pairs.append(time_pair(job, arms, index, limit_s, left_s, gpu))
+            pairs.append(time_pair(job, arms, index, gpu))
         except (RunnerError, KeyboardInterrupt):
             raise
         except Exception as error:

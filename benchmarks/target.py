@@ -104,14 +104,20 @@ def resolve_target(
 def target_of_provider(provider: str) -> Target:
     """Make a target of any execution provider, for measuring alone: what a file for it looks like is not known here.
 
-    A provider that one of the named targets has gives that target.
+    A provider that one of the named targets has gives that target. Raises UserError for a name that onnxruntime does
+    not know.
     """
-    full = provider if provider.endswith("ExecutionProvider") else f"{provider}ExecutionProvider"
+    import onnxruntime
+
+    known = {one.removesuffix("ExecutionProvider").lower(): one for one in onnxruntime.get_all_providers()}
+    full = known.get(provider.lower().removesuffix("executionprovider"))
+    if full is None:
+        raise UserError(f"--provider {provider}: onnxruntime knows {', '.join(sorted(known))}")
     if full == "CPUExecutionProvider":
         return resolve_target(None)
     for name in ("cuda", "tensorrt"):
         made = resolve_target(name)
-        if made.provider.lower() == full.lower():
+        if made.provider == full:
             return made
     return Target(full.removesuffix("ExecutionProvider").lower(), full, "int8", "none", False)
 

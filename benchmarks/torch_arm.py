@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -77,10 +76,7 @@ class TorchArm(runner.Arm):
         """Take one turn; on a GPU by its own clock, since a call returns before the work is done."""
         if self.device.type != "cuda":
             return super().turn()
-        times = event_times(self.call, self.calls)[-(-self.calls // 5) if self.calls > 1 else 0 :]
-        for seconds in times:
-            self.seen[round(math.log(max(seconds, 1e-9)) / runner.BIN)] += 1
-        return [runner.middle(times), len(times), len(times)]
+        return runner.summed_up(event_times(self.call, self.calls), [True] * self.calls, self.seen)
 
     def end(self) -> dict[str, Any]:
         """Let go of the model; say whether its outputs were finite."""

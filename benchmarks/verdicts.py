@@ -24,7 +24,8 @@ _HOW = {
     "incomparable": "latencies cannot be compared",
     "identical": "not timed",
     "none": "no baseline yet",
-    "budget": "a limit of its own",
+    "budget": "its own limit",
+    "unread": "nothing could be judged",
 }
 
 
@@ -60,8 +61,9 @@ def _signed(ratio: float) -> str:
 def headline(gate: Gate) -> str:
     """Say in one line what was decided, how, and by which limit."""
     accepted = f"; accepted: {units.line(gate.accepted)}" if gate.accepted else ""
-    limit = f"slow-down of {100 * gate.tolerance:g} % allowed"
-    return f"{mark(gate.verdict)} against {gate.name}: {_HOW[gate.mode]}, {limit}{accepted}"
+    timed = gate.mode in ("duet", "history", "incomparable")
+    limit = f", slow-down of {100 * gate.tolerance:g} % allowed" if timed else ""
+    return f"{mark(gate.verdict)} {gate.name}: {_HOW[gate.mode]}{limit}{accepted}"
 
 
 def details(gate: Gate) -> list[str]:
@@ -69,12 +71,18 @@ def details(gate: Gate) -> list[str]:
     lines = [explained(one) for one in gate.cases if one is not None]
     lines += [f"p50 against the budget of {units.duration(gate.max_p50_s)}: {mark(one)}" for one in gate.budgets if one]
     lines += [one.why for one in gate.checks if one.why]
+    if gate.first is not None:
+        again = "" if "fail" in (one.verdict for one in gate.cases if one) else ", which did not show again as clearly"
+        lines.append(f"second measurement; the first one found {_signed(gate.first)}{again}")
+    if any(gate.rejected):
+        lines.append(f"slower beyond what one of {gate.family} comparisons may be by chance (Holm)")
     return [*lines, *gate.reasons]
 
 
 def explained(judged: Judgement) -> str:
     """Explain one judgement: the change, from how many session pairs, and what it could have caught."""
-    text = f"{change(judged)} from {judged.pairs} session pairs: {mark(judged.verdict)}"
+    calls = "fastest" if judged.by == "fastest" else "median"
+    text = f"{change(judged)} by the {calls} calls of {judged.pairs} session pairs: {mark(judged.verdict)}"
     if judged.verdict == "inconclusive":
         text += f"; the smallest slow-down that this run could have caught is {100 * judged.catches:.1f} %"
     return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,19 +13,30 @@ from distill.errors import UserError
 
 from .inputs import Array
 
-_MOST = 10.0  # a share above is a typing error: 500 for 5.00
 
-
-def fraction(option: str, text: str) -> float:
-    """Read 5% or 0.05. Raises UserError for what is neither, or not between 0 and 10."""
-    number = text.strip().removesuffix("%")
+def fraction(option: str, text: str, *, zero: bool = False) -> float:
+    """Read 5% or 0.05. Raises UserError for what is neither, and for a bare number from 1 on, which would be 100 %."""
+    number, per_cent = text.strip().removesuffix("%"), text.strip().endswith("%")
     try:
-        value = float(number) / (100 if text.strip().endswith("%") else 1)
+        value = float(number) / (100 if per_cent else 1)
     except ValueError:
-        value = -1.0
-    if not 0 < value < _MOST:
-        raise UserError(f"{option} {text}: must be a share such as 5% or 0.05, above 0")
+        value = math.nan
+    if not (value > 0 or (zero and value == 0)) or math.isinf(value):
+        raise UserError(f"{option} {text}: must be a share such as 5% or 0.05, {'0 or more' if zero else 'above 0'}")
+    if value >= 1 and not per_cent:
+        raise UserError(f"{option} {text}: is {100 * value:g} %; write {text}% or {value / 100:g} if that is meant")
     return value
+
+
+def positive(option: str, value: object) -> float:
+    """Read a number above 0. Raises UserError for what is none."""
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise UserError(f"{option} {value}: must be a number above 0")
+    return found
 
 
 def counts(option: str, text: str) -> tuple[int, ...]:
@@ -41,7 +54,7 @@ def sizes(option: str, entries: Sequence[str]) -> dict[str, int]:
     """Read sequence=128. Raises UserError for a size that is no whole number from 1 on."""
     found = {}
     for name, value in named_values(option, entries).items():
-        if not value.isdigit() or int(value) < 1:
+        if not value.isdecimal() or int(value) < 1:
             raise UserError(f"{option} {name}={value}: the size must be a whole number from 1 on")
         found[name] = int(value)
     return found
@@ -61,9 +74,12 @@ def named_values(option: str, entries: Sequence[str]) -> dict[str, str]:
 def read_npz(path: Path) -> dict[str, Array]:
     """Read inputs by name. Raises UserError for what is no .npz, or holds pickled objects."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise UserError(f"--inputs {path}: is a single array; write it by name, as np.savez(file, input=rows)")
             return {name: stored[name] for name in stored.files}
     except OSError as error:
         raise UserError(f"--inputs {path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, AttributeError, EOFError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"--inputs {path}: must be an .npz of plain arrays ({' '.join(str(error).split())})") from error

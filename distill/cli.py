@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             standalone_mode=False,
         )
         if code == Exit.INTERRUPTED:  # typer turns Ctrl-C into an exit
-            _complain(_INTERRUPTED, Exit.INTERRUPTED)
+            _complain(f"interrupted; {_goes_on()}", Exit.INTERRUPTED)
     except BaseException as error:
         if "--debug" in words and not isinstance(error, _ENDS):
             import traceback
@@ -198,8 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 # What the machine or its administrator refuses; anything else that the system says may be our own mistake.
 _LIMITS = (errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ESTALE)
-_GOES_ON = "the same command goes on from here"
-_INTERRUPTED = f"interrupted; {_GOES_ON}"
+
+
+def _goes_on() -> str:
+    """Say what comes of the same command: a run goes on where it was, anything else begins anew."""
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    return "the same command begins anew" if verb == "bench" else "the same command goes on from here"
 
 
 def _code_of(error: BaseException) -> int:
@@ -217,16 +221,16 @@ def _code_of(error: BaseException) -> int:
         error.show()
         return Exit.USER
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return _complain(_INTERRUPTED, Exit.INTERRUPTED)
+        return _complain(f"interrupted; {_goes_on()}", Exit.INTERRUPTED)
     number, name = getattr(error, "errno", None), getattr(error, "filename", None)
     where = f"{name}: " if name else ""
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-        return _complain(f"{where}the disk is full; free some space, then {_GOES_ON}", Exit.USER)
+        return _complain(f"{where}the disk is full; free some space, then {_goes_on()}", Exit.USER)
     why = getattr(error, "strerror", None) or error
     if number in _LIMITS:
-        return _complain(f"{where}{why}; mend that, then {_GOES_ON}", Exit.USER)
+        return _complain(f"{where}{why}; mend that, then {_goes_on()}", Exit.USER)
     if isinstance(error, PermissionError) or number == errno.EROFS:
-        return _complain(f"{where}no permission ({why}); mend its rights, or choose a folder with --out", Exit.USER)
+        return _complain(f"{where}no permission ({why}); mend its rights, or choose another place", Exit.USER)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
         return _complain("out of memory; lower batch_size, or distill.views", Exit.USER)
     return _complain(

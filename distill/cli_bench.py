@@ -24,7 +24,7 @@ def bench(
     pairs: Annotated[int, typer.Option(help="fresh session pairs of a measurement without a gate", min=2)] = 6,
     seconds: Annotated[float, typer.Option(help="that a session pair is timed for", min=0.01, max=60)] = 1.0,
     seed: Annotated[int, typer.Option(help="of inputs and of the order of turns", min=0)] = 0,
-    timeout: Annotated[float | None, typer.Option(help="seconds after which a timing process is stopped")] = None,
+    timeout: Annotated[float | None, typer.Option(help="seconds until a timing process is stopped", min=0.01)] = None,
     baseline: Annotated[
         Path | None, typer.Option(help="an .onnx file, or what --save-baseline wrote", rich_help_panel=_GATE)
     ] = None,
@@ -34,7 +34,9 @@ def bench(
     release_baseline: Annotated[
         Path | None, typer.Option(help="a second baseline, of the last release, against slow drift")
     ] = None,
-    max_regression: Annotated[str, typer.Option(help="slow-down that is allowed, as 5% or 0.05")] = "5%",
+    max_regression: Annotated[
+        str | None, typer.Option(help="slow-down that is allowed, as 5% or 0.05; 5% when left out")
+    ] = None,
     max_p50_ms: Annotated[float | None, typer.Option(help="most that the median call may take", min=0)] = None,
     max_size_growth: Annotated[str | None, typer.Option(help="growth of the file that is allowed, as 10%")] = None,
     accept: Annotated[Path | None, typer.Option(help="list of sha256 and reason of files that may be slower")] = None,

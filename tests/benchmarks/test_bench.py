@@ -60,9 +60,9 @@ def test_open_axes_are_named_by_the_user(save: Any, options: Callable[..., Any])
     assert found.cases[0].shapes == [{"x": [1, 7, 4]}]
     with pytest.raises(UserError, match=r"say --dim length=SIZE"):
         bench_module.bench([path], options())
-    with pytest.raises(UserError, match="its open axes are n, length"):
+    with pytest.raises(UserError, match="the open axes are n, length"):
         bench_module.bench([path], options(dims={"width": 7}))
-    with pytest.raises(UserError, match="this is the batch; say --batch 7"):
+    with pytest.raises(UserError, match="is the batch; say --batch 7"):
         bench_module.bench([path], options(dims={"n": 7}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from distill.cli import main
 
@@ -57,7 +60,7 @@ def test_a_gate_says_so_in_every_form(
     words = ("--baseline", fast, "--max-regression", "50%", "--junit", tmp_path / "j.xml", *QUICK)
     assert bench(slow, *words, "--out", tmp_path / "r.json") == 1
     said = capsys.readouterr().out
-    assert "FAIL against baseline" in said
+    assert "FAIL slow.onnx against fast.onnx" in said
     assert "::error title=distill bench::FAIL" in said
     suite = ElementTree.parse(tmp_path / "j.xml").getroot()
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "1", "0")
@@ -66,7 +69,16 @@ def test_a_gate_says_so_in_every_form(
     assert summary.startswith("### FAIL")
     assert "| slow |" in summary
     assert bench("--rejudge", tmp_path / "r.json", "--max-regression", "50%") == 1
-    assert bench("--rejudge", tmp_path / "r.json", "--max-regression", "9.9") in (0, 1)
+    assert bench("--rejudge", tmp_path / "r.json", "--max-regression", "50%", "--accept", accepted(tmp_path, slow)) == 0
+    assert bench("--rejudge", tmp_path / "r.json") == 1
+    assert bench("--rejudge", tmp_path / "r.json", "--max-regression", "99900%") == 0
+    assert bench("--rejudge", tmp_path / "r.json", "--max-regression", "99900%", "--max-p50-ms", "0.000001") == 1
+
+
+def accepted(folder: Path, model: Path) -> Path:
+    entry = {"sha256": hashlib.sha256(model.read_bytes()).hexdigest(), "reason": "twice the classes"}
+    (folder / "accepted.json").write_text(json.dumps([entry]))
+    return folder / "accepted.json"
 
 
 def test_a_baseline_is_saved_kept_from_failures_and_used(bench: Bench, conv: Conv, tmp_path: Path, capsys: Any) -> None:
@@ -89,16 +101,18 @@ def test_a_baseline_is_saved_kept_from_failures_and_used(bench: Bench, conv: Con
 def test_a_slow_down_is_accepted_by_its_sha256_and_the_release_is_judged_beside_it(
     bench: Bench, conv: Conv, tmp_path: Path, capsys: Any
 ) -> None:
-    import hashlib
-
     fast, slow = conv(layers=1, name="fast.onnx"), conv(layers=120, name="slow.onnx")
-    entry = {"sha256": hashlib.sha256(slow.read_bytes()).hexdigest(), "reason": "twice the classes"}
-    (tmp_path / "accepted.json").write_text(json.dumps([entry]))
-    words = (slow, "--accept", tmp_path / "accepted.json", "--max-regression", "50%", *QUICK)
-    assert bench(*words, "--baseline", fast) == 0
+    release = conv(layers=1, name="release.onnx")
+    words = (slow, "--max-regression", "50%", *QUICK)
+    assert bench(*words, "--baseline", fast, "--accept", accepted(tmp_path, slow)) == 0
     assert "twice the classes" in capsys.readouterr().out
-    assert bench(*words, "--baseline", fast, "--release-baseline", fast) == 1
-    assert "against the release baseline" in capsys.readouterr().out
+    # Slow drift: each step is within the tolerance of the last, the sum is not.
+    assert bench(*words, "--baseline", slow, "--release-baseline", release) == 1
+    said = capsys.readouterr().out
+    assert "PASS slow.onnx against slow.onnx" in said
+    assert "FAIL slow.onnx against release.onnx" in said
+    both = ("--baseline", slow, "--release-baseline", release, "--accept", accepted(tmp_path, slow))
+    assert bench(*words, *both) == 0
 
 
 def test_a_budget_alone_ends_with_its_verdict(bench: Bench, conv: Conv) -> None:
@@ -123,33 +137,53 @@ def test_inputs_of_the_users_own(bench: Bench, conv: Conv, tmp_path: Path, capsy
         (["none.onnx"], 2, "none.onnx: does not exist"),
         (["{conv}", "--batch", "0"], 2, "--batch 0: must be whole numbers"),
         (["{conv}", "--threads", "two"], 2, "--threads two"),
-        (["{conv}", "--max-regression", "five"], 2, "--max-regression five: must be a share"),
-        (["{conv}", "--max-regression", "-5%"], 2, "--max-regression -5%"),
+        (["{conv}", "--baseline", "{conv}", "--max-regression", "five"], 2, "--max-regression five: must be a share"),
+        (["{conv}", "--baseline", "{conv}", "--max-regression", "-5%"], 2, "--max-regression -5%"),
+        (["{conv}", "--baseline", "{conv}", "--max-regression", "5"], 2, "is 500 %; write 5% or 0.05"),
+        (["{conv}", "--baseline", "{conv}", "--max-regression", "0%"], 2, "above 0"),
+        (["{conv}", "--max-regression", "5%"], 2, "--max-regression: would be ignored beside MODEL"),
+        (["{conv}", "--max-p50-ms", "0"], 2, "must be a number above 0"),
+        (["{conv}", "{conv}", "--max-p50-ms", "1"], 2, "goes with one MODEL"),
+        (["{conv}", "--strict"], 2, "nothing to judge"),
         (["{conv}", "--dim", "length"], 2, "--dim length: must be name=value"),
         (["{conv}", "--dim", "length=0"], 2, "--dim length=0"),
         (["{conv}", "--inputs", "none.npz"], 2, "--inputs none.npz: cannot be read"),
-        (["{conv}", "--provider", "Nonesuch"], 5, "no NonesuchExecutionProvider"),
+        (["{conv}", "--inputs", "rows.npy"], 2, "is a single array"),
+        (["{conv}", "--inputs", "broken.npz"], 2, "must be an .npz of plain arrays"),
+        (["{conv}", "--provider", "Nonesuch"], 2, "--provider Nonesuch: onnxruntime knows"),
+        (["{conv}", "--provider", "CoreML"], 5, "no CoreMLExecutionProvider"),
         (["{conv}", "--target", "toaster"], 2, "target='toaster'"),
         (["{conv}", "--provider", "cpu", "--target", "x86"], 2, "not both"),
-        (["{conv}", "{conv}", "--baseline", "{conv}"], 2, "gates one model, 2 were given"),
+        (["{conv}", "{conv}", "--baseline", "{conv}"], 2, "goes with one MODEL, 2 were given"),
+        (["{conv}", "--baseline", "typo.onnx"], 2, "typo.onnx: the baseline does not exist"),
         (["{conv}", "--baseline", "broken.onnx"], 2, "broken.onnx: not an ONNX file"),
         (["{conv}", "--baseline", "broken.json"], 2, "broken.json: not the JSON"),
         (["{conv}", "--baseline", "other.json"], 2, "not that of `python -m distill bench`"),
         (["{conv}", "--baseline", "old.json"], 4, "its schema is 0"),
+        (["{conv}", "--baseline", "old.json", "--if-incomparable", "warn"], 0, "its schema is 0"),
         (["{conv}", "--baseline", "damaged.json"], 2, "a damaged benchmark"),
         (["{conv}", "--baseline", "{conv}", "--if-incomparable", "maybe"], 2, "must be fail or warn"),
-        (["{conv}", "--baseline-python", "x"], 2, "goes with --baseline"),
+        (["{conv}", "--baseline-python", "x"], 2, "it goes with --baseline"),
         (["{conv}", "--baseline", "{conv}", "--baseline-python", "none"], 2, "--baseline-python none: does not exist"),
         (["{conv}", "--save-baseline", "base.txt"], 2, "must end in .json"),
-        (["{conv}", "--shard", "1/2"], 2, "--shard: goes with --manifest"),
+        (["{conv}", "--save-baseline", "rows.json"], 2, "rows.onnx is there already"),
+        (["{conv}", "--out", "folder"], 2, "--out folder: is a folder"),
+        (["{conv}", "--junit", "rows.npy/j.xml"], 2, "its folder cannot be made"),
+        (["{conv}", "--shard", "1/2"], 2, "it goes with --manifest"),
         (["{conv}", "--rejudge", "other.json"], 2, "give one of"),
-        (["{conv}", "--accept", "none.yaml"], 2, "--accept none.yaml: cannot be read"),
-        (["{conv}", "--accept", "short.yaml"], 2, "entry 1 must have a sha256"),
+        (["{conv}", "--baseline", "{conv}", "--accept", "none.yaml"], 2, "--accept none.yaml: cannot be read"),
+        (["{conv}", "--baseline", "{conv}", "--accept", "short.yaml"], 2, "entry 1 must have a sha256"),
+        (["{conv}", "--export-runner", "rows.npy"], 2, "is not empty"),
+        (["--rejudge", "old.json", "--export-runner", "new"], 2, "--export-runner: would be ignored beside --rejudge"),
         (["--manifest", "none.yaml"], 2, "--manifest none.yaml: cannot be read"),
+        (["--manifest", "rows.npy"], 2, "--manifest rows.npy:"),
         (["--import", "none.json"], 2, "--import none.json: cannot be read"),
         (["--import", "broken.json"], 5, "is not a whole result of runner.py"),
         (["--import", "other.json"], 5, "but not a result of runner.py"),
+        (["--import", "error.json"], 5, "does not say which"),
+        (["--import", "half.json"], 2, "a damaged result"),
         (["{conv}", "--measure", "nosuchcommand"], 5, "`nosuchcommand` cannot be run"),
+        (["{conv}", "--measure", 'ssh "board'], 2, "cannot be read as a command"),
         (["{conv}", "--timeout", "0.01"], 5, "did not end within 0.01 s"),
     ],
 )
@@ -166,12 +200,98 @@ def test_wrong_words_and_files_end_with_their_code_and_the_mend(
     path = conv()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.onnx").write_bytes(path.read_bytes()[:40])
-    (tmp_path / "broken.json").write_text('{"schema": 1, "mod')
+    (tmp_path / "broken.json").write_text('{"schema": 2, "mod')
     (tmp_path / "other.json").write_text('{"name": "package"}')
     (tmp_path / "old.json").write_text('{"schema": 0, "models": [], "cases": []}')
-    (tmp_path / "damaged.json").write_text('{"schema": 1, "models": [{}], "cases": []}')
+    (tmp_path / "damaged.json").write_text('{"schema": 2, "models": [{}], "cases": []}')
     (tmp_path / "short.yaml").write_text("- sha256: abc\n  reason: why\n")
-    assert bench(*(str(path) if word == "{conv}" else word for word in words), *QUICK) == code
-    said = capsys.readouterr().err
+    (tmp_path / "error.json").write_text('{"status": "error"}')
+    (tmp_path / "half.json").write_text('{"status": "ok", "sent": {"facts": []}, "board": {}}')
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "rows.onnx").write_bytes(path.read_bytes())
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "rows.npy", np.zeros(3))
+    quick = QUICK if "{conv}" in words else ()
+    assert bench(*(str(path) if word == "{conv}" else word for word in words), *quick) == code
+    captured = capsys.readouterr()
+    said = " ".join(f"{captured.out} {captured.err}".split())
     assert says in said
     assert "Traceback" not in said
+
+
+def test_the_same_path_written_otherwise_is_measured(bench: Bench, conv: Conv, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = conv()
+    monkeypatch.chdir(path.parent)
+    assert bench(f"./{path.name}", *QUICK) == 0
+    assert bench(f"./{path.name}", *QUICK, "--baseline", "none.json") == 0
+
+
+def test_what_cannot_be_measured_is_told_in_every_form_and_keeps_no_baseline(
+    bench: Bench, conv: Conv, save: Any, tmp_path: Path, capsys: Any
+) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2, 6, 6]) for name in "xy")
+    spoilt = save([helper.make_node("Log", ["x"], ["y"])], [x], [y], name="log.onnx")
+    stored = tmp_path / "base.json"
+    words = ("--baseline", stored, "--save-baseline", stored, "--junit", tmp_path / "j.xml", *QUICK)
+    (tmp_path / "j.xml").write_text("of an earlier run")
+    assert bench(spoilt, *words) == 5
+    assert not stored.exists()
+    assert ElementTree.parse(tmp_path / "j.xml").getroot().get("errors") == "1"
+    assert "its outputs are not all finite" in " ".join(capsys.readouterr().out.split())
+    assert bench(conv(), *words) == 0
+    assert bench(spoilt, *words, "--out", tmp_path / "r.json") == 5
+    assert ElementTree.parse(tmp_path / "j.xml").getroot().get("errors") == "1"
+    assert bench("--rejudge", tmp_path / "r.json", "--max-regression", "9900%") == 5
+
+
+def test_changed_inputs_are_incomparable_and_move_the_baseline_only_where_that_is_allowed(
+    bench: Bench, conv: Conv, save: Any, tmp_path: Path
+) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("image", "y"))
+    other = save([helper.make_node("Relu", ["image"], ["y"])], [x], [y], name="other.onnx")
+    stored = tmp_path / "base.json"
+    words = ("--baseline", stored, "--save-baseline", stored, *QUICK)
+    assert bench(conv(), *words) == 0
+    first = stored.read_bytes()
+    assert bench(other, *words) == 4
+    assert stored.read_bytes() == first
+    assert bench(other, *words, "--if-incomparable", "warn") == 0
+    assert stored.with_suffix(".onnx").read_bytes() == other.read_bytes()
+    assert bench(other, *words) == 0
+
+
+def test_a_baseline_with_external_data_keeps_them_to_itself(
+    bench: Bench, conv: Conv, tmp_path: Path, capsys: Any
+) -> None:
+    def external(folder: str, layers: int) -> Path:
+        (tmp_path / folder).mkdir()
+        proto = onnx.load(conv(layers=layers))
+        path = tmp_path / folder / "model.onnx"
+        onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+        return path
+
+    one, two = external("one", 1), external("two", 2)
+    kept = tmp_path / "kept"
+    assert bench(one, *QUICK, "--save-baseline", kept / "one.json") == 0
+    assert bench(two, *QUICK, "--save-baseline", kept / "two.json") == 0
+    for model, name in ((one, "one.json"), (two, "two.json")):
+        capsys.readouterr()
+        assert bench(model, *QUICK, "--baseline", kept / name, "--save-baseline", kept / name) == 0
+        captured = capsys.readouterr()
+        assert "byte for byte the same" in captured.out
+        assert "left as it was" in captured.err
+    assert bench(two, *QUICK, "--baseline", kept / "none.json", "--save-baseline", kept / "one.json") == 0
+    assert bench(two, *QUICK, "--baseline", kept / "one.json") == 0
+
+
+def test_a_model_in_a_cache_of_links_is_measured(bench: Bench, conv: Conv, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    onnx.save(
+        onnx.load(conv()), tmp_path / "blobs/m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    (tmp_path / "blobs/m.onnx").rename(tmp_path / "blobs/abc")
+    (tmp_path / "blobs/w.bin").rename(tmp_path / "blobs/def")
+    (tmp_path / "snapshot/model.onnx").symlink_to("../blobs/abc")
+    (tmp_path / "snapshot/w.bin").symlink_to("../blobs/def")
+    assert bench(tmp_path / "snapshot/model.onnx", *QUICK) == 0

@@ -36,7 +36,7 @@ def test_gates_are_appended_and_a_campaign_goes_on(
     campaign.live(out, "aa", 2)
     rows = campaign.read_rows(out)
     assert len(rows) == 4
-    assert all(len(row["effects"]) in (4, 6, 8, 12, 16) for row in rows)
+    assert all(len(row["fastest"]) == len(row["medians"]) and len(row["medians"]) in (4, 6, 8, 12, 16) for row in rows)
     campaign.REPLAYS = 20
     campaign.report([out])
     assert "| aa tiny, 1 thread(s) | 2 | 5 % |" in capsys.readouterr().out

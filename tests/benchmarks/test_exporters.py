@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-annotations, facts, gate, junit, markdown, records, table, verdicts = (
+annotations, facts, junit, markdown, records, rule, table, verdicts = (
     importlib.import_module(f"distill.benchmarks.{name}")
-    for name in ("annotations", "facts", "gate", "junit", "markdown", "records", "table", "verdicts")
+    for name in ("annotations", "facts", "junit", "markdown", "records", "rule", "table", "verdicts")
 )
 HOSTILE = "a|b<script>\n::error::`x` [y](z) \x1b[31m 100%"
 
@@ -24,7 +24,7 @@ def model(name: str) -> Any:
 
 
 def judged(verdict: str, slowdown: float = 1.0) -> Any:
-    return gate.Judgement(verdict, slowdown, slowdown * 0.99, slowdown * 1.01, 6, 0.5, 0.061)
+    return rule.Judgement(verdict, slowdown, slowdown * 0.99, slowdown * 1.01, 6, 0.5, 0.061)
 
 
 def report(verdict: str, mode: str = "duet", slowdown: float = 1.0) -> Any:

@@ -7,6 +7,8 @@ import json
 import random
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,7 @@ def test_a_bound_call_gives_what_a_plain_call_gives(conv: Conv, here: Target) ->
 
 
 def test_spoilt_turns_are_left_out_by_pairs_unless_few_are_left() -> None:
-    clean, broken = [[0, 2.0, 3, 3], [1, 1.0, 3, 3]], [[0, 9.0, 3, 0], [1, 1.0, 3, 3]]
+    clean, broken = [[0, 2.0, 3, 3, 2.0], [1, 1.0, 3, 3, 0.5]], [[0, 9.0, 3, 0, 9.0], [1, 1.0, 3, 3, 0.5]]
     assert runner.kept_turns(pair(clean * 4 + broken), 2) == [(0, 2.0), (1, 1.0)] * 4
     assert len(runner.kept_turns(pair(clean * 3 + broken), 2)) == 8
     assert len(runner.kept_turns(pair(clean * 5, throttled=[True] + [False] * 4), 2)) == 8
@@ -152,8 +154,8 @@ def test_spoilt_turns_are_left_out_by_pairs_unless_few_are_left() -> None:
 
 def test_what_the_runner_noticed_becomes_warnings() -> None:
     noticed = [
-        pair([[0, 1.0, 3, 3]] * 2, settled=False, throttled=[True], clock_mhz=1000),
-        pair([[0, 1.0, 3, 3]] * 2, clock_mhz=1900),
+        pair([[0, 1.0, 3, 3, 1.0]] * 2, settled=False, throttled=[True], clock_mhz=1000),
+        pair([[0, 1.0, 3, 3, 1.0]] * 2, clock_mhz=1900),
     ]
     text = " ".join(remarks.of_case(noticed))
     assert "1 of 2 warm-ups" in text
@@ -171,9 +173,22 @@ def arm_of(call: Callable[[], object]) -> Any:
     ("call_s", "calls"), [(1e-5, 301), (8.5e-5, 36), (1e-3, 4), (0.02, 2), (0.1, 1), (3.0, 1), (0.0, 3_000_001)]
 )
 def test_a_turn_is_three_milliseconds_and_two_calls_unless_calls_are_slow(call_s: float, calls: int) -> None:
-    arm = arm_of(list)
-    arm.size(call_s)
-    assert arm.calls == pytest.approx(calls, abs=1)
+    assert runner.calls_for([call_s]) == pytest.approx([calls], abs=1)
+
+
+def test_arms_that_are_about_as_fast_take_equally_many_calls() -> None:
+    assert runner.calls_for([1.4e-3, 1.6e-3]) == [3, 3]
+    assert runner.calls_for([1e-3, 50e-6]) == [4, 61]
+    assert runner.calls_for([1e-4, 1.1e-4, 5e-3]) == [31, 31, 2]
+
+
+def test_a_turn_tells_its_median_without_the_first_fifth_and_its_fastest_call_of_all() -> None:
+    seen: Counter[int] = Counter()
+    times = [1.0, 5.0, 4.0, 3.0, 2.0]
+    assert runner.summed_up(times, [True] * 5, seen) == [3.5, 4, 4, 1.0]
+    assert seen.total() == 4
+    assert runner.summed_up(times, [True, True, False, False, True], seen) == [3.5, 4, 2, 1.0]
+    assert runner.summed_up([7.0], [False], seen) == [7.0, 1, 0, 7.0]
 
 
 @pytest.mark.parametrize(
@@ -196,9 +211,9 @@ def test_a_round_is_all_arms_and_then_the_same_in_reverse_and_the_first_fifth_is
     arms = [arm_of(lambda number=number: calls.append(number)) for number in range(count)]  # type: ignore[misc]
     for arm in arms:
         arm.calls = 10
-    timed = runner.take_turns(arms, 0.0, runner.Gpu("CPUExecutionProvider"), random.Random(1))
+    timed = runner.take_turns(arms, 0.0, 60.0, runner.Gpu("CPUExecutionProvider"), random.Random(1))
     order = [turn[0] for turn in timed["turns"]]
-    assert len(order) == 2 * count * runner.LEAST_ROUNDS
+    assert len(order) == 2 * count * runner.ROUNDS
     halves = [order[begin : begin + count] for begin in range(0, len(order), count)]
     assert all(first == second[::-1] for first, second in zip(halves[0::2], halves[1::2], strict=True))
     assert all(sorted(half) == list(range(count)) for half in halves)
@@ -207,6 +222,20 @@ def test_a_round_is_all_arms_and_then_the_same_in_reverse_and_the_first_fifth_is
     assert all(turn[2] == 8 for turn in timed["turns"])
     assert timed["throttled"] == [False] * len(halves)
     assert sum(arms[0].seen.values()) == 8 * order.count(0)
+
+
+def test_slow_calls_get_more_time_up_to_a_limit_and_two_rounds_at_least() -> None:
+    arms = [arm_of(lambda: time.sleep(0.004)) for _ in range(2)]
+    for arm in arms:
+        arm.calls = 1
+
+    def rounds(seconds: float, patience: float) -> float:
+        timed = runner.take_turns(arms, seconds, patience, runner.Gpu("CPUExecutionProvider"), random.Random(1))
+        return len(timed["turns"]) / 4
+
+    assert rounds(0.0, 0.0) == runner.LEAST_ROUNDS
+    assert runner.LEAST_ROUNDS < rounds(0.0, 0.1) < runner.ROUNDS
+    assert rounds(0.0, 60.0) == runner.ROUNDS
 
 
 def test_the_runner_stands_alone_and_reads_as_python_38(conv: Conv, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 module = importlib.import_module("distill.benchmarks.rule")
-Rule, judge = module.Rule, module.judge
+Rule = module.Rule
+
+
+def judge(values: Any, rule: Any, medians: Any = None) -> Any:
+    """Judge by the fastest calls, the medians being the same unless they are given."""
+    return module.judge(list(values), list(values if medians is None else medians), rule)
+
 
 effects = st.lists(st.floats(-0.2, 0.2), min_size=2, max_size=16)
 SPREADS = (0.002, 0.005, 0.02)
@@ -92,8 +99,19 @@ def test_the_p_value_is_that_of_a_one_sided_t_test(values: list[float]) -> None:
 
 
 def test_fewer_than_two_session_pairs_are_no_verdict() -> None:
-    with pytest.raises(ValueError, match="at least two"):
+    with pytest.raises(ValueError, match="needs two"):
         judge([0.1], Rule())
+    with pytest.raises(ValueError, match="as many of each"):
+        judge([0.1, 0.1], Rule(), [0.1, 0.1, 0.1])
+
+
+def test_calls_that_are_slow_beside_fast_ones_fail_by_their_median_and_cannot_pass_or_improve_by_it() -> None:
+    same, slow, noisy = [0.001, -0.001, 0.0, 0.001], [0.2, 0.21, 0.19, 0.2], [0.3, -0.3, 0.2, -0.2]
+    failed = judge(same, Rule(0.05), slow)
+    assert (failed.verdict, failed.by) == ("fail", "median")
+    assert failed.slowdown == pytest.approx(math.exp(0.2))
+    assert (judge(same, Rule(0.05), noisy).verdict, judge(same, Rule(0.05), noisy).by) == ("pass", "fastest")
+    assert judge(noisy, Rule(0.05), [-one for one in slow]).verdict == "inconclusive"
 
 
 def test_the_looks_share_the_error() -> None:

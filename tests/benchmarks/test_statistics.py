@@ -28,7 +28,7 @@ def swapped(turns: Turns) -> Turns:
 
 
 def session_effect(turns: Turns) -> float:
-    pair = {"turns": [[arm, value, 3, 3] for arm, value in turns], "throttled": [False] * (len(turns) // 2)}
+    pair = {"turns": [[arm, 9.0, 3, 3, value] for arm, value in turns], "throttled": [False] * (len(turns) // 2)}
     return float(runner.effect(pair))
 
 
