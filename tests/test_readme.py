@@ -131,7 +131,8 @@ def _bench(mode: str, words: Sequence[str]) -> None:
         _distill("bench", *found)
         return
     code = 3 if "--strict" in found else 0
-    _distill("bench", *found, "--seconds", "0.02", "--pairs", "2", "--time-identical", code=code)
+    timed = ["--time-identical"] if "--baseline" in found else []
+    _distill("bench", *found, "--seconds", "0.02", "--pairs", "2", *timed, code=code)
 
 
 def _read_config(verb: str, words: Sequence[str]) -> None:
