@@ -19,7 +19,7 @@ from . import remarks, runner
 from .callables import TorchCallable
 from .facts import Facts, read_facts
 from .inputs import Array, Feeds, Place, make_inputs, places_of
-from .jobs import ArmSpec, Timing, look_at, time_arms
+from .jobs import ArmSpec, Timing, inspect_file, time_arms
 from .machine import fingerprint, machine, of_board
 from .profile import summarize, unfused_warning
 from .records import Case, Model, Ratio, Report, Row
@@ -58,12 +58,12 @@ def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report
     of_files = [word for word, made in zip(words, callables, strict=True) if made is None]
     options = settled(of_files, options)
     files = dict(zip(of_files, named(of_files), strict=True))
-    looked = {word: look(Path(word), facts, options) for word, facts in files.items()}
+    inspected = {word: inspect(Path(word), facts, options) for word, facts in files.items()}
     models = [
-        looked[word].model if made is None else made.described() for word, made in zip(words, callables, strict=True)
+        inspected[word].model if made is None else made.described() for word, made in zip(words, callables, strict=True)
     ]
     cases = [time_case(words, options, batch, threads) for batch in options.batches for threads in options.threads]
-    where = next((one.machine for one in looked.values()), None)
+    where = next((one.machine for one in inspected.values()), None)
     return report(models, cases, options, where or machine())
 
 
@@ -79,7 +79,7 @@ def named(paths: Sequence[str | Path]) -> list[Facts]:
 
 
 @dataclass(frozen=True)
-class Looked:
+class Inspected:
     """A file after its untimed call, and the machine that ran it."""
 
     model: Model
@@ -132,7 +132,7 @@ def feeds_of(path: str | Path, options: Options, batch: int) -> Feeds:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
-def look(path: Path, facts: Facts, options: Options, *, arm: int | None = None) -> Looked:
+def inspect(path: Path, facts: Facts, options: Options, *, arm: int | None = None) -> Inspected:
     """Run a file once, untimed, at the first batch size, and add up what it executed.
 
     `arm` is its number among the timed ones, where that decides which interpreter runs it.
@@ -141,13 +141,13 @@ def look(path: Path, facts: Facts, options: Options, *, arm: int | None = None) 
     feeds = feeds_of(path, options, options.batches[0])
     command = options.commands.get(arm) if arm is not None else None
     python = command[0] if command else None
-    answer = look_at(path, target, feeds, timeout_s=options.timing.timeout_s, python=python)
+    answer = inspect_file(path, target, feeds, timeout_s=options.timing.timeout_s, python=python)
     where = machine() if options.target.measure is None else of_board(answer["board"])
-    return Looked(model_of(answer, facts, target.provider), where)
+    return Inspected(model_of(answer, facts, target.provider), where)
 
 
 def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
-    """Summarise a runner's look at a file."""
+    """Summarise a runner's inspection of a file."""
     ran = summarize(answer["nodes"], provider, facts.name)
     model = Model(
         facts=facts,

@@ -17,7 +17,7 @@ from .bench import Options, case_of, feeds_of, model_of, named, settled, target_
 from .bundle import write_bundle
 from .facts import Facts
 from .gate import Ask, baseline_file, by_budget, require_same_inputs
-from .jobs import ArmSpec, look_job, stored, time_job
+from .jobs import ArmSpec, inspect_job, stored, time_job
 from .judging import with_gate
 from .machine import fingerprint, of_board
 from .process import checked, read_result
@@ -45,20 +45,21 @@ def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, base
         timing = dataclasses.replace(timing, pairs=max(gate.looks), gate=gate.for_runner())
     folder.mkdir(parents=True, exist_ok=True)
     jobs: list[dict[str, Any]] = []
-    cases = []
+    cases: list[dict[str, Any]] = []
+    first = dataclasses.replace(options.target, threads=options.threads[0])
     with tempfile.TemporaryDirectory(prefix="distill-bundle-") as place:
         for batch in options.batches:
             arms = [ArmSpec(path, feeds_of(path, options, batch)) for path in paths]
             specs = stored(arms, options.target, Path(place, str(batch)))
             if batch == options.batches[0]:
-                jobs += [
-                    look_job(spec, dataclasses.replace(options.target, threads=options.threads[0])) for spec in specs
-                ]
+                jobs += [inspect_job(spec, first) for spec in specs]
             for threads in options.threads:
                 jobs.append(time_job(specs, dataclasses.replace(options.target, threads=threads), timing))
                 shapes = [{name: list(value.shape) for name, value in arm.feeds.items()} for arm in arms]
                 cases.append({"batch": batch, "threads": threads, "shapes": shapes})
         sent = {
+            # Of what each answer will be, in order: of a file, or of a case.
+            "answers": [*({"file": n} for n in range(len(facts))), *({"case": n} for n in range(len(cases)))],
             "facts": [dataclasses.asdict(one) for one in facts],
             "cases": cases,
             "target": target_record(options.target),
@@ -91,7 +92,7 @@ def brought_home(path: Path) -> Report:
         raise UserError(f"--import {path}: not the result of a bundle that --export-runner wrote")
     try:
         return _judged(path, sent, answer)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise UserError(
             f"--import {path}: a damaged result, or one of another version ({type(error).__name__}: {error})"
         ) from error
@@ -100,12 +101,15 @@ def brought_home(path: Path) -> Report:
 def _judged(path: Path, sent: dict[str, Any], answer: dict[str, Any]) -> Report:
     """Put a board's answers together as a local measurement is, and judge them by what was sent along."""
     facts = [Facts(**one) for one in sent["facts"]]
-    answers = [checked(one, f"{path}: {_what(number, facts)}") for number, one in enumerate(answer["answers"])]
-    models = [model_of(one, fact, sent["target"]["provider"]) for one, fact in zip(answers, facts, strict=False)]
-    cases = [
-        case_of(one, about["batch"], about["threads"], about["shapes"])
-        for one, about in zip(answers[len(facts) :], sent["cases"], strict=True)
-    ]
+    models, cases = [], []
+    for of, one in zip(sent["answers"], answer["answers"], strict=True):
+        if "file" in of:
+            about = facts[of["file"]]
+            models.append(model_of(checked(one, f"{path}: {about.name}"), about, sent["target"]["provider"]))
+        else:
+            case = sent["cases"][of["case"]]
+            done = checked(one, f"{path}: the timing at batch {case['batch']}, {case['threads']} thread(s)")
+            cases.append(case_of(done, case["batch"], case["threads"], case["shapes"]))
     where = of_board(answer["board"])
     made = Report(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -123,7 +127,3 @@ def _judged(path: Path, sent: dict[str, Any], answer: dict[str, Any]) -> Report:
     if sent["gated"]:
         return with_gate(made, ask.opened(f"{facts[-1].name} against {facts[0].name}", "duet"))
     return made if ask.max_p50_s is None else by_budget(made, ask, f"{facts[-1].name} by its budget")
-
-
-def _what(number: int, facts: Sequence[Facts]) -> str:
-    return facts[number].name if number < len(facts) else "the timing"

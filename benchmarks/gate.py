@@ -19,7 +19,7 @@ from typing import Any
 
 from distill.errors import NotComparableError, NotMeasuredError, UserError
 
-from .bench import Options, bench, look, report, settled, target_record, time_case
+from .bench import Options, bench, inspect, report, settled, target_record, time_case
 from .facts import Facts, read_facts
 from .judging import session_medians, with_gate
 from .machine import fingerprint, machine
@@ -201,8 +201,8 @@ def _first(candidate: str | Path, baseline: Path, options: Options, ask: Ask, na
 def _identical(new: Facts, options: Options, ask: Ask, name: str) -> Report:
     """Pass two files of the same bytes without a clock; only a budget in seconds still needs one."""
     if ask.max_p50_s is None:
-        looked = look(Path(new.path), new, options)
-        made = report([looked.model], [], options, looked.machine)
+        inspected = inspect(Path(new.path), new, options)
+        made = report([inspected.model], [], options, inspected.machine)
     else:
         made = bench([new.path], options)
     return with_gate(made, ask.opened(name, "identical", reasons=("byte for byte the same file",)))
@@ -210,8 +210,8 @@ def _identical(new: Facts, options: Options, ask: Ask, name: str) -> Report:
 
 def _duet(old: Facts, new: Facts, options: Options, ask: Ask, name: str) -> Report:
     """Let both files take turns, at every batch size and thread count, until each verdict stands."""
-    looked = [look(Path(one.path), one, options, arm=arm) for arm, one in enumerate((old, new))]
-    models = [one.model for one in looked]
+    inspected = [inspect(Path(one.path), one, options, arm=arm) for arm, one in enumerate((old, new))]
+    models = [one.model for one in inspected]
     if models[0].finite and not models[1].finite:
         raise NotMeasuredError(
             f"{new.path}: its outputs are not all finite, those of the baseline are; nothing to time"
@@ -226,7 +226,7 @@ def _duet(old: Facts, new: Facts, options: Options, ask: Ask, name: str) -> Repo
             raise NotComparableError(
                 f"the inputs cannot be compared: the baseline was fed {case.shapes[0]}, the candidate {case.shapes[1]}"
             )
-    return with_gate(report(models, cases, options, looked[1].machine), ask.opened(name, "duet"))
+    return with_gate(report(models, cases, options, inspected[1].machine), ask.opened(name, "duet"))
 
 
 def _against_report(stored: Report, new: Facts, options: Options, ask: Ask, name: str) -> Report:

@@ -82,12 +82,12 @@ def time_job(specs: Sequence[Mapping[str, Any]], target: Target, timing: Timing)
     }
 
 
-def look_job(spec: Mapping[str, Any], target: Target) -> dict[str, Any]:
-    """Write down a look at one file for `runner.py`."""
-    return {"task": "look", "arms": [dict(spec)], "threads": target.threads}
+def inspect_job(spec: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """Write down the inspection of one file for `runner.py`."""
+    return {"task": "inspect", "arms": [dict(spec)], "threads": target.threads}
 
 
-def look_at(
+def inspect_file(
     path: str | Path, target: Target, feeds: Feeds, *, timeout_s: float | None = None, python: str | None = None
 ) -> dict[str, Any]:
     """Run a file once, untimed, in a process of its own: load time, memory, outputs, the nodes that ran.
@@ -99,7 +99,7 @@ def look_at(
     arm = ArmSpec(Path(path), feeds)
     with prepared([arm], target, str(path)) as specs:
         limit = timeout_s or _timeout(target, Timing())
-        job = look_job(specs[0], target)
+        job = inspect_job(specs[0], target)
         return run_job(job, timeout_s=limit, what=str(path), measure=target.measure, python=python)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from distill.errors import NotMeasuredError
 
 from .inputs import Feeds, load_proto
-from .jobs import look_at
+from .jobs import inspect_file
 from .target import Target
 
 INTEGER = frozenset(
@@ -59,7 +59,7 @@ def profile(path: str | Path, target: Target, inputs: Feeds) -> Profile:
     target is not this machine, or not one compute node ran on the target's provider.
     """
     load_proto(path)
-    return summarize(look_at(path, target, inputs)["nodes"], target.provider, str(path))
+    return summarize(inspect_file(path, target, inputs)["nodes"], target.provider, str(path))
 
 
 def summarize(executed: Iterable[Node], wanted: str, what: str) -> Profile:

@@ -3,7 +3,7 @@
 It needs Python 3.8, numpy and onnxruntime and nothing else, so that this one file can be copied to a board; nothing
 else runs in its process (torch's threads would be timed too), and a model that crashes takes only this process along.
 
-The job is JSON. `task` is `time`, `look` (what one file is, untimed: nodes that ran, memory) or `open` (does it load).
+The job is JSON. `task` is `time`, `inspect` (what a file is, untimed: nodes that ran, memory) or `open` (does it load).
 `arms` holds for each file `model`, `inputs` (.npz, its arrays in the order of `names`), `names`, `provider` and
 `provider_options`; with a `command` the arm lives in a process of its own that is started by it and answers to `serve`
 (another Python, another onnxruntime, torch). Paths are relative to the job's folder. `threads`, `pairs`,
@@ -631,7 +631,7 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def look(job: dict[str, Any]) -> dict[str, Any]:
+def inspect(job: dict[str, Any]) -> dict[str, Any]:
     """Open the first arm's file in a session that is never timed: memory, load time, outputs, and the nodes that ran.
 
     `peak_bytes` is what opening and one call added to the most that this process held before.
@@ -739,7 +739,7 @@ def about() -> dict[str, Any]:
     }
 
 
-TASKS = {"time": time_arms, "look": look, "open": try_open, "bundle": whole_bundle}
+TASKS = {"time": time_arms, "inspect": inspect, "open": try_open, "bundle": whole_bundle}
 
 
 def answer_to(job: dict[str, Any]) -> dict[str, Any]:

@@ -142,3 +142,13 @@ def test_holm_rejects_what_bonferroni_rejects_and_the_smallest_first(p_values: l
 def test_holm_by_hand() -> None:
     assert module.holm([0.01, 0.04, 0.03], 0.05) == [True, False, False]
     assert module.holm([0.01, 0.02, 0.03], 0.05) == [True, True, True]
+
+
+@pytest.mark.parametrize("spread", [0.005, 0.01])
+def test_a_second_measurement_stays_sharp_where_many_are_judged_together(spread: float) -> None:
+    rng, rule = np.random.default_rng(0), Rule(0.05, alpha=0.01 / 50)
+    slower = [judge(rng.normal(math.log(1.1), spread, 16), rule) for _ in range(200)]
+    assert all(one.verdict == "fail" for one in slower)
+    # What such a verdict rests on is beyond Holm's procedure over the fifty, each p-value looked at five times.
+    assert all(module.holm([5 * one.p_value] + [1.0] * 49)[0] for one in slower)
+    assert not any(judge(rng.normal(0, spread, 16), rule).verdict == "fail" for _ in range(200))
