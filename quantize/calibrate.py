@@ -23,6 +23,7 @@ Feed = dict[str, Array]
 Progress = Callable[[str, int, int], None]
 _ROWS = 32  # a larger batch is cut: its activations would be held at once
 _ROWS_HISTOGRAM = 8  # here they also leave the graph
+_ROWS_AVERAGE = 1  # each sample has a smallest and a largest value of its own
 
 
 def calibrate(
@@ -41,7 +42,7 @@ def calibrate(
     Raises:
         UserError: no samples, wrong input names or shapes, or a value that is not finite.
     """
-    if settings.calibration == "minmax":
+    if settings.calibration in ("minmax", "average"):
         return _min_max(proto, tensors, calibration, settings, progress)
     session = session_of(_with_outputs(proto, tensors), threads=settings.threads or usable_threads())
     histograms = {name: Histogram() for name in tensors}
@@ -55,6 +56,8 @@ def calibrate(
         _tell(progress, done, settings.samples)
     if settings.calibration == "percentile":
         return {name: h.percentile_range(settings.percentile) for name, h in histograms.items()}, done
+    if settings.calibration == "mse":
+        return {name: h.mse_range() for name, h in histograms.items()}, done
     return {name: h.entropy_range() for name, h in histograms.items()}, done
 
 
@@ -65,17 +68,26 @@ def _min_max(
     settings: QuantizeSettings,
     progress: Progress | None,
 ) -> tuple[dict[str, tuple[float, float]], int]:
+    """Take the smallest and the largest value of all samples, or the mean over samples of each.
+
+    The mean is where a moving average over shuffled samples ends, and does not depend on their order.
+    """
+    average = settings.calibration == "average"
     augmented, outputs = _with_reductions(proto, tensors)
     session = session_of(augmented, threads=settings.threads or usable_threads())
-    low = np.full(len(tensors), np.inf, np.float64)
+    low = np.full(len(tensors), 0.0 if average else np.inf, np.float64)
     high = -low
-    done = 0
-    for feed, rows in _slices(proto, calibration, settings.samples, _ROWS):
+    done = slices = 0
+    for feed, rows in _slices(proto, calibration, settings.samples, _ROWS_AVERAGE if average else _ROWS):
         values = np.asarray(_run(session, outputs, feed), np.float64).reshape(2, -1)
         if not np.isfinite(values).all():
             worst = tensors[int(np.argmin(np.isfinite(values).all(axis=0)))]
             raise _not_finite(f"tensor {worst!r}", done)
-        low, high = np.minimum(low, values[0]), np.maximum(high, values[1])
+        if average:
+            slices += 1
+            low, high = low + (values[0] - low) / slices, high + (values[1] - high) / slices
+        else:
+            low, high = np.minimum(low, values[0]), np.maximum(high, values[1])
         done += rows
         _tell(progress, done, settings.samples)
     return {name: (float(a), float(b)) for name, a, b in zip(tensors, low, high, strict=True)}, done

@@ -11,6 +11,8 @@ Array = NDArray[Any]
 _HALF = 4096  # bins on either side of zero
 _LEVELS = 128  # what entropy tries to keep apart: a signed byte's magnitudes
 _STEP = 8  # candidates for the threshold: every so many bins
+_BYTE = 255  # steps of 8 bits
+_SHARES, _SMALLEST_SHARE = 181, 0.1  # candidates for how much of the range is kept: every half per cent
 
 
 class Histogram:
@@ -80,6 +82,27 @@ class Histogram:
         limit = threshold * self.reach / _HALF
         low = max(self.low, -limit)
         return low, max(low, min(self.high, limit))
+
+    def mse_range(self) -> tuple[float, float]:
+        """Return the range that 256 equal steps represent with the smallest mean squared error.
+
+        Both ends are drawn in by the same share of their distance from zero; what lies beyond is clipped. Values stand
+        for the middle of their bin, so a range of hardly any bins is that of the data.
+        """
+        used = np.flatnonzero(self.counts)
+        middles = ((used - _HALF) + 0.5) * (self.reach / _HALF)
+        middles, weights = middles.clip(self.low, self.high), self.counts[used].astype(np.float64)
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        best, kept = np.inf, 1.0
+        for share in np.linspace(1.0, _SMALLEST_SHARE, _SHARES):
+            step = (high - low) * share / _BYTE
+            if not step > 0:
+                break
+            shown = np.rint(middles / step).clip(np.rint(low * share / step), np.rint(high * share / step)) * step
+            error = float((weights * (middles - shown) ** 2).sum())
+            if error < best:
+                best, kept = error, float(share)
+        return max(self.low, low * kept), min(self.high, high * kept)
 
     def _edges(self) -> Array:
         return np.linspace(-self.reach, self.reach, 2 * _HALF + 1)

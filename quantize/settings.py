@@ -24,8 +24,10 @@ class QuantizeSettings:
         default="auto",
         description="Keep int8 weights to 7 bits, so that a CPU without VNNI does not saturate; auto asks the target.",
     )
-    calibration: Literal["minmax", "percentile", "entropy"] = Field(
-        default="minmax", description="How the range of an activation is chosen from the calibration samples."
+    calibration: Literal["minmax", "average", "percentile", "entropy", "mse"] = Field(
+        default="minmax",
+        description="How the range of an activation is chosen from the calibration samples: all values, the mean of "
+        "each sample's smallest and largest, all but the tails, or what loses least by divergence or squared error.",
     )
     percentile: Annotated[float, Gt(50), Le(100)] = Field(
         default=99.99, description="Share of values, in percent, that calibration: percentile leaves unclipped."

@@ -66,10 +66,35 @@ def test_entropy_drops_a_far_outlier_and_keeps_an_even_spread():
     assert low == 0 and 2 < high < 10
 
 
+def squared_error(data: np.ndarray, low: float, high: float) -> float:
+    """The oracle: quantise every value itself, in float64."""
+    step = (high - low) / 255
+    shown = np.rint(data.astype(np.float64) / step).clip(round(low / step), round(high / step)) * step
+    return float(((data - shown) ** 2).mean())
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "laplace", "outlier", "shifted"])
+def test_mse_is_no_worse_than_any_other_share_of_the_range(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    data = {
+        "normal": rng.normal(size=40_000),
+        "relu": np.maximum(rng.normal(size=40_000), 0),
+        "laplace": rng.laplace(size=40_000),
+        "outlier": np.append(rng.normal(size=40_000), 30.0),
+        "shifted": rng.normal(3.0, 1.0, 40_000),
+    }[kind].astype(np.float32)
+    low, high = filled(np.array_split(data, 5)).mse_range()
+    found = squared_error(data, min(low, 0), max(high, 0))
+    others = [squared_error(data, min(data.min(), 0) * share, data.max() * share) for share in np.linspace(0.1, 1, 31)]
+    assert found <= 1.02 * min(others)
+    assert data.min() <= low <= high <= data.max()
+    assert kind != "laplace" or found < 0.96 * others[-1]
+
+
 @pytest.mark.parametrize("data", [[0.0, 0.0], [1e-20], [5.0]])
 def test_hardly_any_data_still_give_a_range(data):
     histogram = filled([data])
-    for low, high in (histogram.percentile_range(99.0), histogram.entropy_range()):
+    for low, high in (histogram.percentile_range(99.0), histogram.entropy_range(), histogram.mse_range()):
         assert np.isfinite([low, high]).all() and low <= high
 
 

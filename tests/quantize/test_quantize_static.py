@@ -10,6 +10,7 @@ from quantize_zoo import PIXELS, executed, pixels, target
 from distill.errors import UserError
 from distill.export import parity, run_onnx, strip, to_bytes
 from distill.quantize import QuantizeSettings, quantize, quantize_onnx
+from distill.quantize.calibrate import calibrate
 
 INTEGER = {"QLinearConv", "QLinearAdd", "QGemm", "QLinearMatMul", "QLinearGlobalAveragePool"}
 MOVES = {"QuantizeLinear", "DequantizeLinear", "Transpose", "Flatten", "Reshape", "Squeeze"}
@@ -167,7 +168,7 @@ def test_calibration_is_read_no_further_than_asked(mlp):
     assert "35 calibration samples" not in "".join(record.warnings)  # as many as were asked for
 
 
-@pytest.mark.parametrize("method", ["percentile", "entropy"])
+@pytest.mark.parametrize("method", ["average", "percentile", "entropy"])
 def test_other_calibrations_clip_outliers(mlp, method):
     x = normal(256, 20)
     x[0] *= 50
@@ -181,6 +182,17 @@ def test_other_calibrations_clip_outliers(mlp, method):
         return parity(reference, run_onnx(small, [usual]), atol=1, rtol=1).mean_abs
 
     assert error(method) < error("minmax") / 2
+
+
+def test_an_average_is_the_mean_over_samples_in_any_order_and_any_batches(mlp):
+    x = normal(40, 20)
+    settings = QuantizeSettings(calibration="average", samples=40)
+    found = [
+        calibrate(mlp, ["x"], batches, settings)[0]["x"]
+        for batches in ([{"x": x}], [{"x": x[::-1][:7]}, {"x": x[::-1][7:]}])
+    ]
+    expected = [x.min(axis=1).mean(dtype=np.float64), x.max(axis=1).mean(dtype=np.float64)]
+    np.testing.assert_allclose(found, [expected, expected], rtol=1e-6)
 
 
 def test_reduced_range_keeps_weights_to_seven_bits_and_removes_the_risk(resnet):
