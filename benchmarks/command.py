@@ -91,9 +91,8 @@ def run(words: Words) -> Exit:
     return code
 
 
-_MEASURING = (
-    *("batch", "threads", "dim", "inputs", "target", "provider", "provider_option", "seconds", "seed", "timeout"),
-)
+_INPUTS = ("batch", "threads", "dim", "inputs")
+_MEASURING = (*_INPUTS, "target", "provider", "provider_option", "seconds", "seed", "timeout")
 _LIMITS = ("max_regression", "max_p50_ms", "max_size_growth")
 _VERDICT = ("strict", "if_incomparable", "out", "junit", "summary", "as_json")
 # What every task takes; whatever else was said would be ignored, and is refused.
@@ -109,8 +108,6 @@ _TAKES: dict[str, tuple[str, ...]] = {
     "rejudge": ("rejudge", "accept", *_LIMITS, *_VERDICT),
     "export": ("models", "baseline", "export_runner", "pairs", *_MEASURING, *_LIMITS),
 }
-
-
 # How a task is asked for, as it stands in messages.
 _FLAGS = {
     "measure": "MODEL alone",
@@ -298,7 +295,7 @@ def _keep(words: Words, reports: Sequence[Report]) -> None:
     against = sorted({one.verdict for one in gates} & bad)
     same = any(one.mode == "identical" for one in gates) and place.exists()
     if against or same or not reports[0].cases:
-        why = f"since the verdict is {' and '.join(against)}" if against else "as it is the same file"
+        why = f"since the verdict is {' and '.join(against)}" if against else "as the file is the baseline's own"
         print(f"--save-baseline {place}: left as it was, {why}", file=sys.stderr)
         return
     save_baseline(place, reports[0], Path(words.models[0]))

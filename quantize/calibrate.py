@@ -47,8 +47,8 @@ def calibrate(
     session = session_of(_with_outputs(proto, tensors), threads=settings.threads or usable_threads())
     histograms = {name: Histogram() for name in tensors}
     done = 0
-    for feed, rows in _slices(proto, calibration, settings.samples, _ROWS_HISTOGRAM):
-        for name, values in zip(tensors, _run(session, list(tensors), feed), strict=True):
+    for feed, rows in slices(proto, calibration, settings.samples, _ROWS_HISTOGRAM):
+        for name, values in zip(tensors, run_batch(session, list(tensors), feed), strict=True):
             if not np.isfinite(values).all():
                 raise _not_finite(f"tensor {name!r}", done)
             histograms[name].add(values)
@@ -77,15 +77,15 @@ def _min_max(
     session = session_of(augmented, threads=settings.threads or usable_threads())
     low = np.full(len(tensors), 0.0 if average else np.inf, np.float64)
     high = -low
-    done = slices = 0
-    for feed, rows in _slices(proto, calibration, settings.samples, _ROWS_AVERAGE if average else _ROWS):
-        values = np.asarray(_run(session, outputs, feed), np.float64).reshape(2, -1)
+    done = seen = 0
+    for feed, rows in slices(proto, calibration, settings.samples, _ROWS_AVERAGE if average else _ROWS):
+        values = np.asarray(run_batch(session, outputs, feed), np.float64).reshape(2, -1)
         if not np.isfinite(values).all():
             worst = tensors[int(np.argmin(np.isfinite(values).all(axis=0)))]
             raise _not_finite(f"tensor {worst!r}", done)
         if average:
-            slices += 1
-            low, high = low + (values[0] - low) / slices, high + (values[1] - high) / slices
+            seen += 1
+            low, high = low + (values[0] - low) / seen, high + (values[1] - high) / seen
         else:
             low, high = np.minimum(low, values[0]), np.maximum(high, values[1])
         done += rows
@@ -121,7 +121,14 @@ def _set_outputs(model: ModelProto, names: Sequence[str]) -> None:
         raise UserError(f"opset {opset_of(model)}: calibration needs 13 or newer; export again")
 
 
-def _slices(proto: ModelProto, calibration: Iterable[Feed], samples: int, rows: int) -> Iterator[tuple[Feed, int]]:
+def twice(calibration: Iterable[Feed]) -> Iterable[Feed]:
+    """Return samples that are read for a second time. Raises UserError for those that can be read only once."""
+    if iter(calibration) is calibration:
+        raise UserError("calibration: is read more than once here; give a list, or what can be iterated again")
+    return calibration
+
+
+def slices(proto: ModelProto, calibration: Iterable[Feed], samples: int, rows: int) -> Iterator[tuple[Feed, int]]:
     """Cut the batches into slices of at most ``rows`` and stop after ``samples``."""
     wanted = {value.name for value in proto.graph.input}
     fixed = _fixed_batch(proto)
@@ -156,7 +163,8 @@ def _fixed_batch(proto: ModelProto) -> bool:
     return any(len(shape) > 0 and shape[0].HasField("dim_value") for shape in dims)
 
 
-def _run(session: Any, outputs: list[str], feed: Feed) -> list[Array]:
+def run_batch(session: Any, outputs: list[str], feed: Feed) -> list[Array]:
+    """Run a batch; raises UserError where the graph refuses it."""
     try:
         return list(session.run(outputs, feed))
     except Exception as error:  # onnxruntime raises its own classes, ValueError and RuntimeError

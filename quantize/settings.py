@@ -32,6 +32,10 @@ class QuantizeSettings:
     percentile: Annotated[float, Gt(50), Le(100)] = Field(
         default=99.99, description="Share of values, in percent, that calibration: percentile leaves unclipped."
     )
+    bias_correction: bool = Field(
+        default=False,
+        description="Give back to each layer the mean that rounding its weights took; reads the samples a second time.",
+    )
     samples: Annotated[int, Ge(1)] = Field(default=512, description="Calibration samples to read at most.")
     threads: Annotated[int, Ge(1)] | None = Field(
         default=None, description="Threads of the calibration run; all usable ones when not given."

@@ -16,7 +16,8 @@ from distill.errors import UserError
 from distill.export.graph import copy_of, initializers, opset_of
 from distill.export.strip import strip, to_bytes
 
-from .calibrate import Feed, Progress, calibrate
+from .bias import correct_biases, rounded_weights
+from .calibrate import Feed, Progress, calibrate, twice
 from .pairs import free_float_readers
 from .prepare import dead_channels, prepare
 from .record import QuantizeRecord
@@ -77,7 +78,12 @@ def quantize_onnx(
     constants = initializers(model.graph)
     quantized = sum(is_compute(node, constants) for node in chosen)
     floats = count_float(model.graph, names)
-    result = _insert_pairs(inferred, settings, target, scheme, reduce_range, ranges, [n.name for n in chosen])
+    order = [node.name for node in chosen]
+    result = _insert_pairs(inferred, settings, target, scheme, reduce_range, ranges, order)
+    if settings.bias_correction:
+        rounded = rounded_weights(result.graph, order)
+        inferred, _ = correct_biases(inferred, rounded, twice(calibration), settings, progress=progress)
+        result = _insert_pairs(inferred, settings, target, scheme, reduce_range, ranges, order)
     free_float_readers(result.graph, names)
     slim = strip(result)
     record = QuantizeRecord(

@@ -83,6 +83,10 @@ class PreActivation(nn.Module):
         return self.head(x * torch.softmax(self.gate(x), 1))
 
 
+def normal(*shape: int, seed: int = 0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def randomise_norms(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

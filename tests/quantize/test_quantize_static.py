@@ -5,7 +5,7 @@ import platform
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from quantize_zoo import PIXELS, executed, pixels, target
+from quantize_zoo import PIXELS, executed, normal, pixels, target
 
 from distill.errors import UserError
 from distill.export import parity, run_onnx, strip, to_bytes
@@ -20,10 +20,6 @@ on_x86 = pytest.mark.skipif(not X86, reason="U8S8 kernels are those of x86")
 
 def images(rows: int = 128, seed: int = 0):
     return PIXELS.apply({"image": pixels(rows, seed)})
-
-
-def normal(*shape: int, seed: int = 0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def close(core: ModelProto, small: ModelProto, feed, *, share: float = 0.05) -> None:

@@ -1,0 +1,164 @@
+"""Bias correction: give back to every layer the mean that rounding its weights took from its outputs.
+
+A rounded weight W̃ moves the mean of a layer's outputs by E[W̃x] − E[Wx], which the next layers add up. The expectation
+is taken over the calibration samples in the float graph, where each layer gets a twin that computes (W − W̃)x, and is
+added to the bias. Source: Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction", 2019
+(there by way of batch-norm statistics; here measured, as in its section 4.2's empirical form).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from distill.benchmarks.machine import usable_threads
+from distill.errors import UserError
+from distill.export.graph import add_constant, consumers, copy_of, initializers, opset_of, producers
+from distill.export.parity import session_of
+
+from .calibrate import Array, Feed, Progress, run_batch, slices
+from .settings import QuantizeSettings
+
+_ROWS = 32
+_REDUCE_AXES_ARE_AN_INPUT = 18  # from this opset on
+
+
+def rounded_weights(quantized: GraphProto, names: Iterable[str]) -> dict[str, Array]:
+    """Read the weights that a graph with QuantizeLinear/DequantizeLinear pairs really uses, node name -> float32.
+
+    Nodes without constant weights are left out.
+    """
+    makers, constants = producers(quantized), initializers(quantized)
+    wanted = set(names)
+    found = {}
+    for node in quantized.node:
+        source = makers.get(node.input[1]) if node.name in wanted and len(node.input) > 1 else None
+        if source is not None and source.op_type == "DequantizeLinear" and source.input[0] in constants:
+            found[node.name] = _dequantized(source, constants)
+    return found
+
+
+def _dequantized(node: NodeProto, constants: Mapping[str, TensorProto]) -> Array:
+    values = [numpy_helper.to_array(constants[name]) for name in node.input]
+    weight, scale = values[0].astype(np.float32), values[1]
+    zero = values[2].astype(np.float32) if len(values) > 2 else np.zeros_like(scale)
+    if scale.ndim:
+        axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
+        shape = [-1 if i == axis % weight.ndim else 1 for i in range(weight.ndim)]
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    return np.asarray((weight - zero) * scale)
+
+
+def correct_biases(
+    model: ModelProto,
+    rounded: Mapping[str, Array],
+    calibration: Iterable[Feed],
+    settings: QuantizeSettings,
+    *,
+    progress: Progress | None = None,
+) -> tuple[ModelProto, int]:
+    """Return the float graph with corrected biases, and how many layers were corrected; the one given is not changed.
+
+    Args:
+        model: a prepared float graph, every layer with weights and bias of its own.
+        rounded: node name -> weights as they are after rounding, shaped as in ``model``.
+        calibration: batches as the graph takes them; as many samples are read as ``settings.samples``.
+        settings: the number of samples, and threads.
+        progress: called with ("correct", samples done, samples wanted).
+
+    Raises:
+        UserError: no samples, or samples that do not fit.
+    """
+    corrected = copy_of(model)
+    places = {node.name: place for node in corrected.graph.node if (place := _bias_of(corrected.graph, node))}
+    layers = [node for node in corrected.graph.node if node.name in rounded and node.name in places]
+    if not layers:
+        return corrected, 0
+    twins, outputs = _with_twins(corrected, layers, rounded)
+    session = session_of(twins, threads=settings.threads or usable_threads())
+    sums, done = [np.zeros(1)] * len(layers), 0
+    for feed, rows in slices(twins, calibration, settings.samples, _ROWS):
+        for number, mean in enumerate(run_batch(session, outputs, feed)):
+            sums[number] = sums[number] + rows * mean.astype(np.float64)
+        done += rows
+        if progress is not None:
+            progress("correct", min(done, settings.samples), settings.samples)
+    for node, total in zip(layers, sums, strict=True):
+        _add(corrected.graph, places[node.name], node, (total / done).astype(np.float32))
+    return corrected, len(layers)
+
+
+def _bias_of(graph: GraphProto, node: NodeProto) -> NodeProto | None:
+    """Find the node whose last input is, or can become, the bias of a layer: itself, or a sum behind a MatMul."""
+    if node.op_type in ("Conv", "Gemm"):
+        return node
+    if node.op_type != "MatMul":
+        return None
+    constants, readers = initializers(graph), consumers(graph).get(node.output[0], [])
+    if len(readers) != 1 or readers[0].op_type != "Add":
+        return None
+    other = [name for name in readers[0].input if name != node.output[0]]
+    return readers[0] if len(other) == 1 and other[0] in constants and len(constants[other[0]].dims) == 1 else None
+
+
+def _with_twins(
+    model: ModelProto, layers: list[NodeProto], rounded: Mapping[str, Array]
+) -> tuple[ModelProto, list[str]]:
+    """Add to each layer a twin that multiplies by what rounding took, and the mean of that by output channel."""
+    twin = copy_of(model)
+    constants = initializers(twin.graph)
+    outputs = []
+    for number, node in enumerate(layers):
+        weight = numpy_helper.to_array(constants[node.input[1]])
+        if weight.shape != rounded[node.name].shape:
+            raise UserError(f"layer {node.name}: its rounded weights have another shape than its own")
+        lost = add_constant(twin.graph, f"lost/{number}", (weight - rounded[node.name]).astype(np.float32))
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copy.name = ""
+        copy.input[:] = [node.input[0], lost]
+        copy.output[:] = [f"lost/{number}/y"]
+        outputs.append(f"lost/{number}/mean")
+        twin.graph.node.extend([copy, *_channel_mean(twin, copy, weight.ndim, outputs[-1])])
+    del twin.graph.output[:]
+    for name in outputs:
+        twin.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return twin, outputs
+
+
+def _channel_mean(model: ModelProto, node: NodeProto, rank: int, output: str) -> list[NodeProto]:
+    """Make the nodes that average a layer's output over everything but its channels."""
+    source, nodes = node.output[0], []
+    axes = [0, *range(2, rank)]
+    if node.op_type != "Conv":
+        shape = add_constant(model.graph, f"{output}/shape", np.array([-1, _channels(model, node)], np.int64))
+        nodes.append(helper.make_node("Reshape", [source, shape], [f"{output}/flat"]))
+        source, axes = f"{output}/flat", [0]
+    if opset_of(model) >= _REDUCE_AXES_ARE_AN_INPUT:
+        name = add_constant(model.graph, f"{output}/axes", np.array(axes, np.int64))
+        nodes.append(helper.make_node("ReduceMean", [source, name], [output], keepdims=0))
+    else:
+        nodes.append(helper.make_node("ReduceMean", [source], [output], axes=axes, keepdims=0))
+    return nodes
+
+
+def _channels(model: ModelProto, node: NodeProto) -> int:
+    weight = initializers(model.graph)[node.input[1]]
+    transposed = node.op_type == "Gemm" and any(one.name == "transB" and one.i for one in node.attribute)
+    return int(weight.dims[0 if transposed else -1])
+
+
+def _add(graph: GraphProto, place: NodeProto, node: NodeProto, shift: Array) -> None:
+    """Add to a layer's bias, or give it one."""
+    if place is not node:
+        at = next(i for i, name in enumerate(place.input) if name != node.output[0])
+    elif len(place.input) > 2 and place.input[2]:
+        at = 2
+    else:
+        place.input[:] = [*place.input[:2], add_constant(graph, f"{node.name}/bias", shift)]
+        return
+    old = numpy_helper.to_array(initializers(graph)[place.input[at]])
+    place.input[at] = add_constant(graph, f"{node.name}/bias", (old + shift).astype(np.float32))
