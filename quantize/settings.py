@@ -32,6 +32,10 @@ class QuantizeSettings:
     percentile: Annotated[float, Gt(50), Le(100)] = Field(
         default=99.99, description="Share of values, in percent, that calibration: percentile leaves unclipped."
     )
+    equalize: bool = Field(
+        default=False,
+        description="Let neighbouring layers share their ranges channel by channel first, for scales of whole layers.",
+    )
     bias_correction: bool = Field(
         default=False,
         description="Give back to each layer the mean that rounding its weights took; reads the samples a second time.",

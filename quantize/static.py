@@ -18,6 +18,7 @@ from distill.export.strip import strip, to_bytes
 
 from .bias import correct_biases, rounded_weights
 from .calibrate import Feed, Progress, calibrate, twice
+from .equalize import equalize
 from .pairs import free_float_readers
 from .prepare import dead_channels, prepare
 from .record import QuantizeRecord
@@ -68,6 +69,8 @@ def quantize_onnx(
     scheme, reduce_range = _resolve(settings, target)
     _check(core)
     model = prepare(core, fold_norms=target.name != "tensorrt")
+    if settings.equalize:
+        model, _ = equalize(model)
     chosen = select_nodes(model.graph, keep_float=keep_float)
     if not any(node.op_type in COMPUTE for node in chosen):
         raise UserError("model: it has no Conv, Gemm or MatMul with constant weights, so there is nothing to quantise")
