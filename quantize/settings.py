@@ -32,6 +32,11 @@ class QuantizeSettings:
     percentile: Annotated[float, Gt(50), Le(100)] = Field(
         default=99.99, description="Share of values, in percent, that calibration: percentile leaves unclipped."
     )
+    smooth: Annotated[float, Ge(0), Le(1)] | None = Field(
+        default=None,
+        description="Move outlying channels behind layer normalisations into the weights, by this strength; 0.5 is "
+        "usual. Reads the samples once more.",
+    )
     equalize: bool = Field(
         default=False,
         description="Let neighbouring layers share their ranges channel by channel first, for scales of whole layers.",

@@ -33,6 +33,7 @@ from .select import (
     why_not_quantizable,
 )
 from .settings import QuantizeSettings
+from .smooth import smooth
 
 _MIN_OPSET = 13  # the first with per-channel DequantizeLinear
 _FEW_SAMPLES = 100
@@ -69,6 +70,8 @@ def quantize_onnx(
     scheme, reduce_range = _resolve(settings, target)
     _check(core)
     model = prepare(core, fold_norms=target.name != "tensorrt")
+    if settings.smooth is not None:
+        model, _ = smooth(model, twice(calibration), settings, strength=settings.smooth, progress=progress)
     if settings.equalize:
         model, _ = equalize(model)
     chosen = select_nodes(model.graph, keep_float=keep_float)

@@ -1,0 +1,140 @@
+"""SmoothQuant: move the outlying channels of a normalised activation into the weights that read it.
+
+A few channels behind a layer normalisation are often tens of times larger than the rest, and one scale for all of them
+leaves little for the others; weights have a scale each, or room to spare. Dividing such a channel in the normalisation
+and multiplying it in the weights leaves the function as it was. Source: Xiao et al., "SmoothQuant", 2023, equation 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from distill.benchmarks.machine import usable_threads
+from distill.export.graph import add_constant, attribute, consumers, copy_of, initializers, opset_of, sort_nodes
+from distill.export.parity import session_of
+
+from .calibrate import Array, Feed, Progress, run_batch, slices
+from .settings import QuantizeSettings
+
+_ROWS = 8
+_SMALLEST = 1e-5
+_REDUCE_AXES_ARE_AN_INPUT = 18  # from this opset on
+
+
+def smooth(
+    model: ModelProto,
+    calibration: Iterable[Feed],
+    settings: QuantizeSettings,
+    *,
+    strength: float = 0.5,
+    progress: Progress | None = None,
+) -> tuple[ModelProto, int]:
+    """Return an equal graph with smoother activations, and how many normalisations it concerns.
+
+    Args:
+        model: a prepared float graph; it is not changed.
+        calibration: batches as the graph takes them; as many samples are read as ``settings.samples``.
+        settings: the number of samples, and threads.
+        strength: how much of the outliers moves, 0 (nothing) to 1 (all); the paper's alpha.
+        progress: called with ("smooth", samples done, samples wanted).
+
+    Raises:
+        UserError: no samples, or samples that do not fit.
+    """
+    result = copy_of(model)
+    places = [(node, found) for node in result.graph.node if (found := _products(result.graph, node))]
+    if not places:
+        return result, 0
+    largest = _largest_by_channel(result, [node for node, _ in places], calibration, settings, progress)
+    for (node, products), activation in zip(places, largest, strict=True):
+        weight = np.max([np.abs(_rows(result.graph, one)).max(axis=1) for one in products], axis=0)
+        scale = np.maximum(activation, _SMALLEST) ** strength / np.maximum(weight, _SMALLEST) ** (1 - strength)
+        _move(result.graph, node, products, np.where((activation > 0) & (weight > 0), scale, 1.0))
+    sort_nodes(result.graph)
+    return result, len(places)
+
+
+def _products(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
+    """List the products that read a normalisation over the last axis, whose gain is known; none for other nodes."""
+    constants = initializers(graph)
+    if node.op_type != "LayerNormalization" or len([name for name in node.output if name]) != 1:
+        return []
+    if attribute(node, "axis", -1) not in (-1,) or any(name not in constants for name in node.input[1:] if name):
+        return []
+    if len(constants[node.input[1]].dims) != 1 or node.output[0] in {value.name for value in graph.output}:
+        return []
+    return [
+        reader
+        for reader in consumers(graph).get(node.output[0], [])
+        if reader.op_type in ("MatMul", "Gemm")
+        and reader.input[0] == node.output[0]
+        and reader.input[1] in constants
+        and len(constants[reader.input[1]].dims) == 2
+        and not attribute(reader, "transA", 0)
+    ]
+
+
+def _rows(graph: GraphProto, product: NodeProto) -> Array:
+    """Read a product's weights as [in, out], in float64."""
+    weight = numpy_helper.to_array(initializers(graph)[product.input[1]]).astype(np.float64)
+    return weight.T if attribute(product, "transB", 0) else weight
+
+
+def _largest_by_channel(
+    model: ModelProto,
+    nodes: list[NodeProto],
+    calibration: Iterable[Feed],
+    settings: QuantizeSettings,
+    progress: Progress | None,
+) -> list[Array]:
+    """Return the largest magnitude of each channel of the nodes' outputs over all samples."""
+    twin, outputs = copy_of(model), []
+    sizes = {one.name: one.dims[0] for one in model.graph.initializer if len(one.dims) == 1}
+    for number, node in enumerate(nodes):
+        shape = add_constant(twin.graph, f"smooth/{number}/shape", np.array([-1, sizes[node.input[1]]], np.int64))
+        flat, size = f"smooth/{number}/flat", f"smooth/{number}/size"
+        outputs.append(f"smooth/{number}")
+        twin.graph.node.append(helper.make_node("Reshape", [node.output[0], shape], [flat]))
+        twin.graph.node.append(helper.make_node("Abs", [flat], [size]))
+        if opset_of(model) >= _REDUCE_AXES_ARE_AN_INPUT:
+            axes = add_constant(twin.graph, f"smooth/{number}/axes", np.array([0], np.int64))
+            twin.graph.node.append(helper.make_node("ReduceMax", [size, axes], [outputs[-1]], keepdims=0))
+        else:
+            twin.graph.node.append(helper.make_node("ReduceMax", [size], [outputs[-1]], axes=[0], keepdims=0))
+    del twin.graph.output[:]
+    twin.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
+    session = session_of(twin, threads=settings.threads or usable_threads())
+    largest, done = [np.zeros(1)] * len(nodes), 0
+    for feed, rows in slices(twin, calibration, settings.samples, _ROWS):
+        found = run_batch(session, outputs, feed)
+        largest = [np.maximum(old, new.astype(np.float64)) for old, new in zip(largest, found, strict=True)]
+        done += rows
+        if progress is not None:
+            progress("smooth", min(done, settings.samples), settings.samples)
+    return largest
+
+
+def _move(graph: GraphProto, node: NodeProto, products: list[NodeProto], scale: Array) -> None:
+    """Divide a normalisation's gain and shift, multiply its products' weights, and undo it for all other readers."""
+    constants = initializers(graph)
+    for index in (1, 2):
+        if len(node.input) > index and node.input[index]:
+            value = numpy_helper.to_array(constants[node.input[index]]) / scale
+            node.input[index] = add_constant(graph, f"{node.output[0]}/{index}", value.astype(np.float32))
+    for product in products:
+        rows = _rows(graph, product) * scale[:, None]
+        weight = rows.T if attribute(product, "transB", 0) else rows
+        name = product.input[1]
+        product.input[1] = add_constant(graph, name, np.ascontiguousarray(weight, np.float32))
+    mine = {id(product) for product in products}
+    others = [reader for reader in consumers(graph)[node.output[0]] if id(reader) not in mine]
+    if not others:
+        return
+    factor = add_constant(graph, f"{node.output[0]}/scale", scale.astype(np.float32))
+    undone = f"{node.output[0]}/undone"
+    graph.node.append(helper.make_node("Mul", [node.output[0], factor], [undone], name=undone))
+    for reader in others:
+        reader.input[:] = [undone if name == node.output[0] else name for name in reader.input]
