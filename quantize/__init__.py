@@ -1,4 +1,4 @@
-"""int8 and fp16 of exported ONNX graphs, in the form that a target runs fastest."""
+"""int8, int4 and fp16 of exported ONNX graphs, in the form that a target runs fastest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .half import to_half
 from .record import QuantizeRecord
 from .settings import QuantizeSettings
 from .static import quantize_onnx
+from .weights import to_blocks, to_dynamic
 
-__all__ = ["QuantizeRecord", "QuantizeSettings", "quantize", "quantize_onnx", "to_half"]
+__all__ = ["QuantizeRecord", "QuantizeSettings", "quantize", "quantize_onnx", "to_blocks", "to_dynamic", "to_half"]
 
 
 def quantize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +17,7 @@ from distill.export.strip import strip, to_bytes
 from .bias import correct_biases, rounded_weights
 from .calibrate import Feed, Progress, calibrate, twice
 from .equalize import equalize
+from .logs import silent
 from .pairs import free_float_readers
 from .prepare import dead_channels, prepare
 from .record import QuantizeRecord
@@ -162,7 +161,7 @@ def _insert_pairs(
         "QuantizeBias": not strict,
         "TensorQuantOverrides": dead_channels(model.graph, names) if settings.per_channel else {},
     }
-    with _silent():
+    with silent():
         quantizer = QDQQuantizer(
             copy_of(model),
             settings.per_channel,
@@ -200,14 +199,3 @@ def _warnings(
         listed = ", ".join(f"{count} {name}" for name, count in sorted(floats.items()))
         found.append(f"stays float: {listed}")
     return tuple(found)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Silence the quantiser, which logs advice on preprocessing that we have followed already."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -1,0 +1,185 @@
+"""Integer weights without calibration: dynamic int8, and weights of 4 or 8 bits in blocks, for matrix products."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from distill.errors import UserError
+from distill.export.graph import add_constant, attribute, copy_of, initializers, opset_of
+from distill.export.simplify import simplify
+from distill.export.strip import strip, to_bytes
+
+from .logs import silent
+from .record import QuantizeRecord
+from .select import count_float, is_compute, saturation_risk, why_not_quantizable
+
+_MIN_OPSET = 13
+_UINT8_MAX = 255
+_INT8_COMPUTE = 4  # MatMulNBits' accuracy_level: activations are rounded to int8 blocks, which is what makes it fast
+
+
+def to_dynamic(
+    core: ModelProto, *, keep_float: Collection[str] = (), reduce_range: bool = False
+) -> tuple[ModelProto, QuantizeRecord]:
+    """Turn matrix products into int8 ones whose activation ranges are taken anew in every call.
+
+    Needs no samples, and suits activations whose range differs from call to call, as in transformers. Convolutions stay
+    float: their dynamic kernel is slower than the float one. The graph that is given is not changed.
+
+    Args:
+        core: an exported float32 graph.
+        keep_float: outputs, by name in ``core``, of nodes that stay float.
+        reduce_range: keep weights to 7 bits, for CPUs without VNNI.
+
+    Raises:
+        UserError: the graph is quantised already, too old, or without a product of constant weights.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = _with_products(core)
+    chosen = _products(model.graph, keep_float)
+    if not chosen:
+        raise UserError("model: it has no MatMul or Gemm with constant weights, so there is nothing to quantise")
+    with tempfile.TemporaryDirectory(prefix="distill-dynamic-") as folder, silent():
+        written = Path(folder, "dynamic.onnx")
+        quantize_dynamic(
+            model,
+            written,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=chosen,
+            per_channel=True,
+            reduce_range=reduce_range,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
+        )
+        result = strip(onnx.load(str(written)))
+    weights = [value for value in map(numpy_helper.to_array, result.graph.initializer) if value.dtype == np.int8]
+    risk = saturation_risk([weight.T for weight in weights if weight.ndim == 2], _UINT8_MAX)
+    return result, _record("dynamic int8", model, chosen, result, reduce_range=reduce_range, risk=risk)
+
+
+def to_blocks(
+    core: ModelProto, *, bits: Literal[4, 8] = 4, block: int = 32, keep_float: Collection[str] = ()
+) -> tuple[ModelProto, QuantizeRecord]:
+    """Store the weights of matrix products in 4 or 8 bits, with a scale for each block of them.
+
+    A quarter or an eighth of the bytes have to be read, which is what large products of few rows wait for; with many
+    rows static int8 is faster. The graph that is given is not changed.
+
+    Args:
+        core: an exported float32 graph.
+        bits: 4 or 8.
+        block: weights that share a scale, a power of two from 16 on.
+        keep_float: outputs, by name in ``core``, of nodes that stay float.
+
+    Raises:
+        UserError: the graph is quantised already, too old, or without a product of constant weights.
+    """
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    model = _with_products(core)
+    chosen = _products(model.graph, keep_float)
+    if not chosen:
+        raise UserError("model: it has no MatMul or Gemm with constant weights, so there is nothing to quantise")
+    with silent():
+        quantizer: Any = MatMulNBitsQuantizer(
+            copy_of(model),
+            nodes_to_exclude=[node.name for node in model.graph.node if node.name not in chosen],
+            algo_config=DefaultWeightOnlyQuantConfig(
+                block_size=block, is_symmetric=True, accuracy_level=_INT8_COMPUTE, bits=bits
+            ),
+        )
+        quantizer.process()
+    result = strip(quantizer.model.model)
+    return result, _record(f"int{bits} weights", model, chosen, result)
+
+
+def _with_products(core: ModelProto) -> ModelProto:
+    """Return an equal graph in which every Gemm is a MatMul and a sum, and every node has a name."""
+    reason = why_not_quantizable(core)
+    if reason is not None:
+        raise UserError(f"model: {reason}; quantise the float32 export instead")
+    if opset_of(core) < _MIN_OPSET:
+        raise UserError(f"model: opset {opset_of(core)}, {_MIN_OPSET} or newer is needed; export again")
+    model = simplify(core)
+    # Shapes that name constants trip onnxruntime's dynamic quantiser.
+    del model.graph.value_info[:]
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        nodes += _as_product(model.graph, node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for number, node in enumerate(model.graph.node):
+        node.name = f"n{number}"
+    return model
+
+
+def _as_product(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
+    """Split a plain Gemm with constant weights; any other node stays."""
+    constants = initializers(graph)
+    plain = (
+        node.op_type == "Gemm"
+        and node.input[1] in constants
+        and not attribute(node, "transA", 0)
+        and attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
+    )
+    if not plain:
+        return [node]
+    weight = numpy_helper.to_array(constants[node.input[1]])
+    if attribute(node, "transB", 0):
+        weight = weight.T
+    name = add_constant(graph, f"{node.output[0]}/w", np.ascontiguousarray(weight))
+    if len(node.input) < 3 or not node.input[2]:
+        return [helper.make_node("MatMul", [node.input[0], name], list(node.output))]
+    product = f"{node.output[0]}/product"
+    return [
+        helper.make_node("MatMul", [node.input[0], name], [product]),
+        helper.make_node("Add", [product, node.input[2]], list(node.output)),
+    ]
+
+
+def _products(graph: GraphProto, keep_float: Collection[str]) -> list[str]:
+    """Name the products of an activation with a constant matrix."""
+    constants = initializers(graph)
+    kept = {f"{name}/product" for name in keep_float} | set(keep_float)
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == "MatMul"
+        and node.input[1] in constants
+        and len(constants[node.input[1]].dims) == 2
+        and not set(node.output) & kept
+    ]
+
+
+def _record(
+    precision: str,
+    model: ModelProto,
+    chosen: Collection[str],
+    result: ModelProto,
+    *,
+    reduce_range: bool = False,
+    risk: float = 0.0,
+) -> QuantizeRecord:
+    constants, names = initializers(model.graph), set(chosen)
+    floats = count_float(model.graph, names)
+    return QuantizeRecord(
+        precision=precision,
+        scheme="none",
+        per_channel=True,
+        reduce_range=reduce_range,
+        calibration="none",
+        samples=0,
+        nodes_quantized=sum(is_compute(node, constants) and node.name in names for node in model.graph.node),
+        nodes_float=sum(floats.values()),
+        saturation_risk=risk,
+        file_bytes=len(to_bytes(result)),
+        float_operators=dict(sorted(floats.items())),
+    )
