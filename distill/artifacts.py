@@ -196,13 +196,21 @@ def feeds(task: Task, data: Data, path: Path, *, size: int = 256) -> Iterator[Fe
         yield shipped_feed(task, batch, names)
 
 
-def calibration(task: Task, core: ModelProto, samples: int, seed: int) -> Iterator[Feed]:
-    """Yield unaugmented training samples, drawn by seed, as the float graph's inputs."""
-    data = task.data["train"]
-    order = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(len(data))[:samples])
-    names = [value.name for value in core.graph.input]
-    for start in range(0, len(order), 64):
-        yield core_feed(task, None, data.fetch(order[start : start + 64], None), names)
+@dataclass(frozen=True)
+class Calibration:
+    """Unaugmented training samples, drawn by seed, as a float graph's inputs; each reading fetches them anew."""
+
+    task: Task
+    inputs: tuple[str, ...]
+    samples: int
+    seed: int
+
+    def __iter__(self) -> Iterator[Feed]:
+        """Yield the samples in batches."""
+        data = self.task.data["train"]
+        order = torch.from_numpy(np.random.default_rng([self.seed, 1]).permutation(len(data))[: self.samples])
+        for start in range(0, len(order), 64):
+            yield core_feed(self.task, None, data.fetch(order[start : start + 64], None), list(self.inputs))
 
 
 def graph_inputs(path: Path) -> list[str]:

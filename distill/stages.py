@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from distill.artifacts import (
     Artifact,
+    Calibration,
     Recipe,
     attach,
-    calibration,
     example,
     load_model,
     save_model,
@@ -191,11 +191,12 @@ def quantize(ctx: Context, base: Artifact) -> Made:
 
     def build(folder: Path) -> dict[str, Any]:
         core = onnx.load(base.core)
+        inputs = tuple(value.name for value in core.graph.input)
         quantized, record = quantize_graph(
             core,
             settings,
             target=ctx.target,
-            calibration=calibration(ctx.task, core, settings.samples, ctx.config.seed),
+            calibration=Calibration(ctx.task, inputs, settings.samples, ctx.config.seed),
             progress=ctx.console.progress,
         )
         write_proto(folder / "core.onnx", quantized)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -66,7 +67,38 @@ def quantize_onnx(
         UserError: the graph is quantised already or has nothing to quantise, or the calibration data do not fit it.
     """
     settings = settings or QuantizeSettings()
-    scheme, reduce_range = _resolve(settings, target)
+    _resolve(settings, target)
+    found = calibrated(core, settings, target=target, calibration=calibration, keep_float=keep_float, progress=progress)
+    return write(found, settings, target=target, calibration=calibration, progress=progress)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float graph that is ready to be quantised: `ranges` of all activations that `nodes` read and write.
+
+    Every node of ``model`` has a name, and every layer weights and bias of its own; `nodes` are those that may become
+    integer kernels, in order. ``samples`` is how many were read.
+    """
+
+    model: ModelProto
+    nodes: tuple[str, ...]
+    ranges: Mapping[str, tuple[float, float]]
+    samples: int
+
+
+def calibrated(
+    core: ModelProto,
+    settings: QuantizeSettings,
+    *,
+    target: Target,
+    calibration: Iterable[Feed],
+    keep_float: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Bring a graph into the form that quantises completely, repaired as the settings ask, and find its ranges.
+
+    Raises what `quantize_onnx` raises.
+    """
     _check(core)
     model = prepare(core, fold_norms=target.name != "tensorrt")
     if settings.smooth is not None:
@@ -79,31 +111,47 @@ def quantize_onnx(
     inferred = onnx.shape_inference.infer_shapes(model)
     tensors = float_tensors(model.graph, chosen, _float_names(inferred.graph))
     ranges, samples = calibrate(model, tensors, calibration, settings, progress=progress)
-    names = {node.name for node in chosen}
-    constants = initializers(model.graph)
-    quantized = sum(is_compute(node, constants) for node in chosen)
-    floats = count_float(model.graph, names)
-    order = [node.name for node in chosen]
-    result = _insert_pairs(inferred, settings, target, scheme, reduce_range, ranges, order)
+    return Calibrated(inferred, tuple(node.name for node in chosen), ranges, samples)
+
+
+def write(
+    found: Calibrated,
+    settings: QuantizeSettings,
+    *,
+    target: Target,
+    calibration: Iterable[Feed] = (),
+    keep_float: Collection[str] = (),
+    progress: Progress | None = None,
+) -> tuple[ModelProto, QuantizeRecord]:
+    """Write the integer graph of a calibrated one, less the nodes of ``found.model`` that compute ``keep_float``.
+
+    ``calibration`` is read where the settings ask for bias correction.
+    """
+    scheme, reduce_range = _resolve(settings, target)
+    chosen = [node for node in select_nodes(found.model.graph, keep_float=keep_float) if node.name in set(found.nodes)]
+    names = [node.name for node in chosen]
+    model = found.model
+    result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
     if settings.bias_correction:
-        rounded = rounded_weights(result.graph, order)
-        inferred, _ = correct_biases(inferred, rounded, twice(calibration), settings, progress=progress)
-        result = _insert_pairs(inferred, settings, target, scheme, reduce_range, ranges, order)
-    free_float_readers(result.graph, names)
+        rounded = rounded_weights(result.graph, names)
+        model, _ = correct_biases(model, rounded, twice(calibration), settings, progress=progress)
+        result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
+    free_float_readers(result.graph, set(names))
     slim = strip(result)
+    constants, floats = initializers(found.model.graph), count_float(found.model.graph, set(names))
     record = QuantizeRecord(
         precision="int8",
         scheme=scheme,
         per_channel=settings.per_channel,
         reduce_range=reduce_range,
         calibration=settings.calibration,
-        samples=samples,
-        nodes_quantized=quantized,
+        samples=found.samples,
+        nodes_quantized=sum(is_compute(node, constants) for node in chosen),
         nodes_float=sum(floats.values()),
         saturation_risk=_risk(slim.graph) if scheme == "u8s8" else 0.0,
         file_bytes=len(to_bytes(slim)),
         float_operators=dict(sorted(floats.items())),
-        warnings=_warnings(settings, target, scheme, samples, floats),
+        warnings=_warnings(settings, target, scheme, found.samples, floats),
     )
     return slim, record
 
@@ -144,7 +192,7 @@ def _insert_pairs(
     target: Target,
     scheme: str,
     reduce_range: bool,
-    ranges: dict[str, tuple[float, float]],
+    ranges: Mapping[str, tuple[float, float]],
     names: list[str],
 ) -> ModelProto:
     """Run onnxruntime's QDQ quantiser with our ranges and our choice of nodes."""
