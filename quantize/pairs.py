@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from onnx import GraphProto, NodeProto
 
-from distill.export.graph import consumers, producers, remove_nodes, replace_input
+from distill.export.graph import consumers, fresh_name, producers, remove_nodes, replace_input
 
 from .select import MOVERS
 
 _POOLS = frozenset({"GlobalAveragePool", "AveragePool"})
 
 
-def free_float_readers(graph: GraphProto, integer_nodes: Collection[str]) -> None:
+def free_float_readers(
+    graph: GraphProto, integer_nodes: Collection[str], rectifiers: Mapping[str, NodeProto] | None = None
+) -> None:
     """Let readers that want floats read floats: the logits, a softmax, a normalisation.
 
     Products have kernels that take integers and give floats, so the pair behind one goes where nothing reads its
@@ -23,13 +25,18 @@ def free_float_readers(graph: GraphProto, integer_nodes: Collection[str]) -> Non
     Args:
         graph: a graph with QuantizeLinear/DequantizeLinear pairs; changed in place.
         integer_nodes: names of the nodes that are to run as integer kernels.
+        rectifiers: by the name of the node in front of it, each rectifier or clip that is gone because a pair whose
+            range begins where it does has taken its work; it comes back where the pair goes.
     """
+    gone = rectifiers or {}
     while True:
         makers, readers = producers(graph), consumers(graph)
-        found = next((node for node in graph.node if _is_idle(graph, node, makers, readers, integer_nodes)), None)
+        idle = (node for node in graph.node if _is_idle(graph, node, makers, readers, integer_nodes, gone))
+        found = next(idle, None)
         if found is None:
             break
-        _bypass(graph, makers[found.input[0]], found, readers.get(found.output[0], []))
+        product = makers[found.input[0]]
+        _bypass(graph, product, found, readers.get(found.output[0], []), gone.get(product.name))
     for quantizer in graph.node:
         maker = makers.get(quantizer.input[0])
         if quantizer.op_type != "QuantizeLinear" or (maker is not None and maker.name in integer_nodes):
@@ -47,6 +54,7 @@ def _is_idle(
     makers: dict[str, NodeProto],
     readers: dict[str, list[NodeProto]],
     integer_nodes: Collection[str],
+    rectifiers: Collection[str],
 ) -> bool:
     """Whether a pair can go without taking any node off its integer kernel."""
     maker = makers.get(quantizer.input[0]) if quantizer.op_type == "QuantizeLinear" else None
@@ -59,7 +67,8 @@ def _is_idle(
     if maker.op_type in _POOLS:
         outputs = {value.name for value in graph.output}
         return all(reader.op_type in MOVERS and reader.output[0] in outputs for reader in ends)
-    return maker.op_type in ("Gemm", "MatMul") or maker.op_type in MOVERS
+    # A pair that has taken a rectifier's work goes only behind a product, whose kernel gives floats.
+    return maker.op_type in ("Gemm", "MatMul") or (maker.op_type in MOVERS and maker.name not in rectifiers)
 
 
 def _reads_integers(reader: NodeProto, readers: dict[str, list[NodeProto]], integer_nodes: Collection[str]) -> bool:
@@ -72,14 +81,26 @@ def _reads_integers(reader: NodeProto, readers: dict[str, list[NodeProto]], inte
     return any(node.op_type == "QuantizeLinear" for node in followers)
 
 
-def _bypass(graph: GraphProto, maker: NodeProto, quantizer: NodeProto, dequantizers: list[NodeProto]) -> None:
-    """Let the readers of a pair read what went into it; a graph output keeps its name."""
+def _bypass(
+    graph: GraphProto,
+    maker: NodeProto,
+    quantizer: NodeProto,
+    dequantizers: list[NodeProto],
+    rectifier: NodeProto | None = None,
+) -> None:
+    """Let the readers of a pair read what went into it, rectified if need be; a graph output keeps its name."""
     outputs = {value.name for value in graph.output}
     at_output = [node.output[0] for node in dequantizers if node.output[0] in outputs]
     source = quantizer.input[0]
     name = at_output[0] if at_output else source
+    if rectifier is not None:
+        name = at_output[0] if at_output else fresh_name(graph, f"{source}/rectified")
+        twin = NodeProto()
+        twin.CopyFrom(rectifier)
+        twin.input[0], twin.output[0] = source, name
+        graph.node.append(twin)
+    elif name != source:
+        maker.output[list(maker.output).index(source)] = name
     for node in dequantizers:
         replace_input(graph, node.output[0], name)
-    if name != source:
-        maker.output[list(maker.output).index(source)] = name
     remove_nodes(graph, [quantizer, *dequantizers])

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.graph import copy_of, initializers, opset_of
+from distill.export.graph import copy_of, initializers, opset_of, producers, sort_nodes
 from distill.export.strip import strip, to_bytes
 
 from .bias import correct_biases, rounded_weights
@@ -136,7 +136,8 @@ def write(
         rounded = rounded_weights(result.graph, names)
         model, _ = correct_biases(model, rounded, twice(calibration), settings, progress=progress)
         result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
-    free_float_readers(result.graph, set(names))
+    free_float_readers(result.graph, set(names), _rectifiers_gone(model.graph, result.graph, names))
+    sort_nodes(result.graph)
     slim = strip(result)
     constants, floats = initializers(found.model.graph), count_float(found.model.graph, set(names))
     record = QuantizeRecord(
@@ -154,6 +155,19 @@ def write(
         warnings=_warnings(settings, target, scheme, found.samples, floats),
     )
     return slim, record
+
+
+def _rectifiers_gone(before: GraphProto, after: GraphProto, names: Collection[str]) -> dict[str, NodeProto]:
+    """Find the rectifiers that the quantiser took away, since a range that begins at zero does the same.
+
+    They are listed by the node in front of them; the constants that they read are put back.
+    """
+    makers, left, constants = producers(before), {node.name for node in after.node}, initializers(before)
+    gone = [node for node in before.node if node.name in names and node.name not in left]
+    there = initializers(after)
+    for name in {name for node in gone for name in node.input[1:] if name in constants and name not in there}:
+        after.initializer.append(constants[name])
+    return {makers[node.input[0]].name: node for node in gone if node.input[0] in makers}
 
 
 def _resolve(settings: QuantizeSettings, target: Target) -> tuple[str, bool]:

@@ -4,11 +4,13 @@ import platform
 
 import numpy as np
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from quantize_zoo import PIXELS, executed, normal, pixels, target
+from torch import nn
 
 from distill.errors import UserError
-from distill.export import parity, run_onnx, strip, to_bytes
+from distill.export import export_onnx, parity, run_onnx, strip, to_bytes
 from distill.quantize import QuantizeSettings, quantize, quantize_onnx
 from distill.quantize.calibrate import calibrate
 
@@ -242,6 +244,16 @@ def test_per_layer_scales_are_scalars(resnet):
     scales = [constants(small)[n.input[1]] for n in small.graph.node if n.op_type == "DequantizeLinear"]
     assert not record.per_channel and all(scale.size == 1 for scale in scales)
     close(resnet, small, {"x": images()}, share=0.1)
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.ReLU6()])
+def test_a_rectifier_in_front_of_a_float_reader_is_kept(last):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 32), last, nn.LayerNorm(32), nn.Linear(32, 3))
+    core = export_onnx(model, args=(torch.randn(2, 20),), input_names=["x"])
+    x = normal(200, 20)
+    small, _ = quantize_onnx(core, target=target("x86"), calibration=[{"x": x}])
+    close(core, small, {"x": x})
 
 
 def test_named_outputs_stay_float(mlp):

@@ -1,0 +1,154 @@
+"""Which layers int8 hurts, and which of them to leave in float.
+
+Each layer is quantised alone, and the network's answers are compared with those of the float one: Kullback-Leibler
+divergence for classes, relative squared error for anything else. What a layer costs by that is set against the time
+that its integer kernel saves, and the layers with the worst price go back to float until the budget holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from onnx import ModelProto
+
+from distill.benchmarks.target import Target
+from distill.errors import UserError
+from distill.export.parity import run_onnx
+
+from .calibrate import Array, Feed, Progress
+from .select import COMPUTE
+from .settings import QuantizeSettings
+from .static import Calibrated, write
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """A layer, with the elementwise operators that follow it.
+
+    `output` is the name by which `keep_float` knows it. `divergence` is that of the network's answers when only this
+    layer is quantised: nats a sample for classes, a share of the answers' energy else. `saved_s` is the time that its
+    integer kernel saves in a call, None where that was not measured.
+    """
+
+    output: str
+    operator: str
+    divergence: float
+    saved_s: float | None = None
+
+    @property
+    def price(self) -> float:
+        """Divergence for each second saved; a layer that saves nothing is not worth any."""
+        if self.saved_s is None:
+            return self.divergence
+        return self.divergence / self.saved_s if self.saved_s > 0 else float("inf")
+
+
+def divergence(reference: Array, other: Array) -> float:
+    """Compare two networks' answers to the same rows.
+
+    For classes ([n, k] with k from 2 on): KL(softmax(reference) ‖ softmax(other)), the mean over rows, in nats. For any
+    other shape: the squared error over the squared reference. Infinite where the answers are not finite.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if reference.shape != other.shape:
+        raise ValueError(f"answers of the shapes {reference.shape} and {other.shape} cannot be compared")
+    one, two = reference.astype(np.float64), other.astype(np.float64)
+    if not np.isfinite(two).all():
+        return float("inf")
+    if one.ndim == 2 and one.shape[1] > 1:
+        log_p, log_q = _log_softmax(one), _log_softmax(two)
+        return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
+    energy = float((one**2).sum())
+    return float(((one - two) ** 2).sum()) / energy if energy else float(not np.array_equal(one, two))
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def layers_of(found: Calibrated) -> list[tuple[str, str]]:
+    """List the layers that can be left in float one by one: (output, operator), in order."""
+    names = set(found.nodes)
+    return [
+        (node.output[0], node.op_type)
+        for node in found.model.graph.node
+        if node.name in names and node.op_type in COMPUTE
+    ]
+
+
+def sensitivities(
+    found: Calibrated,
+    settings: QuantizeSettings,
+    *,
+    target: Target,
+    rows: Sequence[Feed],
+    saved_s: Mapping[str, float] | None = None,
+    calibration: Iterable[Feed] = (),
+    progress: Progress | None = None,
+) -> list[Sensitivity]:
+    """Measure every layer alone, in order of the graph.
+
+    Args:
+        found: the calibrated graph.
+        settings: how it is quantised.
+        target: what the file ships to.
+        rows: batches on which the answers are compared, 128 to 512 samples.
+        saved_s: output -> seconds that the layer's integer kernel saves in a call.
+        calibration: the samples, where the settings ask for bias correction.
+        progress: called with ("sensitivity", layers done, layers).
+    """
+    layers = layers_of(found)
+    outputs = [output for output, _ in layers]
+    reference = run_onnx(found.model, rows)
+    measured = []
+    for number, (output, operator) in enumerate(layers):
+        others = [one for one in outputs if one != output]
+        alone, _ = write(found, settings, target=target, calibration=calibration, keep_float=others)
+        saved = None if saved_s is None else saved_s.get(output, 0.0)
+        measured.append(Sensitivity(output, operator, divergence(reference, run_onnx(alone, rows)), saved))
+        if progress is not None:
+            progress("sensitivity", number + 1, len(layers))
+    return measured
+
+
+def fewest_float(
+    measured: Sequence[Sensitivity], make: Callable[[list[str]], ModelProto], holds: Callable[[ModelProto], bool]
+) -> tuple[list[str], ModelProto] | None:
+    """Find the fewest layers that have to stay float for the budget to hold, worst price first.
+
+    Args:
+        measured: what `sensitivities` found.
+        make: writes the graph in which the layers of these outputs stay float.
+        holds: whether a graph keeps the budget.
+
+    Returns:
+        The outputs that stay float, with their graph; None where not even all layers but one in float keep it. Both
+        callables are asked about as often as there are digits in the number of layers, in binary.
+
+    Raises:
+        UserError: there are no layers.
+    """
+    if not measured:
+        raise UserError("model: it has no layers to choose from")
+    ranked = [one.output for one in sorted(measured, key=lambda one: one.price, reverse=True)]
+    low, high = 0, len(ranked)  # `low` layers in float are too few, or not asked about; `high` are enough, or all
+    best: tuple[list[str], ModelProto] | None = None
+    while low < high:
+        count = (low + high) // 2
+        chosen = ranked[:count]
+        model = make(chosen)
+        if holds(model):
+            best, high = (chosen, model), count
+        else:
+            low = count + 1
+    return best
+
+
+def with_savings(measured: Sequence[Sensitivity], saved_s: Mapping[str, float]) -> list[Sensitivity]:
+    """Fill in what each layer's integer kernel saves."""
+    return [replace(one, saved_s=saved_s.get(one.output, 0.0)) for one in measured]
