@@ -1,0 +1,148 @@
+"""Static int8 that keeps a budget: repairs in order of their cost, and float layers where nothing else helps.
+
+First as it is; then other calibrations, bias correction, smoothing and equalisation, each on top of the best so far and
+kept only where it brings the answers closer; at last the fewest layers that have to stay float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from onnx import ModelProto
+
+from distill.benchmarks.target import Target
+
+from .calibrate import Feed, Progress
+from .record import QuantizeRecord
+from .sensitivity import Sensitivity, fewest_float, sensitivities
+from .settings import QuantizeSettings
+from .static import Calibrated, calibrated, write
+
+Judge = Callable[[ModelProto], "Loss"]
+
+
+@dataclass(frozen=True, order=True)
+class Loss:
+    """What a graph loses against the float one: `drop` in the metric that the budget is in, then the divergence."""
+
+    drop: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way to quantise, and what it lost; `floats` are the outputs of layers that stayed float."""
+
+    name: str
+    settings: QuantizeSettings
+    model: ModelProto
+    record: QuantizeRecord
+    loss: Loss
+    floats: tuple[str, ...] = ()
+
+
+@dataclass
+class Repairs:
+    """What was tried, in order, and the sensitivity of each layer where it came to that."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    sensitivity: list[Sensitivity] = field(default_factory=list)
+
+    @property
+    def best(self) -> Attempt:
+        """The attempt that lost least."""
+        return min(self.attempts, key=lambda one: one.loss)
+
+
+def repair(
+    core: ModelProto,
+    settings: QuantizeSettings,
+    *,
+    target: Target,
+    calibration: Iterable[Feed],
+    rows: Sequence[Feed],
+    judge: Judge,
+    max_drop: float,
+    progress: Progress | None = None,
+) -> Repairs:
+    """Quantise until the budget holds; the last attempt is the one that holds it, if any does.
+
+    Args:
+        core: an exported float32 graph.
+        settings: where to begin; what it asks for already is not tried again.
+        target: what the file ships to.
+        calibration: samples that can be read several times.
+        rows: batches on which layers are compared one by one; 128 to 512 samples.
+        judge: compares a graph with the float one.
+        max_drop: the budget.
+        progress: as in `quantize_onnx`, and ("sensitivity", layers done, layers).
+
+    Raises:
+        UserError: as `quantize_onnx`.
+    """
+    done = Repairs()
+    found: dict[QuantizeSettings, Calibrated] = {}
+
+    def attempt(name: str, chosen: QuantizeSettings, floats: Sequence[str] = ()) -> Attempt:
+        base = replace(chosen, bias_correction=False)
+        if base not in found:
+            found[base] = calibrated(core, base, target=target, calibration=calibration, progress=progress)
+        model, record = write(
+            found[base], chosen, target=target, calibration=calibration, keep_float=floats, progress=progress
+        )
+        return Attempt(name, chosen, model, record, judge(model), tuple(floats))
+
+    done.attempts.append(attempt(_named(settings), settings))
+    for group in _ladder(core, settings):
+        if done.best.loss.drop <= max_drop:
+            break
+        start = done.best.settings
+        for change in group:
+            tried = replace(start, **change)  # type: ignore[arg-type]
+            if tried not in [one.settings for one in done.attempts]:
+                done.attempts.append(attempt(_named(tried), tried))
+                if done.best.loss.drop <= max_drop:
+                    break
+    if done.best.loss.drop <= max_drop:
+        done.attempts.append(done.attempts.pop(done.attempts.index(done.best)))
+        return done
+    chosen = done.best.settings
+    base = found[replace(chosen, bias_correction=False)]
+    done.sensitivity = sensitivities(base, chosen, target=target, rows=rows, calibration=calibration, progress=progress)
+    mixed: dict[int, Attempt] = {}
+
+    def make(floats: list[str]) -> ModelProto:
+        tried = attempt(f"{_named(chosen)}, {len(floats)} of {len(done.sensitivity)} layers float", chosen, floats)
+        mixed[id(tried.model)] = tried
+        return tried.model
+
+    enough = fewest_float(done.sensitivity, make, lambda model: mixed[id(model)].loss.drop <= max_drop)
+    done.attempts += [one for one in mixed.values() if enough is None or one.model is not enough[1]]
+    if enough is not None:
+        done.attempts.append(mixed[id(enough[1])])
+    return done
+
+
+def _ladder(core: ModelProto, settings: QuantizeSettings) -> Iterator[list[dict[str, object]]]:
+    """List groups of changes, cheapest first; of a group each is tried on the best before it."""
+    operators = {node.op_type for node in core.graph.node}
+    yield [{"calibration": name} for name in ("percentile", "mse", "entropy", "average")]
+    yield [{"bias_correction": True}]
+    # A graph that was changed may be better off with the plain ranges again.
+    plain: dict[str, object] = {"calibration": settings.calibration}
+    if "LayerNormalization" in operators:
+        yield [{"smooth": strength} | rest for strength in (0.5, 0.7, 0.85) for rest in ({}, plain)]
+    if operators & {"Conv", "Gemm"}:
+        yield [{"equalize": True}, {"equalize": True} | plain]
+    yield [{"per_channel": not settings.per_channel}]
+
+
+def _named(settings: QuantizeSettings) -> str:
+    """Say in a few words how a graph was quantised."""
+    parts = [f"int8 {settings.calibration}" if settings.calibration != "minmax" else "int8"]
+    parts += ["per layer"] if not settings.per_channel else []
+    parts += [f"smoothed {settings.smooth:g}"] if settings.smooth is not None else []
+    parts += ["equalised"] if settings.equalize else []
+    parts += ["biases corrected"] if settings.bias_correction else []
+    return ", ".join(parts)
