@@ -1,0 +1,198 @@
+"""The fastest precision that keeps a budget on a device: made, judged, measured side by side, and chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from onnx import ModelProto
+
+from distill.benchmarks import Ratio
+from distill.benchmarks.target import Target
+from distill.errors import UserError
+from distill.export.graph import initializers
+from distill.export.strip import strip, to_bytes
+
+from .calibrate import Feed, Progress
+from .half import to_half
+from .record import QuantizeRecord
+from .repair import Attempt, Judge, Loss, repair
+from .sensitivity import Sensitivity
+from .settings import QuantizeSettings
+from .weights import to_blocks, to_dynamic
+
+FLOAT = "float32"
+_BLOCK_BYTES = 1 << 20  # of product weights, below which reading them takes no time to speak of
+Precision = Literal["auto", "int8", "dynamic", "int4", "fp16"]
+Measure = Callable[[Sequence[ModelProto]], Sequence[Ratio | None]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A graph that could ship. `ratio` is its time over the float one's, below 1 faster; None where it was not timed.
+
+    `record` is None for the float graph itself, whose loss is nothing.
+    """
+
+    name: str
+    model: ModelProto
+    record: QuantizeRecord | None
+    loss: Loss
+    within: bool
+    file_bytes: int
+    ratio: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why; `candidates` in the order in which they were made, the float graph first.
+
+    `attempts` are the ways that static int8 was tried, `sensitivity` is that of its layers where it came to that.
+    """
+
+    chosen: Candidate
+    why: str
+    candidates: tuple[Candidate, ...]
+    attempts: tuple[Attempt, ...] = ()
+    sensitivity: tuple[Sensitivity, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def choose(
+    core: ModelProto,
+    settings: QuantizeSettings,
+    *,
+    target: Target,
+    calibration: Iterable[Feed],
+    rows: Sequence[Feed],
+    judge: Judge,
+    measure: Measure,
+    max_drop: float,
+    precision: Precision = "auto",
+    progress: Progress | None = None,
+) -> Choice:
+    """Make every precision that may be the fastest on the target, and choose the fastest that keeps the budget.
+
+    Args:
+        core: an exported float32 graph; it is not changed.
+        settings: how static int8 begins.
+        target: what the file ships to.
+        calibration: samples that can be read several times.
+        rows: batches on which layers are compared one by one.
+        judge: compares a graph with the float one.
+        measure: times graphs side by side on the target, and returns each one's time over that of the first; None for
+            those that could not be timed.
+        max_drop: the budget, in what `judge` calls drop.
+        precision: only this one beside float32, where it is not `auto`.
+        progress: as in `repair`.
+
+    Raises:
+        UserError: nothing of what was asked for can be made of this graph; the message says why of each.
+    """
+    made: list[Candidate] = [_float(core)]
+    attempts: tuple[Attempt, ...] = ()
+    sensitivity: tuple[Sensitivity, ...] = ()
+    refused: list[str] = []
+    for kind in _kinds(core, target) if precision == "auto" else (precision,):
+        try:
+            if kind == "int8":
+                done = repair(
+                    core,
+                    settings,
+                    target=target,
+                    calibration=calibration,
+                    rows=rows,
+                    judge=judge,
+                    max_drop=max_drop,
+                    progress=progress,
+                )
+                attempts, sensitivity = tuple(done.attempts), tuple(done.sensitivity)
+                last = done.attempts[-1]
+                best = last if last.loss.drop <= max_drop else done.best
+                made.append(_candidate(best.name, best.model, best.record, best.loss, max_drop))
+            else:
+                model, record = _converted(kind, core, target)
+                made.append(_candidate(record.precision, model, record, judge(model), max_drop))
+        except UserError as error:
+            refused.append(f"{kind}: {error}")
+    if len(made) == 1:
+        raise UserError("\n".join(refused))
+    made = _timed(made, measure)
+    chosen, why = decide(made, max_drop)
+    return Choice(chosen, why, tuple(made), attempts, sensitivity, tuple(refused))
+
+
+def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate, str]:
+    """Choose the fastest that keeps the budget and is surely faster than float32; of equals, the smaller file.
+
+    Where nothing could be timed, the smallest that keeps the budget.
+    """
+    plain, others = candidates[0], [one for one in candidates[1:] if one.within]
+    if not others:
+        lost = min(candidates[1:], key=lambda one: one.loss)
+        return plain, (
+            f"no other precision keeps the budget: {lost.name} comes closest and loses {100 * lost.loss.drop:.2f} "
+            f"points, {100 * max_drop:g} are allowed"
+        )
+    if all(one.ratio is None for one in others):
+        small = min(others, key=lambda one: one.file_bytes)
+        return small, f"{small.name} is the smallest that keeps the budget; nothing was timed"
+    timed = [(one.ratio, one) for one in others if one.ratio is not None]
+    faster = [(ratio, one) for ratio, one in timed if ratio.high < 1]
+    if not faster:
+        ratio, best = min(timed, key=lambda pair: pair[0].value)
+        return plain, (
+            f"nothing that keeps the budget is faster: {best.name} takes {ratio.value:.2f} times as long "
+            f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+        )
+    first = min((ratio for ratio, _ in faster), key=lambda ratio: ratio.value)
+    equal = [one for ratio, one in faster if ratio.low <= first.high]
+    best = min(equal, key=lambda one: one.file_bytes)
+    assert best.ratio is not None
+    tied = "" if len(equal) == 1 else f", and smaller than {len(equal) - 1} that cannot be told from it"
+    return best, f"{best.name} is {1 / best.ratio.value:.2f} times as fast as float32{tied}"
+
+
+def _kinds(core: ModelProto, target: Target) -> tuple[str, ...]:
+    """List what may be the fastest on a target, cheapest first."""
+    if target.precision == "fp16":
+        return ("fp16",)
+    if target.name == "tensorrt":
+        return ("int8", "fp16")
+    products = _product_bytes(core)
+    return ("int8", *(("dynamic",) if products else ()), *(("int4",) if products >= _BLOCK_BYTES else ()))
+
+
+def _product_bytes(core: ModelProto) -> int:
+    """Count the bytes of constant matrices that activations are multiplied by."""
+    constants = initializers(core.graph)
+    names = {node.input[1] for node in core.graph.node if node.op_type in ("MatMul", "Gemm")}
+    sizes = [constants[name] for name in names if name in constants and len(constants[name].dims) == 2]
+    return sum(4 * tensor.dims[0] * tensor.dims[1] for tensor in sizes)
+
+
+def _converted(kind: str, core: ModelProto, target: Target) -> tuple[ModelProto, QuantizeRecord]:
+    if kind == "fp16":
+        return to_half(core)
+    if kind == "int4":
+        return to_blocks(core)
+    return to_dynamic(core, reduce_range=target.reduce_range)
+
+
+def _float(core: ModelProto) -> Candidate:
+    slim = strip(core)
+    return Candidate(FLOAT, slim, None, Loss(0.0, 0.0), within=True, file_bytes=len(to_bytes(slim)))
+
+
+def _candidate(name: str, model: ModelProto, record: QuantizeRecord, loss: Loss, max_drop: float) -> Candidate:
+    return Candidate(name, model, record, loss, loss.drop <= max_drop, record.file_bytes)
+
+
+def _timed(made: Sequence[Candidate], measure: Measure) -> list[Candidate]:
+    """Time what keeps the budget beside the float graph, all in turns."""
+    within = [one for one in made if one.within]
+    if len(within) < 2:
+        return list(made)
+    ratios = dict(zip((one.name for one in within), measure([one.model for one in within]), strict=True))
+    return [replace(one, ratio=ratios.get(one.name)) for one in made]

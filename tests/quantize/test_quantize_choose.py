@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from onnx import ModelProto
+from quantize_zoo import normal, target
+
+from distill.benchmarks import Ratio
+from distill.errors import UserError
+from distill.export import run_onnx
+from distill.quantize import QuantizeSettings
+from distill.quantize.choose import FLOAT, Candidate, choose, decide
+from distill.quantize.repair import Loss
+from distill.quantize.sensitivity import divergence
+
+
+def candidate(name: str, drop: float, ratio: float | None, *, width: float = 0.02, size: int = 100) -> Candidate:
+    bounds = None if ratio is None else Ratio(ratio, ratio - width, ratio + width)
+    return Candidate(name, ModelProto(), None, Loss(drop, drop), drop <= 0.01, size, bounds)
+
+
+PLAIN = candidate(FLOAT, 0.0, 1.0, size=400)
+
+
+@pytest.mark.parametrize(
+    ("others", "wins", "says"),
+    [
+        ([candidate("int8", 0.0, 0.4)], "int8", "2.50 times as fast"),
+        ([candidate("int8", 0.0, 0.4), candidate("int4", 0.0, 0.3)], "int4", "3.33 times"),
+        ([candidate("int8", 0.0, 0.4), candidate("int4", 0.05, 0.3)], "int8", "2.50 times"),
+        ([candidate("int8", 0.0, 0.99)], FLOAT, "nothing that keeps the budget is faster: int8 takes 0.99 times"),
+        ([candidate("int8", 0.0, 1.7)], FLOAT, "1.70 times as long"),
+        ([candidate("int8", 0.02, None), candidate("int4", 0.05, None)], FLOAT, "int8 comes closest and loses 2.00"),
+        ([candidate("int8", 0.0, 0.40), candidate("int4", 0.0, 0.41, size=50)], "int4", "smaller than 1 that cannot"),
+        ([candidate("int8", 0.0, None), candidate("int4", 0.0, None, size=50)], "int4", "nothing was timed"),
+        ([candidate("int8", 0.0, 0.5), candidate("int4", 0.0, None)], "int8", "2.00 times"),
+    ],
+)
+def test_the_fastest_that_keeps_the_budget_wins(others: list[Candidate], wins: str, says: str) -> None:
+    chosen, why = decide([PLAIN, *others], 0.01)
+    assert chosen.name == wins
+    assert says in why
+
+
+def chosen_of(core: ModelProto, rows: Any, ratios: Sequence[float], **asked: Any) -> Any:
+    reference = run_onnx(core, rows)
+
+    def judge(model: ModelProto) -> Loss:
+        answers = run_onnx(model, rows)
+        return Loss(float((answers.argmax(-1) != reference.argmax(-1)).mean()), divergence(reference, answers))
+
+    def measure(models: Sequence[ModelProto]) -> list[Ratio]:
+        return [Ratio(value, value * 0.98, value * 1.02) for value in ratios[: len(models)]]
+
+    words = {"target": target("x86"), "calibration": rows, "rows": rows, "judge": judge, "measure": measure}
+    return choose(core, QuantizeSettings(), **{**words, "max_drop": 0.1, **asked})
+
+
+def test_a_network_of_products_is_tried_in_static_and_dynamic_int8(mlp: ModelProto) -> None:
+    rows = [{"x": normal(200, 20)}]
+    found = chosen_of(mlp, rows, (1.0, 0.5, 0.8))
+    assert [one.name for one in found.candidates] == [FLOAT, "int8", "dynamic int8"]
+    assert found.chosen.name == "int8"
+    assert found.chosen.loss.drop <= 0.1
+    assert run_onnx(found.chosen.model, rows).shape == (200, 3)
+    assert found.candidates[0].loss == Loss(0.0, 0.0)
+
+
+def test_a_network_that_int8_slows_down_ships_in_float_and_says_so(mlp: ModelProto) -> None:
+    found = chosen_of(mlp, [{"x": normal(200, 20)}], (1.0, 1.3, 2.0))
+    assert found.chosen.name == FLOAT
+    assert "int8 takes 1.30 times as long" in found.why
+
+
+def test_only_one_precision_where_one_is_asked_for(mlp: ModelProto) -> None:
+    found = chosen_of(mlp, [{"x": normal(200, 20)}], (1.0, 0.9), precision="int4")
+    assert [one.name for one in found.candidates] == [FLOAT, "int4 weights"]
+
+
+def test_what_cannot_be_made_is_refused_with_every_reason(separable: ModelProto) -> None:
+    rows = [{"x": normal(8, 3, 16, 16)}]
+    found = chosen_of(separable, rows, (1.0, 0.5, 0.6))
+    assert found.chosen.name.startswith("int8")
+    half = chosen_of(separable, rows, (1.0, 0.5), target=target("cuda"))
+    assert [one.name for one in half.candidates] == [FLOAT, "fp16"]
+    with pytest.raises(UserError, match=r"int8: .*quantised already"):
+        chosen_of(found.chosen.model, rows, (1.0,), precision="int8")
