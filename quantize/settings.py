@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+Calibration = Literal["minmax", "average", "percentile", "entropy", "mse"]
+CALIBRATIONS: tuple[str, ...] = get_args(Calibration)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -24,7 +27,7 @@ class QuantizeSettings:
         default="auto",
         description="Keep int8 weights to 7 bits, so that a CPU without VNNI does not saturate; auto asks the target.",
     )
-    calibration: Literal["minmax", "average", "percentile", "entropy", "mse"] = Field(
+    calibration: Calibration = Field(
         default="minmax",
         description="How the range of an activation is chosen from the calibration samples: all values, the mean of "
         "each sample's smallest and largest, all but the tails, or what loses least by divergence or squared error.",

@@ -1,0 +1,61 @@
+"""The verb `quantize`: its options, as words; what they do is in `distill.quantize.command`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="a float32 .onnx file")],
+    data: Annotated[Path, typer.Option(help=".npz with rows by input name, and labels, if there are any")],
+    out: Annotated[Path, typer.Option(help="where the chosen file goes (.onnx)")],
+    max_drop: Annotated[
+        float, typer.Option(help="most that may be lost: accuracy with labels, changed answers without", min=0, max=1)
+    ] = 0.01,
+    labels: Annotated[str | None, typer.Option(help="name of the labels in the .npz; found by itself if usual")] = None,
+    target: Annotated[str | None, typer.Option(help="x86, arm, cuda or tensorrt; this machine when left out")] = None,
+    precision: Annotated[str, typer.Option(help="auto, or only one of int8, dynamic, int4, fp16")] = "auto",
+    calibration: Annotated[
+        str, typer.Option(help="where to begin: minmax, average, percentile, entropy, mse")
+    ] = "minmax",
+    samples: Annotated[int, typer.Option(help="rows to find ranges on, at most", min=1)] = 512,
+    batch: Annotated[str, typer.Option(help="batch sizes to time; the first decides")] = "1",
+    threads: Annotated[int, typer.Option(help="threads to time with", min=1)] = 1,
+    measure: Annotated[str | None, typer.Option(help="command that has it timed elsewhere, as of `bench`")] = None,
+    pairs: Annotated[int, typer.Option(help="fresh session pairs of the timing", min=2)] = 6,
+    seconds: Annotated[float, typer.Option(help="that a session pair is timed for", min=0.01, max=60)] = 1.0,
+    seed: Annotated[int, typer.Option(help="of which rows find ranges and which judge", min=0)] = 0,
+    record: Annotated[Path | None, typer.Option(help="write what was tried as JSON")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+) -> None:
+    """Find the fastest precision of an ONNX file that keeps a budget, and prove it."""
+    from typing import get_args
+
+    from distill.errors import UserError
+    from distill.quantize.choose import Precision
+    from distill.quantize.command import Words, run
+    from distill.quantize.settings import CALIBRATIONS
+
+    for option, value, known in (
+        ("--precision", precision, get_args(Precision)),
+        ("--calibration", calibration, CALIBRATIONS),
+    ):
+        if value not in known:
+            raise UserError(f"{option} {value}: must be one of {', '.join(known)}")
+    said: dict[str, Any] = {
+        name: value for name, value in locals().items() if name in Words.__dataclass_fields__ and value is not None
+    }
+    words = Words(**said)
+    choice, report, code = run(words)
+    from rich.console import Console
+
+    from distill.quantize.table import render
+
+    console = Console(highlight=False)
+    console.print(render(choice, report, words.max_drop))
+    written = f"wrote {out}" if code == 0 else f"{out} was not written"
+    console.print(f"{written}: {choice.why}", soft_wrap=True)
+    raise typer.Exit(int(code))

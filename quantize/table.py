@@ -1,0 +1,78 @@
+"""What was tried and measured, for people, on a terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from distill.benchmarks import Report, units
+from distill.benchmarks.records import Model, Row
+
+from .choose import Candidate, Choice
+
+_COLUMNS = ("drop", "size", "p50", "speed-up", "integer", "")
+
+
+def render(choice: Choice, report: Report | None, max_drop: float) -> RenderableType:
+    """Lay out the candidates, the sensitivity of layers where it was measured, and the remarks."""
+    measured = _measured(choice, report)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("precision", overflow="fold")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in choice.candidates:
+        row, model = measured.get(one.name, (None, None))
+        mark = "ships" if one is choice.chosen else "" if one.within else "over budget"
+        table.add_row(units.line(one.name), *_cells(one, row, model), mark)
+    parts: list[RenderableType] = [table]
+    if choice.sensitivity:
+        parts.append(_sensitivity(choice))
+    remarks = [*choice.warnings]
+    if report is not None:
+        remarks += [*report.warnings, *(text for case in report.cases for text in case.warnings)]
+        chosen = measured.get(choice.chosen.name)
+        remarks += chosen[1].warnings if chosen is not None else ()
+    else:
+        remarks.append("nothing was timed: the target is not at hand, or nothing keeps the budget")
+    if choice.chosen.record is not None:
+        remarks += choice.chosen.record.warnings
+    parts += [Text(f"warning: {units.line(text)}", style="yellow") for text in dict.fromkeys(remarks)]
+    return Group(*parts)
+
+
+def _measured(choice: Choice, report: Report | None) -> dict[str, tuple[Row, Model]]:
+    """Find each timed candidate's row and file in the report, which has them in order."""
+    if report is None:
+        return {}
+    names = [one.name for one in choice.candidates if one.within]
+    return dict(zip(names, zip(report.cases[0].rows, report.models, strict=True), strict=True))
+
+
+def _cells(one: Candidate, row: Row | None, model: Model | None) -> list[str]:
+    speed = units.DASH
+    if one.ratio is not None and one.record is not None:
+        low, high = 1 / one.ratio.high, 1 / one.ratio.low
+        speed = f"{1 / one.ratio.value:.2f}× [{low:.2f}, {high:.2f}]"
+    return [
+        f"{100 * one.loss.drop:.2f} pts" if one.record is not None else "baseline",
+        units.size(one.file_bytes),
+        units.duration(None if row is None else row.p50_s),
+        speed,
+        units.DASH if model is None or not model.compute_nodes else units.share(model.integer_share),
+    ]
+
+
+def _sensitivity(choice: Choice) -> Table:
+    """Lay out the layers that cost most, worst first, and which of them stayed float."""
+    floats = {name for one in choice.attempts[-1:] for name in one.floats}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title="layers alone in int8")
+    table.title_justify = "left"
+    for column in ("layer", "operator", "divergence", ""):
+        table.add_column(column, justify="left" if column in ("layer", "operator") else "right")
+    worst = sorted(choice.sensitivity, key=lambda one: one.price, reverse=True)
+    for layer in worst[:10]:
+        stays = "stays float" if layer.output in floats else ""
+        table.add_row(units.line(layer.output), layer.operator, f"{layer.divergence:.2g}", stays)
+    return table
