@@ -2,7 +2,7 @@
 
 ``skip``: not at all (it runs these tests). ``file NAME``: saved under that name. ``run``: as it stands. ``smoke``:
 every `distill run` with --smoke and the options that follow. ``config``: a `distill run` or `validate` only reads its
-configuration.
+configuration. ``quantize``: on a student's graph and rows of noise. ``bench`` and ``gate``: timed for a moment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from distill.benchmarks import make_inputs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -111,6 +114,12 @@ def _run_line(line: str, mode: str, extra: Sequence[str]) -> None:
     verb, rest = words[3], words[4:]
     if verb == "bench":
         _bench(mode, rest)
+        return
+    if mode == "quantize":
+        (source,) = sorted(Path().glob("runs/digits-*/stages/03-student/core.onnx"))[-1:]
+        shutil.copyfile(source, "model.onnx")
+        np.savez("rows.npz", **make_inputs("model.onnx", 64))
+        _distill(verb, *rest, "--pairs", "2", "--seconds", "0.02", "--max-drop", "1")
         return
     if mode == "config" and verb in ("run", "validate"):
         _read_config(verb, rest)
