@@ -18,6 +18,7 @@ from .record import QuantizeRecord
 from .sensitivity import Sensitivity, fewest_float, sensitivities
 from .settings import QuantizeSettings
 from .static import Calibrated, calibrated, write
+from .timing import saved_seconds
 
 Judge = Callable[[ModelProto], "Loss"]
 
@@ -109,7 +110,15 @@ def repair(
         return done
     chosen = done.best.settings
     base = found[replace(chosen, bias_correction=False)]
-    done.sensitivity = sensitivities(base, chosen, target=target, rows=rows, calibration=calibration, progress=progress)
+    done.sensitivity = sensitivities(
+        base,
+        chosen,
+        target=target,
+        rows=rows,
+        saved_s=saved_seconds(base, chosen, target=target, feed=rows[0]),
+        calibration=calibration,
+        progress=progress,
+    )
     mixed: dict[int, Attempt] = {}
 
     def make(floats: list[str]) -> ModelProto:

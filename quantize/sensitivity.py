@@ -8,7 +8,7 @@ that its integer kernel saves, and the layers with the worst price go back to fl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto
@@ -39,7 +39,10 @@ class Sensitivity:
 
     @property
     def price(self) -> float:
-        """Divergence for each second saved; a layer that saves nothing is not worth any."""
+        """Divergence for each second saved; a layer that saves nothing is not worth any.
+
+        Where nothing was measured it is the divergence alone, as if each layer saved a second.
+        """
         if self.saved_s is None:
             return self.divergence
         return self.divergence / self.saved_s if self.saved_s > 0 else float("inf")
@@ -109,7 +112,7 @@ def sensitivities(
     for number, (output, operator) in enumerate(layers):
         others = [one for one in outputs if one != output]
         alone, _ = write(found, settings, target=target, calibration=calibration, keep_float=others)
-        saved = None if saved_s is None else saved_s.get(output, 0.0)
+        saved = None if saved_s is None else saved_s.get(output)
         measured.append(Sensitivity(output, operator, divergence(reference, run_onnx(alone, rows)), saved))
         if progress is not None:
             progress("sensitivity", number + 1, len(layers))
@@ -147,8 +150,3 @@ def fewest_float(
         else:
             low = count + 1
     return best
-
-
-def with_savings(measured: Sequence[Sensitivity], saved_s: Mapping[str, float]) -> list[Sensitivity]:
-    """Fill in what each layer's integer kernel saves."""
-    return [replace(one, saved_s=saved_s.get(one.output, 0.0)) for one in measured]

@@ -127,6 +127,39 @@ def write(
 
     ``calibration`` is read where the settings ask for bias correction.
     """
+    result, names = integer_graph(
+        found, settings, target=target, calibration=calibration, keep_float=keep_float, progress=progress
+    )
+    scheme, reduce_range = _resolve(settings, target)
+    slim = strip(result)
+    constants, floats = initializers(found.model.graph), count_float(found.model.graph, names)
+    record = QuantizeRecord(
+        precision="int8",
+        scheme=scheme,
+        per_channel=settings.per_channel,
+        reduce_range=reduce_range,
+        calibration=settings.calibration,
+        samples=found.samples,
+        nodes_quantized=sum(is_compute(node, constants) for node in found.model.graph.node if node.name in names),
+        nodes_float=sum(floats.values()),
+        saturation_risk=_risk(slim.graph) if scheme == "u8s8" else 0.0,
+        file_bytes=len(to_bytes(slim)),
+        float_operators=dict(sorted(floats.items())),
+        warnings=_warnings(settings, target, scheme, found.samples, floats),
+    )
+    return slim, record
+
+
+def integer_graph(
+    found: Calibrated,
+    settings: QuantizeSettings,
+    *,
+    target: Target,
+    calibration: Iterable[Feed] = (),
+    keep_float: Collection[str] = (),
+    progress: Progress | None = None,
+) -> tuple[ModelProto, set[str]]:
+    """Write the integer graph with the nodes' names still in it; returns it with those of the integer ones."""
     scheme, reduce_range = _resolve(settings, target)
     chosen = [node for node in select_nodes(found.model.graph, keep_float=keep_float) if node.name in set(found.nodes)]
     names = [node.name for node in chosen]
@@ -138,23 +171,7 @@ def write(
         result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
     free_float_readers(result.graph, set(names), _rectifiers_gone(model.graph, result.graph, names))
     sort_nodes(result.graph)
-    slim = strip(result)
-    constants, floats = initializers(found.model.graph), count_float(found.model.graph, set(names))
-    record = QuantizeRecord(
-        precision="int8",
-        scheme=scheme,
-        per_channel=settings.per_channel,
-        reduce_range=reduce_range,
-        calibration=settings.calibration,
-        samples=found.samples,
-        nodes_quantized=sum(is_compute(node, constants) for node in chosen),
-        nodes_float=sum(floats.values()),
-        saturation_risk=_risk(slim.graph) if scheme == "u8s8" else 0.0,
-        file_bytes=len(to_bytes(slim)),
-        float_operators=dict(sorted(floats.items())),
-        warnings=_warnings(settings, target, scheme, found.samples, floats),
-    )
-    return slim, record
+    return result, set(names)
 
 
 def _rectifiers_gone(before: GraphProto, after: GraphProto, names: Collection[str]) -> dict[str, NodeProto]:

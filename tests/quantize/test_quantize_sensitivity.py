@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+import platform
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ from torch import nn
 from distill.errors import UserError
 from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings
-from distill.quantize.sensitivity import Sensitivity, divergence, fewest_float, layers_of, sensitivities, with_savings
+from distill.quantize.sensitivity import Sensitivity, divergence, fewest_float, layers_of, sensitivities
 from distill.quantize.static import Calibrated, calibrated, write
+from distill.quantize.timing import layer_seconds, saved_seconds
 
+on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="times x86 kernels")
 LOUD = 2  # the layer in front of which one channel is a thousand times larger than the others
 
 
@@ -107,9 +111,25 @@ def test_the_search_finds_the_threshold_and_takes_the_worst_first(costs: list[fl
 
 
 def test_a_layer_that_saves_no_time_goes_first() -> None:
-    measured = [Sensitivity("a", "Conv", 1.0), Sensitivity("b", "Conv", 0.1), Sensitivity("c", "Conv", 0.5)]
-    priced = with_savings(measured, {"a": 1e-3, "b": -1e-6, "c": 1e-5})
+    priced = [
+        Sensitivity(*one) for one in (("a", "Conv", 1, 1e-3), ("b", "Conv", 0.1, -1e-6), ("c", "Conv", 0.5, 1e-5))
+    ]
     assert [one.output for one in sorted(priced, key=lambda one: -one.price)] == ["b", "c", "a"]
+
+
+@on_x86
+def test_what_layers_save_is_read_from_profiles(resnet: Any) -> None:
+    feed = {"x": np.zeros((8, 1, 28, 28), np.float32)}
+    found = calibrated(resnet, QuantizeSettings(), target=target("x86"), calibration=[{"x": normal(32, 1, 28, 28)}])
+    saved = saved_seconds(found, QuantizeSettings(), target=target("x86"), feed=feed)
+    assert saved is not None
+    assert set(saved) == {output for output, _ in layers_of(found)}
+    assert all(abs(seconds) < 1 for seconds in saved.values())
+    plain = layer_seconds(found.model, feed, 1)
+    assert all(value >= 0 for value in plain.values())
+    assert saved_seconds(found, QuantizeSettings(), target=target("tensorrt"), feed=feed) is None
+    away = dataclasses.replace(target("x86"), measure="ssh board")
+    assert saved_seconds(found, QuantizeSettings(), target=away, feed=feed) is None
 
 
 logits = st.integers(2, 6).flatmap(

@@ -1,0 +1,72 @@
+"""What each layer's integer kernel saves, from profiles of the float and of the integer graph on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from onnx import ModelProto
+
+from distill.benchmarks.runner import session_options
+from distill.benchmarks.target import Target, why_unmeasurable
+from distill.export.graph import consumers
+
+from .calibrate import Feed
+from .select import COMPUTE
+from .settings import QuantizeSettings
+from .static import Calibrated, integer_graph
+
+_CALLS = 20
+# What onnxruntime adds to a node's name when it fuses it, or lays its data out by blocks.
+_ADDED = re.compile(r"(_token_\d+|_nchwc|_quant|_Fused\w*)+$")
+
+
+def saved_seconds(
+    found: Calibrated, settings: QuantizeSettings, *, target: Target, feed: Feed
+) -> dict[str, float] | None:
+    """Return what each layer saves in one call as an integer kernel, by the name of its output; below 0 it costs time.
+
+    Each of both graphs is called 20 times on ``feed`` in a profiled session; a layer counts with the rectifier that is
+    fused into it. None where the target is not this machine's processor; layers that are not found are left out.
+    """
+    if target.measure is not None or target.provider != "CPUExecutionProvider" or why_unmeasurable(target):
+        return None
+    plain = layer_seconds(found.model, feed, target.threads)
+    # Other biases take no other time, and would need the samples.
+    whole, _ = integer_graph(found, replace(settings, bias_correction=False), target=target)
+    integer = layer_seconds(whole, feed, target.threads)
+    readers = consumers(found.model.graph)
+    saved = {}
+    for node in found.model.graph.node:
+        if node.name in found.nodes and node.op_type in COMPUTE:
+            following = [reader.output[0] for reader in readers.get(node.output[0], []) if len(reader.output) == 1]
+            names = [node.name, node.output[0], *following]
+            before, after = (next((one[name] for name in names if name in one), None) for one in (plain, integer))
+            if before is not None and after is not None:
+                saved[node.output[0]] = before - after
+    return saved
+
+
+def layer_seconds(model: ModelProto, feed: Feed, threads: int) -> dict[str, float]:
+    """Return the median seconds of each node over several calls, by its name or, as fused ones have it, its output."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(prefix="distill-profile-") as folder:
+        options = session_options(threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for _ in range(_CALLS):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            seconds[_ADDED.sub("", name.removesuffix("_kernel_time"))].append(event["dur"] / 1e6)
+    return {name: median(found) for name, found in seconds.items()}
