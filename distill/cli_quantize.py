@@ -22,6 +22,9 @@ def quantize(
         str, typer.Option(help="where to begin: minmax, average, percentile, entropy, mse")
     ] = "minmax",
     samples: Annotated[int, typer.Option(help="rows to find ranges on, at most", min=1)] = 512,
+    epochs: Annotated[
+        int, typer.Option(help="of training while rounding, where no other repair keeps the budget", min=0)
+    ] = 0,
     batch: Annotated[str, typer.Option(help="batch sizes to time; the first decides")] = "1",
     threads: Annotated[int, typer.Option(help="threads to time with", min=1)] = 1,
     measure: Annotated[str | None, typer.Option(help="command that has it timed elsewhere, as of `bench`")] = None,

@@ -70,6 +70,7 @@ def choose(
     measure: Measure,
     max_drop: float,
     precision: Precision = "auto",
+    epochs: int = 0,
     progress: Progress | None = None,
 ) -> Choice:
     """Make every precision that may be the fastest on the target, and choose the fastest that keeps the budget.
@@ -85,6 +86,7 @@ def choose(
             those that could not be timed.
         max_drop: the budget, in what `judge` calls drop.
         precision: only this one beside float32, where it is not `auto`.
+        epochs: of training while rounding, where no other repair of static int8 keeps the budget; 0 for none.
         progress: as in `repair`.
 
     Raises:
@@ -105,6 +107,7 @@ def choose(
                     rows=rows,
                     judge=judge,
                     max_drop=max_drop,
+                    epochs=epochs,
                     progress=progress,
                 )
                 attempts, sensitivity = tuple(done.attempts), tuple(done.sensitivity)

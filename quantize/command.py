@@ -49,6 +49,7 @@ class Words:
     precision: Precision = "auto"
     calibration: str = "minmax"
     samples: int = 512
+    epochs: int = 0
     batch: str = "1"
     threads: int = 1
     measure: str | None = None
@@ -112,6 +113,7 @@ def run(words: Words, say: Any = None) -> tuple[Choice, Report | None, Exit]:
         measure=measure,
         max_drop=words.max_drop,
         precision=words.precision,
+        epochs=words.epochs,
         progress=say,
     )
     report = reports[0] if reports else None

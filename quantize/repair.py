@@ -1,7 +1,8 @@
 """Static int8 that keeps a budget: repairs in order of their cost, and float layers where nothing else helps.
 
 First as it is; then other calibrations, bias correction, smoothing and equalisation, each on top of the best so far and
-kept only where it brings the answers closer; at last the fewest layers that have to stay float.
+kept only where it brings the answers closer; then training, where it is asked for; at last the fewest layers that have
+to stay float.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def repair(
     rows: Sequence[Feed],
     judge: Judge,
     max_drop: float,
+    epochs: int = 0,
     progress: Progress | None = None,
 ) -> Repairs:
     """Quantise until the budget holds; the last attempt is the one that holds it, if any does.
@@ -77,7 +79,8 @@ def repair(
         rows: batches on which layers are compared one by one; 128 to 512 samples.
         judge: compares a graph with the float one.
         max_drop: the budget.
-        progress: as in `quantize_onnx`, and ("sensitivity", layers done, layers).
+        epochs: of training on the samples while rounding, which needs torch; 0 for none.
+        progress: as in `quantize_onnx` and `train_aware`, and ("sensitivity", layers done, layers).
 
     Raises:
         UserError: as `quantize_onnx`.
@@ -110,6 +113,10 @@ def repair(
         return done
     chosen = done.best.settings
     base = found[replace(chosen, bias_correction=False)]
+    if epochs:
+        done.attempts.append(_trained(base, chosen, target, calibration, epochs, judge, progress))
+        if done.attempts[-1].loss.drop <= max_drop:
+            return done
     done.sensitivity = sensitivities(
         base,
         chosen,
@@ -131,6 +138,24 @@ def repair(
     if enough is not None:
         done.attempts.append(mixed[id(enough[1])])
     return done
+
+
+def _trained(
+    base: Calibrated,
+    settings: QuantizeSettings,
+    target: Target,
+    calibration: Iterable[Feed],
+    epochs: int,
+    judge: Judge,
+    progress: Progress | None,
+) -> Attempt:
+    """Let the graph learn to keep its answers; corrected biases are part of what it learns."""
+    from .aware import train_aware
+
+    plain = replace(settings, bias_correction=False)
+    learned = train_aware(base, plain, target=target, batches=list(calibration), epochs=epochs, progress=progress)
+    model, record = write(learned, plain, target=target)
+    return Attempt(f"{_named(plain)}, trained for {epochs} epochs", plain, model, record, judge(model))
 
 
 def _ladder(core: ModelProto, settings: QuantizeSettings) -> Iterator[list[dict[str, object]]]:

@@ -38,14 +38,18 @@ class Uneven(nn.Module):
         return self.head(self.rectifier(self.mix(x)).mean((2, 3)))
 
 
-def repaired(core: Any, settings: QuantizeSettings, rows: list[Any], budget: float = BUDGET) -> Repairs:
+def repaired(
+    core: Any, settings: QuantizeSettings, rows: list[Any], budget: float = BUDGET, epochs: int = 0
+) -> Repairs:
     reference = run_onnx(core, rows)
 
     def judge(model: Any) -> Loss:
         answers = run_onnx(model, rows)
         return Loss(float((answers.argmax(1) != reference.argmax(1)).mean()), divergence(reference, answers))
 
-    return repair(core, settings, target=target("x86"), calibration=rows, rows=rows, judge=judge, max_drop=budget)
+    return repair(
+        core, settings, target=target("x86"), calibration=rows, rows=rows, judge=judge, max_drop=budget, epochs=epochs
+    )
 
 
 def pictures() -> np.ndarray:
@@ -94,3 +98,12 @@ def test_a_budget_that_cannot_be_kept_ends_with_the_attempts(mlp: Any) -> None:
     assert "int8 percentile" in names
     assert any("biases corrected" in name for name in names)
     assert np.isfinite([one.loss.divergence for one in done.attempts]).all()
+
+
+def test_training_is_tried_before_layers_go_back_to_float(mlp: Any) -> None:
+    rows = [{"x": normal(64, 20, seed=seed)} for seed in range(4)]
+    done = repaired(mlp, QuantizeSettings(), rows, budget=-1.0, epochs=3)
+    (trained,) = [one for one in done.attempts if "trained for 3 epochs" in one.name]
+    floats = [number for number, one in enumerate(done.attempts) if one.floats]
+    assert done.attempts.index(trained) < min(floats)
+    assert np.isfinite(trained.loss.divergence)
