@@ -232,7 +232,7 @@ def _code_of(error: BaseException) -> int:
     if number in _LIMITS:
         return _complain(f"{where}{why}; mend that, then {_goes_on()}", Exit.USER)
     if isinstance(error, PermissionError) or number == errno.EROFS:
-        return _complain(f"{where}no permission ({why}); mend its rights, or choose another place with --out", Exit.USER)
+        return _complain(f"{where}no permission ({why}); mend its rights, or choose a place with --out", Exit.USER)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
         return _complain("out of memory; lower batch_size, or distill.views", Exit.USER)
     return _complain(
