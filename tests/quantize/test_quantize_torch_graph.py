@@ -18,21 +18,25 @@ from distill.quantize.torch_graph import OPERATORS, GraphModule
 SHAPES = {"resnet": (1, 28, 28), "separable": (3, 16, 16), "mlp": (20,), "pre_activation": (1, 12, 12)}
 
 
-def same(core: onnx.ModelProto, *shape: int) -> GraphModule:
-    """Run a graph in torch and in onnxruntime."""
-    module, x = GraphModule(core), normal(6, *shape)
-    found = module(torch.from_numpy(x)).detach().numpy()
-    expected = run_onnx(core, [{"x": x}])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
-    return module
+def both(core: onnx.ModelProto, *shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a graph's answers in torch and in onnxruntime."""
+    x = normal(6, *shape)
+    return GraphModule(core)(torch.from_numpy(x)).detach().numpy(), run_onnx(core, [{"x": x}])
+
+
+def alike(found: np.ndarray, expected: np.ndarray) -> bool:
+    return found.shape == expected.shape and np.allclose(
+        found, expected, rtol=1e-4, atol=1e-4 * max(1.0, float(np.abs(expected).max()))
+    )
 
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("prepared", [False, True])
 def test_networks_answer_as_in_onnxruntime(request: pytest.FixtureRequest, name: str, prepared: bool) -> None:
     core = request.getfixturevalue(name)
-    module = same(prepare(core, fold_norms=True) if prepared else core, *SHAPES[name])
-    weights = [value for value in module.parameters() if value.ndim > 1]
+    graph = prepare(core, fold_norms=True) if prepared else core
+    assert alike(*both(graph, *SHAPES[name]))
+    weights = [value for value in GraphModule(graph).parameters() if value.ndim > 1]
     assert len(weights) >= sum(node.op_type in ("Conv", "Gemm") for node in core.graph.node) // 2
 
 
@@ -40,7 +44,7 @@ def test_networks_answer_as_in_onnxruntime(request: pytest.FixtureRequest, name:
 def test_an_encoder_answers_as_in_onnxruntime(before: bool) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=before, activation="gelu").eval()
-    same(export_onnx(layer, args=(torch.randn(2, 7, 32),), input_names=["x"]), 7, 32)
+    assert alike(*both(export_onnx(layer, args=(torch.randn(2, 7, 32),), input_names=["x"]), 7, 32))
 
 
 def test_gradients_reach_every_weight_and_come_home_in_the_graph(resnet: Any) -> None:
@@ -107,9 +111,8 @@ CASES: list[tuple[str, tuple[int, ...], dict[str, Any], dict[str, np.ndarray]]] 
 def test_operators_answer_as_in_onnxruntime(
     operator: str, shape: tuple[int, ...], attributes: dict[str, Any], constants: dict[str, np.ndarray]
 ) -> None:
-    same(
-        single(helper.make_node(operator, ["x", *constants], ["y"], **attributes), *shape, constants=constants), *shape
-    )
+    node = helper.make_node(operator, ["x", *constants], ["y"], **attributes)
+    assert alike(*both(single(node, *shape, constants=constants), *shape))
 
 
 @pytest.mark.parametrize("operator", ["Erf", "Exp", "Neg", "Relu", "Sigmoid", "Sqrt", "Tanh", "Identity"])
