@@ -85,51 +85,96 @@ def repair(
     Raises:
         UserError: as `quantize_onnx`.
     """
-    done = Repairs()
-    found: dict[QuantizeSettings, Calibrated] = {}
-
-    def attempt(name: str, chosen: QuantizeSettings, floats: Sequence[str] = ()) -> Attempt:
-        base = replace(chosen, bias_correction=False)
-        if base not in found:
-            found[base] = calibrated(core, base, target=target, calibration=calibration, progress=progress)
-        model, record = write(
-            found[base], chosen, target=target, calibration=calibration, keep_float=floats, progress=progress
-        )
-        return Attempt(name, chosen, model, record, judge(model), tuple(floats))
-
-    done.attempts.append(attempt(_named(settings), settings))
-    for group in _ladder(core, settings):
-        if done.best.loss.drop <= max_drop:
-            break
-        start = done.best.settings
-        for change in group:
-            tried = replace(start, **change)  # type: ignore[arg-type]
-            if tried not in [one.settings for one in done.attempts]:
-                done.attempts.append(attempt(_named(tried), tried))
-                if done.best.loss.drop <= max_drop:
-                    break
+    bench = _Workbench(core, target, calibration, judge, progress)
+    done = Repairs([bench.attempt(settings)])
+    _climb(bench, done, max_drop)
     if done.best.loss.drop <= max_drop:
         done.attempts.append(done.attempts.pop(done.attempts.index(done.best)))
         return done
     chosen = done.best.settings
-    base = found[replace(chosen, bias_correction=False)]
     if epochs:
-        done.attempts.append(_trained(base, chosen, target, calibration, epochs, judge, progress))
+        done.attempts.append(bench.trained(chosen, epochs))
         if done.attempts[-1].loss.drop <= max_drop:
             return done
+    _leave_float(bench, done, chosen, rows, max_drop)
+    return done
+
+
+@dataclass
+class _Workbench:
+    """What every attempt needs; ranges are found once for all attempts that can share them."""
+
+    core: ModelProto
+    target: Target
+    calibration: Iterable[Feed]
+    judge: Judge
+    progress: Progress | None
+    found: dict[QuantizeSettings, Calibrated] = field(default_factory=dict)
+
+    def calibrated(self, settings: QuantizeSettings) -> Calibrated:
+        """Return the graph with its ranges; correcting biases needs no others."""
+        base = replace(settings, bias_correction=False)
+        if base not in self.found:
+            self.found[base] = calibrated(
+                self.core, base, target=self.target, calibration=self.calibration, progress=self.progress
+            )
+        return self.found[base]
+
+    def attempt(self, settings: QuantizeSettings, floats: Sequence[str] = (), suffix: str = "") -> Attempt:
+        """Quantise with these settings, all but the layers of these outputs."""
+        model, record = write(
+            self.calibrated(settings),
+            settings,
+            target=self.target,
+            calibration=self.calibration,
+            keep_float=floats,
+            progress=self.progress,
+        )
+        return Attempt(_named(settings) + suffix, settings, model, record, self.judge(model), tuple(floats))
+
+    def trained(self, settings: QuantizeSettings, epochs: int) -> Attempt:
+        """Let the graph learn to keep its answers; corrected biases are part of what it learns."""
+        from .aware import train_aware
+
+        plain = replace(settings, bias_correction=False)
+        batches = list(self.calibration)
+        learned = train_aware(
+            self.calibrated(plain), plain, target=self.target, batches=batches, epochs=epochs, progress=self.progress
+        )
+        model, record = write(learned, plain, target=self.target)
+        return Attempt(f"{_named(plain)}, trained for {epochs} epochs", plain, model, record, self.judge(model))
+
+
+def _climb(bench: _Workbench, done: Repairs, max_drop: float) -> None:
+    """Try the ladder's changes, each group on the best before it, until the budget holds."""
+    for group in _ladder(bench.core, done.attempts[0].settings):
+        start = done.best.settings
+        for change in group:
+            if done.best.loss.drop <= max_drop:
+                return
+            tried = replace(start, **change)  # type: ignore[arg-type]
+            if tried not in [one.settings for one in done.attempts]:
+                done.attempts.append(bench.attempt(tried))
+
+
+def _leave_float(
+    bench: _Workbench, done: Repairs, settings: QuantizeSettings, rows: Sequence[Feed], max_drop: float
+) -> None:
+    """Measure every layer, and leave the fewest in float that make the budget hold; the last attempt is that one."""
+    base = bench.calibrated(settings)
     done.sensitivity = sensitivities(
         base,
-        chosen,
-        target=target,
+        settings,
+        target=bench.target,
         rows=rows,
-        saved_s=saved_seconds(base, chosen, target=target, feed=rows[0]),
-        calibration=calibration,
-        progress=progress,
+        saved_s=saved_seconds(base, settings, target=bench.target, feed=rows[0]),
+        calibration=bench.calibration,
+        progress=bench.progress,
     )
     mixed: dict[int, Attempt] = {}
 
     def make(floats: list[str]) -> ModelProto:
-        tried = attempt(f"{_named(chosen)}, {len(floats)} of {len(done.sensitivity)} layers float", chosen, floats)
+        tried = bench.attempt(settings, floats, f", {len(floats)} of {len(done.sensitivity)} layers float")
         mixed[id(tried.model)] = tried
         return tried.model
 
@@ -137,25 +182,6 @@ def repair(
     done.attempts += [one for one in mixed.values() if enough is None or one.model is not enough[1]]
     if enough is not None:
         done.attempts.append(mixed[id(enough[1])])
-    return done
-
-
-def _trained(
-    base: Calibrated,
-    settings: QuantizeSettings,
-    target: Target,
-    calibration: Iterable[Feed],
-    epochs: int,
-    judge: Judge,
-    progress: Progress | None,
-) -> Attempt:
-    """Let the graph learn to keep its answers; corrected biases are part of what it learns."""
-    from .aware import train_aware
-
-    plain = replace(settings, bias_correction=False)
-    learned = train_aware(base, plain, target=target, batches=list(calibration), epochs=epochs, progress=progress)
-    model, record = write(learned, plain, target=target)
-    return Attempt(f"{_named(plain)}, trained for {epochs} epochs", plain, model, record, judge(model))
 
 
 def _ladder(core: ModelProto, settings: QuantizeSettings) -> Iterator[list[dict[str, object]]]:
