@@ -43,10 +43,7 @@ def to_dynamic(
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = _with_products(core)
-    chosen = _products(model.graph, keep_float)
-    if not chosen:
-        raise UserError("model: it has no MatMul or Gemm with constant weights, so there is nothing to quantise")
+    model, chosen = _with_products(core, keep_float)
     with tempfile.TemporaryDirectory(prefix="distill-dynamic-") as folder, silent():
         written = Path(folder, "dynamic.onnx")
         quantize_dynamic(
@@ -84,10 +81,7 @@ def to_blocks(
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    model = _with_products(core)
-    chosen = _products(model.graph, keep_float)
-    if not chosen:
-        raise UserError("model: it has no MatMul or Gemm with constant weights, so there is nothing to quantise")
+    model, chosen = _with_products(core, keep_float)
     with silent():
         quantizer: Any = MatMulNBitsQuantizer(
             copy_of(model),
@@ -101,8 +95,8 @@ def to_blocks(
     return result, _record(f"int{bits} weights", model, chosen, result)
 
 
-def _with_products(core: ModelProto) -> ModelProto:
-    """Return an equal graph in which every Gemm is a MatMul and a sum, and every node has a name."""
+def _with_products(core: ModelProto, keep_float: Collection[str]) -> tuple[ModelProto, list[str]]:
+    """Return an equal graph in which every Gemm is a MatMul and a sum, and the names of the products to convert."""
     reason = why_not_quantizable(core)
     if reason is not None:
         raise UserError(f"model: {reason}; quantise the float32 export instead")
@@ -118,7 +112,10 @@ def _with_products(core: ModelProto) -> ModelProto:
     model.graph.node.extend(nodes)
     for number, node in enumerate(model.graph.node):
         node.name = f"n{number}"
-    return model
+    chosen = _products(model.graph, keep_float)
+    if not chosen:
+        raise UserError("model: it has no MatMul or Gemm with constant weights, so there is nothing to quantise")
+    return model, chosen
 
 
 def _as_product(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
