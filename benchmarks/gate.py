@@ -13,16 +13,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from distill.errors import NotComparableError, NotMeasuredError, UserError
 
-from .bench import Options, bench, inspect, report, settled, target_record, time_case
+from .bench import Options, bench, inspect, report, settled, time_case
 from .facts import Facts, read_facts
 from .judging import session_medians, with_gate
-from .machine import fingerprint, machine
+from .machine import machine
 from .records import Before, Case, Gate, Mode, Report
 from .rule import Rule, Verdict
 
@@ -117,17 +116,7 @@ def outcome(
 
 def unread(found: Gate, options: Options) -> Report:
     """Report a gate that nothing was measured for."""
-    here = machine()
-    return Report(
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=here,
-        fingerprint=fingerprint(here),
-        target=target_record(options.target),
-        seed=options.timing.seed,
-        models=(),
-        cases=(),
-        gates=(found,),
-    )
+    return dataclasses.replace(report([], [], options, machine()), gates=(found,))
 
 
 def _alone(options: Options) -> Options:

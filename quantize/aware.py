@@ -23,7 +23,7 @@ from distill.export.graph import attribute, initializers
 
 from .calibrate import Feed, Progress
 from .settings import QuantizeSettings
-from .static import Calibrated, integer_graph
+from .static import Calibrated, integer_graph, resolve
 from .torch_graph import GraphModule
 
 _LIMITS = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
@@ -53,7 +53,7 @@ class AwareModule(nn.Module):
         self.log_scales = nn.ParameterDict(
             {self.keys[name]: nn.Parameter(torch.tensor(float(np.log(value)))) for name, value in scales.items()}
         )
-        reduced = target.reduce_range if settings.reduce_range == "auto" else settings.reduce_range
+        _, reduced = resolve(settings, target)
         self.steps = _REDUCED_STEPS if reduced else _WEIGHT_STEPS
         self.axes = _weight_axes(found.model.graph, names, per_channel=settings.per_channel)
         self.graph.observe, self.graph.observe_weight = self._round, self._round_weight

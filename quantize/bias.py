@@ -16,14 +16,13 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from distill.benchmarks.machine import usable_threads
 from distill.errors import UserError
-from distill.export.graph import add_constant, consumers, copy_of, initializers, opset_of, producers
+from distill.export.graph import add_constant, consumers, copy_of, initializers, producers
 from distill.export.parity import session_of
 
-from .calibrate import Array, Feed, Progress, run_batch, slices
+from .calibrate import Array, Feed, Progress, channel_reduction, run_batch, slices
 from .settings import QuantizeSettings
 
 _ROWS = 32
-_REDUCE_AXES_ARE_AN_INPUT = 18  # from this opset on
 
 
 def rounded_weights(quantized: GraphProto, names: Iterable[str]) -> dict[str, Array]:
@@ -137,11 +136,7 @@ def _channel_mean(model: ModelProto, node: NodeProto, rank: int, output: str) ->
         shape = add_constant(model.graph, f"{output}/shape", np.array([-1, _channels(model, node)], np.int64))
         nodes.append(helper.make_node("Reshape", [source, shape], [f"{output}/flat"]))
         source, axes = f"{output}/flat", [0]
-    if opset_of(model) >= _REDUCE_AXES_ARE_AN_INPUT:
-        name = add_constant(model.graph, f"{output}/axes", np.array(axes, np.int64))
-        nodes.append(helper.make_node("ReduceMean", [source, name], [output], keepdims=0))
-    else:
-        nodes.append(helper.make_node("ReduceMean", [source], [output], axes=axes, keepdims=0))
+    nodes.append(channel_reduction(model, "ReduceMean", source, axes, output))
     return nodes
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from distill.benchmarks.machine import usable_threads
 from distill.errors import UserError
-from distill.export.graph import copy_of, opset_of
+from distill.export.graph import add_constant, copy_of, opset_of
 from distill.export.parity import first_line, session_of
 
 from .histogram import Histogram
@@ -21,6 +21,7 @@ from .settings import QuantizeSettings
 Array = NDArray[Any]
 Feed = dict[str, Array]
 Progress = Callable[[str, int, int], None]
+_REDUCE_AXES_ARE_AN_INPUT = 18  # from this opset on
 _ROWS = 32  # a larger batch is cut: its activations would be held at once
 _ROWS_HISTOGRAM = 8  # here they also leave the graph
 _ROWS_AVERAGE = 1  # each sample has a smallest and a largest value of its own
@@ -119,6 +120,14 @@ def _set_outputs(model: ModelProto, names: Sequence[str]) -> None:
         model.graph.output.append(value)
     if opset_of(model) < 11:
         raise UserError(f"opset {opset_of(model)}: calibration needs 13 or newer; export again")
+
+
+def channel_reduction(model: ModelProto, op: str, source: str, axes: Sequence[int], output: str) -> NodeProto:
+    """Make a node that reduces a tensor over some axes, which newer opsets take as an input; adds its constant."""
+    if opset_of(model) >= _REDUCE_AXES_ARE_AN_INPUT:
+        name = add_constant(model.graph, f"{output}/axes", np.array(axes, np.int64))
+        return helper.make_node(op, [source, name], [output], keepdims=0)
+    return helper.make_node(op, [source], [output], axes=list(axes), keepdims=0)
 
 
 def twice(calibration: Iterable[Feed]) -> Iterable[Feed]:

@@ -13,15 +13,14 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from distill.benchmarks.machine import usable_threads
-from distill.export.graph import add_constant, attribute, consumers, copy_of, initializers, opset_of, sort_nodes
+from distill.export.graph import add_constant, attribute, consumers, copy_of, initializers, sort_nodes
 from distill.export.parity import session_of
 
-from .calibrate import Array, Feed, Progress, run_batch, slices
+from .calibrate import Array, Feed, Progress, channel_reduction, run_batch, slices
 from .settings import QuantizeSettings
 
 _ROWS = 8
 _SMALLEST = 1e-5
-_REDUCE_AXES_ARE_AN_INPUT = 18  # from this opset on
 
 
 def smooth(
@@ -99,11 +98,7 @@ def _largest_by_channel(
         outputs.append(f"smooth/{number}")
         twin.graph.node.append(helper.make_node("Reshape", [node.output[0], shape], [flat]))
         twin.graph.node.append(helper.make_node("Abs", [flat], [size]))
-        if opset_of(model) >= _REDUCE_AXES_ARE_AN_INPUT:
-            axes = add_constant(twin.graph, f"smooth/{number}/axes", np.array([0], np.int64))
-            twin.graph.node.append(helper.make_node("ReduceMax", [size, axes], [outputs[-1]], keepdims=0))
-        else:
-            twin.graph.node.append(helper.make_node("ReduceMax", [size], [outputs[-1]], axes=[0], keepdims=0))
+        twin.graph.node.append(channel_reduction(twin, "ReduceMax", size, [0], outputs[-1]))
     del twin.graph.output[:]
     twin.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
     session = session_of(twin, threads=settings.threads or usable_threads())

@@ -67,7 +67,7 @@ def quantize_onnx(
         UserError: the graph is quantised already or has nothing to quantise, or the calibration data do not fit it.
     """
     settings = settings or QuantizeSettings()
-    _resolve(settings, target)
+    resolve(settings, target)
     found = calibrated(core, settings, target=target, calibration=calibration, keep_float=keep_float, progress=progress)
     return write(found, settings, target=target, calibration=calibration, progress=progress)
 
@@ -130,7 +130,7 @@ def write(
     result, names = integer_graph(
         found, settings, target=target, calibration=calibration, keep_float=keep_float, progress=progress
     )
-    scheme, reduce_range = _resolve(settings, target)
+    scheme, reduce_range = resolve(settings, target)
     slim = strip(result)
     constants, floats = initializers(found.model.graph), count_float(found.model.graph, names)
     record = QuantizeRecord(
@@ -160,7 +160,7 @@ def integer_graph(
     progress: Progress | None = None,
 ) -> tuple[ModelProto, set[str]]:
     """Write the integer graph with the nodes' names still in it; returns it with those of the integer ones."""
-    scheme, reduce_range = _resolve(settings, target)
+    scheme, reduce_range = resolve(settings, target)
     chosen = [node for node in select_nodes(found.model.graph, keep_float=keep_float) if node.name in set(found.nodes)]
     names = [node.name for node in chosen]
     model = found.model
@@ -187,7 +187,7 @@ def _rectifiers_gone(before: GraphProto, after: GraphProto, names: Collection[st
     return {makers[node.input[0]].name: node for node in gone if node.input[0] in makers}
 
 
-def _resolve(settings: QuantizeSettings, target: Target) -> tuple[str, bool]:
+def resolve(settings: QuantizeSettings, target: Target) -> tuple[str, bool]:
     """Let the target decide what the settings leave open."""
     if target.precision != "int8" and settings.scheme == "auto":
         raise UserError(f"target={target.name}: it runs {target.precision}, not int8; use distill.quantize.to_half")
