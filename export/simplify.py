@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from .graph import add_constant, attribute, constant, copy_of, fresh_name, producers
+from .graph import add_constant, attribute, constant, consumers, copy_of, fresh_name, producers
 from .strip import constants_to_initializers, drop_dead, drop_identities
 
 _SPATIAL_RANKS = (4, 5)
@@ -19,7 +19,8 @@ def simplify(proto: ModelProto) -> ModelProto:
     """Return an equal graph in the form that onnxruntime runs best.
 
     A mean over all spatial axes becomes GlobalAveragePool, which has an integer kernel where ReduceMean has none. A
-    Reshape whose target is assembled at run time from the batch size and constants gets a constant target with -1.
+    Reshape whose target is assembled at run time from the batch size and constants gets a constant target with -1. The
+    product of a GELU by erf is written in the order that is fused into one kernel.
     """
     slim = copy_of(proto)
     graph = slim.graph
@@ -31,6 +32,8 @@ def simplify(proto: ModelProto) -> ModelProto:
             _mean_to_pool(graph, node, shapes)
         elif node.op_type == "Reshape":
             _constant_target(graph, node, shapes)
+        elif node.op_type == "Erf":
+            _half_last(graph, node)
     drop_dead(graph)
     return slim
 
@@ -86,6 +89,41 @@ def _constant_target(graph: GraphProto, node: NodeProto, shapes: dict[str, list[
     if target is None or target.count(-1) > 1 or min([n for n in target if n != -1], default=1) < 1:
         return
     node.input[1] = add_constant(graph, f"{node.output[0]}_shape", np.asarray(target, np.int64))
+
+
+def _half_last(graph: GraphProto, erf: NodeProto) -> None:
+    """Turn x · (0.5 · (1 + erf(x / √2))) into (x · (1 + erf(x / √2))) · 0.5; halving is exact, so nothing is rounded.
+
+    PyTorch's exporter writes the first at opsets without Gelu; onnxruntime fuses the second.
+    """
+    readers = consumers(graph)
+    above = _only(readers, erf.output[0], "Add")
+    halved = _only(readers, above.output[0], "Mul") if above is not None else None
+    product = _only(readers, halved.output[0], "Mul") if halved is not None else None
+    if above is None or halved is None or product is None:
+        return
+    half = next((name for name in halved.input if name != above.output[0]), "")
+    x = next((name for name in product.input if name != halved.output[0]), "")
+    value = constant(graph, half)
+    if not x or value is None or value.size != 1 or float(value.item()) != 0.5:
+        return
+    # What erf is taken of is made of x, so x is there before any of these nodes.
+    if x not in _sources(graph, erf):
+        return
+    halved.input[:] = [x, above.output[0]]
+    product.input[:] = [halved.output[0], half]
+
+
+def _sources(graph: GraphProto, erf: NodeProto) -> Sequence[str]:
+    """Name what the argument of an erf is a multiple of."""
+    scaled = producers(graph).get(erf.input[0])
+    return scaled.input if scaled is not None and scaled.op_type in ("Div", "Mul") else ()
+
+
+def _only(readers: dict[str, list[NodeProto]], name: str, operator: str) -> NodeProto | None:
+    """Return the one node that reads a tensor, if it is of this operator."""
+    found = readers.get(name, [])
+    return found[0] if len(found) == 1 and found[0].op_type == operator else None
 
 
 def _lengths(

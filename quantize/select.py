@@ -8,7 +8,7 @@ from collections.abc import Collection
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from distill.export.graph import attribute, initializers
+from distill.export.graph import attribute, consumers, initializers, producers
 
 # What a network spends its time on.
 COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
@@ -44,7 +44,29 @@ def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = ()) -> list
             continue
         chosen.append(node)
         integers.update(node.output)
-    return chosen
+    names = {id(node) for node in chosen}
+    readers, makers = consumers(graph), producers(graph)
+    return [node for node in chosen if not _is_last_bias(node, constants, makers, readers, names)]
+
+
+def _is_last_bias(
+    node: NodeProto,
+    constants: dict[str, TensorProto],
+    makers: dict[str, NodeProto],
+    readers: dict[str, list[NodeProto]],
+    chosen: Collection[int],
+) -> bool:
+    """Whether a node adds a bias to a product for readers that want floats.
+
+    A product can give floats: its sum is then not rounded to 8 bits twice only to be dequantised.
+    """
+    if node.op_type != "Add" or any(id(reader) in chosen for reader in readers.get(node.output[0], [])):
+        return False
+    values = [name for name in node.input if name not in constants]
+    if len(values) != 1 or len(readers.get(values[0], [])) != 1:
+        return False
+    maker = makers.get(values[0])
+    return maker is not None and maker.op_type == "MatMul" and id(maker) in chosen
 
 
 def _wanted(node: NodeProto, constants: dict[str, TensorProto], integers: set[str]) -> bool:

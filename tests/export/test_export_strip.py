@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,6 +146,47 @@ def test_a_reshape_by_the_batch_size_gets_a_constant_target():
     simple = strip(simplify(model_of(nodes, constants, shape=("batch", 3, 2))))
     assert [node.op_type for node in simple.graph.node] == ["Reshape"]
     assert run_onnx(simple, [{"x": np.ones((5, 3, 2), np.float32)}]).shape == (5, 3, 2)
+
+
+def gelu_of(half: float, *, twice: bool = False):
+    """x times a half of one and erf, as PyTorch's exporter writes it; with `twice` the half is read by another, too."""
+    nodes = [
+        helper.make_node("Add", ["x", "bias"], ["y"]),
+        helper.make_node("Div", ["y", "root"], ["scaled"]),
+        helper.make_node("Erf", ["scaled"], ["erf"]),
+        helper.make_node("Add", ["erf", "one"], ["above"]),
+        helper.make_node("Mul", ["half", "above"], ["gate"]),
+        helper.make_node("Mul", ["y", "gate"], ["gelu"]),
+        helper.make_node("Add", ["gelu", "gate" if twice else "bias"], ["logits"]),
+    ]
+    values = {"root": 2**0.5, "one": 1.0, "half": half, "bias": np.linspace(-1, 1, 4)}
+    return model_of(nodes, [(name, np.asarray(value, np.float32)) for name, value in values.items()])
+
+
+def test_a_gelu_is_written_as_it_is_fused_and_computes_the_same(tmp_path):
+    proto = gelu_of(0.5)
+    simple = simplify(proto)
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32) * 3
+    plain = {"graph_optimization_level": ort.GraphOptimizationLevel.ORT_DISABLE_ALL}
+
+    def session(model, **settings):
+        options = ort.SessionOptions()
+        for name, value in settings.items():
+            setattr(options, name, value)
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    # Halving is exact: before anything is fused both are equal bit by bit.
+    before, after = (session(model, **plain).run(None, {"x": x})[0] for model in (proto, simple))
+    np.testing.assert_array_equal(before, after)
+    session(simple, optimized_model_filepath=str(tmp_path / "fused.onnx"))
+    operators = {node.op_type for node in onnx.load(str(tmp_path / "fused.onnx")).graph.node}
+    assert operators & {"Gelu", "BiasGelu"} and "Erf" not in operators
+
+
+@pytest.mark.parametrize("other", [{"half": 0.25}, {"half": 0.5, "twice": True}])
+def test_what_only_looks_like_a_gelu_stays(other):
+    proto = gelu_of(**other)
+    assert [list(node.input) for node in simplify(proto).graph.node] == [list(node.input) for node in proto.graph.node]
 
 
 @settings(max_examples=25, deadline=None)

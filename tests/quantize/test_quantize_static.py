@@ -132,6 +132,37 @@ def test_a_batch_norm_alone_becomes_integer_and_a_softmax_stays_float(pre_activa
     assert record.nodes_quantized == 6
 
 
+class FeedForward(nn.Module):
+    """The feed-forward part of a transformer with its layer norms: products of rank 3, with biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down, self.head = (
+            nn.LayerNorm(16),
+            nn.Linear(16, 64),
+            nn.Linear(64, 16),
+            nn.Linear(16, 3),
+        )
+
+    def forward(self, x):
+        y = self.norm(x)
+        return self.head(self.norm(y + self.down(nn.functional.gelu(self.up(y)))).mean(1))
+
+
+@on_x86
+def test_products_that_floats_are_made_of_are_not_rounded_to_eight_bits(tmp_path):
+    torch.manual_seed(0)
+    core = export_onnx(FeedForward().eval(), args=(torch.randn(2, 6, 16),), input_names=["x"])
+    x = normal(64, 6, 16)
+    small, record = quantize_onnx(core, target=target("x86"), calibration=[{"x": x}])
+    close(core, small, {"x": x})
+    kernels = executed(small, {"x": x[:2]}, tmp_path)
+    # The biases and the GELU work on the product's floats, without a pair in between.
+    assert kernels.count("MatMulIntegerToFloat") == 2 and "BiasGelu" in kernels
+    assert not {"QLinearAdd", "QLinearMatMul", "DequantizeLinear"} & set(kernels)
+    assert record.float_operators == {"Add": 1}  # the shortcut, between two layer norms
+
+
 def test_the_logits_are_not_rounded_to_eight_bits(mlp):
     x = normal(2000, 20)
     small, _ = quantize_onnx(mlp, target=target("x86"), calibration=[{"x": x[:128]}])
