@@ -9,7 +9,9 @@ import typer
 
 
 def quantize(
-    model: Annotated[Path, typer.Argument(help="a float32 .onnx file")],
+    model: Annotated[
+        str, typer.Argument(help="a float32 .onnx file; package.module:function or file.py:function for an nn.Module")
+    ],
     data: Annotated[Path, typer.Option(help=".npz with rows by input name, and labels, if there are any")],
     out: Annotated[Path, typer.Option(help="where the chosen file goes (.onnx)")],
     max_drop: Annotated[
@@ -21,20 +23,37 @@ def quantize(
     calibration: Annotated[
         str, typer.Option(help="where to begin: minmax, average, percentile, entropy, mse")
     ] = "minmax",
+    reduce_range: Annotated[
+        bool | None,
+        typer.Option(
+            "--reduce-range/--full-range",
+            help="int8 weights of 7 bits, safe on x86 without VNNI, or of 8; as the target says when left out",
+            show_default=False,
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(help="rows to find ranges on, at most", min=1)] = 512,
     epochs: Annotated[
         int, typer.Option(help="of training while rounding, where no other repair keeps the budget", min=0)
     ] = 0,
-    batch: Annotated[str, typer.Option(help="batch sizes to time; the first decides")] = "1",
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="measure every layer alone in int8, also where the budget holds")
+    ] = False,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="batch sizes to time; the first decides; 1, or the one that the model is fixed at"),
+    ] = None,
     threads: Annotated[int, typer.Option(help="threads to time with", min=1)] = 1,
     measure: Annotated[str | None, typer.Option(help="command that has it timed elsewhere, as of `bench`")] = None,
     pairs: Annotated[int, typer.Option(help="fresh session pairs of the timing", min=2)] = 6,
     seconds: Annotated[float, typer.Option(help="that a session pair is timed for", min=0.01, max=60)] = 1.0,
     seed: Annotated[int, typer.Option(help="of which rows find ranges and which judge", min=0)] = 0,
     record: Annotated[Path | None, typer.Option(help="write what was tried as JSON")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="write the sensitivity of layers, where it was measured, as a chart (.svg)")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
-    """Find the fastest precision of an ONNX file that keeps a budget, and prove it."""
+    """Find the fastest precision of a model that keeps a budget, and prove it."""
     from typing import get_args
 
     from distill.errors import UserError
@@ -57,8 +76,11 @@ def quantize(
 
     from distill.quantize.table import render
 
-    console = Console(highlight=False)
-    console.print(render(choice, report, words.max_drop))
+    console = Console(highlight=False, markup=False)
+    console.print(render(choice, report, console.width))
     written = f"wrote {out}" if code == 0 else f"{out} was not written"
     console.print(f"{written}: {choice.why}", soft_wrap=True)
+    if plot is not None:
+        unmeasured = f"{plot} was not written: nothing called for measuring layers one by one; --sensitivity does"
+        console.print(f"wrote {plot}" if choice.sensitivity else unmeasured, soft_wrap=True)
     raise typer.Exit(int(code))

@@ -8,39 +8,14 @@ from typing import Any, Literal
 import numpy as np
 
 from distill.errors import UserError
-from distill.records import Drop, Estimate, Quality, Verdict
+from distill.intervals import Estimate, wilson
+from distill.intervals import paired_drop as paired_drop  # others take it from here
+from distill.records import Drop, Quality, Verdict
 
 Array = np.ndarray[Any, Any]
 Metrics = Callable[[Array, Array], dict[str, float]]
 
-Z = 1.959963984540054
-"""The normal quantile of a two-sided 95 % interval."""
 RESAMPLES = 400
-
-
-def wilson(successes: float, n: int) -> Estimate:
-    """Return a share with its Wilson score interval (Wilson 1927), which stays inside [0, 1]."""
-    if n == 0:
-        return Estimate(float("nan"), 0.0, 1.0)
-    share, z2 = successes / n, Z * Z
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z / (1 + z2 / n) * float(np.sqrt(share * (1 - share) / n + z2 / (4 * n * n)))
-    # At the ends the bound is exactly 0 or 1, which the sum misses by a rounding error.
-    low = 0.0 if successes == 0 else max(0.0, middle - half)
-    high = 1.0 if successes == n else min(1.0, middle + half)
-    return Estimate(share, low, high)
-
-
-def paired_drop(lost: int, won: int, n: int) -> Estimate:
-    """Return the difference of two accuracies on the same samples, with its interval.
-
-    ``lost`` samples were right and became wrong, ``won`` the reverse. The interval is Wald's on counts with one added
-    to each (Bonett and Price 2012), which covers 95 % also where few samples change sides.
-    """
-    b, c, m = lost + 1, won + 1, n + 2
-    middle = (b - c) / m
-    half = Z * float(np.sqrt((b + c) / m - middle**2) / np.sqrt(m))
-    return Estimate((lost - won) / n, max(-1.0, middle - half), min(1.0, middle + half))
 
 
 def judge_drop(drop: Estimate, limit: float) -> Drop:

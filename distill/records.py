@@ -12,19 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from distill.intervals import Estimate as Estimate  # others take it from here
+
 SCHEMA = 1
 
 Status = Literal["done", "reverted", "unmeasured", "off"]
 Verdict = Literal["met", "missed", "unresolved"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its two-sided 95 % interval, in the value's own unit."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -1,46 +1,49 @@
-"""The verb `quantize`: from a file and samples to the fastest precision that keeps a budget."""
+"""The verb `quantize`: from a model and samples to the fastest precision that keeps a budget."""
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
 from onnx import ModelProto
 
 from distill.benchmarks import Options, Ratio, Report, bench, resolve_target, why_unmeasurable
-from distill.benchmarks.inputs import load_proto, signature
+from distill.benchmarks.callables import TorchCallable
 from distill.benchmarks.jobs import Timing
 from distill.benchmarks.target import Target
-from distill.benchmarks.words import counts, read_npz
+from distill.benchmarks.words import counts, positive
 from distill.errors import Exit, UserError
 from distill.export.metadata import write_metadata
-from distill.export.parity import run_onnx
 from distill.export.strip import to_bytes
 
-from .calibrate import Array, Feed
-from .choose import FLOAT, Candidate, Choice, Precision, choose
+from . import remarks
+from .calibrate import Progress
+from .choose import FLOAT, Candidate, Choice, Precision, choose, decide
+from .judge import Judge, judge_of
+from .places import require_apart, require_places, write_whole
+from .plot import sensitivity_svg
 from .repair import Loss
-from .select import why_not_quantizable
-from .sensitivity import divergence
+from .rows import Rows, inputs_of, part_rows, read_arrays
+from .sensitivity import sensitivities
 from .settings import QuantizeSettings
+from .source import export_callable, read_graph
+from .static import calibrated
+from .table import kept_float
+from .timing import saved_seconds
+from .tried import to_json
 
-_BATCH = 32
-_ENOUGH = 200  # rows from which on half of them can be kept from calibration, to judge by
-_LABELS = ("labels", "label", "targets", "y")
+_TIMED = "candidate-{:02}"  # what a candidate is called while it is timed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
     """What was said on the command line."""
 
-    model: Path
+    model: str
     data: Path
     out: Path
     max_drop: float = 0.01
@@ -48,52 +51,139 @@ class Words:
     target: str | None = None
     precision: Precision = "auto"
     calibration: str = "minmax"
+    reduce_range: bool | None = None
     samples: int = 512
     epochs: int = 0
-    batch: str = "1"
+    sensitivity: bool = False
+    batch: str | None = None
     threads: int = 1
     measure: str | None = None
     pairs: int = 6
     seconds: float = 1.0
     seed: int = 0
     record: Path | None = None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Samples: `calibration` to find ranges, `judged` to compare answers on, and the labels of the latter, if any."""
-
-    calibration: list[Feed]
-    judged: list[Feed]
-    labels: Array | None
-    kept_apart: bool
+    plot: Path | None = None
 
     @property
-    def count(self) -> int:
-        """How many are judged."""
-        return sum(len(next(iter(feed.values()))) for feed in self.judged)
+    def outputs(self) -> dict[str, Path]:
+        """Option -> path of what is written."""
+        said = {"--out": self.out, "--record": self.record, "--plot": self.plot}
+        return {option: path for option, path in said.items() if path is not None}
 
 
-def run(words: Words, say: Any = None) -> tuple[Choice, Report | None, Exit]:
+def run(words: Words, say: Progress | None = None) -> tuple[Choice, Report | None, Exit]:
     """Quantise, judge, measure, choose and write; returns the choice, the measurement and the exit code.
 
-    Where no other precision keeps the budget nothing is written, and the code says so. Where float32 is the fastest it
+    Where no other precision keeps the budget no model is written, and the code says so. Where float32 is the fastest it
     is written as it is.
 
     Raises:
-        UserError: the file, the samples or an option is at fault.
+        UserError: the model, the samples or an option is at fault.
     """
-    if words.out.exists() and words.out.resolve() == words.model.resolve():
-        raise UserError(f"--out {words.out}: is the model itself, which stays as it is; give another name")
-    if words.out.is_dir() or not words.out.absolute().parent.is_dir():
-        raise UserError(f"--out {words.out}: is a folder, or lies in one that does not exist")
-    load_proto(words.model)
-    core = onnx.load(str(words.model))
-    reason = why_not_quantizable(core)
-    if reason is not None:
-        raise UserError(f"{words.model}: {reason}; give the float32 export")
+    target, settings = _asked(words)
+    core, rows = _read(words)
+    words = replace(words, batch=_batch(words, rows))
+    with _told_of(words.model):
+        judge = judge_of(core, rows)
+        chosen, report = _chosen(words, core, rows, judge, target, settings, say)
+    found = [*rows.remarks, *judge.remarks, *(target.warnings if words.reduce_range is None else ())]
+    found += remarks.of_choice(chosen, target, rows=rows.count, max_drop=words.max_drop)
+    found += remarks.of_core(core) if report is None else ()
+    chosen = replace(chosen, warnings=(*chosen.warnings, *found))
+    within = any(one.within for one in chosen.candidates[1:])
+    if within:
+        write_whole(words.out, to_bytes(_packed(chosen.chosen, core, target)))
+    if words.record is not None:
+        text = to_json(chosen, model=words.model, target=target.name, max_drop=words.max_drop, rows=rows.count)
+        write_whole(words.record, text.encode())
+    if words.plot is not None and chosen.sensitivity:
+        called = len(next(iter(rows.judged[0].values())))
+        text = sensitivity_svg(chosen.sensitivity, kept_float(chosen), unit=judge.unit, rows=called)
+        write_whole(words.plot, text.encode())
+    return chosen, report, Exit.OK if within else Exit.VERDICT_NO
+
+
+@contextmanager
+def _told_of(model: str) -> Iterator[None]:
+    """Let errors that know a graph only say which model it is of."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError("\n".join(f"{model}: {line}" for line in str(error).splitlines())) from error
+
+
+def _asked(words: Words) -> tuple[Target, QuantizeSettings]:
+    """Check what was said before anything is read, and settle what the file ships to.
+
+    Raises:
+        UserError: a number, a target or a place that cannot be.
+    """
+    if not 0 <= words.max_drop <= 1:  # NaN passes the command line's own bounds
+        raise UserError(f"--max-drop {words.max_drop}: must be from 0 to 1; 0.01 is one point")
+    positive("--seconds", words.seconds)
+    require_places(words.outputs)
     target = replace(resolve_target(words.target, threads=words.threads), measure=words.measure)
-    rows = read_rows(words, core)
+    if words.reduce_range is not None:
+        target = replace(target, reduce_range=words.reduce_range)  # dynamic int8 asks the target
+    if words.sensitivity and target.precision != "int8":
+        raise UserError(
+            f"--sensitivity: target {target.name} has no int8 layers; leave it out, or name another --target"
+        )
+    settings = QuantizeSettings(
+        calibration=words.calibration,  # type: ignore[arg-type]
+        samples=words.samples,
+        reduce_range="auto" if words.reduce_range is None else words.reduce_range,
+    )
+    return target, settings
+
+
+def _read(words: Words) -> tuple[ModelProto, Rows]:
+    """Read or export the model, and read the samples.
+
+    Raises:
+        UserError: either is at fault, or would be written over.
+    """
+    made = TorchCallable.named(words.model)
+    path = Path(words.model if made is None else made.reference.rpartition(":")[0])
+    require_apart(words.outputs, [("the model itself", path), ("the data", words.data)])
+    if made is None:
+        if path.suffix == ".py" and path.is_file():
+            raise UserError(f"{path}: name the function in it that makes the module, as {path}:make")
+        core, extra = read_graph(path)
+        require_apart(words.outputs, [("external data of the model", file) for file in extra])
+        arrays = read_arrays(words.data)
+    else:
+        arrays = read_arrays(words.data)
+        core = export_callable(made, arrays, words.labels)
+    with _told_of(words.model):
+        inputs = inputs_of(core)
+    where = f"--data {words.data}"
+    return core, part_rows(arrays, inputs, where=where, labels=words.labels, samples=words.samples, seed=words.seed)
+
+
+def _batch(words: Words, rows: Rows) -> str:
+    """Return the batch sizes to time: what was said, or the one that the model is fixed at, or 1.
+
+    Raises:
+        UserError: the model is fixed at another.
+    """
+    said = words.batch or str(rows.batch or 1)
+    if rows.batch is not None and counts("--batch", said) != (rows.batch,):
+        raise UserError(f"--batch {said}: {words.model} is fixed at a batch of {rows.batch}; leave --batch out")
+    counts("--batch", said)
+    return said
+
+
+def _chosen(
+    words: Words,
+    core: ModelProto,
+    rows: Rows,
+    judge: Judge,
+    target: Target,
+    settings: QuantizeSettings,
+    say: Progress | None,
+) -> tuple[Choice, Report | None]:
+    """Make, judge and measure what may be the fastest, choose, and measure every layer where that was asked for."""
     reports: list[Report] = []
 
     def measure(models: Sequence[ModelProto]) -> list[Ratio | None]:
@@ -105,102 +195,47 @@ def run(words: Words, say: Any = None) -> tuple[Choice, Report | None, Exit]:
 
     chosen = choose(
         core,
-        QuantizeSettings(calibration=words.calibration, samples=words.samples),  # type: ignore[arg-type]
+        settings,
         target=target,
         calibration=rows.calibration,
         rows=rows.judged,
-        judge=judge_of(core, rows),
+        judge=judge,
         measure=measure,
         max_drop=words.max_drop,
         precision=words.precision,
         epochs=words.epochs,
         progress=say,
     )
-    report = reports[0] if reports else None
-    within = any(one.within for one in chosen.candidates[1:])
-    if within:
-        _write(words.out, _packed(chosen.chosen, core, target))
-    if words.record is not None:
-        words.record.write_text(json.dumps(described(chosen, words, target), indent=1) + "\n", encoding="utf-8")
-    return chosen, report, Exit.OK if within else Exit.VERDICT_NO
+    report = _named(reports[0], [one.name for one in chosen.candidates if one.within]) if reports else None
+    if report is not None:
+        chosen = _finite_on_target(chosen, report, words.max_drop)
+    if all(one.loss.fault for one in chosen.candidates[1:]):
+        chosen = replace(chosen, why="no other precision gives answers that can be used")
+    if words.sensitivity and not chosen.sensitivity:
+        chosen = _with_sensitivity(chosen, core, settings, target, rows, say)
+    return chosen, report
 
 
-def read_rows(words: Words, core: ModelProto) -> Rows:
-    """Read samples by input name, and labels, if there are any; from 200 rows on half are kept to judge by.
-
-    Raises:
-        UserError: names, types or numbers of rows that do not fit the file.
-    """
-    arrays, inputs = read_npz(words.data), signature(core)
-    names = [one.name for one in inputs]
-    key = words.labels or next((name for name in _LABELS if name in arrays and name not in names), None)
-    if key is not None and key not in arrays:
-        raise UserError(f"--labels {key}: is not in {words.data}, which has {', '.join(arrays) or 'nothing'}")
-    labels = arrays.pop(key) if key is not None else None
-    if set(arrays) != set(names):
-        raise UserError(f"{words.data}: has {', '.join(arrays) or 'nothing'}; the model takes {', '.join(names)}")
-    lengths = {name: len(value) if value.ndim else 0 for name, value in arrays.items()}
-    if labels is not None:
-        lengths[str(key)] = len(labels) if labels.ndim else 0
-    total = next(iter(lengths.values()), 0)
-    if len(set(lengths.values())) != 1 or total == 0:
-        raise UserError(f"{words.data}: has rows {lengths}; every array needs the same number, one at least")
-    for one in inputs:
-        if arrays[one.name].dtype != one.dtype:
-            raise UserError(
-                f"{words.data}: {one.name} is {arrays[one.name].dtype.name}, the model takes {one.dtype.name}"
-            )
-    order = np.random.default_rng(words.seed).permutation(total)
-    apart = total >= _ENOUGH
-    first = order[: min(words.samples, total // 2)] if apart else order
-    rest = order[len(first) :] if apart else order
-    size = next((shape[0] for shape in (one.shape for one in inputs) if shape and isinstance(shape[0], int)), None)
-    return Rows(
-        calibration=_batches(arrays, first, size),
-        judged=_batches(arrays, rest, size),
-        labels=None if labels is None else labels[_whole(rest, size)],
-        kept_apart=apart,
-    )
-
-
-def _whole(chosen: Array, fixed: int | None) -> Array:
-    """Leave out the rows that do not fill a batch of a fixed size."""
-    return chosen[: len(chosen) // fixed * fixed] if fixed else chosen
-
-
-def _batches(arrays: dict[str, Array], chosen: Array, fixed: int | None) -> list[Feed]:
-    kept, step = _whole(chosen, fixed), fixed or _BATCH
-    if not len(kept):
-        raise UserError(f"the samples are fewer than the batch of {fixed} that the model is fixed at")
-    return [
-        {name: value[kept[start : start + step]] for name, value in arrays.items()}
-        for start in range(0, len(kept), step)
-    ]
-
-
-def judge_of(core: ModelProto, rows: Rows) -> Any:
-    """Make the judge: of labelled rows the drop is the accuracy lost, of others the share of top-1 answers changed."""
-    reference = run_onnx(core, rows.judged)
-    before = _answers(reference)
-
-    def judge(model: ModelProto) -> Loss:
-        logits = run_onnx(model, rows.judged)
-        if not np.isfinite(logits).all():
-            return Loss(1.0, float("inf"))
-        after = _answers(logits)
-        if rows.labels is None:
-            drop = float((after != before).mean())
-        else:
-            drop = float((before == rows.labels).mean() - (after == rows.labels).mean())
-        return Loss(drop, divergence(reference, logits))
-
-    return judge
-
-
-def _answers(logits: Array) -> Array:
-    """Return the strongest class of each row; of one logit, whether it is above zero."""
-    flat = logits.reshape(len(logits), -1) if logits.ndim < 3 else logits
-    return np.asarray(flat[:, 0] > 0 if flat.shape[1] == 1 else flat.argmax(axis=1))
+def _with_sensitivity(
+    chosen: Choice, core: ModelProto, settings: QuantizeSettings, target: Target, rows: Rows, say: Progress | None
+) -> Choice:
+    """Measure every layer of static int8, as it was written last if it was; why not is a warning."""
+    settings = chosen.attempts[-1].settings if chosen.attempts else settings
+    plain = replace(settings, bias_correction=False)  # needs no other ranges
+    try:
+        base = calibrated(core, plain, target=target, calibration=rows.calibration, progress=say)
+        found = sensitivities(
+            base,
+            settings,
+            target=target,
+            rows=rows.judged,
+            saved_s=saved_seconds(base, settings, target=target, feed=rows.judged[0]),
+            calibration=rows.calibration,
+            progress=say,
+        )
+    except UserError as error:
+        return replace(chosen, warnings=(*chosen.warnings, f"--sensitivity: no layer could be measured: {error}"))
+    return replace(chosen, sensitivity=tuple(found))
 
 
 def _measured(models: Sequence[ModelProto], target: Target, words: Words, rows: Rows) -> Report | None:
@@ -210,11 +245,11 @@ def _measured(models: Sequence[ModelProto], target: Target, words: Words, rows: 
     with tempfile.TemporaryDirectory(prefix="distill-quantize-") as folder:
         paths = []
         for number, model in enumerate(models):
-            paths.append(Path(folder, f"{number}.onnx"))
+            paths.append(Path(folder, f"{_TIMED.format(number)}.onnx"))
             paths[-1].write_bytes(to_bytes(model))
         options = Options(
             target=target,
-            batches=counts("--batch", words.batch),
+            batches=counts("--batch", words.batch or "1"),
             threads=(words.threads,),
             timing=Timing(pairs=words.pairs, seconds_per_pair=words.seconds, seed=words.seed),
             given=rows.judged[0],
@@ -222,48 +257,44 @@ def _measured(models: Sequence[ModelProto], target: Target, words: Words, rows: 
         return bench(paths, options)
 
 
+def _named(report: Report, names: Sequence[str]) -> Report:
+    """Call the timed files, also in remarks on them, what the candidates are called."""
+
+    def said(texts: Sequence[str]) -> tuple[str, ...]:
+        for number, name in enumerate(names):
+            texts = [text.replace(_TIMED.format(number), name) for text in texts]
+        return tuple(texts)
+
+    models = tuple(
+        replace(model, facts=replace(model.facts, name=name), warnings=said(model.warnings))
+        for model, name in zip(report.models, names, strict=True)
+    )
+    cases = tuple(replace(case, warnings=said(case.warnings)) for case in report.cases)
+    return replace(report, models=models, cases=cases, warnings=said(report.warnings))
+
+
+def _finite_on_target(chosen: Choice, report: Report, max_drop: float) -> Choice:
+    """Choose again without what gives no answers on the target itself: candidates are judged on the CPU.
+
+    There fp16 is calculated in 32 bits, which hold numbers that 16 bits do not.
+    """
+    broken = {model.facts.name for model in report.models if not model.finite} - {FLOAT}
+    if not broken:
+        return chosen
+    lost = Loss(math.inf, math.inf, fault=f"its answers on {report.target['provider']} are NaN or infinite")
+    candidates = tuple(
+        replace(one, within=False, loss=lost) if one.name in broken else one for one in chosen.candidates
+    )
+    best, why = decide(candidates, max_drop)
+    return replace(chosen, chosen=best, why=why, candidates=candidates)
+
+
 def _packed(candidate: Candidate, core: ModelProto, target: Target) -> ModelProto:
     """Say in the file what it was made for, and what it relies on."""
     if candidate.name == FLOAT or candidate.record is None:
         return core
     entries = {"target": target.name, "precision": candidate.record.precision}
-    if candidate.record.scheme == "u8s8" and not candidate.record.reduce_range:
+    if remarks.relies_on_vnni(candidate.record, target):
         entries["isa"] = "vnni"
     kept = {entry.key: entry.value for entry in core.metadata_props}
     return write_metadata(candidate.model, {**kept, **entries})
-
-
-def _write(path: Path, model: ModelProto) -> None:
-    """Write a model whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(to_bytes(model))
-    os.replace(partial, path)
-
-
-def described(choice: Choice, words: Words, target: Target) -> dict[str, Any]:
-    """Write down what was tried and chosen, as plain JSON values."""
-    return {
-        "model": str(words.model),
-        "target": target.name,
-        "max_drop": words.max_drop,
-        "chosen": choice.chosen.name,
-        "why": choice.why,
-        "candidates": [
-            {
-                "name": one.name,
-                "within": one.within,
-                "drop": one.loss.drop,
-                "divergence": one.loss.divergence,
-                "file_bytes": one.file_bytes,
-                "ratio": None if one.ratio is None else asdict(one.ratio),
-                "record": None if one.record is None else asdict(one.record),
-            }
-            for one in choice.candidates
-        ],
-        "attempts": [
-            {"name": one.name, "drop": one.loss.drop, "divergence": one.loss.divergence, "floats": list(one.floats)}
-            for one in choice.attempts
-        ],
-        "sensitivity": [asdict(one) for one in choice.sensitivity],
-        "warnings": list(choice.warnings),
-    }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from onnx import ModelProto
 
 from distill.benchmarks.target import Target
+from distill.intervals import Estimate
 
 from .calibrate import Feed, Progress
 from .record import QuantizeRecord
@@ -26,10 +27,16 @@ Judge = Callable[[ModelProto], "Loss"]
 
 @dataclass(frozen=True, order=True)
 class Loss:
-    """What a graph loses against the float one: `drop` in the metric that the budget is in, then the divergence."""
+    """What a graph loses against the float one: `drop` in the metric that the budget is in, then the divergence.
+
+    `interval` is that of the drop, where the judge gives one. `fault` says why the answers are no answers; both numbers
+    are then infinite, so that no budget holds them.
+    """
 
     drop: float
     divergence: float
+    interval: Estimate | None = field(default=None, compare=False)
+    fault: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,14 @@ class Attempt:
 
 @dataclass
 class Repairs:
-    """What was tried, in order, and the sensitivity of each layer where it came to that."""
+    """What was tried, in order, and the sensitivity of each layer where it came to that.
+
+    `per_layer` is what may be faster than the last attempt, at the price of coarser weights; it may miss the budget.
+    """
 
     attempts: list[Attempt] = field(default_factory=list)
     sensitivity: list[Sensitivity] = field(default_factory=list)
+    per_layer: Attempt | None = None
 
     @property
     def best(self) -> Attempt:
@@ -90,6 +101,7 @@ def repair(
     _climb(bench, done, max_drop)
     if done.best.loss.drop <= max_drop:
         done.attempts.append(done.attempts.pop(done.attempts.index(done.best)))
+        done.per_layer = _per_layer(bench, done)
         return done
     chosen = done.best.settings
     if epochs:
@@ -98,6 +110,19 @@ def repair(
             return done
     _leave_float(bench, done, chosen, rows, max_drop)
     return done
+
+
+def _per_layer(bench: _Workbench, done: Repairs) -> Attempt | None:
+    """Return the last attempt with one weight scale a layer, where nothing but products computes.
+
+    A product's kernel applies a scale for each column one by one, which small networks feel; a convolution's does not.
+    """
+    last = done.attempts[-1]
+    operators = {node.op_type for node in bench.core.graph.node}
+    if not last.settings.per_channel or "Conv" in operators or not operators & {"Gemm", "MatMul"}:
+        return None
+    settings = replace(last.settings, per_channel=False)
+    return next((one for one in done.attempts if one.settings == settings), None) or bench.attempt(settings)
 
 
 @dataclass
@@ -112,8 +137,8 @@ class _Workbench:
     found: dict[QuantizeSettings, Calibrated] = field(default_factory=dict)
 
     def calibrated(self, settings: QuantizeSettings) -> Calibrated:
-        """Return the graph with its ranges; correcting biases needs no others."""
-        base = replace(settings, bias_correction=False)
+        """Return the graph with its ranges; neither other weight scales nor corrected biases need others."""
+        base = replace(settings, bias_correction=False, per_channel=True)
         if base not in self.found:
             self.found[base] = calibrated(
                 self.core, base, target=self.target, calibration=self.calibration, progress=self.progress

@@ -13,11 +13,13 @@ from distill.benchmarks.records import Model, Row
 from .choose import Candidate, Choice
 
 _COLUMNS = ("drop", "size", "p50", "speed-up", "integer", "")
+_WIDE = 100  # columns of a terminal from which on an interval stands beside its value, and not below it
 
 
-def render(choice: Choice, report: Report | None, max_drop: float) -> RenderableType:
+def render(choice: Choice, report: Report | None, width: int = 120) -> RenderableType:
     """Lay out the candidates, the sensitivity of layers where it was measured, and the remarks."""
-    measured = _measured(choice, report)
+    measured = _measured(report)
+    between = " " if width >= _WIDE else "\n"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("precision", overflow="fold")
     for column in _COLUMNS:
@@ -25,15 +27,17 @@ def render(choice: Choice, report: Report | None, max_drop: float) -> Renderable
     for one in choice.candidates:
         row, model = measured.get(one.name, (None, None))
         mark = "ships" if one is choice.chosen else "" if one.within else "over budget"
-        table.add_row(units.line(one.name), *_cells(one, row, model), mark)
+        mark = "no answers" if one.loss.fault else mark
+        table.add_row(units.line(one.name), *_cells(one, row, model, between), mark)
     parts: list[RenderableType] = [table]
     if choice.sensitivity:
         parts.append(_sensitivity(choice))
     remarks = [*choice.warnings]
     if report is not None:
         remarks += [*report.warnings, *(text for case in report.cases for text in case.warnings)]
-        chosen = measured.get(choice.chosen.name)
-        remarks += chosen[1].warnings if chosen is not None else ()
+        # Those on the float file hold whatever ships: it is what the others are made from.
+        for one in (choice.candidates[0], choice.chosen):
+            remarks += measured[one.name][1].warnings if one.name in measured else ()
     else:
         remarks.append("nothing was timed: the target is not at hand, or nothing keeps the budget")
     if choice.chosen.record is not None:
@@ -42,21 +46,20 @@ def render(choice: Choice, report: Report | None, max_drop: float) -> Renderable
     return Group(*parts)
 
 
-def _measured(choice: Choice, report: Report | None) -> dict[str, tuple[Row, Model]]:
-    """Find each timed candidate's row and file in the report, which has them in order."""
+def _measured(report: Report | None) -> dict[str, tuple[Row, Model]]:
+    """Find each timed candidate's row and file in the report, which calls the files as the candidates are called."""
     if report is None:
         return {}
-    names = [one.name for one in choice.candidates if one.within]
-    return dict(zip(names, zip(report.cases[0].rows, report.models, strict=True), strict=True))
+    return {model.facts.name: (row, model) for row, model in zip(report.cases[0].rows, report.models, strict=True)}
 
 
-def _cells(one: Candidate, row: Row | None, model: Model | None) -> list[str]:
+def _cells(one: Candidate, row: Row | None, model: Model | None, between: str) -> list[str]:
     speed = units.DASH
     if one.ratio is not None and one.record is not None:
         low, high = 1 / one.ratio.high, 1 / one.ratio.low
-        speed = f"{1 / one.ratio.value:.2f}× [{low:.2f}, {high:.2f}]"
+        speed = f"{1 / one.ratio.value:.2f}×{between}[{low:.2f}, {high:.2f}]"
     return [
-        f"{100 * one.loss.drop:.2f} pts" if one.record is not None else "baseline",
+        _drop(one, between) if one.record is not None else "baseline",
         units.size(one.file_bytes),
         units.duration(None if row is None else row.p50_s),
         speed,
@@ -64,15 +67,30 @@ def _cells(one: Candidate, row: Row | None, model: Model | None) -> list[str]:
     ]
 
 
+def _drop(one: Candidate, between: str) -> str:
+    text, interval = units.points(one.loss.drop, unit=False), one.loss.interval
+    if text == units.DASH:
+        return text
+    bounds = [] if interval is None else [units.points(bound, unit=False) for bound in (interval.low, interval.high)]
+    return f"{text} pts" + (f"{between}[{', '.join(bounds)}]" if bounds else "")
+
+
+def kept_float(choice: Choice) -> set[str]:
+    """Name the outputs of the layers that stay float in the static int8 candidate."""
+    models = [one.model for one in choice.candidates]
+    return {name for tried in choice.attempts if any(tried.model is one for one in models) for name in tried.floats}
+
+
 def _sensitivity(choice: Choice) -> Table:
     """Lay out the layers that cost most, worst first, and which of them stayed float."""
-    floats = {name for one in choice.attempts[-1:] for name in one.floats}
+    floats = kept_float(choice)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title="layers alone in int8")
     table.title_justify = "left"
-    for column in ("layer", "operator", "divergence", ""):
+    for column in ("layer", "operator", "divergence", "saves", ""):
         table.add_column(column, justify="left" if column in ("layer", "operator") else "right")
     worst = sorted(choice.sensitivity, key=lambda one: one.price, reverse=True)
     for layer in worst[:10]:
         stays = "stays float" if layer.output in floats else ""
-        table.add_row(units.line(layer.output), layer.operator, f"{layer.divergence:.2g}", stays)
+        saves = units.duration(layer.saved_s)
+        table.add_row(units.line(layer.output), layer.operator, f"{layer.divergence:.2g}", saves, stays)
     return table

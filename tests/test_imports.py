@@ -15,7 +15,9 @@ import distill
 
 ROOT = Path(distill.__file__).parent
 PACKAGES = ("benchmarks", "export", "quantize", "prune")
-# What each may import of the product besides itself and distill.errors.
+# What every part may import: it imports nothing of the product itself.
+LEAVES = ("errors", "intervals")
+# What each may import of the product besides itself and the leaves.
 ALLOWED = {
     "benchmarks": set(),
     "export": {"benchmarks"},
@@ -24,7 +26,7 @@ ALLOWED = {
 }
 # Of the rest: a part may import those before it. What is not named stands beside the command line, at the end.
 ORDER = (
-    ("errors",),
+    LEAVES,
     PACKAGES,
     ("presets", "explain", "layers", "tasks", "models", "losses", "views", "training", "console", "runfolder"),
     ("config", "records", "artifacts", "quality", "budget", "smoke"),
@@ -86,11 +88,12 @@ def parts_of(name: str) -> set[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_stage_package_knows_nothing_of_the_product(package: str) -> None:
-    assert parts_of(package) - {"errors"} <= ALLOWED[package]
+    assert parts_of(package) - {*LEAVES} <= ALLOWED[package]
 
 
-def test_errors_import_nothing() -> None:
-    assert parts_of("errors") == set()
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_leaf_imports_nothing(leaf: str) -> None:
+    assert parts_of(leaf) == set()
 
 
 def test_every_part_imports_only_what_stands_before_it() -> None:
@@ -124,7 +127,7 @@ def loaded_by(code: str, cwd: Path) -> set[str]:
 def test_importing_a_stage_package_brings_no_pipeline(tmp_path: Path) -> None:
     code = "import distill.prune, distill.quantize, distill.export"
     ours = {name for name in loaded_by(code, tmp_path) if name.startswith("distill.")}
-    assert {part(name) for name in ours} <= {*PACKAGES, "errors"}
+    assert {part(name) for name in ours} <= {*PACKAGES, *LEAVES}
 
 
 def test_importing_benchmarks_brings_no_torch(tmp_path: Path) -> None:
@@ -143,7 +146,9 @@ except SystemExit as end:
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["presets"], ["init", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["presets"], ["init", "--help"], ["quantize", "--help"]]
+)
 def test_help_loads_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     heavy = {"torch", "onnx", "onnxruntime", "sklearn", "optuna", "plotly", "numpy"}
     assert not loaded_by(HELP.format(words=words), tmp_path) & heavy

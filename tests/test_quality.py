@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from distill import quality as estimates
 from distill.errors import UserError
-from distill.quality import Z, judge_drop, paired_drop, quality, wilson
-from distill.records import Estimate, Quality
+from distill.intervals import Estimate, Z, paired_drop, wilson
+from distill.quality import judge_drop, quality
+from distill.records import Quality
 from distill.tasks import metrics
 
 Array = np.ndarray[Any, Any]

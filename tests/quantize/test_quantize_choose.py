@@ -60,16 +60,27 @@ def chosen_of(core: ModelProto, rows: Any, ratios: Sequence[float], **asked: Any
 
 def test_a_network_of_products_is_tried_in_static_and_dynamic_int8(mlp: ModelProto) -> None:
     rows = [{"x": normal(200, 20)}]
-    found = chosen_of(mlp, rows, (1.0, 0.5, 0.8))
-    assert [one.name for one in found.candidates] == [FLOAT, "int8", "dynamic int8"]
+    found = chosen_of(mlp, rows, (1.0, 0.5, 0.6, 0.8))
+    assert [one.name for one in found.candidates] == [FLOAT, "int8", "int8, per layer", "dynamic int8"]
     assert found.chosen.name == "int8"
     assert found.chosen.loss.drop <= 0.1
     assert run_onnx(found.chosen.model, rows).shape == (200, 3)
     assert found.candidates[0].loss == Loss(0.0, 0.0)
 
 
+def test_one_scale_a_layer_is_taken_where_it_is_faster_and_only_of_products(
+    mlp: ModelProto, separable: ModelProto
+) -> None:
+    found = chosen_of(mlp, [{"x": normal(200, 20)}], (1.0, 0.6, 0.5, 0.8))
+    assert found.chosen.name == "int8, per layer"
+    assert found.chosen.record.per_channel is False
+    rows = [{"x": normal(8, 3, 16, 16)}]
+    found = chosen_of(separable, rows, (1.0, 0.6, 0.5), max_drop=1.0)
+    assert [one.name for one in found.candidates] == [FLOAT, "int8", "dynamic int8"]
+
+
 def test_a_network_that_int8_slows_down_ships_in_float_and_says_so(mlp: ModelProto) -> None:
-    found = chosen_of(mlp, [{"x": normal(200, 20)}], (1.0, 1.3, 2.0))
+    found = chosen_of(mlp, [{"x": normal(200, 20)}], (1.0, 1.3, 1.4, 2.0))
     assert found.chosen.name == FLOAT
     assert "int8 takes 1.30 times as long" in found.why
 
