@@ -1,0 +1,320 @@
+"""Quantisers side by side: the same float32 files and calibration rows, ours and theirs, timed in turns.
+
+    python -m distill.versus.quantize make CASES --run resnet20=RUN --run depthwise=RUN@03-student
+    python -m distill.versus.quantize run CASES results.jsonl --peer onnxruntime=python --peer nncf=nncf/bin/python …
+    python -m distill.versus.quantize report results.jsonl
+
+Each tool is a Python of its own that has it installed. What a tool has written already is not made again, and a case
+that stands in the results is left out, so that a stopped campaign goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from distill.benchmarks import Options, Ratio, bench, resolve_target, units
+from distill.benchmarks.campaign import append, read_rows
+from distill.benchmarks.jobs import Timing
+from distill.export.parity import run_onnx
+from distill.export.strip import to_bytes
+from distill.intervals import paired_drop
+from distill.quantize.calibrate import Feed
+from distill.quantize.choose import choose, decide
+from distill.quantize.repair import Loss
+from distill.quantize.sensitivity import divergence
+from distill.quantize.settings import QuantizeSettings
+
+from . import quantize_cases, quantize_peer
+
+Array = NDArray[Any]
+OURS = {1: "distill", 8: "distill-batch-8"}
+"""By the batch size that it is the fastest for; mostly one file."""
+FLOAT = "float32"
+_BATCHES = tuple(OURS)
+_STEP = 32
+_BUDGET = 0.005
+_PEER_SECONDS = 1800
+
+
+def read_part(folder: Path, part: str) -> tuple[list[Feed], Array | None]:
+    """Read rows in batches, and their labels."""
+    with np.load(folder / f"{part}.npz") as stored:
+        rows = {name: stored[name] for name in stored.files}
+    labels = rows.pop("labels", None)
+    count = len(next(iter(rows.values())))
+    return [{name: value[i : i + _STEP] for name, value in rows.items()} for i in range(0, count, _STEP)], labels
+
+
+def ours(folder: Path) -> None:
+    """Quantise as the verb does: the fastest that keeps half a point, chosen on the validation rows."""
+    core = onnx.load(str(folder / "model.onnx"))
+    calibration, _ = read_part(folder, "calibration")
+    rows, labels = read_part(folder, "validation")
+    judged = json.loads((folder / "case.json").read_text(encoding="utf-8"))["judged"]
+    reference = run_onnx(core, rows)
+    target = resolve_target(None, threads=1)
+
+    def judge(model: onnx.ModelProto) -> Loss:
+        answers = run_onnx(model, rows)
+        before, after = reference.argmax(1), answers.argmax(1)
+        far = divergence(reference, answers)
+        if judged == "noise":  # answers of random weights have no meaning that could change
+            return Loss(0.0 if np.isfinite(far) else 1.0, far)
+        drop = (after != before).mean() if labels is None else (before == labels).mean() - (after == labels).mean()
+        return Loss(float(drop), far)
+
+    ratios: dict[int, list[Ratio | None]] = {}
+
+    def measure(models: Sequence[onnx.ModelProto]) -> list[Ratio | None]:
+        with tempfile.TemporaryDirectory(prefix="distill-versus-") as place:
+            paths = [Path(place, f"{number}.onnx") for number in range(len(models))]
+            for path, model in zip(paths, models, strict=True):
+                path.write_bytes(to_bytes(model))
+            found = bench(paths, Options(target=target, batches=_BATCHES, given=rows[0]))
+        for case in found.cases:
+            ratios[case.batch] = [Ratio(1.0, 1.0, 1.0), *(row.ratio for row in case.rows[1:])]
+        return ratios[_BATCHES[0]]
+
+    choice = choose(
+        core,
+        QuantizeSettings(),
+        target=target,
+        calibration=calibration,
+        rows=rows,
+        judge=judge,
+        measure=measure,
+        max_drop=_BUDGET,
+    )
+    within = [one for one in choice.candidates if one.within]
+    for batch, name in OURS.items():
+        timed = [replace(one, ratio=ratio) for one, ratio in zip(within, ratios.get(batch, [None]), strict=True)]
+        best, why = decide(timed, _BUDGET) if len(timed) > 1 else (choice.chosen, choice.why)
+        (folder / f"{name}.onnx").write_bytes(to_bytes(best.model))
+        record = {"chosen": best.name, "why": why, "tried": [one.name for one in choice.attempts]}
+        (folder / f"{name}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def quantized(folder: Path, tool: str, python: str) -> str | None:
+    """Have a tool write its file beside the case's; returns why it has not."""
+    out, failed = folder / f"{tool}.onnx", folder / f"{tool}.failed"
+    if out.exists():
+        return None
+    if failed.exists():
+        return failed.read_text(encoding="utf-8").strip()
+    begun = time.perf_counter()
+    if tool in OURS.values():
+        ours(folder)
+        why = ""
+    else:
+        command = [python, quantize_peer.__file__, tool, "model.onnx", "calibration.npz", out.name]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, check=False, timeout=_PEER_SECONDS
+            )
+            lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+            why = "" if done.returncode == 0 and out.exists() else (lines or [f"exit {done.returncode}"])[-1]
+        except subprocess.TimeoutExpired:
+            why = f"took more than {_PEER_SECONDS} s"
+    if why:
+        out.unlink(missing_ok=True)
+        failed.write_text(why + "\n", encoding="utf-8")
+    else:
+        out.with_suffix(".seconds").write_text(f"{time.perf_counter() - begun:.1f}\n", encoding="utf-8")
+    return why or None
+
+
+def judged_rows(folder: Path, tools: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Judge each tool's file on the test rows; those that do not run say so under `error`."""
+    rows, labels = read_part(folder, "test")
+    reference = run_onnx(onnx.load(str(folder / "model.onnx")), rows)
+    truth = reference.argmax(1) if labels is None else labels
+    found: dict[str, dict[str, Any]] = {}
+    right: dict[str, Array] = {}
+    for tool in tools:
+        path = folder / ("model.onnx" if tool == FLOAT else f"{tool}.onnx")
+        try:
+            answers = run_onnx(onnx.load(str(path)), rows)
+        except Exception as error:  # whatever a peer's file does to the runtime belongs into the table
+            found[tool] = {"error": f"does not run: {str(error).splitlines()[0]}"}
+            continue
+        right[tool] = answers.argmax(1) == truth
+        noise = float(((reference - answers) ** 2).sum())
+        found[tool] = {
+            "right": float(right[tool].mean()),
+            "sqnr_db": None if noise == 0 else 10 * float(np.log10(float((reference**2).sum()) / noise)),
+        }
+    for tool, hits in right.items():
+        mine = right[OURS[1]]
+        drop = paired_drop(int((hits & ~mine).sum()), int((~hits & mine).sum()), len(truth))
+        found[tool] |= {"ours_behind": [drop.value, drop.low, drop.high], "n": len(truth)}
+    return found
+
+
+def measured(folder: Path, tools: Sequence[str], found: dict[str, dict[str, Any]], timing: Timing) -> dict[str, Any]:
+    """Time what runs, all in turns, and add what came of it to ``found``; returns the machine."""
+    running = [tool for tool in tools if "error" not in found[tool]]
+    rows, _ = read_part(folder, "test")
+    paths = [folder / ("model.onnx" if tool == FLOAT else f"{tool}.onnx") for tool in running]
+    report = bench(
+        paths, Options(target=resolve_target(None, threads=1), batches=_BATCHES, timing=timing, given=rows[0])
+    )
+    for place, tool in enumerate(running):
+        model = report.models[place]
+        found[tool] |= {
+            "bytes": model.facts.bytes,
+            "integer_share": model.integer_share,
+            "nodes": model.nodes,
+            "compute": model.compute_nodes,
+        }
+        for case in report.cases:
+            ratio = case.rows[place].ratio
+            found[tool][f"p50_s@{case.batch}"] = case.rows[place].p50_s
+            found[tool][f"ratio@{case.batch}"] = None if ratio is None else [ratio.value, ratio.low, ratio.high]
+    # Of those that are as fast as ours the interval of the direct comparison counts, so ours is the first once more.
+    for batch, mine in OURS.items():
+        others = [tool for tool in running if tool != mine]
+        order = [paths[running.index(tool)] for tool in (mine, *others)]
+        again = bench(
+            order, Options(target=resolve_target(None, threads=1), batches=(batch,), timing=timing, given=rows[0])
+        )
+        for tool, row in zip(others, again.cases[0].rows[1:], strict=True):
+            if row.ratio is not None:
+                found[tool][f"over_ours@{batch}"] = [row.ratio.value, row.ratio.low, row.ratio.high]
+    return report.machine
+
+
+def run(root: Path, results: Path, peers: Mapping[str, str], names: Sequence[str], timing: Timing) -> None:
+    """Quantise, judge and time every case that the results lack."""
+    done = {row["case"] for row in read_rows(results)}
+    for folder in sorted(path.parent for path in root.glob("*/case.json")):
+        if folder.name in done or (names and folder.name not in names):
+            continue
+        tools, failed = [FLOAT], {}
+        for tool, python in {**dict.fromkeys(OURS.values(), sys.executable), **peers}.items():
+            why = quantized(folder, tool, python)
+            if why is None:
+                tools.append(tool)
+            else:
+                failed[tool] = {"error": why}
+            print(f"{folder.name}: {tool}: {why or 'quantised'}", flush=True)
+        found = judged_rows(folder, tools)
+        machine = measured(folder, tools, found, timing)
+        for tool in [*tools, *failed]:
+            path = folder / f"{tool}.seconds"
+            found.setdefault(tool, failed.get(tool, {}))
+            found[tool]["seconds"] = float(path.read_text(encoding="utf-8")) if path.exists() else None
+        chosen = [folder / f"{name}.json" for name in OURS.values()]
+        row = {
+            "case": folder.name,
+            "judged": json.loads((folder / "case.json").read_text(encoding="utf-8"))["judged"],
+            "tools": found,
+            "ours": [json.loads(path.read_text(encoding="utf-8")) for path in chosen],
+            "machine": machine,
+            "pairs": timing.pairs,
+        }
+        append(results, row)
+        print(table(row), flush=True)
+
+
+def table(row: Mapping[str, Any]) -> str:
+    """Lay out a case in Markdown."""
+    judged = {"accuracy": "accuracy", "agreement": "agreement", "noise": "SQNR"}[row["judged"]]
+    lines = [
+        f"**{row['case']}**",
+        "",
+        f"| tool | batch 1 | speed-up | batch 8 | speed-up | {judged} | size | integer |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for tool, one in row["tools"].items():
+        if "error" in one:
+            lines.append(f"| {tool} | {one['error'][:80]} | | | | | | |")
+            continue
+        cells = []
+        for batch in _BATCHES:
+            cells += [units.duration(one[f"p50_s@{batch}"]), _speed(one.get(f"ratio@{batch}"))]
+        if row["judged"] == "noise":
+            cells.append("" if one["sqnr_db"] is None else f"{one['sqnr_db']:.1f} dB")
+        else:
+            cells.append(f"{100 * one['right']:.2f} %")
+        cells += [units.size(one["bytes"]), units.share(one["integer_share"])]
+        lines.append(f"| {tool} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _speed(ratio: Sequence[float] | None) -> str:
+    if ratio is None:
+        return ""
+    value, low, high = ratio
+    return f"{1 / value:.2f}× [{1 / high:.2f}, {1 / low:.2f}]"
+
+
+def behind(row: Mapping[str, Any]) -> list[str]:
+    """Say where a tool is surely faster than ours, or may be more accurate by more than 0.3 points."""
+    said = []
+    for tool, one in row["tools"].items():
+        if tool in (*OURS.values(), FLOAT) or "error" in one:
+            continue
+        for batch in _BATCHES:
+            over = one.get(f"over_ours@{batch}")
+            if over is not None and over[2] < 1:
+                said.append(f"{row['case']}, batch {batch}: {tool} takes {over[0]:.3f} of our time")
+        lost = one.get("ours_behind")
+        if row["judged"] != "noise" and lost is not None and lost[2] > 0.003:
+            said.append(f"{row['case']}: {tool} may be {100 * lost[2]:.2f} points more accurate ({100 * lost[0]:+.2f})")
+    return said
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise argparse.ArgumentTypeError(f"{text}: is NAME=VALUE")
+    return name, value
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m distill.versus.quantize", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    made = verbs.add_parser("make", help="write the cases")
+    made.add_argument("cases", type=Path)
+    made.add_argument("--run", type=_pair, action="append", default=[], help="NAME=FOLDER[@STAGE] of a finished run")
+    made.add_argument("--only-runs", action="store_true", help="leave the built-in cases out")
+    ran = verbs.add_parser("run", help="quantise, judge and time")
+    ran.add_argument("cases", type=Path)
+    ran.add_argument("results", type=Path)
+    ran.add_argument("--peer", type=_pair, action="append", default=[], help=f"of {', '.join(quantize_peer.TOOLS)}")
+    ran.add_argument("--case", action="append", default=[], help="only this one")
+    ran.add_argument("--pairs", type=int, default=6)
+    shown = verbs.add_parser("report", help="print the tables")
+    shown.add_argument("results", type=Path)
+    given = parser.parse_args()
+    if given.verb == "make":
+        for name, where in given.run:
+            folder, _, stage = where.partition("@")
+            if not (given.cases / name).exists():
+                quantize_cases.from_run(given.cases / name, Path(folder), stage or "01-teacher")
+        for folder in () if given.only_runs else quantize_cases.built_in(given.cases):
+            print(folder, flush=True)
+    elif given.verb == "run":
+        run(given.cases, given.results, dict(given.peer), given.case, Timing(pairs=given.pairs))
+    else:
+        rows = read_rows(given.results)
+        print("\n".join(table(row) for row in rows))
+        print("\n".join(line for row in rows for line in behind(row)))
+
+
+if __name__ == "__main__":
+    main()
