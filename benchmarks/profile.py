@@ -67,19 +67,20 @@ def summarize(executed: Iterable[Node], wanted: str, what: str) -> Profile:
     nodes: Counter[str] = Counter()
     compute: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
-    floats = []
+    floats, dequantized = [], False
     for name, kind_of, provider, shapes in executed:
+        dequantized |= kind_of == "DequantizeLinear"
         operator = "TRTKernel" if kind_of.startswith("TRTKernel") else kind_of
         nodes[f"{provider}/{operator}"] += 1
         kind = _kind(operator, shapes)
         if kind:
             compute[provider] += 1
             kinds[kind] += 1
-        if kind == "float":
+        if kind == "float" and dequantized:  # layers in front of the first pair are float on purpose
             floats.append(name or operator)
     counted = kinds["integer"] + kinds["float"]
     ran = (compute or Counter({key.partition("/")[0]: count for key, count in nodes.items()})).most_common(1)
-    # A DequantizeLinear alone is how an image's bytes become numbers in a float file.
+    # A DequantizeLinear alone is how an image's bytes become numbers in a float file, and products give floats without.
     quantized = any(key.endswith("/QuantizeLinear") for key in nodes)
     return Profile(
         nodes=dict(sorted(nodes.items())),

@@ -71,11 +71,13 @@ def quantize(
         name: value for name, value in locals().items() if name in Words.__dataclass_fields__ and value is not None
     }
     words = Words(**said)
-    choice, report, code = run(words)
     from rich.console import Console
 
     from distill.quantize.table import render
 
+    # Of what takes minutes a person wants to see the hand move; a file or a pipe gets the result alone.
+    with Console(stderr=True).status("reading") as status:
+        choice, report, code = run(words, lambda what, done, total: status.update(f"{what}: {done} of {total}"))
     console = Console(highlight=False, markup=False)
     console.print(render(choice, report, console.width))
     written = f"wrote {out}" if code == 0 else f"{out} was not written"

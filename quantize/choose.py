@@ -113,8 +113,9 @@ def choose(
                 attempts, sensitivity = tuple(done.attempts), tuple(done.sensitivity)
                 last = done.attempts[-1]
                 best = last if last.loss.drop <= max_drop else done.best
-                kept = [best] if done.per_layer is None else [best, done.per_layer]
-                made += [_candidate(one.name, one.model, one.record, one.loss, max_drop) for one in kept]
+                made += [
+                    _candidate(one.name, one.model, one.record, one.loss, max_drop) for one in (best, *done.faster)
+                ]
             else:
                 model, record = _converted(kind, core, target)
                 made.append(_candidate(record.precision, model, record, judge(model), max_drop))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from onnx import ModelProto
 
@@ -17,10 +18,10 @@ from distill.intervals import Estimate
 
 from .calibrate import Feed, Progress
 from .record import QuantizeRecord
-from .sensitivity import Sensitivity, fewest_float, sensitivities
+from .sensitivity import Sensitivity, fewest_float, layers_of, sensitivities
 from .settings import QuantizeSettings
 from .static import Calibrated, calibrated, write
-from .timing import saved_seconds
+from .timing import open_batch, saved_seconds
 
 Judge = Callable[[ModelProto], "Loss"]
 
@@ -55,12 +56,12 @@ class Attempt:
 class Repairs:
     """What was tried, in order, and the sensitivity of each layer where it came to that.
 
-    `per_layer` is what may be faster than the last attempt, at the price of coarser weights; it may miss the budget.
+    `faster` are variants of the last attempt that may be faster; they may miss the budget.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
     sensitivity: list[Sensitivity] = field(default_factory=list)
-    per_layer: Attempt | None = None
+    faster: list[Attempt] = field(default_factory=list)
 
     @property
     def best(self) -> Attempt:
@@ -101,7 +102,7 @@ def repair(
     _climb(bench, done, max_drop)
     if done.best.loss.drop <= max_drop:
         done.attempts.append(done.attempts.pop(done.attempts.index(done.best)))
-        done.per_layer = _per_layer(bench, done)
+        done.faster = [one for one in (_per_layer(bench, done), _late(bench, done, rows[0])) if one is not None]
         return done
     chosen = done.best.settings
     if epochs:
@@ -110,6 +111,27 @@ def repair(
             return done
     _leave_float(bench, done, chosen, rows, max_drop)
     return done
+
+
+def _late(bench: _Workbench, done: Repairs, feed: Feed) -> Attempt | None:
+    """Return the last attempt with its first layers in float, if their integer kernels are slower together.
+
+    A convolution of one or three channels has nothing for integer kernels to gain on, and often large maps to lose on.
+    Only layers from the input on are asked about: anywhere else, what they save goes into rounding to and fro.
+    """
+    last = done.attempts[-1]
+    base = bench.calibrated(last.settings)
+    # One row, as a device sees them; a feed of many has another balance.
+    lone = {name: value[:1] for name, value in feed.items()} if open_batch(bench.core) else feed
+    saved = saved_seconds(base, last.settings, target=bench.target, feed=lone)
+    if saved is None or last.floats:
+        return None
+    outputs = [output for output, _ in layers_of(base)]
+    sums = list(accumulate(saved.get(output, 0.0) for output in outputs[:-1]))
+    if not sums or min(sums) >= 0:
+        return None
+    count = sums.index(min(sums)) + 1
+    return bench.attempt(last.settings, outputs[:count], f", the first {count} of {len(outputs)} layers float")
 
 
 def _per_layer(bench: _Workbench, done: Repairs) -> Attempt | None:

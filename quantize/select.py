@@ -19,6 +19,7 @@ MOVERS = frozenset(
     {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Resize", "Gather"}
 )
 _JOINERS = frozenset({"Concat"})
+_RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu"})
 QUANTIZED_OPERATORS = frozenset({*COMPUTE, *ELEMENTWISE, *MOVERS, *_JOINERS})
 _INTEGER_OPERATORS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
@@ -35,7 +36,7 @@ def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = ()) -> list
         keep_float: names of outputs whose nodes stay float, whatever they are.
     """
     constants = initializers(graph)
-    integers: set[str] = set()
+    integers = _borders(graph, constants, keep_float)
     chosen = []
     for node in graph.node:
         if node.domain not in ("", "ai.onnx") or set(node.output) & set(keep_float):
@@ -47,6 +48,23 @@ def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = ()) -> list
     names = {id(node) for node in chosen}
     readers, makers = consumers(graph), producers(graph)
     return [node for node in chosen if not _is_last_bias(node, constants, makers, readers, names)]
+
+
+def _borders(graph: GraphProto, constants: dict[str, TensorProto], keep_float: Collection[str]) -> set[str]:
+    """Name what layers that stay float hand to an integer one: it is rounded for that one, so for a shortcut, too."""
+    readers = consumers(graph)
+    floats = set(keep_float)
+    for node in graph.node:
+        if node.op_type in _RECTIFIERS and node.input[0] in floats:
+            floats.update(node.output)
+    return {
+        name
+        for name in floats
+        if any(
+            reader.op_type in COMPUTE and _computes(reader, constants) and not set(reader.output) & set(keep_float)
+            for reader in readers.get(name, [])
+        )
+    }
 
 
 def _is_last_bias(

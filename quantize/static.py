@@ -133,6 +133,7 @@ def write(
     scheme, reduce_range = resolve(settings, target)
     slim = strip(result)
     constants, floats = initializers(found.model.graph), count_float(found.model.graph, names)
+    meant = {node.name for node in found.model.graph.node if set(node.output) & set(keep_float)}
     record = QuantizeRecord(
         precision="int8",
         scheme=scheme,
@@ -145,7 +146,7 @@ def write(
         saturation_risk=_risk(slim.graph) if scheme == "u8s8" else 0.0,
         file_bytes=len(to_bytes(slim)),
         float_operators=dict(sorted(floats.items())),
-        warnings=_warnings(settings, target, scheme, found.samples, floats),
+        warnings=_warnings(settings, target, scheme, found.samples, count_float(found.model.graph, {*names, *meant})),
     )
     return slim, record
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 from onnx import ModelProto
 
 from distill.benchmarks.runner import session_options
 from distill.benchmarks.target import Target, why_unmeasurable
-from distill.export.graph import consumers
+from distill.export.graph import consumers, initializers, input_shape
 
 from .calibrate import Feed
 from .select import COMPUTE
 from .settings import QuantizeSettings
 from .static import Calibrated, integer_graph
 
-_CALLS = 20
+_LEAST_CALLS, _MOST_CALLS, _SECONDS = 10, 100, 1.0
 # What onnxruntime adds to a node's name when it fuses it, or lays its data out by blocks.
 _ADDED = re.compile(r"(_token_\d+|_nchwc|_quant|_Fused\w*)+$")
 
@@ -31,8 +31,9 @@ def saved_seconds(
 ) -> dict[str, float] | None:
     """Return what each layer saves in one call as an integer kernel, by the name of its output; below 0 it costs time.
 
-    Each of both graphs is called 20 times on ``feed`` in a profiled session; a layer counts with the rectifier that is
-    fused into it. None where the target is not this machine's processor; layers that are not found are left out.
+    Each of both graphs is called 10 to 100 times on ``feed`` in a profiled session; a layer counts with the rectifier
+    that is fused into it. None where the target is not this machine's processor; layers that are not found are left
+    out.
     """
     if target.measure is not None or target.provider != "CPUExecutionProvider" or why_unmeasurable(target):
         return None
@@ -52,8 +53,18 @@ def saved_seconds(
     return saved
 
 
+def open_batch(model: ModelProto) -> bool:
+    """Whether the first axis of every input is open, so that one row can be given."""
+    constants = initializers(model.graph)
+    shapes = [input_shape(model.graph, value.name) for value in model.graph.input if value.name not in constants]
+    return all(shape is not None and shape and isinstance(shape[0], str) for shape in shapes)
+
+
 def layer_seconds(model: ModelProto, feed: Feed, threads: int) -> dict[str, float]:
-    """Return the median seconds of each node over several calls, by its name or, as fused ones have it, its output."""
+    """Return each node's fastest seconds of several calls, by its name or, as fused ones have it, its output.
+
+    Whatever else runs on the machine only adds time, and not to every call.
+    """
     import onnxruntime
 
     with tempfile.TemporaryDirectory(prefix="distill-profile-") as folder:
@@ -61,7 +72,10 @@ def layer_seconds(model: ModelProto, feed: Feed, threads: int) -> dict[str, floa
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        for _ in range(_CALLS):
+        begun = time.perf_counter()
+        for number in range(_MOST_CALLS):
+            if number >= _LEAST_CALLS and time.perf_counter() - begun > _SECONDS:
+                break
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -69,4 +83,4 @@ def layer_seconds(model: ModelProto, feed: Feed, threads: int) -> dict[str, floa
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
             seconds[_ADDED.sub("", name.removesuffix("_kernel_time"))].append(event["dur"] / 1e6)
-    return {name: median(found) for name, found in seconds.items()}
+    return {name: min(found) for name, found in seconds.items()}

@@ -83,8 +83,10 @@ def test_a_quantized_file_whose_nodes_ran_in_float_names_them() -> None:
     borders = [ran("QuantizeLinear"), ran("DequantizeLinear")]
     whole = summarize([*borders, ran("QLinearConv")], CPU, "m")
     assert module.unfused_warning(whole, "m") is None
-    for before in ([], [ran("DequantizeLinear")]):
+    for before in ([], [ran("DequantizeLinear")], [ran("QuantizeLinear"), ran("MatMulIntegerToFloat")]):
         assert module.unfused_warning(summarize([*before, ran("Conv", name="c1")], CPU, "m"), "m") is None
+    # What runs in front of the first pair is float on purpose.
+    assert summarize([ran("FusedConv", name="stem"), *borders, ran("QLinearConv")], CPU, "m").unfused == ()
     half = summarize([*borders, ran("QLinearConv"), ran("Conv", name="c2"), ran("Gemm", name="head")], CPU, "m")
     assert half.unfused == ("c2", "head")
     warning = module.unfused_warning(half, "m")

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from quantize_zoo import normal, target
+from quantize_zoo import PIXELS, executed, normal, pixels, target
 from torch import nn
 
 from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings
 from distill.quantize.repair import Loss, Repairs, repair
-from distill.quantize.sensitivity import divergence
+from distill.quantize.sensitivity import divergence, layers_of
 
 BUDGET = 0.05  # of a network with random weights, whose classes lie close together
 
@@ -64,6 +65,33 @@ def uneven(rectifier: type[nn.Module]) -> Any:
     with torch.no_grad():
         model.head.bias -= model(torch.from_numpy(pictures())).mean(0)
     return export_onnx(model, args=(torch.randn(2, 3, 12, 12),), input_names=["x"])
+
+
+def test_first_layers_that_integers_slow_down_are_offered_in_float(
+    resnet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"x": PIXELS.apply({"image": pixels()})}]
+
+    def saved(found: Any, *_: Any, **__: Any) -> dict[str, float]:
+        times = [-3e-6, 1e-6, 5e-6]
+        return {output: times[min(number, 2)] for number, (output, _) in enumerate(layers_of(found))}
+
+    monkeypatch.setattr("distill.quantize.repair.saved_seconds", saved)
+    done = repaired(resnet, QuantizeSettings(), rows, budget=1.0)
+    (late,) = done.faster
+    assert late.name == "int8, the first 1 of 10 layers float"
+    assert late.record.float_operators == {"Conv": 1}
+    assert not any("stays float" in text for text in late.record.warnings)
+    # The shortcut around the first block takes what the block's convolution takes, in integers.
+    kernels = executed(late.model, {"x": rows[0]["x"][:1]}, tmp_path)
+    assert kernels.count("QLinearAdd") == 3 and "Add" not in kernels
+    np.testing.assert_array_equal(run_onnx(late.model, rows).argmax(1), run_onnx(resnet, rows).argmax(1))
+
+
+def test_a_network_whose_first_layers_gain_is_offered_as_it_is(resnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for times in ({}, None):
+        monkeypatch.setattr("distill.quantize.repair.saved_seconds", lambda *_, found=times, **__: found)
+        assert repaired(resnet, QuantizeSettings(), [{"x": PIXELS.apply({"image": pixels()})}], budget=1.0).faster == []
 
 
 def test_a_network_that_needs_nothing_is_quantised_once(mlp: Any) -> None:
