@@ -1,4 +1,4 @@
-"""The verb `quantize`: its options, as words; what they do is in `distill.quantize.command`."""
+"""The verb `quantize`: its options, as words; what they do is in `distill.quantize.verb.command`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def quantize(
     ] = 0.01,
     labels: Annotated[str | None, typer.Option(help="name of the labels in the .npz; found by itself if usual")] = None,
     target: Annotated[str | None, typer.Option(help="x86, arm, cuda or tensorrt; this machine when left out")] = None,
-    precision: Annotated[str, typer.Option(help="auto, or only one of int8, dynamic, int4, fp16")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, or only one of int8, dynamic, int4, fp16, bf16")] = "auto",
     calibration: Annotated[
         str, typer.Option(help="where to begin: minmax, average, percentile, entropy, mse")
     ] = "minmax",
@@ -58,8 +58,8 @@ def quantize(
 
     from distill.errors import UserError
     from distill.quantize.choose import Precision
-    from distill.quantize.command import Words, run
     from distill.quantize.settings import CALIBRATIONS
+    from distill.quantize.verb.command import Words, run
 
     for option, value, known in (
         ("--precision", precision, get_args(Precision)),
@@ -73,7 +73,7 @@ def quantize(
     words = Words(**said)
     from rich.console import Console
 
-    from distill.quantize.table import render
+    from distill.quantize.verb.table import render
 
     # Of what takes minutes a person wants to see the hand move; a file or a pipe gets the result alone.
     with Console(stderr=True).status("reading") as status:

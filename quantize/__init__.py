@@ -28,13 +28,15 @@ def quantize(
     keep_float: Collection[str] = (),
     progress: Progress | None = None,
 ) -> tuple[ModelProto, QuantizeRecord]:
-    """Bring a float32 graph to the precision of its target: static int8, or fp16 without calibration.
+    """Bring a float32 graph to the precision of its target: static int8, or fp16, which needs no samples.
+
+    With samples fp16 also keeps in float32 what overflows on them.
 
     Raises:
         UserError: the graph is quantised already, or int8 has no calibration samples that fit it.
     """
     if target.precision == "fp16":
-        return to_half(core, keep_float=keep_float)
+        return to_half(core, keep_float=keep_float, samples=calibration or ())
     if calibration is None:
         raise UserError("calibration: static int8 needs samples to find ranges; 200 to 500 are usual")
     return quantize_onnx(

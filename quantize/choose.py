@@ -24,7 +24,7 @@ from .weights import to_blocks, to_dynamic
 
 FLOAT = "float32"
 _BLOCK_BYTES = 1 << 20  # of product weights, below which reading them takes no time to speak of
-Precision = Literal["auto", "int8", "dynamic", "int4", "fp16"]
+Precision = Literal["auto", "int8", "dynamic", "int4", "fp16", "bf16"]
 Measure = Callable[[Sequence[ModelProto]], Sequence[Ratio | None]]
 
 
@@ -117,7 +117,7 @@ def choose(
                     _candidate(one.name, one.model, one.record, one.loss, max_drop) for one in (best, *done.faster)
                 ]
             else:
-                model, record = _converted(kind, core, target)
+                model, record = _converted(kind, core, target, calibration)
                 made.append(_candidate(record.precision, model, record, judge(model), max_drop))
         except UserError as error:
             refused.append(f"{kind}: {error}")
@@ -159,7 +159,7 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
     return best, f"{best.name} is {1 / best.ratio.value:.2f} times as fast as float32{tied}"
 
 
-def _kinds(core: ModelProto, target: Target) -> tuple[str, ...]:
+def _kinds(core: ModelProto, target: Target) -> tuple[Precision, ...]:
     """List what may be the fastest on a target, cheapest first."""
     if target.precision == "fp16":
         return ("fp16",)
@@ -177,9 +177,11 @@ def _product_bytes(core: ModelProto) -> int:
     return sum(4 * tensor.dims[0] * tensor.dims[1] for tensor in sizes)
 
 
-def _converted(kind: str, core: ModelProto, target: Target) -> tuple[ModelProto, QuantizeRecord]:
-    if kind == "fp16":
-        return to_half(core)
+def _converted(
+    kind: Precision, core: ModelProto, target: Target, calibration: Iterable[Feed]
+) -> tuple[ModelProto, QuantizeRecord]:
+    if kind in ("fp16", "bf16"):
+        return to_half(core, samples=calibration, kind=kind)
     if kind == "int4":
         return to_blocks(core)
     return to_dynamic(core, reduce_range=target.reduce_range)

@@ -24,7 +24,7 @@ QUANTIZED_OPERATORS = frozenset({*COMPUTE, *ELEMENTWISE, *MOVERS, *_JOINERS})
 _INTEGER_OPERATORS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 
-def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = ()) -> list[NodeProto]:
+def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = (), float_biases: bool = False) -> list[NodeProto]:
     """Choose the nodes to quantise, in order: all that compute, and what lies between them.
 
     An addition, a pool or a move follows its inputs: it is chosen where every activation that it reads comes from a
@@ -34,6 +34,7 @@ def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = ()) -> list
     Args:
         graph: a float graph in topological order.
         keep_float: names of outputs whose nodes stay float, whatever they are.
+        float_biases: whether no sum with a constant is chosen: TensorRT adds biases in float, before it rounds.
     """
     constants = initializers(graph)
     integers = _borders(graph, constants, keep_float)
@@ -42,6 +43,8 @@ def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = ()) -> list
         if node.domain not in ("", "ai.onnx") or set(node.output) & set(keep_float):
             continue
         if not _wanted(node, constants, integers):
+            continue
+        if float_biases and node.op_type == "Add" and set(node.input) & constants.keys():
             continue
         chosen.append(node)
         integers.update(node.output)

@@ -105,7 +105,7 @@ def calibrated(
         model, _ = smooth(model, twice(calibration), settings, strength=settings.smooth, progress=progress)
     if settings.equalize:
         model, _ = equalize(model)
-    chosen = select_nodes(model.graph, keep_float=keep_float)
+    chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=_is_strict(target))
     if not any(node.op_type in COMPUTE for node in chosen):
         raise UserError("model: it has no Conv, Gemm or MatMul with constant weights, so there is nothing to quantise")
     inferred = onnx.shape_inference.infer_shapes(model)
@@ -162,15 +162,16 @@ def integer_graph(
 ) -> tuple[ModelProto, set[str]]:
     """Write the integer graph with the nodes' names still in it; returns it with those of the integer ones."""
     scheme, reduce_range = resolve(settings, target)
-    chosen = [node for node in select_nodes(found.model.graph, keep_float=keep_float) if node.name in set(found.nodes)]
-    names = [node.name for node in chosen]
+    chosen = select_nodes(found.model.graph, keep_float=keep_float, float_biases=_is_strict(target))
+    names = [node.name for node in chosen if node.name in set(found.nodes)]
     model = found.model
     result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
     if settings.bias_correction:
         rounded = rounded_weights(result.graph, names)
         model, _ = correct_biases(model, rounded, twice(calibration), settings, progress=progress)
         result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
-    free_float_readers(result.graph, set(names), _rectifiers_gone(model.graph, result.graph, names))
+    if not _is_strict(target):  # whose pairs stand where integers are read, and nowhere else
+        free_float_readers(result.graph, set(names), _rectifiers_gone(model.graph, result.graph, names))
     sort_nodes(result.graph)
     return result, set(names)
 
@@ -186,6 +187,11 @@ def _rectifiers_gone(before: GraphProto, after: GraphProto, names: Collection[st
     for name in {name for node in gone for name in node.input[1:] if name in constants and name not in there}:
         after.initializer.append(constants[name])
     return {makers[node.input[0]].name: node for node in gone if node.input[0] in makers}
+
+
+def _is_strict(target: Target) -> bool:
+    """Whether the target wants symmetric activations, adds biases in float, and rounds where integers are read."""
+    return target.name == "tensorrt"
 
 
 def resolve(settings: QuantizeSettings, target: Target) -> tuple[str, bool]:
@@ -233,12 +239,13 @@ def _insert_pairs(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
-    # TensorRT wants symmetric activations and adds the bias in float.
-    strict = target.name == "tensorrt"
+    strict = _is_strict(target)
     options: dict[str, Any] = {
         "ActivationSymmetric": strict,
         "WeightSymmetric": True,
         "QuantizeBias": not strict,
+        # TensorRT fuses a layer with what follows it at once: a pair in between would keep them apart.
+        "OpTypesToExcludeOutputQuantization": sorted(QUANTIZED_OPERATORS) if strict else [],
         "TensorQuantOverrides": dead_channels(model.graph, names) if settings.per_channel else {},
     }
     with silent():

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
+from quantize_graphs import graph_of, node
 from quantize_zoo import target
 
 from distill.errors import UserError
@@ -43,6 +44,16 @@ def test_softmax_is_a_float32_island(pre_activation):
     assert before.op_type == "Cast" and before.attribute[0].i == TensorProto.FLOAT
     x = normal(8, 1, 12, 12)
     assert parity(run_onnx(pre_activation, [{"x": x}]), run_onnx(half, [{"x": x}]), atol=1e-3, rtol=1e-2).ok
+
+
+def test_a_tensor_that_two_islands_read_is_cast_once():
+    """onnxruntime's own converter writes one cast twice, under one name, and no runtime loads that."""
+    nodes = [node("MatMul", "x w", "a"), node("Softmax", "a", "s"), node("LayerNormalization", "a g", "n")]
+    core = graph_of([*nodes, node("Add", "s n", "y")], {"w": normal(4, 4), "g": np.ones(4, np.float32)})
+    half, _ = to_half(core)
+    onnx.checker.check_model(half, full_check=True)
+    x = normal(8, 4)
+    assert parity(run_onnx(core, [{"x": x}]), run_onnx(half, [{"x": x}]), atol=1e-3, rtol=1e-2).ok
 
 
 def test_constants_beyond_fp16_stay_float32_with_a_warning(mlp):

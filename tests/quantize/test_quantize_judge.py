@@ -11,8 +11,8 @@ from quantize_zoo import normal
 from small_graphs import GEMM, floats, graph, linear, rows
 
 from distill.intervals import paired_drop, wilson
-from distill.quantize.judge import answers_of, drop_of, judge_of
-from distill.quantize.rows import Rows
+from distill.quantize.verb.judge import answers_of, drop_of, judge_of
+from distill.quantize.verb.rows import Rows
 
 
 def given_rows(labels: np.ndarray | None = None, count: int = 60) -> Rows:

@@ -22,9 +22,9 @@ from distill.errors import UserError
 from distill.export.graph import all_graphs
 from distill.export.parity import first_line
 
-from .calibrate import Array
+from ..calibrate import Array
+from ..select import why_not_quantizable
 from .rows import label_name
-from .select import why_not_quantizable
 
 if TYPE_CHECKING:
     from torch import nn

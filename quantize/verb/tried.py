@@ -7,8 +7,8 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from .choose import Choice
-from .repair import Loss
+from ..choose import Choice
+from ..repair import Loss
 
 
 def to_json(choice: Choice, *, model: str, target: str, max_drop: float, rows: int) -> str:

@@ -13,10 +13,11 @@ from distill.errors import UserError
 from distill.export.parity import run_onnx
 from distill.intervals import Estimate, paired_drop, wilson
 
-from .calibrate import Array, Feed
-from .repair import Loss
+from ..calibrate import Array, Feed
+from ..half.narrow import SIXTEEN_BITS, emulate
+from ..repair import Loss
+from ..sensitivity import divergence
 from .rows import Rows
-from .sensitivity import divergence
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Judge:
 
     def __call__(self, model: ModelProto) -> Loss:
         """Return what a graph loses; answers that are none lose without end."""
-        logits = run_onnx(model, self.rows)
+        # The CPU takes 16-bit graphs to float32 as a whole: what overflows on a GPU would not show.
+        logits = run_onnx(emulate(model) if _has_halves(model) else model, self.rows)
         broken = int((~_finite(logits)).sum())
         if broken:
             return Loss(inf, inf, fault=f"its answers are NaN or infinite for {broken} of {len(logits)} rows")
@@ -49,6 +51,10 @@ class Judge:
         """What `divergence` is measured in."""
         classes = self.reference.ndim == 2 and self.reference.shape[1] > 1
         return "nats a sample" if classes else "share of the answers' energy"
+
+
+def _has_halves(model: ModelProto) -> bool:
+    return any(tensor.data_type in SIXTEEN_BITS for tensor in model.graph.initializer)
 
 
 def judge_of(core: ModelProto, rows: Rows) -> Judge:

@@ -20,20 +20,20 @@ from distill.errors import Exit, UserError
 from distill.export.metadata import write_metadata
 from distill.export.strip import to_bytes
 
+from ..calibrate import Progress
+from ..choose import FLOAT, Candidate, Choice, Precision, choose, decide
+from ..repair import Loss
+from ..sensitivity import sensitivities
+from ..settings import QuantizeSettings
+from ..static import calibrated
+from ..timing import saved_seconds
 from . import remarks
-from .calibrate import Progress
-from .choose import FLOAT, Candidate, Choice, Precision, choose, decide
 from .judge import Judge, judge_of
 from .places import require_apart, require_places, write_whole
 from .plot import sensitivity_svg
-from .repair import Loss
 from .rows import Rows, inputs_of, part_rows, read_arrays
-from .sensitivity import sensitivities
-from .settings import QuantizeSettings
 from .source import export_callable, read_graph
-from .static import calibrated
 from .table import kept_float
-from .timing import saved_seconds
 from .tried import to_json
 
 _TIMED = "candidate-{:02}"  # what a candidate is called while it is timed

@@ -14,7 +14,7 @@ from distill.benchmarks.inputs import Signature, signature
 from distill.benchmarks.words import read_npz
 from distill.errors import UserError
 
-from .calibrate import Array, Feed
+from ..calibrate import Array, Feed
 
 _BATCH = 32
 _ENOUGH = 200  # rows from which on half of them can be kept from calibration, to judge by

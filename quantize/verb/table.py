@@ -10,7 +10,7 @@ from rich.text import Text
 from distill.benchmarks import Report, units
 from distill.benchmarks.records import Model, Row
 
-from .choose import Candidate, Choice
+from ..choose import Candidate, Choice
 
 _COLUMNS = ("drop", "size", "p50", "speed-up", "integer", "")
 _WIDE = 100  # columns of a terminal from which on an interval stands beside its value, and not below it

@@ -8,8 +8,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from distill.benchmarks import units
 from distill.benchmarks.target import Target
 
-from .choose import FLOAT, Candidate, Choice
-from .record import QuantizeRecord
+from ..choose import FLOAT, Candidate, Choice
+from ..record import QuantizeRecord
 
 _SMALLEST = float(np.finfo(np.float32).smallest_normal)
 

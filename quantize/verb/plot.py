@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from distill.benchmarks import units
 
-from .sensitivity import Sensitivity
+from ..sensitivity import Sensitivity
 
 _NAMES, _BARS, _TEXT, _MARGIN = 250, 360, 250, 16  # widths in pixels
 _TOP, _ROW, _BAR, _BOTTOM = 76, 22, 14, 56  # heights

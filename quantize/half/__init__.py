@@ -1,0 +1,9 @@
+"""16-bit floats for GPUs: fp16 and bfloat16, with float32 where 16 bits are too few."""
+
+from __future__ import annotations
+
+from .convert import to_half
+from .narrow import emulate
+from .record import HalfRecord, Kind
+
+__all__ = ["HalfRecord", "Kind", "emulate", "to_half"]

@@ -1,0 +1,154 @@
+"""Which nodes spoil the answers of a graph of 16-bit floats, found by running it emulated beside the float32 one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnxruntime import InferenceSession
+
+from distill.benchmarks.machine import usable_threads
+from distill.errors import UserError
+from distill.export.graph import copy_of, initializers
+from distill.export.parity import session_of
+
+from ..calibrate import Feed, run_batch
+from .magnitudes import touching
+from .narrow import emulate, narrow
+
+FAR = 0.05  # of the largest float32 answer: ten times what rounding to fp16 does to a healthy network
+_ROUNDS = 8  # nodes that are sought before it is given up
+
+NOT_FINITE = "becomes infinite or NaN in 16 bits on the samples"
+DECIDES = "decides whether the answers come near those of float32"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the answers compare once the nodes in ``found`` (name -> why) stay float32 too.
+
+    ``distance`` is the largest distance from the float32 answers over the largest of these, the worst of all outputs;
+    infinite where an answer is NaN or infinite that was not. Nodes that did not help are not in ``found``.
+    """
+
+    distance: float
+    found: dict[str, str]
+
+    @property
+    def near(self) -> bool:
+        """Whether the answers are near enough for rounding to be all that happened to them."""
+        return self.distance <= FAR
+
+
+def find_culprits(
+    model: ModelProto, kept: Collection[str], element: int, types: Mapping[str, int], rows: Sequence[Feed]
+) -> Verdict:
+    """Compare the graph of 16-bit floats with the float32 one, and find the nodes to leave in float32 where it is off.
+
+    Where something becomes infinite or NaN it is the nodes around the first such tensor; where answers are merely far
+    off, or all zero, bisection finds the last node that float32 has to reach for them to come near.
+
+    Args:
+        model: a float32 graph whose nodes all have names, in the order of their data.
+        kept: names of nodes that stay float32 already.
+        element: TensorProto.FLOAT16 or BFLOAT16.
+        types: what `element_types` says of ``model``.
+        rows: batches, which are run many times where something is off.
+
+    Raises:
+        UserError: float32 has no finite answer either.
+    """
+    names = [node.name for node in model.graph.node]
+    float32 = session_of(model, threads=usable_threads())
+
+    def distance(floats: Collection[str]) -> float:
+        small = emulate(narrow(model, floats, element, types))
+        return _distance(float32, session_of(small, threads=usable_threads()), rows)
+
+    first = apart = distance(kept)
+    found: dict[str, str] = {}
+    for _ in range(_ROUNDS):
+        if apart <= FAR:
+            return Verdict(apart, found)
+        floats = {*kept, *found}
+        more = _around_first_spoilt(model, floats, element, types, rows) if np.isinf(apart) else {}
+        if not more.keys() - floats:  # what spoils it lies further up: a denominator that was rounded to zero, say
+            more = _last_needed([name for name in names if name not in floats], floats, distance)
+        if not more.keys() - floats:
+            break
+        found |= more
+        apart = distance({*kept, *found})
+    helped = apart < first / 2  # a little from each of many nodes is no one's fault, and costs speed
+    return Verdict(apart, found) if helped or apart <= FAR else Verdict(first, {})
+
+
+def _distance(float32: InferenceSession, small: InferenceSession, rows: Sequence[Feed]) -> float:
+    """Return the largest distance over the largest float32 answer, of the worst output; infinities of float32 pass.
+
+    Of the answers only those to one batch are held at a time.
+    """
+    names = [value.name for value in float32.get_outputs() if value.type == "tensor(float)"]
+    scales, apart, any_finite = np.zeros(len(names)), np.zeros(len(names)), not names
+    for feed in rows:
+        answers = zip(run_batch(float32, names, feed), run_batch(small, names, feed), strict=True)
+        for number, (one, two) in enumerate(answers):
+            finite = np.isfinite(one)
+            any_finite |= bool(finite.any())
+            if one.shape != two.shape:  # a list of findings, say, whose length hangs on a rounded score
+                continue
+            if not np.isfinite(two[finite]).all():
+                return float("inf")
+            one, two = one[finite], two[finite]
+            scales[number] = max(scales[number], np.abs(one).max(initial=0))
+            apart[number] = max(apart[number], np.abs(one - two).max(initial=0))
+    if not any_finite:
+        raise UserError("samples: the float32 graph itself answers NaN or infinity only; check data and weights")
+    return float((apart[scales > 0] / scales[scales > 0]).max(initial=0))
+
+
+def _last_needed(names: Sequence[str], floats: set[str], distance: Callable[[set[str]], float]) -> dict[str, str]:
+    """Find by bisection the node up to which all have to be float32 for the answers to come near; node name -> why."""
+    low, high = 0, len(names)
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if distance({*floats, *names[:middle]}) <= FAR:
+            high = middle
+        else:
+            low = middle
+    return {names[high - 1]: DECIDES} if names else {}
+
+
+def _around_first_spoilt(
+    model: ModelProto, floats: set[str], element: int, types: Mapping[str, int], rows: Sequence[Feed]
+) -> dict[str, str]:
+    """Find the nodes that make and read the first tensor that is finite in float32 only; node name -> why."""
+    constants = initializers(model.graph)
+    made = [value.name for value in model.graph.input] + [name for node in model.graph.node for name in node.output]
+    tensors = [name for name in made if types.get(name) == TensorProto.FLOAT and name not in constants]
+    small = emulate(narrow(model, floats, element, types))
+    wide_flags, small_flags = (_spoilt(one, tensors, rows) for one in (model, small))
+    for name in tensors:
+        if name in small_flags - wide_flags:
+            return touching(model.graph, {name: NOT_FINITE})
+    return {}
+
+
+def _spoilt(model: ModelProto, tensors: Sequence[str], rows: Sequence[Feed]) -> set[str]:
+    """Name the tensors that hold NaN or infinity on some batch: x − x is 0 for all other numbers."""
+    probed = copy_of(model)
+    nodes: list[NodeProto] = []
+    for number, name in enumerate(tensors):
+        nodes.append(helper.make_node("Sub", [name, name], [f"flag/{number}/zero"]))
+        nodes.append(helper.make_node("ReduceSum", [f"flag/{number}/zero"], [f"flag/{number}"], keepdims=0))
+    probed.graph.node.extend(nodes)
+    flags = [f"flag/{number}" for number in range(len(tensors))]
+    del probed.graph.output[:]
+    probed.graph.output.extend(helper.make_tensor_value_info(flag, TensorProto.FLOAT, None) for flag in flags)
+    session = session_of(probed, threads=usable_threads())
+    found: set[str] = set()
+    for feed in rows:
+        values = run_batch(session, flags, feed)
+        found |= {name for name, value in zip(tensors, values, strict=True) if not np.isfinite(value)}
+    return found

@@ -1,0 +1,163 @@
+"""How large and how small the activations of a float32 graph become on samples, and which of them fp16 cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from distill.benchmarks.machine import usable_threads
+from distill.export.graph import add_constant, copy_of, initializers
+from distill.export.parity import session_of
+
+from ..calibrate import Feed, run_batch
+from .islands import LARGEST, SMALLEST
+
+HEADROOM = 4.0  # other data go beyond the samples: a tensor has to stay this far within both ends of the range
+_EXACT = 2048.0  # fp16 leaves out every second integer above
+# Where these read a number, what is left of a small one matters more than of a large one.
+_MAGNIFY = {"Div": 1, "Reciprocal": 0, "Sqrt": 0, "Log": 0}
+_INTEGERS = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.UINT64, TensorProto.UINT32})
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """The largest |value| of a tensor over all samples, 0 where all are 0, and the smallest other than 0.
+
+    ``smallest`` is taken only of what divides or goes into a root or logarithm, and infinite elsewhere. ``summed`` is
+    the largest sum of |values| that a mean adds up. Infinite values, as masks have them, do not count.
+    """
+
+    largest: float = 0.0
+    smallest: float = float("inf")
+    summed: float = 0.0
+
+
+def magnitudes(model: ModelProto, types: Mapping[str, int], feeds: Iterable[Feed]) -> dict[str, Magnitude]:
+    """Run a float32 graph over samples and return the magnitude of each float tensor, graph inputs included.
+
+    Minima and maxima are taken inside the graph, so that memory does not grow with the number of samples.
+
+    Args:
+        model: a float32 graph; it is not changed.
+        types: what `element_types` says of it.
+        feeds: batches as the graph takes them, read once.
+
+    Raises:
+        UserError: a batch that the graph refuses.
+    """
+    augmented, probes = _with_probes(model, types)
+    session = session_of(augmented, threads=usable_threads())
+    outputs = [probe.output for probe in probes]
+    found = dict.fromkeys((probe.tensor for probe in probes), Magnitude())
+    for feed in feeds:
+        for probe, value in zip(probes, run_batch(session, outputs, feed), strict=True):
+            size = abs(float(value))
+            if np.isfinite(size):
+                found[probe.tensor] = probe.add(found[probe.tensor], size)
+    return found
+
+
+def unfit(model: ModelProto, types: Mapping[str, int], found: Mapping[str, Magnitude]) -> dict[str, str]:
+    """Find the nodes that have to stay float32 by the magnitudes, with a margin of `HEADROOM`; node name -> why."""
+    large, small = LARGEST / HEADROOM, SMALLEST * HEADROOM
+    integers = _from_integers(model.graph, types)
+    tensors = {}
+    for name, one in found.items():
+        if one.largest > large:
+            tensors[name] = f"values up to {one.largest:.2g}"
+        elif name in integers and one.largest > _EXACT:
+            tensors[name] = f"integers up to {one.largest:.0f}"
+        elif 0 < one.largest < small:
+            tensors[name] = f"no value above {one.largest:.2g}"
+        elif one.smallest < small:
+            tensors[name] = f"values down to {one.smallest:.2g} behind a division, root or logarithm"
+    # A mean is no larger than what goes in, but may be added up in 16 bits first.
+    sums = {node.name: found[node.output[0]].summed for node in model.graph.node if node.output[0] in found}
+    means = {name: f"values that add up to {total:.2g} before their mean" for name, total in sums.items()}
+    return {name: why for name, why in means.items() if sums[name] > large} | touching(model.graph, tensors)
+
+
+def touching(graph: GraphProto, tensors: Mapping[str, str]) -> dict[str, str]:
+    """Find the nodes that read or write some tensors, node name -> what is said of the first of these."""
+    found = {}
+    for node in graph.node:
+        said = [tensors[name] for name in (*node.output, *node.input) if name in tensors]
+        if said:
+            found[node.name] = said[0]
+    return found
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """An output that says something about a tensor: `what` names the field of its magnitude."""
+
+    tensor: str
+    output: str
+    what: str
+
+    def add(self, one: Magnitude, size: float) -> Magnitude:
+        if self.what == "smallest":
+            return Magnitude(one.largest, min(one.smallest, size), one.summed)
+        if self.what == "summed":
+            return Magnitude(one.largest, one.smallest, max(one.summed, size))
+        return Magnitude(max(one.largest, size), one.smallest, one.summed)
+
+
+def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProto, list[_Probe]]:
+    """Add reductions of every float tensor to a copy of the graph, as its only outputs."""
+    augmented = copy_of(model)
+    graph = augmented.graph
+    constants = initializers(graph)
+    names = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
+    tensors = [name for name in names if types.get(name) == TensorProto.FLOAT and name not in constants]
+    probes, nodes = list[_Probe](), list[NodeProto]()
+    for operator in ("ReduceMin", "ReduceMax"):
+        for tensor in tensors:
+            probes.append(_Probe(tensor, f"probe/{len(probes)}", "largest"))
+            nodes.append(helper.make_node(operator, [tensor], [probes[-1].output], keepdims=0))
+    for tensor in _magnified(graph, tensors):
+        probes.append(_Probe(tensor, f"probe/{len(probes)}", "smallest"))
+        nodes += _smallest(graph, tensor, probes[-1].output)
+    for node in graph.node:
+        if node.op_type == "ReduceMean" and node.output[0] in tensors:
+            probes.append(_Probe(node.output[0], f"probe/{len(probes)}", "summed"))
+            nodes += _sums(node, probes[-1].output)
+    graph.node.extend(nodes)
+    del graph.output[:]
+    graph.output.extend(helper.make_tensor_value_info(one.output, TensorProto.FLOAT, None) for one in probes)
+    return augmented, probes
+
+
+def _magnified(graph: GraphProto, tensors: Sequence[str]) -> list[str]:
+    read = [node.input[_MAGNIFY[node.op_type]] for node in graph.node if node.op_type in _MAGNIFY]
+    return [name for name in dict.fromkeys(read) if name in set(tensors)]
+
+
+def _smallest(graph: GraphProto, tensor: str, output: str) -> list[NodeProto]:
+    """Make the nodes that find the smallest |value| other than 0, infinite where all are 0."""
+    zero = add_constant(graph, f"{output}/zero", np.zeros((), np.float32))
+    endless = add_constant(graph, f"{output}/infinite", np.full((), np.inf, np.float32))
+    return [
+        helper.make_node("Abs", [tensor], [f"{output}/size"]),
+        helper.make_node("Greater", [f"{output}/size", zero], [f"{output}/other"]),
+        helper.make_node("Where", [f"{output}/other", f"{output}/size", endless], [f"{output}/sizes"]),
+        helper.make_node("ReduceMin", [f"{output}/sizes"], [output], keepdims=0),
+    ]
+
+
+def _sums(mean: NodeProto, output: str) -> list[NodeProto]:
+    """Make the nodes that find the largest sum of |values| behind a mean."""
+    total = NodeProto()
+    total.CopyFrom(mean)
+    total.op_type, total.name = "ReduceL1", ""
+    total.output[:] = [f"{output}/sums"]
+    return [total, helper.make_node("ReduceMax", [f"{output}/sums"], [output], keepdims=0)]
+
+
+def _from_integers(graph: GraphProto, types: Mapping[str, int]) -> set[str]:
+    """Name what is cast from integers: positions and counts, of which every one matters."""
+    casts = [node for node in graph.node if node.op_type == "Cast" and types.get(node.input[0]) in _INTEGERS]
+    return {node.output[0] for node in casts}

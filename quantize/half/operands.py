@@ -1,0 +1,138 @@
+"""Which operands of a node may hold 16-bit floats, by the operators' own schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, defs
+
+from distill.errors import NotMeasuredError, UserError
+from distill.export.graph import attribute, attribute_graphs, copy_of, opset_of
+from distill.export.parity import session_of
+
+_TYPE_NAMES: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
+_TYPES: dict[str, int] = {
+    "tensor(float)": TensorProto.FLOAT,
+    **{name: element for element, name in _TYPE_NAMES.items()},
+}
+_LATER_OPSETS = 30  # the search for an operator's first opset with a type goes no further
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The places of a node's inputs and outputs that can hold 16-bit floats instead of float32."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def element_types(model: ModelProto) -> dict[str, int]:
+    """Find the element type of each tensor of the main graph, name -> TensorProto.DataType; 0 where it is not known.
+
+    Of operators that are onnxruntime's own, which the standard does not know, onnxruntime is asked.
+    """
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except (onnx.shape_inference.InferenceError, ValueError):  # ValueError: above 2 GB
+        graph = model.graph
+    values = {value.name: value.type for value in (*graph.input, *graph.output, *graph.value_info)}
+    found = {name: value.tensor_type.elem_type for name, value in values.items()}  # 0 for sequences and optionals
+    found |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    missing = [name for node in graph.node for name in node.output if name and name not in found]
+    return found | (_asked(model, missing) if missing else {})
+
+
+def _asked(model: ModelProto, names: Sequence[str]) -> dict[str, int]:
+    """Ask onnxruntime for the types of tensors; it infers those of graph outputs that have none."""
+    open_ended = copy_of(model)
+    open_ended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    try:
+        outputs = session_of(open_ended).get_outputs()
+    except (NotMeasuredError, UserError):  # a kernel that the CPU does not have
+        return dict.fromkeys(names, 0)
+    return {value.name: _TYPES.get(value.type, 0) for value in outputs}
+
+
+def operands(node: NodeProto, types: Mapping[str, int], element: int, model: ModelProto) -> Operands | None:
+    """Say which float32 operands of a node can become 16-bit floats; None where none can.
+
+    Args:
+        node: of the main graph of ``model``.
+        types: what `element_types` found for the float32 graph.
+        element: TensorProto.FLOAT16 or BFLOAT16.
+        model: it says which opsets are meant.
+
+    A node that holds graphs stays float32 with them.
+    """
+    signature = _signature(node.op_type, opset_of(model, node.domain), node.domain)
+    if signature is None or any(True for _ in attribute_graphs(node)):
+        return None
+    inputs = [(place, signature.input(place)) for place in _floats(node.input, types)]
+    outputs = [(place, signature.output(place)) for place in _floats(node.output, types)]
+    taken = tuple(place for place, variable in inputs if signature.allows(variable, element))
+    bound = {variable for place, variable in inputs if place in taken}
+    given = tuple(place for place, variable in outputs if variable in bound)
+    if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):  # its output's type is an attribute
+        # To integers it reads float32: an index above 2048 would be another one.
+        return Operands(taken, (0,)) if attribute(node, "to") == TensorProto.FLOAT else None
+    return Operands(taken, given) if taken or given else None
+
+
+def first_opset(operator: str, element: int) -> int | None:
+    """Find the first opset of the standard in which some operand of an operator can be of a type, if any has it."""
+    for version in range(1, _LATER_OPSETS):
+        signature = _signature(operator, version, "")
+        if signature is not None and any(_TYPE_NAMES[element] in allowed for allowed in signature.variables.values()):
+            return version
+    return None
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """The type variables of an operator's operands, and the types that each may stand for."""
+
+    input: Callable[[int], str]
+    output: Callable[[int], str]
+    variables: Mapping[str, frozenset[str]]
+
+    def allows(self, variable: str, element: int) -> bool:
+        return _TYPE_NAMES[element] in self.variables.get(variable, frozenset())
+
+
+@cache
+def _signature(operator: str, version: int, domain: str) -> _Signature | None:
+    """Read an operator's schema from the standard, or from onnxruntime; None where neither knows it."""
+    schema: Any
+    try:
+        schema = defs.get_schema(operator, version, domain)
+        sides = [[one.type_str for one in side] for side in (schema.inputs, schema.outputs)]
+    except defs.SchemaError:
+        schema = _runtime_schemas().get((domain, operator))
+        if schema is None:
+            return None
+        sides = [[one.typeStr for one in side] for side in (schema.inputs, schema.outputs)]
+    variables = {one.type_param_str: frozenset(one.allowed_type_strs) for one in schema.type_constraints}
+    inputs, outputs = sides
+    return _Signature(_place_in(inputs), _place_in(outputs), variables)
+
+
+def _place_in(types: list[str]) -> Callable[[int], str]:
+    """Return the variable of the operand at a place; a variadic last one stands for all that follow."""
+    return lambda place: types[min(place, len(types) - 1)]
+
+
+@cache
+def _runtime_schemas() -> dict[tuple[str, str], Any]:
+    """List the newest schemas of onnxruntime's own operators."""
+    from onnxruntime.capi import _pybind_state
+
+    known = sorted(_pybind_state.get_all_operator_schema(), key=lambda one: one.since_version)
+    return {(one.domain, one.name): one for one in known if one.domain not in ("", "ai.onnx", "ai.onnx.ml")}
+
+
+def _floats(names: Sequence[str], types: Mapping[str, int]) -> list[int]:
+    return [place for place, name in enumerate(names) if name and types.get(name) == TensorProto.FLOAT]

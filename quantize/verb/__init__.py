@@ -1,0 +1,1 @@
+"""The verb `quantize`: what it reads, judges, remarks, draws and writes."""
