@@ -115,7 +115,7 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
     if config.quantize is None:
         _off(run, "quantize", "quantize is off")
     else:
-        _judge(ctx, run, "quantize", stages.quantize(ctx, run.best))
+        _judge(ctx, run, "quantize", stages.quantize(ctx, run.best, run.teacher))
     _test_and_time(ctx, run)
     if config.export is None:
         _off(run, "export", "export is off")

@@ -79,6 +79,7 @@ def repair(
     judge: Judge,
     max_drop: float,
     epochs: int = 0,
+    timed: bool = True,
     progress: Progress | None = None,
 ) -> Repairs:
     """Quantise until the budget holds; the last attempt is the one that holds it, if any does.
@@ -92,6 +93,8 @@ def repair(
         judge: compares a graph with the float one.
         max_drop: the budget.
         epochs: of training on the samples while rounding, which needs torch; 0 for none.
+        timed: whether what layers cost on this machine takes part in what stays float; without, equal input gives
+            equal graphs.
         progress: as in `quantize_onnx` and `train_aware`, and ("sensitivity", layers done, layers).
 
     Raises:
@@ -102,14 +105,15 @@ def repair(
     _climb(bench, done, max_drop)
     if done.best.loss.drop <= max_drop:
         done.attempts.append(done.attempts.pop(done.attempts.index(done.best)))
-        done.faster = [one for one in (_per_layer(bench, done), _late(bench, done, rows[0])) if one is not None]
+        if timed:
+            done.faster = [one for one in (_per_layer(bench, done), _late(bench, done, rows[0])) if one is not None]
         return done
     chosen = done.best.settings
     if epochs:
         done.attempts.append(bench.trained(chosen, epochs))
         if done.attempts[-1].loss.drop <= max_drop:
             return done
-    _leave_float(bench, done, chosen, rows, max_drop)
+    _leave_float(bench, done, chosen, rows, max_drop, timed=timed)
     return done
 
 
@@ -205,7 +209,13 @@ def _climb(bench: _Workbench, done: Repairs, max_drop: float) -> None:
 
 
 def _leave_float(
-    bench: _Workbench, done: Repairs, settings: QuantizeSettings, rows: Sequence[Feed], max_drop: float
+    bench: _Workbench,
+    done: Repairs,
+    settings: QuantizeSettings,
+    rows: Sequence[Feed],
+    max_drop: float,
+    *,
+    timed: bool,
 ) -> None:
     """Measure every layer, and leave the fewest in float that make the budget hold; the last attempt is that one."""
     base = bench.calibrated(settings)
@@ -214,7 +224,7 @@ def _leave_float(
         settings,
         target=bench.target,
         rows=rows,
-        saved_s=saved_seconds(base, settings, target=bench.target, feed=rows[0]),
+        saved_s=saved_seconds(base, settings, target=bench.target, feed=rows[0]) if timed else None,
         calibration=bench.calibration,
         progress=bench.progress,
     )

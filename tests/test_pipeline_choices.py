@@ -28,6 +28,17 @@ def test_a_ratio_of_zero_is_prune_off(variant: Variant) -> None:
     assert statuses(variant({"prune": {"ratio": 0.0}}))["prune"] == "off"
 
 
+def test_int8_that_loses_too_much_is_repaired(variant: Variant) -> None:
+    clipped = variant({"quantize": {"calibration": "percentile", "percentile": 55}, "max_drop": 0.03})
+    found = clipped.result.stage("quantize").detail["quantization"]
+    assert found["how"].startswith("int8 ") and "percentile" not in found["how"]
+    assert found["calibration"] != "percentile"
+    lost = {name: clipped.result.stage(name).validation for name in ("student", "prune", "quantize")}
+    drops = {name: one.drop.value for name, one in lost.items() if one is not None and one.drop is not None}
+    # Within the budget, or no worse than the float network that it was made of.
+    assert drops["quantize"] <= max(0.03, drops["student"], drops["prune"])
+
+
 def test_quantize_off(variant: Variant) -> None:
     done = variant({"quantize": "off"})
     assert statuses(done)["quantize"] == "off"
