@@ -24,6 +24,7 @@ from .weights import to_blocks, to_dynamic
 
 FLOAT = "float32"
 _BLOCK_BYTES = 1 << 20  # of product weights, below which reading them takes no time to speak of
+_SAME_SIZE = 1.02
 Precision = Literal["auto", "int8", "dynamic", "int4", "fp16", "bf16"]
 Measure = Callable[[Sequence[ModelProto]], Sequence[Ratio | None]]
 
@@ -131,7 +132,8 @@ def choose(
 def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate, str]:
     """Choose the fastest that keeps the budget and is surely faster than float32; of equals, the smaller file.
 
-    Where nothing could be timed, the smallest that keeps the budget.
+    Files within 2 % of the smallest count as no larger, and the fastest of them is taken. Where nothing could be timed,
+    the smallest that keeps the budget.
     """
     plain, others = candidates[0], [one for one in candidates[1:] if one.within]
     if not others:
@@ -141,8 +143,8 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
             f"points, {100 * max_drop:g} are allowed"
         )
     if all(one.ratio is None for one in others):
-        small = min(others, key=lambda one: one.file_bytes)
-        return small, f"{small.name} is the smallest that keeps the budget; nothing was timed"
+        least = min(others, key=lambda one: one.file_bytes)
+        return least, f"{least.name} is the smallest that keeps the budget; nothing was timed"
     timed = [(one.ratio, one) for one in others if one.ratio is not None]
     faster = [(ratio, one) for ratio, one in timed if ratio.high < 1]
     if not faster:
@@ -152,11 +154,13 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
             f"[{ratio.low:.2f}, {ratio.high:.2f}]"
         )
     first = min((ratio for ratio, _ in faster), key=lambda ratio: ratio.value)
-    equal = [one for ratio, one in faster if ratio.low <= first.high]
-    best = min(equal, key=lambda one: one.file_bytes)
-    assert best.ratio is not None
-    tied = "" if len(equal) == 1 else f", and smaller than {len(equal) - 1} that cannot be told from it"
-    return best, f"{best.name} is {1 / best.ratio.value:.2f} times as fast as float32{tied}"
+    equal = [(ratio, one) for ratio, one in faster if ratio.low <= first.high]
+    limit = _SAME_SIZE * min(one.file_bytes for _, one in equal)
+    small = [(ratio, one) for ratio, one in equal if one.file_bytes <= limit]
+    ratio, best = min(small, key=lambda pair: pair[0].value)
+    larger = len(equal) - len(small)
+    tied = f", and smaller than {larger} that cannot be told from it" if larger else ""
+    return best, f"{best.name} is {1 / ratio.value:.2f} times as fast as float32{tied}"
 
 
 def _kinds(core: ModelProto, target: Target) -> tuple[Precision, ...]:

@@ -34,6 +34,11 @@ PLAIN = candidate(FLOAT, 0.0, 1.0, size=400)
         ([candidate("int8", 0.0, 1.7)], FLOAT, "1.70 times as long"),
         ([candidate("int8", 0.02, None), candidate("int4", 0.05, None)], FLOAT, "int8 comes closest and loses 2.00"),
         ([candidate("int8", 0.0, 0.40), candidate("int4", 0.0, 0.41, size=50)], "int4", "smaller than 1 that cannot"),
+        (
+            [candidate("int8", 0.0, 0.41), candidate("late", 0.0, 0.40, size=101)],
+            "late",
+            "2.50 times as fast as float32",
+        ),
         ([candidate("int8", 0.0, None), candidate("int4", 0.0, None, size=50)], "int4", "nothing was timed"),
         ([candidate("int8", 0.0, 0.5), candidate("int4", 0.0, None)], "int8", "2.00 times"),
     ],
