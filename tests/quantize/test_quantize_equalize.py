@@ -45,7 +45,7 @@ def uneven(seed: int = 0, spread: float = 3.0):
     return export_onnx(model, args=(torch.randn(2, 3, 8, 8),), input_names=["x"])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 100), st.floats(0, 4))
 def test_the_function_is_the_same_and_the_ranges_are_shared(seed: int, spread: float) -> None:
     core = prepare(uneven(seed, spread), fold_norms=True)

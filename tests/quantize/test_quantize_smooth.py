@@ -47,7 +47,7 @@ def made(before: bool, seed: int, factor: float) -> Any:
     return prepare(core, fold_norms=True)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.booleans(), st.integers(0, 50), st.sampled_from([0.0, 0.5, 0.8, 1.0]))
 def test_the_function_stays_and_the_channels_come_closer(before: bool, seed: int, strength: float) -> None:
     core, x = made(before, seed, 40.0), normal(12, 5, 16)
