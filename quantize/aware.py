@@ -57,6 +57,10 @@ class AwareModule(nn.Module):
         self.steps = _REDUCED_STEPS if reduced else _WEIGHT_STEPS
         self.axes = _weight_axes(found.model.graph, names, per_channel=settings.per_channel)
         self.graph.observe, self.graph.observe_weight = self._round, self._round_weight
+        # A tensor that integers and floats are made of is rounded for the former only.
+        self.graph.unobserved = {
+            (node.name, name) for node in whole.graph.node for name in node.input if name in self.roundings
+        }
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Answer as the integer graph will."""

@@ -135,6 +135,8 @@ def _late(bench: _Workbench, done: Repairs, feed: Feed) -> Attempt | None:
     if not sums or min(sums) >= 0:
         return None
     count = sums.index(min(sums)) + 1
+    if count > len(outputs) // 2:  # a network that is better off in float as a whole
+        return None
     return bench.attempt(last.settings, outputs[:count], f", the first {count} of {len(outputs)} layers float")
 
 

@@ -20,7 +20,7 @@ from .calibrate import Feed, Progress, calibrate, twice
 from .equalize import equalize
 from .logs import silent
 from .pairs import free_float_readers
-from .prepare import dead_channels, prepare
+from .prepare import dead_channels, prepare, products_to_gemm
 from .record import QuantizeRecord
 from .select import (
     COMPUTE,
@@ -105,6 +105,8 @@ def calibrated(
         model, _ = smooth(model, twice(calibration), settings, strength=settings.smooth, progress=progress)
     if settings.equalize:
         model, _ = equalize(model)
+    if not _is_strict(target):
+        products_to_gemm(model, keep_float)
     chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=_is_strict(target))
     if not any(node.op_type in COMPUTE for node in chosen):
         raise UserError("model: it has no Conv, Gemm or MatMul with constant weights, so there is nothing to quantise")

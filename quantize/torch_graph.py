@@ -2,13 +2,13 @@
 
 Training for int8 has to round where the integer graph rounds. A module of somebody's own says nothing about that; its
 exported graph does, tensor by tensor. So the graph itself is what is trained: its weights are parameters, every
-operator is a few lines of torch, and ``observe`` is called on each tensor as it is made.
+operator is a few lines of torch, and ``observe`` is called on each tensor as it is read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,8 @@ class GraphModule(nn.Module):
 
     Weights and biases of Conv, Gemm and MatMul, and gains and shifts of normalisations, are parameters by the name of
     their initializer (dots and slashes replaced); all other constants are buffers. ``observe(name, value)`` may replace
-    every computed tensor and every input, and every parameter by ``observe_weight(name, value)``.
+    every computed tensor and every input for its readers, but for those (node, tensor) in ``unobserved``, and
+    ``observe_weight(name, value)`` every parameter.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -60,6 +61,7 @@ class GraphModule(nn.Module):
                 self.register_buffer(place, value)
         self.observe: Observe | None = None
         self.observe_weight: Observe | None = None
+        self.unobserved: Collection[tuple[str, str]] = ()
 
     def weight(self, name: str) -> Tensor:
         """Return a parameter or buffer by the name of its initializer."""
@@ -70,22 +72,25 @@ class GraphModule(nn.Module):
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Run the graph on its inputs, by position or name, and return its first output."""
         values: dict[str, Tensor] = dict(zip(self.inputs, args, strict=False)) | kwargs
-        for name in values:
-            values[name] = self._observed(name, values[name])
+        observed: dict[str, Tensor] = {}
         for name in self.places:
             value = self.weight(name)
             is_parameter = isinstance(value, nn.Parameter)
             values[name] = self.observe_weight(name, value) if is_parameter and self.observe_weight else value
+            observed[name] = values[name]
         for node, attributes in zip(self.nodes, self.attributes, strict=True):
-            given = [values[name] if name else None for name in node.input]
+            given = [self._read(node.name, name, values, observed) if name else None for name in node.input]
             made = OPERATORS[node.op_type](given, attributes, len(node.output))
-            for name, value in zip(node.output, made if isinstance(made, tuple | list) else (made,), strict=False):
-                if name:
-                    values[name] = self._observed(name, value)
+            values.update(zip(node.output, made if isinstance(made, tuple | list) else (made,), strict=False))
         return values[self.outputs[0]]
 
-    def _observed(self, name: str, value: Tensor) -> Tensor:
-        return self.observe(name, value) if self.observe is not None else value
+    def _read(self, reader: str, name: str, values: Mapping[str, Tensor], observed: dict[str, Tensor]) -> Tensor:
+        """Return a tensor as a node reads it; what is observed is observed once for all readers."""
+        if self.observe is None or (reader, name) in self.unobserved:
+            return values[name]
+        if name not in observed:
+            observed[name] = self.observe(name, values[name])
+        return observed[name]
 
     def written_into(self, model: ModelProto) -> ModelProto:
         """Return a copy of the graph with the parameters as they are now."""

@@ -157,9 +157,11 @@ def test_products_that_floats_are_made_of_are_not_rounded_to_eight_bits(tmp_path
     small, record = quantize_onnx(core, target=target("x86"), calibration=[{"x": x}])
     close(core, small, {"x": x})
     kernels = executed(small, {"x": x[:2]}, tmp_path)
-    # The biases and the GELU work on the product's floats, without a pair in between.
-    assert kernels.count("MatMulIntegerToFloat") == 2 and "BiasGelu" in kernels
+    # The GELU and the shortcut work on the products' floats, without a pair in between; biases are added in 32 bits.
+    assert kernels.count("QGemm") == 3 and "Gelu" in kernels
     assert not {"QLinearAdd", "QLinearMatMul", "DequantizeLinear"} & set(kernels)
+    biases = {tuple(one.dims) for one in small.graph.initializer if one.data_type == TensorProto.INT32}
+    assert biases == {(64,), (16,), (3,)}
     assert record.float_operators == {"Add": 1}  # the shortcut, between two layer norms
 
 

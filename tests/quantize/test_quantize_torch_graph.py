@@ -67,7 +67,17 @@ def test_every_tensor_is_seen_once(mlp: Any) -> None:
     module.observe_weight = lambda name, value: 0 * value
     out = module(torch.from_numpy(normal(2, 20)))
     assert not out.detach().any()
-    assert seen == ["x", *(name for node in mlp.graph.node for name in node.output)]
+    # The answer is read by no node.
+    assert seen == ["x", *(name for node in mlp.graph.node[:-1] for name in node.output)]
+
+
+def test_a_node_may_read_what_the_others_do_not(mlp: Any) -> None:
+    module, x = GraphModule(mlp), torch.from_numpy(normal(2, 20))
+    plain = module(x)
+    module.observe = lambda name, value: 0 * value
+    assert not torch.equal(module(x), plain)
+    module.unobserved = {(node.name, name) for node in module.nodes for name in node.input}
+    assert torch.equal(module(x), plain)
 
 
 def single(node: Any, *shape: int, constants: dict[str, np.ndarray] | None = None) -> onnx.ModelProto:
