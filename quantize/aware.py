@@ -45,7 +45,7 @@ class AwareModule(nn.Module):
 
     def __init__(self, found: Calibrated, settings: QuantizeSettings, *, target: Target) -> None:
         super().__init__()
-        plain = replace(settings, bias_correction=False)
+        plain = replace(settings, bias_correction=False, tables=False)
         whole, names = integer_graph(found, plain, target=target)
         self.graph = GraphModule(found.model)
         self.roundings, scales = _roundings(whole.graph)

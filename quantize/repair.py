@@ -21,6 +21,7 @@ from .record import QuantizeRecord
 from .sensitivity import Sensitivity, fewest_float, layers_of, sensitivities
 from .settings import QuantizeSettings
 from .static import Calibrated, calibrated, write
+from .tables import tables_of
 from .timing import open_batch, saved_seconds
 
 Judge = Callable[[ModelProto], "Loss"]
@@ -165,8 +166,8 @@ class _Workbench:
     found: dict[QuantizeSettings, Calibrated] = field(default_factory=dict)
 
     def calibrated(self, settings: QuantizeSettings) -> Calibrated:
-        """Return the graph with its ranges; neither other weight scales nor corrected biases need others."""
-        base = replace(settings, bias_correction=False, per_channel=True)
+        """Return the graph with its ranges; other scales of weights or tables and corrected biases need no others."""
+        base = replace(settings, bias_correction=False, per_channel=True, tables=True)
         if base not in self.found:
             self.found[base] = calibrated(
                 self.core, base, target=self.target, calibration=self.calibration, progress=self.progress
@@ -255,6 +256,8 @@ def _ladder(core: ModelProto, settings: QuantizeSettings) -> Iterator[list[dict[
     if operators & {"Conv", "Gemm"}:
         yield [{"equalize": True}, {"equalize": True} | plain]
     yield [{"per_channel": not settings.per_channel}]
+    if settings.tables and tables_of(core.graph):
+        yield [{"tables": False}]
 
 
 def _named(settings: QuantizeSettings) -> str:
@@ -264,4 +267,5 @@ def _named(settings: QuantizeSettings) -> str:
     parts += [f"smoothed {settings.smooth:g}"] if settings.smooth is not None else []
     parts += ["equalised"] if settings.equalize else []
     parts += ["biases corrected"] if settings.bias_correction else []
+    parts += ["tables in float"] if not settings.tables else []
     return ", ".join(parts)

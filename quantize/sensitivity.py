@@ -8,7 +8,7 @@ that its integer kernel saves, and the layers with the worst price go back to fl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import ModelProto
@@ -108,10 +108,11 @@ def sensitivities(
     layers = layers_of(found)
     outputs = [output for output, _ in layers]
     reference = run_onnx(found.model, rows)
+    plain = replace(settings, tables=False)  # else every divergence has that of the tables in it
     measured = []
     for number, (output, operator) in enumerate(layers):
         others = [one for one in outputs if one != output]
-        alone, _ = write(found, settings, target=target, calibration=calibration, keep_float=others)
+        alone, _ = write(found, plain, target=target, calibration=calibration, keep_float=others)
         saved = None if saved_s is None else saved_s.get(output)
         measured.append(Sensitivity(output, operator, divergence(reference, run_onnx(alone, rows)), saved))
         if progress is not None:

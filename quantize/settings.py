@@ -48,6 +48,9 @@ class QuantizeSettings:
         default=False,
         description="Give back to each layer the mean that rounding its weights took; reads the samples a second time.",
     )
+    tables: bool = Field(
+        default=True, description="Keep embedding tables in 8 bits, too, with a scale for each row; not for TensorRT."
+    )
     samples: Annotated[int, Ge(1)] = Field(default=512, description="Calibration samples to read at most.")
     threads: Annotated[int, Ge(1)] | None = Field(
         default=None, description="Threads of the calibration run; all usable ones when not given."

@@ -34,6 +34,7 @@ from .select import (
 )
 from .settings import QuantizeSettings
 from .smooth import smooth
+from .tables import narrow_tables
 
 _MIN_OPSET = 13  # the first with per-channel DequantizeLinear
 _FEW_SAMPLES = 100
@@ -174,6 +175,8 @@ def integer_graph(
         result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
     if not _is_strict(target):  # whose pairs stand where integers are read, and nowhere else
         free_float_readers(result.graph, set(names), _rectifiers_gone(model.graph, result.graph, names))
+        if settings.tables:
+            narrow_tables(result.graph, keep_float)
     sort_nodes(result.graph)
     return result, set(names)
 

@@ -19,6 +19,7 @@ from distill.export.strip import strip, to_bytes
 from .logs import silent
 from .record import QuantizeRecord
 from .select import count_float, is_compute, saturation_risk, why_not_quantizable
+from .tables import narrow_tables
 
 _MIN_OPSET = 13
 _UINT8_MAX = 255
@@ -30,8 +31,9 @@ def to_dynamic(
 ) -> tuple[ModelProto, QuantizeRecord]:
     """Turn matrix products into int8 ones whose activation ranges are taken anew in every call.
 
-    Needs no samples, and suits activations whose range differs from call to call, as in transformers. Convolutions stay
-    float: their dynamic kernel is slower than the float one. The graph that is given is not changed.
+    Needs no samples, and suits activations whose range differs from call to call, as in transformers. Embedding tables
+    are kept in 8 bits, too. Convolutions stay float: their dynamic kernel is slower than the float one. The graph that
+    is given is not changed.
 
     Args:
         core: an exported float32 graph.
@@ -56,8 +58,10 @@ def to_dynamic(
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
         )
-        result = strip(onnx.load(str(written)))
-    weights = [value for value in map(numpy_helper.to_array, result.graph.initializer) if value.dtype == np.int8]
+        made = onnx.load(str(written))
+    weights = [value for value in map(numpy_helper.to_array, made.graph.initializer) if value.dtype == np.int8]
+    narrow_tables(made.graph, keep_float)
+    result = strip(made)
     risk = saturation_risk([weight.T for weight in weights if weight.ndim == 2], _UINT8_MAX)
     return result, _record("dynamic int8", model, chosen, result, reduce_range=reduce_range, risk=risk)
 
@@ -68,7 +72,7 @@ def to_blocks(
     """Store the weights of matrix products in 4 or 8 bits, with a scale for each block of them.
 
     A quarter or an eighth of the bytes have to be read, which is what large products of few rows wait for; with many
-    rows static int8 is faster. The graph that is given is not changed.
+    rows static int8 is faster. Embedding tables are kept in 8 bits. The graph that is given is not changed.
 
     Args:
         core: an exported float32 graph.
@@ -91,6 +95,7 @@ def to_blocks(
             ),
         )
         quantizer.process()
+    narrow_tables(quantizer.model.model.graph, keep_float)
     result = strip(quantizer.model.model)
     return result, _record(f"int{bits} weights", model, chosen, result)
 
