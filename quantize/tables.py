@@ -12,6 +12,7 @@ from distill.export.graph import add_constant, attribute, consumers, initializer
 
 _LEAST_BYTES = 1 << 16  # below which a table is not worth the three nodes
 _INT8_MAX = 127
+_FLOAT = TensorProto.FLOAT
 
 
 def tables_of(graph: GraphProto, keep_float: Collection[str] = ()) -> dict[str, list[NodeProto]]:
@@ -25,7 +26,7 @@ def tables_of(graph: GraphProto, keep_float: Collection[str] = ()) -> dict[str, 
         name: readers[name]
         for name, value in initializers(graph).items()
         if name not in outputs
-        and value.data_type == TensorProto.FLOAT
+        and value.data_type == _FLOAT
         and len(value.dims) == 2
         and 4 * value.dims[0] * value.dims[1] >= _LEAST_BYTES
         and readers.get(name)
