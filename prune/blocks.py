@@ -1,0 +1,291 @@
+"""Which residual blocks and transformer layers of any ``nn.Module`` can be taken out whole.
+
+They are found by running the model, not by the names of classes: a block returns what it takes, has layers inside, and
+its input reaches its output around them, so that the network behind it finds much of what it is used to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils._pytree import tree_map
+
+from distill.errors import UserError
+from distill.prune.counts import count
+from distill.prune.depth import Block, Returns, argument_names, copied, given_to, skipping
+from distill.prune.examples import Example, reason
+from distill.prune.verify import Shapes, output_shapes
+
+# A skipped block hands on a value that passed through one of these at most: the addition of a branch, the norm or the
+# activation behind it, and what changes neither values nor their order. A product is none: it is a gate, not a path.
+_PATH = {
+    "Add", "Addcmul", "Relu", "Hardtanh", "LeakyRelu", "Elu", "Gelu", "Silu", "Hardswish", "Mish", "NativeDropout",
+    "NativeLayerNorm", "FusedRmsNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm",
+    "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias", "Clone", "ToCopy",
+}  # fmt: skip
+_MAIN_NAMES = ("hidden_states", "x")
+_MIN_LAYERS = 2
+
+
+def removable_blocks(model: nn.Module, example: Example, logits: Callable[[Any], Tensor]) -> list[Block]:
+    """Return the blocks that can go one by one, in the order of the model's modules.
+
+    Args:
+        model: any module that autograd follows; it is not changed.
+        example: (args, kwargs) of one forward call; tensors hold the batch in their first axis.
+        logits: takes the logits from the model's output.
+
+    Raises:
+        UserError: the model does not run, or none of its blocks can go; the message says why.
+    """
+    blocks, refused = examine_blocks(model, example, logits)
+    if not blocks:
+        raise UserError(f"the model has no block that can be removed: {_summary(refused)}")
+    return blocks
+
+
+def examine_blocks(
+    model: nn.Module, example: Example, logits: Callable[[Any], Tensor]
+) -> tuple[list[Block], dict[str, str]]:
+    """Return the blocks that can go, and for every other module of two layers or more why it cannot.
+
+    A block is a module that is called once in a forward, with at least two layers, whose output has the shape of its
+    main input (the first tensor argument) and follows from it around all layers; without it the model has to run at
+    batch 1 and 2 with outputs of the same shapes. Of blocks in blocks the outermost counts, unless it is a stage:
+    several blocks of one class, or a single one and nothing else, which are offered one by one. Modules in an offered
+    block are not mentioned.
+
+    Raises:
+        UserError: the model cannot be copied, or does not run on its example.
+    """
+    work = copied(model).eval()
+    for parameter in work.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shapes = output_shapes(work, example, logits)
+        watch = _observe(work, example)
+        work.requires_grad_(False)  # torch's counter of operators fails on parameters that a module is called with
+        search = _Search(work, example, logits, shapes, watch)
+        search.run("")
+    order = {name: index for index, (name, _) in enumerate(work.named_modules())}
+    return sorted(search.blocks, key=lambda block: order[block.name]), search.refused
+
+
+class _Search:
+    """Goes through a model's modules from the outside, and tries what may go."""
+
+    def __init__(
+        self, model: nn.Module, example: Example, logits: Callable[[Any], Tensor], shapes: Shapes, watch: _Watch
+    ) -> None:
+        self.blocks: list[Block] = []
+        self._model, self._example, self._logits, self._shapes = model, example, logits, shapes
+        self._returns, self.refused = watch.verdicts(model)
+        self._macs = count(model, *example).macs
+
+    def run(self, inside: str) -> None:
+        """Offer the outermost candidates in the module of this name, or what lies in them."""
+        for name in self._outermost(inside):
+            if self._is_stage(name):
+                self.refused[name] = "it is a sequence of blocks"
+                self.run(name)
+                continue
+            problem = self._try(name)
+            if problem:
+                self.refused[name] = problem
+                self.run(name)
+            else:
+                self.refused = {one: why for one, why in self.refused.items() if not one.startswith(name + ".")}
+
+    def _is_stage(self, name: str) -> bool:
+        """Tell a module that holds several blocks of one class, or nothing but one block."""
+        inner = [self._model.get_submodule(one) for one in self._outermost(name)]
+        if len(inner) == 1:
+            return _size(inner[0]) == _size(self._model.get_submodule(name))
+        return bool(inner) and max(Counter(map(type, inner)).values()) > 1
+
+    def _outermost(self, inside: str) -> list[str]:
+        names = [name for name in self._returns if not inside or name.startswith(inside + ".")]
+        return [name for name in names if not any(name.startswith(other + ".") for other in names)]
+
+    def _try(self, name: str) -> str | None:
+        """Take one block out and run the model; note it, or return what is wrong."""
+        block = self._model.get_submodule(name)
+        found = Block(name, type(block).__name__, self._returns[name])
+        try:
+            with skipping(self._model, [found]):
+                shapes = output_shapes(self._model, self._example, self._logits)
+                if shapes != self._shapes:
+                    return "without it the model's outputs have other shapes"
+                left = count(self._model, *self._example)
+        except UserError as error:
+            return f"without it {error}"
+        parameters = _size(self._model) - left.parameters
+        self.blocks.append(Block(name, found.kind, found.returns, parameters, self._macs - left.macs))
+        return None
+
+
+@dataclass
+class _Entry:
+    """What a module was called with."""
+
+    given: dict[str, Any]
+    main: str
+    shape: torch.Size
+    dtype: torch.dtype
+    edge: GradientEdge | None
+
+
+class _Watch:
+    """Hooks that see what each composite module takes and returns, and whether one follows the other."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[str] = Counter()
+        self._entries: dict[str, _Entry | None] = {}
+        self._returns: dict[str, Returns] = {}
+        self._refused: dict[str, str] = {}
+
+    def verdicts(self, model: nn.Module) -> tuple[dict[str, Returns], dict[str, str]]:
+        """Return what each candidate returns, and why other modules are none."""
+        paths = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+        returns, refused = {}, {}
+        for name, module in model.named_modules():
+            if self._calls[name] > 1 or (self._calls[name] and paths[id(module)] > 1):
+                refused[name] = "it is used more than once"
+            elif name in self._refused:
+                refused[name] = self._refused[name]
+            elif name in self._returns:
+                returns[name] = self._returns[name]
+        return returns, refused
+
+    def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the main input's place in the graph: the module may overwrite the tensor."""
+        self._calls[name] += 1
+        self._entries[name] = None
+        given = given_to(argument_names(module), args, kwargs)
+        for key in (*list(given)[: len(args)], *_MAIN_NAMES, *kwargs):
+            value = given.get(key)
+            if isinstance(value, Tensor):
+                edge = get_gradient_edge(value) if value.requires_grad else None
+                self._entries[name] = _Entry(given, key, value.shape, value.dtype, edge)
+                return
+
+    def after(self, name: str, output: Any) -> None:
+        """Judge one call."""
+        entry = self._entries.pop(name, None)
+        if entry is None:
+            self._refused[name] = "it takes no tensor"
+            return
+        found = _returned(entry, output)
+        if isinstance(found, _Refusal):
+            self._refused[name] = found.why
+        else:
+            self._returns[name] = found
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a module is no block."""
+
+    why: str
+
+
+def _returned(entry: _Entry, output: Any) -> Returns | _Refusal:
+    """Return the form of an output whose first tensor is the main input's successor, or why it is none."""
+    items = output if isinstance(output, tuple) and type(output) is tuple else (output,)
+    main = items[0] if items else None
+    if not isinstance(main, Tensor):
+        return _Refusal("it returns neither a tensor nor a tuple that begins with one")
+    if main.shape != entry.shape or main.dtype != entry.dtype:
+        return _Refusal("its output has another shape or type than its input")
+    if entry.edge is None or not main.requires_grad:
+        return _Refusal("autograd does not follow it from its input to its output")
+    if not _follows(get_gradient_edge(main), entry.edge):
+        return _Refusal("its input does not reach its output around the layers (no shortcut inside)")
+    if main is output:
+        return entry.main
+    names = {id(value): name for name, value in entry.given.items() if isinstance(value, Tensor)}
+    return (entry.main, *(names.get(id(item)) for item in items[1:]))
+
+
+def _follows(output: GradientEdge, goal: GradientEdge) -> bool:
+    """Tell whether a value reaches another through additions, norms and activations alone, along autograd's graph."""
+    seen, waiting = set(), [(output.node, output.output_nr)]
+    while waiting:
+        node, number = waiting.pop()
+        if (node, number) == (goal.node, goal.output_nr):
+            return True
+        if node in seen or re.sub(r"Backward\d*$", "", node.name()) not in _PATH:
+            continue
+        seen.add(node)
+        waiting += [(one, index) for one, index in node.next_functions if one is not None]
+    return False
+
+
+def _observe(model: nn.Module, example: Example) -> _Watch:
+    """Run the model once under autograd, with an eye on every module of two layers or more."""
+    watch = _Watch()
+
+    def tracked(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = leaf.detach().clone()  # of our own: a forward may write into it
+        # No leaf of the graph, which must not be written into.
+        return leaf.requires_grad_() * 1 if leaf.is_floating_point() else leaf
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name and not _is_container(module) and _layers(module) >= _MIN_LAYERS:
+                for handle in _watched(watch, name, module):
+                    stack.callback(handle.remove)
+        args, kwargs = tree_map(tracked, example)
+        try:
+            model(*args, **kwargs)
+        except Exception as error:
+            raise UserError(f"the model does not run under autograd on its example input: {reason(error)}") from error
+    return watch
+
+
+def _watched(watch: _Watch, name: str, module: nn.Module) -> tuple[Any, Any]:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch.before(name, module, args, kwargs)
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        watch.after(name, output)
+
+    return module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Tell a plain sequence: what it holds may be a block, it is none itself."""
+    return type(module).forward is nn.Sequential.forward
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _layers(module: nn.Module) -> int:
+    """Count the modules inside that have a weight of two axes or more."""
+    return sum(any(p.ndim > 1 for p in one.parameters(recurse=False)) for one in module.modules())
+
+
+def _summary(refused: Mapping[str, str]) -> str:
+    """Return the reasons with the modules that they concern, a few of each."""
+    if not refused:
+        return "no part of it that is a module of its own has two layers or more"
+    reasons: dict[str, list[str]] = {}
+    for name, why in refused.items():
+        reasons.setdefault(why, []).append(name)
+    return "; ".join(
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {why}"
+        for why, names in reasons.items()
+    )
