@@ -2,7 +2,8 @@
 
 What it buys, and what not. TensorRT runs 2:4 weights on the sparse tensor cores of GPUs since Ampere, when it is asked
 to (``trtexec --sparsity=enable``, ``trt_sparsity_enable`` of onnxruntime's provider; NVIDIA's "Accelerating Inference
-with Sparsity", developer.nvidia.com/blog, 2021). Any zeros make a file smaller once it is compressed. No kernel of onnxruntime's CPU provider skips them: there the model is as slow as before.
+with Sparsity", developer.nvidia.com/blog, 2021). Any zeros make a file smaller once it is compressed. No kernel of
+onnxruntime's CPU provider skips them: there the model is as slow as before.
 
 The model that comes back holds plain weights with zeros in them, and the hooks of ``distill.prune.zeros`` that keep
 them zero.
