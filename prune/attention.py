@@ -1,0 +1,217 @@
+"""Structured pruning of attention: whole heads go, or the same dimensions of every head.
+
+Heads are the default: what remains computes exactly what it did. Where there are fewer than four, a head is too much at
+once, and dimensions go instead; the queries are rescaled, because the scores are divided by the root of the dimension.
+Whole heads as prunable structure: Michel et al. 2019 (arXiv 1905.10650); heads that compete with those of equal
+attention: Fang et al. 2024 (arXiv 2407.04616).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.prune import attention_sites as found
+from distill.prune.attention_sites import Site, Slot, site_of, sites
+from distill.prune.graph import ChannelGroup, Member
+from distill.prune.stand_ins import needs_stand_in, stand_in_
+
+Kind = Literal["heads", "head_dim"]
+
+_FEW_HEADS = 4
+_NARROWEST = 8
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionGroup(ChannelGroup):
+    """The channels of an attention's values, 0..heads * head_dim - 1, as its output projection reads them.
+
+    It bears the name of the attention module. ``kind`` says what a unit is: a head, or a dimension of every head.
+    """
+
+    kind: Kind
+    heads: int
+
+
+def attention_groups(model: nn.Module, *, kinds: Mapping[str, Kind] | None = None) -> list[ChannelGroup]:
+    """Return one group for each attention; those that cannot be cut say why in ``kept``.
+
+    Whether a cut would be right is told by running it only: ``attention_check.verified_groups``.
+
+    Args:
+        model: any module; it is not changed.
+        kinds: what a unit is, by group, where it is decided already: by an earlier step, when there were more heads.
+    """
+    return [_group(model, site, (kinds or {}).get(site.name)) for site in sites(model)]
+
+
+def cut_attention(model: nn.Module, group_name: str, channels: Sequence[int]) -> list[Member]:
+    """Remove root channels of one attention in place; return the output projection, which lost these inputs.
+
+    What stays must be whole heads, or the same dimensions of each head that stays. Attributes that tell the sizes
+    follow; attention that cannot run narrower than the model is exchanged for one that can (``stand_in_``). The member
+    returned has the indices of before the cut.
+
+    Raises:
+        UserError: there is no such attention, it cannot be cut, or not like this; the model is as it was.
+    """
+    site = site_of(model, group_name)
+    heads, dims = _remaining(site, channels)
+    output = model.get_submodule(site.output)
+    gone = tuple(sorted(set(channels)))
+    consumers = [Member(site.output, output, "in", gone, gone)]
+    if not gone:
+        return consumers
+    if needs_stand_in(site.module):
+        site = replace(site, module=stand_in_(model, group_name))
+    keep = [head * site.head_dim + dim for head in heads for dim in dims]
+    for slot in site.slots:
+        _narrow(model.get_submodule(slot.module), slot, heads if slot.by == "heads" else keep)
+    if len(dims) < site.head_dim and _divides_by_root(site):
+        _scale_queries(model, site, math.sqrt(len(dims) / site.head_dim))
+    _update_attributes(site, len(heads), len(dims))
+    return consumers
+
+
+def attributes_of(module: nn.Module) -> dict[str, int | float]:
+    """Return the attributes that tell the sizes of an attention, by name: those that ``cut_attention`` may change.
+
+    Empty for a module that names no heads. Set on a freshly built module, after ``stand_in_`` where the cut one
+    ``is_stand_in`` and once its tensors have the cut one's shapes, they make its forward the cut one's.
+    """
+    names = (*found.HEADS, *found.HEAD_DIM, *found.INNER, *found.EITHER, *found.SCALE)
+    held = {name: vars(module)[name] for name in names if name in vars(module)}
+    numbers = {k: v for k, v in held.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return numbers if any(name in numbers for name in (*found.HEADS, *found.HEAD_DIM)) else {}
+
+
+def _group(model: nn.Module, site: Site, kind: Kind | None) -> AttentionGroup:
+    kind, kept = (kind, None) if kind else _kind(site)
+    heads, dim = site.heads, site.head_dim
+    if kind == "heads":
+        units = tuple(tuple(range(head * dim, (head + 1) * dim)) for head in range(heads))
+    else:
+        units = tuple(tuple(range(index, site.width, dim)) for index in range(dim))
+    pattern = f"attention {type(site.module).__name__} {kind}"
+    kept = site.problem or kept
+    return AttentionGroup(site.name, units, tuple(_members(model, site)), pattern, False, kept, kind, heads)
+
+
+def _kind(site: Site) -> tuple[Kind, str | None]:
+    """Return what a unit of the attention is, and why none can go."""
+    wide = site.head_dim >= 2 * _NARROWEST
+    if site.heads >= _FEW_HEADS or (site.heads > 1 and (site.fixed_dim or not wide)):
+        return "heads", None
+    if site.fixed_dim:
+        return "heads", f"it has one head only, and {site.fixed_dim}"
+    return "head_dim", None if wide else f"it has one head of {site.head_dim} dimensions, which is narrow already"
+
+
+def _members(model: nn.Module, site: Site) -> Iterable[Member]:
+    roots = tuple(range(site.width))
+    for name, roles in site.projections:
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.MultiheadAttention):
+            if layer.in_proj_weight is None:
+                continue
+            layer = _as_linear(layer.in_proj_weight)
+        rows = min(_tensor(layer, "weight").shape[0], site.width * len(roles))
+        yield Member(name, layer, "out", tuple(range(rows)), (roots * len(roles))[:rows])
+    if site.problem is None:
+        yield Member(site.output, model.get_submodule(site.output), "in", roots, roots)
+
+
+def _as_linear(weight: nn.Parameter) -> nn.Linear:
+    """Return a layer that holds this very parameter, so that an importance sees its values and its gradient."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = weight
+    return layer
+
+
+def _remaining(site: Site, channels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the heads that stay, and the dimensions that stay in each of them."""
+    gone = set(channels)
+    if not gone <= set(range(site.width)):
+        raise UserError(f"attention {site.name!r} has channels 0 to {site.width - 1}, not {max(gone)}")
+    left = {
+        head: [dim for dim in range(site.head_dim) if head * site.head_dim + dim not in gone]
+        for head in range(site.heads)
+    }
+    heads = [head for head, dims in left.items() if dims]
+    if not heads:
+        raise UserError(f"cutting {site.name!r} would leave an attention without heads")
+    dims = left[heads[0]]
+    if any(left[head] != dims for head in heads):
+        raise UserError(f"attention {site.name!r} can lose whole heads or the same dimensions of every head only")
+    if len(dims) < site.head_dim and site.fixed_dim:
+        raise UserError(f"attention {site.name!r} can lose whole heads only: {site.fixed_dim}")
+    if len(dims) < min(site.head_dim, _NARROWEST):
+        raise UserError(f"attention {site.name!r} would be left with {len(dims)} dimensions a head; keep {_NARROWEST}")
+    return heads, dims
+
+
+def _tensor(owner: nn.Module, name: str) -> Tensor:
+    value = getattr(owner, name)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _narrow(owner: nn.Module, slot: Slot, keep: Sequence[int]) -> None:
+    """Keep these entries of each part of the slot's axis."""
+    value = _tensor(owner, slot.tensor)
+    size = value.shape[slot.axis] // len(slot.roles)
+    index = torch.tensor([part * size + entry for part in range(len(slot.roles)) for entry in keep])
+    cut = value.detach().index_select(slot.axis, index.to(value.device)).clone()
+    if isinstance(value, nn.Parameter):
+        setattr(owner, slot.tensor, nn.Parameter(cut, requires_grad=value.requires_grad))
+    else:
+        setattr(owner, slot.tensor, cut)
+    if isinstance(owner, nn.Linear):
+        owner.out_features, owner.in_features = owner.weight.shape
+
+
+def _divides_by_root(site: Site) -> bool:
+    """Tell whether the scores are divided by the root of the dimension, as far as attributes say.
+
+    A stored scale that is another one stays as it is, and so do the queries.
+    """
+    stored = [vars(site.module)[name] for name in found.SCALE if name in vars(site.module)]
+    return all(_is_root(site, value) for value in stored)
+
+
+def _is_root(site: Site, value: object) -> bool:
+    return isinstance(value, float) and math.isclose(value, site.head_dim**-0.5)
+
+
+@torch.no_grad()
+def _scale_queries(model: nn.Module, site: Site, factor: float) -> None:
+    """Make up for the root of a smaller dimension, wherever forward takes it from."""
+    for slot in site.slots:
+        if "q" in slot.roles:
+            value = _tensor(model.get_submodule(slot.module), slot.tensor)
+            value[: value.shape[0] // len(slot.roles)] *= factor
+
+
+def _update_attributes(site: Site, heads: int, dim: int) -> None:
+    """Make the attributes say what is left; an attribute of another value than expected is not one of them."""
+    module, held = site.module, vars(site.module)
+    either = tuple(name for name in found.EITHER if name in held and found.follows_heads(module, name))
+    if isinstance(module, nn.MultiheadAttention):
+        either = ()  # its embed_dim is the model's
+    for names, before, now in (
+        (found.HEADS, site.heads, heads),
+        (found.HEAD_DIM, site.head_dim, dim),
+        ((*found.INNER, *either), site.width, heads * dim),
+    ):
+        for name in names:
+            if name in held and type(held[name]) is int and held[name] == before:
+                setattr(module, name, now)
+    for name in found.SCALE:
+        if name in held and _is_root(site, held[name]):
+            setattr(module, name, dim**-0.5)

@@ -1,0 +1,114 @@
+"""Is a narrowed attention what it should be? Checked by running it beside one whose channels are masked instead."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.prune.attention import Kind, attention_groups, cut_attention
+from distill.prune.attention_sites import site_of
+from distill.prune.examples import Example, at_batch, reason, tensors_in
+from distill.prune.graph import ChannelGroup
+from distill.prune.verify import Shapes, output_shapes
+
+_TOLERANCE = 1e-3
+
+
+def verified_groups(
+    model: nn.Module,
+    example: Example,
+    logits: Callable[[Any], Tensor],
+    *,
+    kinds: Mapping[str, Kind] | None = None,
+) -> list[ChannelGroup]:
+    """Return ``attention_groups``, of which those whose trial cut goes wrong are ``kept`` and say how.
+
+    The trial takes every second unit from a copy, which must run at batch 1 and 2 and compute what the model does with
+    those channels masked. All groups are tried together first, and one by one only if that fails.
+
+    Raises:
+        UserError: the model as it is does not run on its example.
+    """
+    groups = attention_groups(model, kinds=kinds)
+    model = copy.deepcopy(model).eval()  # some models write down what they saw
+    shapes = output_shapes(model, example, logits)
+    trial = {group.name: _every_second(group) for group in groups if not group.kept}
+    if not trial or attention_problem(model, trial, example, logits, shapes) is None:
+        return groups
+    problems = {
+        name: attention_problem(model, {name: channels}, example, logits, shapes) for name, channels in trial.items()
+    }
+    return [replace(group, kept=group.kept or problems.get(group.name)) for group in groups]
+
+
+@torch.no_grad()
+def mask_attention(model: nn.Module, group_name: str, channels: Sequence[int]) -> None:
+    """Zero, in place, all that root channels of one attention say: what a cut of them is compared with.
+
+    Queries and keys too, since a dimension also speaks through the scores. No shape and no attribute changes.
+
+    Raises:
+        UserError: there is no such attention, or it cannot be cut.
+    """
+    site = site_of(model, group_name)
+    gone = list(channels)
+    for slot in site.slots:
+        value = getattr(model.get_submodule(slot.module), slot.tensor)
+        for part, role in enumerate(slot.roles):
+            if role in ("q", "k") and slot.by == "channels":
+                value[[part * site.width + channel for channel in gone]] = 0
+    model.get_submodule(site.output).get_parameter("weight")[:, gone] = 0
+
+
+@torch.no_grad()
+def attention_problem(
+    model: nn.Module,
+    chosen: Mapping[str, Sequence[int]],
+    example: Example,
+    logits: Callable[[Any], Tensor],
+    shapes: Shapes,
+) -> str | None:
+    """Return what is wrong after these channels are cut from a copy, or None; ``shapes`` are the model's outputs'.
+
+    The model is in eval mode, or its dropout is what is wrong. Norms stay active, other than in ``problem_with``: the
+    width of what they see does not change.
+    """
+    pruned, masked = copy.deepcopy(model), copy.deepcopy(model)
+    try:
+        for name, channels in chosen.items():
+            cut_attention(pruned, name, channels)
+            mask_attention(masked, name, channels)
+        after = output_shapes(pruned, example, logits)
+    except UserError as error:
+        return f"with fewer of its channels {error}"
+    except Exception as error:  # whatever a foreign forward raises
+        return reason(error)
+    for (name, before), (_, now) in zip(shapes, after, strict=True):
+        if before != now:
+            return f"the shape of {name} changes from {before} to {now}"
+    args, kwargs = at_batch(example, 2)
+    wanted, got = (list(tensors_in(m(*args, **kwargs))) for m in (masked, pruned))
+    for (name, want), (_, have) in zip(wanted, got, strict=True):
+        if want.is_floating_point() and _differs(want, have):
+            return f"{name} does not follow from its remaining channels (it reads the removed ones in another way)"
+    return None
+
+
+def _differs(want: Tensor, have: Tensor) -> bool:
+    """Compare values up to rounding; places that are not finite in one must not be in the other."""
+    finite = want.isfinite()
+    if not torch.equal(finite, have.isfinite()):
+        return True
+    scale = float(want[finite].abs().max()) if finite.any() else 0.0
+    tolerance = max(_TOLERANCE, 16 * torch.finfo(want.dtype).eps) * max(scale, 1e-6)
+    return bool(((want - have)[finite].abs() > tolerance).any())
+
+
+def _every_second(group: ChannelGroup) -> list[int]:
+    return [channel for unit in group.units[::2] for channel in unit]
