@@ -81,6 +81,9 @@ class PruneSection(PruneSettings):
     """Structured pruning, and the distillation that recovers from it."""
 
     epochs: Annotated[int, Ge(0)] = Field(default=5, description="epochs of distillation after pruning")
+    between: Annotated[int, Ge(0)] = Field(
+        default=1, description="epochs of distillation between two of several steps of pruning"
+    )
     learning_rate: Annotated[float, Gt(0), Le(100)] = Field(default=0.02, description="of the recovery")
 
 

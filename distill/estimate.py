@@ -201,7 +201,7 @@ def _stages(
 
 
 def _compression(config: RunConfig, works: Cost, train: int, held_out: int) -> Iterator[dict[str, Any]]:
-    if config.prune and config.prune.ratio:
+    if config.prune and not config.prune.is_idle:
         looks = min(config.prune.batches, max(1, train // works.settings.batch_size)) * works.step_s
         recovery = works.training_s(train, held_out, config.prune.epochs)
         yield _row("prune", "prune: cut and recover", looks + recovery, works, works.stage_bytes)
@@ -219,7 +219,7 @@ def _afterwards(
     student = costs.get("student", teacher)
     control = "student" in costs and config.distill is not None and config.distill.control
     modules = [teacher, *([student] if "student" in costs else []), *([student] if control else [])]
-    modules += [student] if config.prune and config.prune.ratio else []
+    modules += [student] if config.prune and not config.prune.is_idle else []
     files = len(modules) + (config.quantize is not None)  # the packed file is the last of these, with metadata
     seconds = _START_S + sum(cost.export_s for cost in modules)
     judged = sizes["validation"] + sizes["test"]

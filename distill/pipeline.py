@@ -108,10 +108,14 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
         why = "distill is off" if config.distill is None else "the student is the teacher itself"
         _off(run, "control", why)
         _off(run, "student", f"{why}; the run goes on from the teacher's weights")
-    if config.prune is None or not config.prune.ratio:
-        _off(run, "prune", "prune is off" if config.prune is None else "prune.ratio is 0")
+    if config.prune is None or config.prune.is_idle:
+        idle = "{}={:g} asks for nothing".format(*config.prune.asked) if config.prune else ""
+        _off(run, "prune", f"prune.{idle}" if idle else "prune is off")
     else:
-        _judge(ctx, run, "prune", stages.prune(ctx, run.best, run.teacher))
+        pruned = stages.prune(ctx, run.best, run.teacher)
+        if config.prune.asked[0] == "speedup":
+            run.decisions[stages.WIDTHS] = pruned.facts["pruning"]["decisions"]
+        _judge(ctx, run, "prune", pruned)
     if config.quantize is None:
         _off(run, "quantize", "quantize is off")
     else:

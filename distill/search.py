@@ -22,7 +22,7 @@ from distill.artifacts import Artifact, Recipe, example, weights_hash
 from distill.config import DistillSettings, ModelSettings, PruneSection, RunConfig
 from distill.context import Context
 from distill.prune import count, prune_channels, recalibrate
-from distill.prune.settings import PruneSettings
+from distill.prune.settings import TARGETS, PruneSettings
 from distill.runfolder import digest, sources
 from distill.stages import TRAINING, fit_here, model_inputs, teaching
 from distill.training import DivergedError, StepLoss, Teach, TrainRecord, TrainSettings, predict
@@ -128,13 +128,9 @@ def _try(
     if isinstance(ctx.config.student, ModelSettings):
         model, _ = _fit(ctx, model, train, teach, loss, proposed.views)
     if pruning is not None:
-        ratio = trial.suggest_float("prune.ratio", *ranges.ratio)
-        plain = {f.name: getattr(pruning, f.name) for f in dataclasses.fields(PruneSettings)}
-        # Group norm needs no data: a trial is a sketch, and the full run prunes as configured.
-        sketch = PruneSettings(**{**plain, "ratio": min(ratio, pruning.max_ratio), "importance": "group_norm"})
         model, _ = prune_channels(
             model,
-            sketch,
+            _sketch(pruning, trial, ranges.ratio),
             example=example(ctx.task),
             batches=None,
             loss=None,
@@ -147,6 +143,21 @@ def _try(
     logits, target = predict(model, ctx.task, ctx.task.data["validation"], ctx.device)
     macs = count(model, *example(ctx.task)).macs
     return float(ctx.task.metrics(logits, target)[ctx.task.metric]), float(macs)
+
+
+def _sketch(pruning: PruneSettings, trial: optuna.Trial, ratios: tuple[float, float]) -> PruneSettings:
+    """Propose a ratio, where channels are counted; what is asked for in another unit is no matter of the search.
+
+    A trial is a sketch, and the full run prunes as configured: group norm needs no data, and half of the time is taken
+    for half of the multiply-accumulates, which needs no device.
+    """
+    plain = {f.name: getattr(pruning, f.name) for f in dataclasses.fields(PruneSettings) if f.name not in TARGETS}
+    name, value = pruning.asked
+    if name == "ratio":
+        value = min(trial.suggest_float("prune.ratio", *ratios), pruning.max_ratio)
+    if name == "speedup":
+        name, value = "macs", 1 / value
+    return PruneSettings(**{**plain, name: value, "importance": "group_norm"})
 
 
 def _start(ctx: Context, teacher: Artifact) -> nn.Module:

@@ -40,9 +40,9 @@ from distill.artifacts import (
     write_proto,
 )
 from distill.benchmarks import usable_threads
-from distill.config import DistillSettings, ModelSettings, TeacherSettings
+from distill.config import DistillSettings, ModelSettings, PruneSection, TeacherSettings
 from distill.context import Context
-from distill.errors import UserError
+from distill.errors import NotMeasuredError, UserError
 from distill.export import run_onnx
 from distill.losses import LOSSES
 from distill.models import MODELS, load_weights
@@ -53,13 +53,17 @@ from distill.quantize import quantize as quantize_graph
 from distill.quantize.repair import Attempt, Loss, repair
 from distill.quantize.sensitivity import divergence
 from distill.runfolder import CHECKPOINT, digest
+from distill.shipped import Shipped
 from distill.tasks.base import Feed
 from distill.training import StepLoss, Teach, TrainRecord, TrainSettings, as_inputs, fit, forward, predict
 from distill.views import batches, fits_cache, shuffled, teacher_for
 
 SMALL_WORK = 10**9
 """Multiply-accumulates of a forward batch below which a second thread costs more than it brings."""
+_FEW = 64
 TRAINING = ("distill.training", "distill.views", "distill.losses", "distill.stages")
+WIDTHS = "prune-widths"
+"""The decision of how many units of each group went, where that was measured."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,15 @@ def try_models(ctx: Context) -> None:
     Raises:
         UserError: a model cannot be built, does not take the data, returns something else than logits, or cannot be
             exported.
+        NotMeasuredError: pruning is asked for a speed-up, and the target is not at hand.
     """
+    pruning = ctx.config.prune
+    if pruning is not None and pruning.asked[0] == "speedup" and not pruning.is_idle and WIDTHS not in ctx.replay:
+        if ctx.unmeasured is not None:
+            raise NotMeasuredError(
+                f"prune.speedup={pruning.speedup:g}: {ctx.unmeasured}, so no speed-up can be measured; "
+                "ask for prune.macs or prune.ratio"
+            )
     chosen: dict[str, TeacherSettings | ModelSettings] = {"teacher": ctx.config.teacher}
     if isinstance(ctx.config.student, ModelSettings) and ctx.config.distill is not None:
         chosen["student"] = ctx.config.student
@@ -150,9 +162,13 @@ def prune(ctx: Context, base: Artifact, taught_by: Artifact) -> Made:
     recovery = dataclasses.replace(
         _train_settings(distillation), epochs=max(1, settings.epochs), learning_rate=settings.learning_rate
     )
+    timed = settings.asked[0] == "speedup"
+    decided = ctx.replay.get(WIDTHS) if timed else None
     parts = (dataclasses.asdict(settings), dataclasses.asdict(distillation), ctx.config.seed, _export(ctx))
     inputs = (weights_hash(base.folder), weights_hash(taught_by.folder))
-    key = ctx.key("prune", parts, inputs, modules=("distill.prune", *TRAINING))
+    # What was measured decides only where a speed is asked for.
+    measured = (dataclasses.asdict(ctx.target), _number_format(ctx), decided or ctx.measured_with) if timed else ()
+    key = ctx.key("prune", parts, inputs, measured, modules=("distill.prune", *TRAINING))
 
     def build(folder: Path) -> dict[str, Any]:
         assert base.model is not None
@@ -164,6 +180,9 @@ def prune(ctx: Context, base: Artifact, taught_by: Artifact) -> Made:
             batches=_numbered(ctx, recovery.batch_size),
             loss=_taylor_loss(ctx, teach, loss),
             logits=ctx.task.logits,
+            device=shipped(ctx).device(ctx.folder.cache) if timed and decided is None else None,
+            recover=partial(_between, ctx, settings, recovery, distillation, (teach, loss)),
+            decided=decided,
             seed=ctx.config.seed,
             progress=ctx.console.progress,
         )
@@ -188,6 +207,64 @@ def prune(ctx: Context, base: Artifact, taught_by: Artifact) -> Made:
         return facts | _write(ctx, folder, narrow, base.recipe)
 
     return _make(ctx, "04-prune", key, build)
+
+
+def _between(
+    ctx: Context,
+    settings: PruneSection,
+    recovery: TrainSettings,
+    distillation: DistillSettings,
+    taught: tuple[Teach, StepLoss],
+    narrow: nn.Module,
+    step: int,
+) -> nn.Module:
+    """Recalibrate and distill a little between two steps of pruning."""
+    narrow = recalibrate(narrow, model_inputs(ctx, recovery.batch_size))
+    if not settings.between:
+        return narrow
+    teach, loss = taught
+    short = dataclasses.replace(recovery, epochs=settings.between)
+    trained, _ = fit_here(
+        ctx,
+        narrow,
+        short,
+        seed=ctx.config.seed + 2 + step,
+        teach=teach,
+        loss=loss,
+        views=distillation.views,
+        what=f"recovering from step {step + 1} of pruning",
+        field_name="prune",
+    )
+    return trained
+
+
+def _number_format(ctx: Context) -> str:
+    """Return what a module's file will compute in when it ships: what is asked for, were it kept."""
+    return "float32" if ctx.config.quantize is None else ctx.target.precision
+
+
+def shipped(ctx: Context) -> Shipped:
+    """Return what times a module of this run as it will ship, at the first batch size of the target."""
+    wanted, batch = _number_format(ctx), ctx.target.batch_sizes[0]
+
+    def write(model: nn.Module, path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            write_onnx(Path(folder), model, ctx.task, ctx.export)
+            core = onnx.load(Path(folder, "core.onnx"))
+        if wanted != "float32":
+            inputs = tuple(value.name for value in core.graph.input)
+            # Which ranges it finds is no matter of time.
+            samples = Calibration(ctx.task, inputs, _FEW, ctx.config.seed)
+            core, _ = quantize_graph(core, ctx.config.quantize, target=ctx.target, calibration=samples)
+        write_proto(path, core)
+
+    return Shipped(
+        write,
+        ctx.target,
+        batch,
+        kernels="int8" if wanted == "int8" else "float32",
+        settings=dataclasses.replace(ctx.benchmark, session_pairs=min(3, ctx.benchmark.session_pairs)),
+    )
 
 
 def quantize(ctx: Context, base: Artifact, teacher: Artifact) -> Made:

@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.prune.batchnorm import recalibrate
-    from distill.prune.channels import PruneRecord, prune_channels
+    from distill.prune.channels import prune_channels
     from distill.prune.counts import Counts, count
     from distill.prune.importance import IMPORTANCES
+    from distill.prune.latency import Device
+    from distill.prune.record import PruneRecord
     from distill.prune.settings import PruneSettings
+    from distill.prune.staircase import Staircase
     from distill.prune.structure import apply_structure, apply_structure_, structure_of
 
 __all__ = [
     "IMPORTANCES",
     "Counts",
+    "Device",
     "PruneRecord",
     "PruneSettings",
+    "Staircase",
     "apply_structure",
     "apply_structure_",
     "count",
@@ -32,8 +37,10 @@ __all__ = [
 _HOME = {
     "IMPORTANCES": "importance",
     "Counts": "counts",
-    "PruneRecord": "channels",
+    "Device": "latency",
+    "PruneRecord": "record",
     "PruneSettings": "settings",
+    "Staircase": "staircase",
     "apply_structure": "structure",
     "apply_structure_": "structure",
     "count": "counts",

@@ -29,6 +29,23 @@ def recalibrate(
     Raises:
         UserError: there is no batch, or a batch cannot be normalised (one sample and no spatial axes).
     """
+
+    def run(copied: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        args, kwargs = given
+        copied(*args, **kwargs)
+
+    return refreshed(model, inputs, run, batches, progress=progress)
+
+
+def refreshed(
+    model: nn.Module,
+    batches: Iterable[Any],
+    run: Callable[[nn.Module, Any], None],
+    limit: int = 100,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> nn.Module:
+    """Do as ``recalibrate`` with batches of any kind, which ``run`` puts through the model."""
     result = copy.deepcopy(model)
     norms = [m for m in result.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
@@ -40,7 +57,7 @@ def recalibrate(
         norm.reset_running_stats()
         norm.momentum = None  # the cumulative average: every batch weighs the same
         norm.train()
-    done = _run(result, inputs, batches, progress)
+    done = _run(result, islice(batches, limit), run, limit, progress)
     for norm, (momentum, statistics) in zip(norms, before, strict=True):
         norm.momentum = momentum
         if norm.num_batches_tracked == 0:
@@ -58,15 +75,16 @@ def _copy_of(norm: _BatchNorm) -> dict[str, torch.Tensor]:
 
 def _run(
     model: nn.Module,
-    inputs: Iterable[tuple[tuple[Any, ...], dict[str, Any]]],
-    batches: int,
+    batches: Iterable[Any],
+    run: Callable[[nn.Module, Any], None],
+    limit: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> int:
     done = 0
     with torch.no_grad():
-        for args, kwargs in islice(inputs, batches):
+        for batch in batches:
             try:
-                model(*args, **kwargs)
+                run(model, batch)
             except ValueError as error:
                 raise UserError(
                     f"batch-norm recalibration failed on batch {done}: {error}; "
@@ -74,5 +92,5 @@ def _run(
                 ) from error
             done += 1
             if progress is not None:
-                progress("batch-norm recalibration", done, batches)
+                progress("batch-norm recalibration", done, limit)
     return done

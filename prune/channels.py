@@ -5,61 +5,31 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from distill.errors import UserError
 from distill.prune.counts import count
-from distill.prune.examples import Example, at_batch, batch_of, reason
-from distill.prune.graph import ChannelGroup, Graph, prepare
-from distill.prune.importance import first_order, unit_scores
-from distill.prune.selection import Candidate, choose
+from distill.prune.cutting import Checks
+from distill.prune.evidence import Evidence, Loss, Progress
+from distill.prune.examples import at_batch, batch_of, reason
+from distill.prune.graph import prepare
+from distill.prune.importance import FROM_BATCHES
+from distill.prune.latency import Device, seconds_of_layers
+from distill.prune.narrow import Job, Narrowed, widths_of_layers
+from distill.prune.record import PruneRecord
 from distill.prune.settings import PruneSettings
-from distill.prune.verify import Shapes, masked_copy, output_shapes, problem_with
+from distill.prune.shallow import narrow_or_shallow
+from distill.prune.verify import output_shapes
+from distill.prune.zeros import keeps_zeros
 
-Progress = Callable[[str, int, int], None]
-Loss = Callable[[nn.Module, Any], Tensor]
+Recover = Callable[[nn.Module, int], nn.Module]
 
-# Farther than this from the ratio that was asked for, the user is told.
+# Farther than this from what was asked for, in shares of it, the user is told.
 _NOTABLE = 0.05
-
-
-@dataclass(frozen=True)
-class PruneRecord:
-    """What pruning did. ``widths`` maps every Conv and Linear layer to its output channels before and after.
-
-    ``ratio_achieved`` is the share of prunable channels that went; ``importance`` the kind that was used.
-    """
-
-    macs_before: int
-    macs_after: int
-    parameters_before: int
-    parameters_after: int
-    widths: dict[str, tuple[int, int]]
-    importance: str
-    ratio_asked: float = 0.0
-    ratio_achieved: float = 0.0
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What stays the same over all steps."""
-
-    settings: PruneSettings
-    kind: str
-    example: Example
-    logits: Callable[[Any], Tensor]
-    shapes: Shapes
-    ignore: tuple[str, ...]
-    initial: dict[str, int]
-    seed: int
-    progress: Progress | None
 
 
 def prune_channels(
@@ -71,6 +41,9 @@ def prune_channels(
     loss: Loss | None,
     logits: Callable[[Any], Tensor],
     ignore: Sequence[str] = (),
+    device: Device | None = None,
+    recover: Recover | None = None,
+    decided: Sequence[Mapping[str, Any]] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, PruneRecord]:
@@ -78,23 +51,33 @@ def prune_channels(
 
     Channels that make up an output are never cut, nor is the model's input. Every cut is verified: the copy runs at
     batch 1 and 2, keeps the outputs' shapes, and computes what the model does when nothing reads the removed channels;
-    groups of layers that fail this stay as they are, with a warning. Same arguments and seed, same result.
+    groups of layers that fail this stay as they are, with a warning. Same arguments and seed, same result, but for what
+    a device measures.
+
+    Where the target cannot be reached, the nearest to it comes back, and the record's ``shortfall`` names what can be.
 
     Args:
         model: any module that autograd can trace; it is not changed.
         settings: how much goes and how it is chosen.
         example: (args, kwargs) of one forward call; tensors hold the batch in their first axis.
-        batches: data for ``importance="taylor"``; up to ``settings.batches`` are read for each step.
+        batches: data for an importance that needs them; up to ``settings.batches`` are read for each step.
         loss: (model, batch) -> scalar, with the model in eval mode.
         logits: takes the logits from the model's output.
         ignore: names of modules whose layers keep their output width.
+        device: measures; needed for ``speedup``, and for other targets it moves widths to the ends of its stairs.
+        recover: (narrower model, number of the step) -> the same, trained a little; called between steps.
+        decided: the ``decisions`` of an earlier record with equal arguments, which are done again; no device is asked.
         seed: decides ``importance="random"``, and seeds torch while ``loss`` runs.
         progress: called with (what, done, total).
 
     Raises:
-        UserError: the model cannot be copied, run or traced; a name in ``ignore`` is unknown; data are missing.
+        UserError: the model cannot be copied, run or traced; a name in ``ignore`` is unknown; data or a device are
+            missing.
     """
     _check_kind(model)
+    if settings.asked[0] == "speedup" and not settings.is_idle and device is None and decided is None:
+        raise UserError("prune.speedup needs a device that measures; give one, or ask for macs, parameters or ratio")
+    original = _marks(model)
     modes = {name: module.training for name, module in model.named_modules()}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     kind, warnings = _resolve_kind(settings, batches, loss)
@@ -103,168 +86,92 @@ def prune_channels(
         ignored = _ignored_layers(work, ignore)
         if not batch_of(example):
             raise UserError("example: no tensor with a batch axis among the model's inputs")
-        shapes = output_shapes(work, example, logits)
-        job = _Job(settings, kind, at_batch(example, 2), logits, shapes, ignored, _widths(work), seed, progress)
+        checks = Checks(at_batch(example, 2), logits, output_shapes(work, example, logits))
         before = count(work, *example)
-        data = _Data(batches, loss, settings, progress)
-        channels = (0, 0)
-        kept: dict[str, str] = {}
-        for step in range(settings.steps if settings.ratio else 0):
-            work, channels = _step(work, job, data, settings.ratio * (step + 1) / settings.steps, kept)
-        warnings += _warn_kept(kept)
+        widths = widths_of_layers(work)
+        job = Job(settings, kind, checks, ignored, widths, before, device, seed, progress, decided)
+        data = Evidence(batches, loss, settings, progress, again=settings.steps > 1 or settings.asked[0] == "speedup")
+        device = device if decided is None else None
+        first_s = seconds_of_layers(work, checks.example, device)
+        done = Narrowed(work)
+        for step in range(0 if settings.is_idle else settings.steps):
+            done = narrow_or_shallow(done, job, data, share=(step + 1) / settings.steps)
+            if recover is not None and step + 1 < settings.steps:
+                done.model = prepare(recover(done.model, step))
+        work = done.model
         after = count(work, *example)
+        last_s = seconds_of_layers(work, checks.example, device)
         _restore(work, modes, frozen)
-    achieved = 1 - channels[1] / channels[0] if channels[0] else 0.0
-    now = _widths(work)
+    if _marks(model) != original:
+        raise RuntimeError("the model that came in was changed by its pruning")
+    now = widths_of_layers(work)
     record = PruneRecord(
         macs_before=before.macs,
         macs_after=after.macs,
         parameters_before=before.parameters,
         parameters_after=after.parameters,
-        widths={name: (width, now[name]) for name, width in job.initial.items()},
+        widths={name: (width, now.get(name, 0)) for name, width in widths.items()},
         importance=kind,
-        ratio_asked=settings.ratio,
-        ratio_achieved=achieved,
-        warnings=(*warnings, *_shortfall(settings, achieved)),
+        asked=settings.asked,
+        ratio_achieved=done.ratio,
+        latency_before_s=done.before_s,
+        latency_after_s=done.after_s,
+        layer_seconds={name: (first_s[name], last_s.get(name, 0.0)) for name in first_s},
+        groups=tuple(done.groups.values()),
+        blocks=tuple(block.name for block in done.blocks),
+        decisions=tuple(dict(one) for one in done.decisions),
     )
-    return work, record
-
-
-def _step(
-    model: nn.Module, job: _Job, data: _Data, ratio: float, kept: dict[str, str]
-) -> tuple[nn.Module, tuple[int, int]]:
-    """Cut a model to ``ratio`` of its initial widths; return it and its prunable channels, initially and now.
-
-    ``kept`` gains the groups that must stay as they are, and why.
-    """
-    graph = Graph(model, job.example, job.logits)
-    groups = [group for group in graph.groups if not group.is_output and not _is_ignored(group, job.ignore)]
-    kept |= {group.name: group.kept for group in groups if group.kept}
-    evidence = data.first_order(model, groups) if job.kind == "taylor" else {}
-    scores: dict[str, list[float]] = {}
-    for group in groups:
-        found = unit_scores(group, job.kind, job.seed, evidence)
-        if found is None:
-            kept.setdefault(group.name, f"importance {job.kind!r} says nothing about it")
-        else:
-            scores[group.name] = found
-    while True:
-        candidates = [_candidate(g, scores[g.name], job) for g in groups if g.name not in kept]
-        units = choose(candidates, ratio=ratio, round_to=job.settings.round_to, max_ratio=job.settings.max_ratio)
-        chosen = {g.name: [i for unit in units[g.name] for i in g.units[unit]] for g in groups if g.name in units}
-        pruned, problem = _attempt(model, chosen, job)
-        if problem is None:
-            break
-        culprits = _culprits(model, chosen, job)
-        if not culprits:
-            raise UserError(f"the pruned model is broken: {problem}; name layers to leave alone in ignore")
-        kept |= culprits
-    widths = _widths(pruned)
-    initial = sum(job.initial[group.name] for group in groups)
-    return pruned, (initial, sum(widths[group.name] for group in groups))
-
-
-def _culprits(model: nn.Module, chosen: Mapping[str, Sequence[int]], job: _Job) -> dict[str, str]:
-    """Cut each group alone; return those that break the model, and how."""
-    found = {}
-    for done, (name, indices) in enumerate(chosen.items(), start=1):
-        problem = _attempt(model, {name: indices}, job)[1]
-        if problem:
-            found[name] = problem
-        if job.progress is not None:
-            job.progress("checking layers one by one", done, len(chosen))
-    return found
-
-
-def _attempt(model: nn.Module, chosen: Mapping[str, Sequence[int]], job: _Job) -> tuple[nn.Module, str | None]:
-    """Cut a copy; return it and what is wrong with it."""
-    pruned = copy.deepcopy(model)
-    if not chosen:
-        return pruned, None
-    try:
-        consumers = Graph(pruned, job.example, job.logits).cut(chosen)
-    except Exception as error:  # torch-pruning asserts, indexes and multiplies its way out
-        return pruned, f"{error}" if isinstance(error, UserError) else reason(error)
-    prepare(pruned)
-    return pruned, problem_with(pruned, masked_copy(model, consumers), job.example, job.logits, job.shapes)
-
-
-def _candidate(group: ChannelGroup, scores: Sequence[float], job: _Job) -> Candidate:
-    unit = len(group.units[0])
-    return Candidate(
-        name=group.name,
-        scope=group.pattern if job.settings.global_ else group.name,
-        scores=tuple(scores),
-        unit=unit,
-        initial=job.initial[group.name] // unit,
-    )
-
-
-class _Data:
-    """The batches, read anew for every step, and the loss over them."""
-
-    def __init__(
-        self, batches: Iterable[Any] | None, loss: Loss | None, settings: PruneSettings, progress: Progress | None
-    ) -> None:
-        self._limit, self._loss, self._progress = settings.batches, loss, progress
-        # An iterator gives its batches once; keep them if they are needed again.
-        again = isinstance(batches, Iterator) and settings.steps > 1
-        self._batches = list(islice(batches, settings.batches)) if batches is not None and again else batches
-
-    def first_order(self, model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
-        """Return each group's squared first-order changes, added up over the batches; batch norms stay in eval mode."""
-        if self._loss is None or self._batches is None:
-            raise UserError("importance 'taylor' needs batches and a loss")
-        found: dict[str, Tensor] = {}
-        done = 0
-        for batch in islice(self._batches, self._limit):
-            model.zero_grad(set_to_none=True)
-            value = self._loss(model, batch)
-            if not isinstance(value, Tensor) or value.numel() != 1 or value.grad_fn is None:
-                raise UserError("loss(model, batch) must return a scalar tensor that depends on the model's parameters")
-            if not torch.isfinite(value).all():
-                raise UserError(f"the loss of batch {done} is {value.item()}; the model or the batch is broken")
-            value.backward()  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                for group in groups:
-                    change = first_order(group)
-                    if change is not None:
-                        found[group.name] = found.get(group.name, torch.zeros_like(change)) + change.square()
-            done += 1
-            if self._progress is not None:
-                self._progress("channel importance", done, self._limit)
-        if not done:
-            raise UserError("importance 'taylor' got no batch; give it at least one, or choose prune.importance")
-        model.zero_grad(set_to_none=True)
-        return found
+    shortfall, said = _outcome(settings, record)
+    return work, replace(record, shortfall=shortfall, warnings=(*warnings, *_warn_kept(done.kept), *said))
 
 
 def _resolve_kind(settings: PruneSettings, batches: object, loss: object) -> tuple[str, list[str]]:
     """Return the importance to use, and a warning where it is not the one that was named."""
-    if settings.importance != "taylor" or (batches is not None and loss is not None) or settings.ratio == 0:
-        return settings.importance, []
+    kind = settings.importance
+    if kind not in FROM_BATCHES or (batches is not None and loss is not None) or settings.is_idle:
+        return kind, []
     missing = "batches" if batches is None else "a loss"
     if settings.without_batches == "refuse":
         raise UserError(
-            f"prune.importance='taylor' needs {missing}: give it, choose prune.importance='group_norm', "
+            f"prune.importance={kind!r} needs {missing}: give it, choose prune.importance='group_norm', "
             "or allow that with prune.without_batches='group_norm'"
         )
-    return "group_norm", [f"importance 'taylor' needs {missing}; 'group_norm' was used, as prune.without_batches says"]
+    return "group_norm", [f"importance {kind!r} needs {missing}; 'group_norm' was used, as prune.without_batches says"]
 
 
-def _shortfall(settings: PruneSettings, achieved: float) -> list[str]:
-    if settings.ratio and not achieved:
-        return [
+def _outcome(settings: PruneSettings, record: PruneRecord) -> tuple[str | None, list[str]]:
+    """Say what was missed of the target: as a shortfall where no more can go, as a warning where it is only inexact."""
+    name, asked = record.asked
+    achieved = record.achieved
+    if settings.is_idle or achieved is None:
+        return None, []
+    limits = f"round_to={settings.round_to} and max_ratio={settings.max_ratio:g}"
+    if record.parameters_after == record.parameters_before:
+        return f"{name}={asked:g}: nothing was removed", [
             "nothing was removed: no layer that can be cut is wide enough to lose a block of "
-            f"round_to={settings.round_to} channels at ratio={settings.ratio:g} and "
-            f"max_ratio={settings.max_ratio:g}; lower round_to or raise ratio"
+            f"round_to={settings.round_to} channels at {name}={asked:g} and max_ratio={settings.max_ratio:g}; "
+            "lower round_to or ask for more"
         ]
-    if abs(achieved - settings.ratio) > _NOTABLE:
-        return [
-            f"{achieved:.0%} of the prunable channels went, {settings.ratio:.0%} were asked for: widths end on "
+    if name == "ratio":
+        if abs(achieved - asked) <= _NOTABLE:
+            return None, []
+        return None, [
+            f"{achieved:.0%} of the prunable channels went, {asked:.0%} were asked for: widths end on "
             f"multiples of round_to={settings.round_to}, and some layers were not cut; a lower round_to comes closer"
         ]
-    return []
+    if name == "speedup":
+        if achieved >= asked * (1 - _NOTABLE):
+            return None, []
+        text = f"speedup={asked:g} cannot be reached with {limits}: the best is {achieved:.2f} times as fast"
+        return text, [text]
+    if abs(achieved - asked) <= _NOTABLE:
+        return None, []
+    if achieved < asked:
+        return None, [
+            f"{achieved:.0%} of the {name} are left, {asked:.0%} were asked for: blocks of channels are large"
+        ]
+    text = f"{name}={asked:g} cannot be reached with {limits}: the least that can be left is {achieved:.2f}"
+    return text, [text]
 
 
 def _warn_kept(kept: Mapping[str, str]) -> list[str]:
@@ -278,6 +185,8 @@ def _warn_kept(kept: Mapping[str, str]) -> list[str]:
 def _check_kind(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise UserError("a TorchScript module cannot be pruned; give the nn.Module that it was made from")
+    if keeps_zeros(model):
+        raise UserError("a model that keeps its zeros cannot lose channels; prune first, then make it sparse")
     if hasattr(model, "_orig_mod"):
         raise UserError("a compiled module cannot be pruned; give the module that was passed to torch.compile")
 
@@ -298,18 +207,9 @@ def _ignored_layers(model: nn.Module, ignore: Sequence[str]) -> tuple[str, ...]:
     return tuple(n for n in names if any(n == name or n.startswith(name + ".") for name in ignore))
 
 
-def _is_ignored(group: ChannelGroup, ignore: Sequence[str]) -> bool:
-    return any(member.side == "out" and member.name in ignore for member in group.members)
-
-
-def _widths(model: nn.Module) -> dict[str, int]:
-    widths = {}
-    for name, module in model.named_modules():
-        if isinstance(module, _ConvNd):
-            widths[name] = module.out_channels
-        elif isinstance(module, nn.Linear):
-            widths[name] = module.out_features
-    return widths
+def _marks(model: nn.Module) -> list[tuple[str, tuple[int, ...], int, int]]:
+    """Return what changes when a parameter is written, moved or replaced."""
+    return [(name, tuple(p.shape), p.data_ptr(), p._version) for name, p in model.named_parameters()]
 
 
 def _restore(model: nn.Module, modes: Mapping[str, bool], frozen: Iterable[str]) -> None:

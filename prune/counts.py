@@ -35,19 +35,34 @@ def count(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         UserError: the model does not run on these inputs.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Counts(macs=layer_macs(model, args, kwargs)[0], parameters=parameters)
+
+
+def layer_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, dict[str, int]]:
+    """Count as `count` does; return all multiply-accumulates, and those within each module, by its name.
+
+    Raises:
+        UserError: the model does not run on these inputs.
+    """
     one_args, one_kwargs = at_batch((args, dict(kwargs)), 1)
     counter = FlopCounterMode(display=False)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_eval_mode(model))
         stack.enter_context(_countable(model))
+        stack.enter_context(_no_gradients(model))
         stack.enter_context(counter)
         try:
             model(*one_args, **one_kwargs)
         except Exception as error:
             raise UserError(f"the model does not run on its example input at batch 1: {reason(error)}") from error
-    # The counter's unit is a flop: a multiply and an add.
-    return Counts(macs=counter.get_total_flops() // 2, parameters=parameters)
+    # The counter's unit is a flop: a multiply and an add. It calls the model itself by the name of its class.
+    inside = {
+        name.partition(".")[2]: sum(flops.values()) // 2
+        for name, flops in counter.get_flop_counts().items()
+        if "." in name
+    }
+    return counter.get_total_flops() // 2, inside
 
 
 @contextmanager
@@ -60,6 +75,19 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def _no_gradients(model: nn.Module) -> Iterator[None]:
+    """Freeze all parameters for a while: the counter stumbles where a module is called with one that is not."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -67,7 +67,9 @@ class Graph:
         UserError: the model cannot be traced; the message says why.
     """
 
-    def __init__(self, model: nn.Module, example: Example, logits: Callable[[Any], Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, example: Example, logits: Callable[[Any], Tensor], *, heads: bool = True
+    ) -> None:
         self._model = model
         self._names = {module: name for name, module in model.named_modules()}
         self._outputs: dict[Any, str] = {}

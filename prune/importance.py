@@ -27,6 +27,12 @@ def magnitude(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | No
     return _total(group, lambda weight: weight.abs(), sides=("out",), kinds=(_ConvNd, nn.Linear))
 
 
+def l2(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | None:
+    """L2 norm of the filters that make the channel (He et al. 2018, arXiv 1808.06866)."""
+    squares = _total(group, torch.square, sides=("out",), kinds=(_ConvNd, nn.Linear))
+    return None if squares is None else squares.sqrt()
+
+
 def group_norm(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | None:
     """Squared L2 norm of all weights that go with the channel (Fang et al. 2023, arXiv 2301.12900)."""
     return _total(group, lambda weight: weight.square())
@@ -41,6 +47,15 @@ def taylor(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | None:
     return evidence.get(group.name)
 
 
+def hessian(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | None:
+    """Second-order change of the loss when the channel goes: Σ_b Σ_w w² · (∂L_b/∂w)² over batches b.
+
+    Source: LeCun et al. 1990 (Optimal Brain Damage), with the squared gradients of batches for the Hessian's diagonal
+    (the empirical Fisher information), as it is usual for networks. ``second_order`` is the term of one batch.
+    """
+    return evidence.get(group.name)
+
+
 def first_order(group: ChannelGroup) -> Tensor | None:
     """Return Σ w · ∂L/∂w over all weights that go with each channel, float64 [channels]; gradients lie in ``.grad``.
 
@@ -49,6 +64,15 @@ def first_order(group: ChannelGroup) -> Tensor | None:
 
     def change(weight: Tensor) -> Tensor:
         return torch.zeros_like(weight) if weight.grad is None else weight * weight.grad
+
+    return _total(group, change)
+
+
+def second_order(group: ChannelGroup) -> Tensor | None:
+    """Return Σ w² · (∂L/∂w)² over all weights that go with each channel, float64 [channels]; else as `first_order`."""
+
+    def change(weight: Tensor) -> Tensor:
+        return torch.zeros_like(weight) if weight.grad is None else (weight * weight.grad).square()
 
     return _total(group, change)
 
@@ -66,11 +90,19 @@ def random(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor | None:
 
 IMPORTANCES: dict[str, Importance] = {
     "magnitude": magnitude,
+    "l2": l2,
     "group_norm": group_norm,
     "taylor": taylor,
+    "hessian": hessian,
     "bn_scale": bn_scale,
     "random": random,
 }
+
+FROM_BATCHES: dict[str, Callable[[ChannelGroup], Tensor | None]] = {
+    "taylor": lambda group: None if (change := first_order(group)) is None else change.square(),
+    "hessian": second_order,
+}
+"""What a batch says about each channel of a group, after its backward pass; the batches are added up."""
 
 
 @torch.no_grad()

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-ImportanceName = Literal["magnitude", "group_norm", "taylor", "bn_scale", "random"]
+ImportanceName = Literal["magnitude", "l2", "group_norm", "taylor", "hessian", "bn_scale", "random"]
+TARGETS = ("ratio", "macs", "parameters", "speedup")
+_DEFAULT_RATIO = 0.3
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class PruneSettings:
-    """How many channels go, and how they are chosen."""
+    """How much goes, and how it is chosen. At most one of ratio, macs, parameters and speedup says how much."""
 
-    ratio: Annotated[float, Ge(0), Lt(1)] = Field(
-        default=0.3,
-        description="Share of the channels to remove; 0.3 removes 30 % of them. "
-        "As a layer's input and output both shrink, about 1 - (1 - ratio)^2 of the parameters go.",
+    ratio: Annotated[float, Ge(0), Lt(1)] | None = Field(
+        default=None,
+        description="Share of the channels to remove; 0.3 removes 30 % of them, and is what is done when nothing is "
+        "asked for. As a layer's input and output both shrink, about 1 - (1 - ratio)^2 of the parameters go.",
+    )
+    macs: Annotated[float, Gt(0), Le(1)] | None = Field(
+        default=None, description="Share of the multiply-accumulates to leave; 0.5 halves them."
+    )
+    parameters: Annotated[float, Gt(0), Le(1)] | None = Field(
+        default=None, description="Share of the parameters to leave; 0.5 halves them."
+    )
+    speedup: Annotated[float, Ge(1)] | None = Field(
+        default=None,
+        description="How many times as fast the exported model has to be on the target, measured; 2.0 halves the time.",
     )
     round_to: Annotated[int, Ge(1)] = Field(
         default=8,
@@ -27,12 +39,14 @@ class PruneSettings:
     )
     importance: ImportanceName = Field(
         default="taylor",
-        description="What a channel is worth: taylor (loss change, first order; needs data), group_norm (L2 norm of "
-        "all weights that go with it), magnitude (L1 norm of its own filters), bn_scale (batch-norm factor), random.",
+        description="What a channel is worth: taylor (loss change, first order; needs data), hessian (second order, "
+        "needs data), group_norm (L2 norm of all weights that go with it), magnitude (L1 norm of its own filters), "
+        "l2 (their L2 norm), bn_scale (batch-norm factor), random.",
     )
     without_batches: Literal["refuse", "group_norm"] = Field(
         default="refuse",
-        description="What importance: taylor does when there are no batches or no loss: refuse, or use group_norm.",
+        description="What an importance that needs data does when there are no batches or no loss: refuse, or use "
+        "group_norm.",
     )
     global_: bool = Field(
         default=True,
@@ -40,19 +54,45 @@ class PruneSettings:
         "arXiv 2407.04616). False: every layer loses the same share.",
     )
     max_ratio: Annotated[float, Ge(0), Lt(1)] = Field(default=0.7, description="No layer loses more than this share.")
+    heads: bool = Field(
+        default=True, description="Remove heads of attention, too (head dimensions where there are few heads)."
+    )
+    depth: Literal["auto", "off"] = Field(
+        default="auto",
+        description="For speedup: whole residual blocks or transformer layers go where that loses less than narrower "
+        "layers at the same speed, by the loss on the batches. Other targets remove channels only.",
+    )
     steps: Annotated[int, Ge(1), Le(10)] = Field(
         default=1,
         description="Remove the channels in this many equal steps, with the importance computed anew in each.",
     )
-    batches: Annotated[int, Ge(1)] = Field(
-        default=50, description="Batches of data that importance: taylor averages over."
-    )
+    batches: Annotated[int, Ge(1)] = Field(default=50, description="Batches of data that the importance averages over.")
 
     @model_validator(mode="after")
-    def _ratio_is_reachable(self) -> PruneSettings:
-        if self.ratio > self.max_ratio:
+    def _one_target(self) -> PruneSettings:
+        given = [f"{name}={getattr(self, name):g}" for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one of them, the rest follows from it")
+        if self.ratio is not None and self.ratio > self.max_ratio:
             raise ValueError(
                 f"ratio={self.ratio} is above max_ratio={self.max_ratio}, so it cannot be reached; "
                 "lower ratio or raise max_ratio"
             )
         return self
+
+    @property
+    def asked(self) -> tuple[str, float]:
+        """What is asked for: the target's name and its value."""
+        given = ((name, getattr(self, name)) for name in TARGETS)
+        return next(((name, float(value)) for name, value in given if value is not None), ("ratio", self._default))
+
+    @property
+    def _default(self) -> float:
+        """The ratio where nothing is asked for; a low max_ratio lowers it."""
+        return min(_DEFAULT_RATIO, self.max_ratio)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether what is asked for is there already."""
+        name, value = self.asked
+        return value == 0 if name == "ratio" else value == 1

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from distill.errors import UserError
+from distill.prune.depth import skip_blocks, skip_blocks_, skipped_of
 
 FORMAT = 1
 
@@ -34,8 +35,8 @@ _ATTRIBUTES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
 def structure_of(model: nn.Module) -> dict[str, Any]:
     """Describe every layer's width attributes and tensor shapes as data that JSON can hold.
 
-    Returns ``{"format": 1, "modules": {name: {"attributes": {name: int | [int]}, "shapes": {name: [int]}}}}``;
-    modules that hold no tensor of their own are left out.
+    Returns ``{"format": 1, "modules": {name: {"attributes": {name: int | [int]}, "shapes": {name: [int]}}}, "skipped":
+    [{"name": …, "returns": …}]}``; modules that hold no tensor of their own are left out.
     """
     modules: dict[str, Any] = {}
     for name, module in model.named_modules():
@@ -43,7 +44,7 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
         attributes = _attributes(module)
         if shapes or attributes:
             modules[name] = {"attributes": attributes, "shapes": shapes}
-    return {"format": FORMAT, "modules": modules}
+    return {"format": FORMAT, "modules": modules, "skipped": skipped_of(model)}
 
 
 def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
@@ -59,7 +60,10 @@ def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module
 
 def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     """Do as ``apply_structure`` in place, and return the same model. A refused structure leaves it unchanged."""
-    wanted = _checked(model, structure)
+    skipped = structure.get("skipped", [])
+    # A refused structure leaves the model as it is: a copy is tried first.
+    wanted = _checked(skip_blocks(model, skipped) if skipped else model, structure)
+    skip_blocks_(model, skipped)
     for name, entry in wanted.items():
         module = model.get_submodule(name)
         for key, value in entry["attributes"].items():

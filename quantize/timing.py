@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
-import tempfile
-import time
-from collections import defaultdict
 from dataclasses import replace
-from pathlib import Path
 
 from onnx import ModelProto
 
-from distill.benchmarks.runner import session_options
+from distill.benchmarks.kernels import kernel_seconds
 from distill.benchmarks.target import Target, why_unmeasurable
 from distill.export.graph import consumers, initializers, input_shape
 
@@ -20,10 +14,6 @@ from .calibrate import Feed
 from .select import COMPUTE
 from .settings import QuantizeSettings
 from .static import Calibrated, integer_graph
-
-_LEAST_CALLS, _MOST_CALLS, _SECONDS = 10, 100, 1.0
-# What onnxruntime adds to a node's name when it fuses it, or lays its data out by blocks.
-_ADDED = re.compile(r"(_token_\d+|_nchwc|_quant|_Fused\w*)+$")
 
 
 def saved_seconds(
@@ -65,22 +55,5 @@ def layer_seconds(model: ModelProto, feed: Feed, threads: int) -> dict[str, floa
 
     Whatever else runs on the machine only adds time, and not to every call.
     """
-    import onnxruntime
-
-    with tempfile.TemporaryDirectory(prefix="distill-profile-") as folder:
-        options = session_options(threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder, "profile"))
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        begun = time.perf_counter()
-        for number in range(_MOST_CALLS):
-            if number >= _LEAST_CALLS and time.perf_counter() - begun > _SECONDS:
-                break
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            seconds[_ADDED.sub("", name.removesuffix("_kernel_time"))].append(event["dur"] / 1e6)
-    return {name: min(found) for name, found in seconds.items()}
+    timed = kernel_seconds(model.SerializeToString(), dict(feed), threads)
+    return {name: min(found) for name, found in timed.items()}

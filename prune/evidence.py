@@ -1,0 +1,96 @@
+"""What batches of data say about channels: the loss is run backwards over each, and what it says is added up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.prune.graph import ChannelGroup
+from distill.prune.importance import FROM_BATCHES
+from distill.prune.settings import PruneSettings
+
+Progress = Callable[[str, int, int], None]
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+class Evidence:
+    """The batches, read anew each time, and the loss over them."""
+
+    def __init__(
+        self,
+        batches: Iterable[Any] | None,
+        loss: Loss | None,
+        settings: PruneSettings,
+        progress: Progress | None,
+        *,
+        again: bool,
+    ) -> None:
+        """Take batches; ``again`` says that they will be read more than once, which an iterator cannot."""
+        self._limit, self._loss, self._progress = settings.batches, loss, progress
+        once = isinstance(batches, Iterator)
+        self._batches = list(islice(batches, settings.batches)) if batches is not None and again and once else batches
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there are both batches and a loss."""
+        return self._batches is not None and self._loss is not None
+
+    @property
+    def read(self) -> tuple[Iterable[Any], Loss]:
+        """The batches, as many as may be read, and the loss.
+
+        Raises:
+            UserError: one of them is missing.
+        """
+        if self._loss is None or self._batches is None:
+            raise UserError("the importance needs batches and a loss")
+        return list(islice(self._batches, self._limit)), self._loss
+
+    def gathered(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str) -> dict[str, Tensor]:
+        """Return what all batches together say about each group's channels; batch norms stay in eval mode.
+
+        Raises:
+            UserError: there is no batch, or the loss is no number or does not depend on the parameters.
+        """
+        found: dict[str, Tensor] = {}
+        for value in self._losses(model, kind):
+            value.backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                for group in groups:
+                    change = FROM_BATCHES[kind](group)
+                    if change is not None:
+                        found[group.name] = found.get(group.name, torch.zeros_like(change)) + change
+        model.zero_grad(set_to_none=True)
+        return found
+
+    def mean_loss(self, model: nn.Module) -> float:
+        """Return the mean loss over the batches; infinite where it is not a number."""
+        with torch.no_grad():
+            values = [float(value) for value in self._values(model)]
+        mean = sum(values) / len(values) if values else float("inf")
+        return mean if mean == mean else float("inf")
+
+    def _losses(self, model: nn.Module, kind: str) -> Iterator[Tensor]:
+        done = 0
+        for value in self._values(model):
+            if not isinstance(value, Tensor) or value.numel() != 1 or value.grad_fn is None:
+                raise UserError("loss(model, batch) must return a scalar tensor that depends on the model's parameters")
+            if not torch.isfinite(value).all():
+                raise UserError(f"the loss of batch {done} is {value.item()}; the model or the batch is broken")
+            yield value
+            done += 1
+            if self._progress is not None:
+                self._progress("channel importance", done, self._limit)
+        if not done:
+            raise UserError(f"importance {kind!r} got no batch; give it at least one, or choose prune.importance")
+
+    def _values(self, model: nn.Module) -> Iterator[Tensor]:
+        batches, loss = self.read
+        for batch in batches:
+            model.zero_grad(set_to_none=True)
+            yield loss(model, batch)

@@ -1,0 +1,63 @@
+"""What a pruning did, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """Channels that go together: how many there were and are, and how their scores were spread.
+
+    ``stayed`` and ``went`` count units in ``len(stayed)`` equal intervals of the score, from 0 to ``highest``; a score
+    of 1 is the mean of the group, in the last step that looked at it.
+    """
+
+    name: str
+    before: int
+    after: int
+    highest: float = 0.0
+    stayed: tuple[int, ...] = ()
+    went: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PruneRecord:
+    """What pruning did. ``widths`` maps every Conv and Linear layer to its output channels before and after.
+
+    ``asked`` is the target's name and value. ``ratio_achieved`` is the share of prunable channels that went;
+    ``importance`` the kind that was used. ``latency_before_s`` and ``latency_after_s`` are of the exported model, where
+    a device measured it, and ``layer_seconds`` those of each layer alone, before and after. ``blocks`` are whole blocks
+    that went. ``decisions`` says which blocks and how many units of each group went in each step: with equal arguments
+    they make the same model again without measuring. ``shortfall`` says that the target was not reached and what can
+    be; the model is then the nearest to it.
+    """
+
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    widths: dict[str, tuple[int, int]]
+    importance: str
+    asked: tuple[str, float] = ("ratio", 0.0)
+    ratio_achieved: float = 0.0
+    latency_before_s: float | None = None
+    latency_after_s: float | None = None
+    layer_seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    groups: tuple[GroupRecord, ...] = ()
+    blocks: tuple[str, ...] = ()
+    decisions: tuple[dict[str, Any], ...] = ()
+    shortfall: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def achieved(self) -> float | None:
+        """What was reached of what was asked, in the target's own unit; None for a speed-up that nothing measured."""
+        name, _ = self.asked
+        if name == "ratio":
+            return self.ratio_achieved
+        if name == "speedup":
+            known = self.latency_before_s is not None and self.latency_after_s
+            return self.latency_before_s / self.latency_after_s if known else None  # type: ignore[operator]
+        return getattr(self, f"{name}_after") / max(1, getattr(self, f"{name}_before"))  # type: ignore[no-any-return]
