@@ -100,7 +100,7 @@ def _is_fast(done: Narrowed, job: Job, share: float) -> bool:
     assert done.before_s is not None
     assert done.after_s is not None
     goal_s = done.before_s / job.settings.asked[1] ** share
-    return done.after_s <= goal_s * NEAR_S[1]
+    return bool(done.after_s <= goal_s * NEAR_S[1])
 
 
 def _loss(model: nn.Module, data: Evidence) -> float:
