@@ -1,0 +1,209 @@
+"""Pruning on every architecture that people have, beside torch-pruning: what works, what is refused, what it gains.
+
+    python -m distill.versus.architectures list
+    python -m distill.versus.architectures run results.jsonl --only 'torchvision/*' --ratios 0.3 0.5
+    python -m distill.versus.architectures report results.jsonl
+
+Needs torchvision, timm and transformers. Each step of each model runs in a process of its own with limits on time and
+memory, so that a crash or a hang is a line in the results and not their end; what stands in the results is left out, so
+that a stopped campaign goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.benchmarks import Options, bench, resolve_target
+from distill.benchmarks.campaign import append, read_rows
+from distill.benchmarks.jobs import Timing
+from distill.errors import DistillError
+
+from . import architectures_report, architectures_steps
+from .architectures_models import CASES, Case
+
+Result = dict[str, Any]
+PLAIN = "plain"
+DEFAULTS, EXTRAS = "torch-pruning", "torch-pruning-extras"
+TOOLS = ("distill", DEFAULTS, EXTRAS)
+_PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "onnxruntime-gpu", "onnxruntime")
+_TIMING = Timing(pairs=4, seconds_per_pair=0.5)
+_PREPARED = ("torch", "torch_pruning", "torch.onnx._internal.exporter._registration", architectures_steps.__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a step may take: seconds, and bytes of memory of its own."""
+
+    seconds: float = 300
+    memory_bytes: int = 10 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What a step may take, and how long files are timed."""
+
+    limits: Limits = Limits()
+    timing: Timing = _TIMING
+
+
+def apart(step: Callable[[], Result], limits: Limits) -> Result:
+    """Run a step in a fresh process and return its result; a process that dies or takes too long is one, too.
+
+    Processes are forked from one that has torch loaded already and has done nothing else.
+    """
+    context = multiprocessing.get_context("forkserver")
+    with tempfile.TemporaryDirectory(prefix="distill-step-") as place:
+        answer = Path(place, "answer.json")
+        process = context.Process(target=_in_child, args=(step, answer, limits.memory_bytes))
+        process.start()
+        process.join(limits.seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return {"at": "limit", "why": f"took more than {limits.seconds:g} s", "seconds": limits.seconds}
+        if answer.exists():
+            found: Result = json.loads(answer.read_text(encoding="utf-8"))
+            return found
+        return {"at": "crash", "why": f"the process died with code {process.exitcode}"}
+
+
+def _in_child(step: Callable[[], Result], answer: Path, memory_bytes: int) -> None:
+    import torch
+
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+            found = step()
+    except Exception as error:  # of a step that says nothing about its own errors
+        found = {"at": "load", "why": f"{type(error).__name__}: {error}"}
+    whole = answer.with_suffix(".part")
+    whole.write_text(json.dumps(found), encoding="utf-8")
+    whole.rename(answer)
+
+
+def pruned(case: Case, folder: Path, tool: str, asked: float, limits: Limits) -> Result:
+    """Have a tool prune a case; ours is loaded again by one more process."""
+    if tool != "distill":
+        step = partial(architectures_steps.peer, extras=tool == EXTRAS, seconds=limits.seconds / 2)
+        return apart(partial(step, case, folder, asked), limits)
+    found = apart(partial(architectures_steps.ours, case, folder, asked), limits)
+    if (folder / "structure.json").exists():
+        found["reload"] = apart(partial(architectures_steps.again, case, folder), limits)
+    return found
+
+
+def timed(folder: Path, found: dict[str, Result], timing: Timing) -> Result:
+    """Time the files that there are in turns, batch 1, one thread; add their times to ``found``; return the machine."""
+    names = [name for name in found if (folder / f"{name}.onnx").exists()]
+    if not names or names[0] != PLAIN:
+        return {}
+    with np.load(folder / "rows.npz") as stored:
+        given = {name: stored[name][:1] for name in stored.files}
+    options = Options(target=resolve_target(None, threads=1), timing=timing, given=given)
+    report = bench([folder / f"{name}.onnx" for name in names], options)
+    for name, row in zip(names, report.cases[0].rows, strict=True):
+        found[name]["p50_s"] = row.p50_s
+        if row.ratio is not None:
+            found[name]["ratio_to_plain"] = [row.ratio.value, row.ratio.low, row.ratio.high]
+    return report.machine
+
+
+def one(case: Case, asked: float, before: Result, folder: Path, tools: Sequence[str], how: How) -> Result:
+    """Try one architecture at one ratio; ``before`` is what its ``plain`` step found."""
+    begun = time.perf_counter()
+    # Where its examples have nothing to add, what they would do has been done.
+    alike = {DEFAULTS, EXTRAS} <= set(tools) and not before.get("extras", True)
+    tried = [tool for tool in tools if tool != EXTRAS or not alike]
+    found = {PLAIN: dict(before)} | {tool: pruned(case, folder, tool, asked, how.limits) for tool in tried}
+    try:
+        row: Result = {"machine": timed(folder, found, how.timing)}
+    except DistillError as error:
+        row = {"untimed": str(error)}
+    if alike:
+        found[EXTRAS] = found[DEFAULTS]
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    about = {"case": case.title, "source": case.source, "shape": list(case.shape), "asked": asked}
+    return about | {"tools": found, "versions": versions, "seconds": time.perf_counter() - begun} | row
+
+
+def run(
+    results: Path, cases: Sequence[Case], ratios: Sequence[float], tools: Sequence[str] = TOOLS, how: How | None = None
+) -> None:
+    """Try every case at every ratio that the results lack; a line is on the disk before the next is begun."""
+    how = how or How()
+    sources = sorted({case.source for case in cases} & {"torchvision", "timm", "transformers"})
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*_PREPARED, *sources])
+    done = {(row["case"], row["asked"]) for row in read_rows(results)}
+    for case in cases:
+        missing = [asked for asked in ratios if (case.title, asked) not in done]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory(prefix="distill-versus-") as place:
+            before = apart(partial(architectures_steps.plain, case, Path(place)), how.limits)
+            for asked in missing:
+                row = one(case, asked, before, Path(place), tools, how)
+                append(results, row)
+                with results.open("rb") as file:
+                    os.fsync(file.fileno())
+                for path in Path(place).iterdir():
+                    if path.name not in ("plain.onnx", "rows.npz"):
+                        path.unlink()
+                print(architectures_report.line(row), flush=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.versus.architectures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    listed = verbs.add_parser("list", help="print the architectures")
+    ran = verbs.add_parser("run", help="prune, check and time")
+    ran.add_argument("results", type=Path)
+    ran.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5], help="shares of the MACs to remove")
+    ran.add_argument("--tool", choices=TOOLS, action="append", help="only this one")
+    ran.add_argument("--seconds", type=float, default=Limits.seconds, help="limit for a step")
+    ran.add_argument("--gigabytes", type=float, default=Limits.memory_bytes / 2**30, help="limit for a step")
+    for verb in (listed, ran):
+        verb.add_argument("--only", default="*", help="SOURCE/MODEL, with * and ?")
+    shown = verbs.add_parser("report", help="print the tables")
+    shown.add_argument("results", type=Path)
+    given = parser.parse_args()
+    if given.verb == "report":
+        print(architectures_report.report(read_rows(given.results)))
+        return
+    cases = [case for case in CASES if fnmatch(case.title, given.only)]
+    if given.verb == "list":
+        print("\n".join(f"{case.title} {'x'.join(map(str, case.shape))}" for case in cases))
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before there is a process that others are forked from
+    limits = Limits(seconds=given.seconds, memory_bytes=int(given.gigabytes * 2**30))
+    run(given.results, cases, given.ratios, given.tool or TOOLS, How(limits=limits))
+
+
+if __name__ == "__main__":
+    main()
