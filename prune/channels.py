@@ -178,7 +178,7 @@ def _warn_kept(kept: Mapping[str, str]) -> list[str]:
     """One warning a reason, with the layers that it concerns."""
     reasons: dict[str, list[str]] = {}
     for name, why in kept.items():
-        reasons.setdefault(why, []).append(name)
+        reasons.setdefault(why, []).append(name or "the model's own attention")
     return [f"not pruned: {', '.join(names)}: {why}" for why, names in reasons.items()]
 
 

@@ -25,7 +25,7 @@ from distill.prune.examples import Example, reason, tensors_in
 
 # Layers whose cut is known to be right. Anything else in a group keeps the whole group as it is.
 _CUTTABLE = (_ConvNd, nn.Linear, _BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
-_ROOTS = (_ConvNd, nn.Linear)
+ROOTS = (_ConvNd, nn.Linear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +67,7 @@ class Graph:
         UserError: the model cannot be traced; the message says why.
     """
 
-    def __init__(
-        self, model: nn.Module, example: Example, logits: Callable[[Any], Tensor], *, heads: bool = True
-    ) -> None:
+    def __init__(self, model: nn.Module, example: Example, logits: Callable[[Any], Tensor]) -> None:
         self._model = model
         self._names = {module: name for name, module in model.named_modules()}
         self._outputs: dict[Any, str] = {}
@@ -77,7 +75,7 @@ class Graph:
         shared = _shared_parameters(model)
         self.groups = [
             self._describe(group, shared)
-            for group in self._dependency.get_all_groups(ignored_layers=[], root_module_types=list(_ROOTS))
+            for group in self._dependency.get_all_groups(ignored_layers=[], root_module_types=list(ROOTS))
         ]
         if not self.groups:
             raise UserError(

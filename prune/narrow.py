@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from distill.errors import UserError
+from distill.prune.attention import AttentionGroup, Kind, attention_groups
+from distill.prune.attention_check import verified_groups
 from distill.prune.counts import Counts, count
 from distill.prune.cutting import BrokenError, Checks, Progress, cut
 from distill.prune.depth import Block, skip_blocks, skipped_of
@@ -60,16 +62,27 @@ class Job:
 
 @dataclass
 class Narrowed:
-    """Where pruning stands: the model, the groups that stay and why, the share of prunable channels that went."""
+    """Where pruning stands: the model, and the groups that stay and why.
+
+    ``kinds`` says what a unit of each attention is; ``widths`` has each group's units before and now, and the channels
+    in one. ``before_s`` and ``after_s`` are the whole model's on the device, ``blocks`` those that went.
+    """
 
     model: nn.Module
     kept: dict[str, str] = field(default_factory=dict)
-    ratio: float = 0.0
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    widths: dict[str, list[int]] = field(default_factory=dict)
     before_s: float | None = None
     after_s: float | None = None
     blocks: list[Block] = field(default_factory=list)
     groups: dict[str, GroupRecord] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        """The share of the prunable channels that went."""
+        before = sum(first * size for first, _, size in self.widths.values())
+        return 1 - sum(now * size for _, now, size in self.widths.values()) / before if before else 0.0
 
     def decision(self, gone: Mapping[str, int]) -> Decision:
         """Describe a step: the blocks that went before it, and how many units of each group."""
@@ -91,10 +104,6 @@ def narrow(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowe
             done.kept |= error.culprits
     step.note(units)
     done.decisions.append(done.decision({name: len(chosen) for name, chosen in units.items()}))
-    widths = widths_of_layers(pruned)
-    names = [group.name for group in step.groups]
-    initial = sum(job.initial[step.root(name)] for name in names)
-    done.ratio = 1 - sum(widths[step.root(name)] for name in names) / initial if initial else 0.0
     done.model = pruned
     return done
 
@@ -116,8 +125,19 @@ class _Step:
     def __init__(self, done: Narrowed, job: Job, data: Evidence) -> None:
         self.done, self.job, self.model = done, job, done.model
         checks = job.checks
-        graph = Graph(self.model, checks.example, checks.logits, heads=job.settings.heads)
-        self.groups = [g for g in graph.groups if not g.is_output and not _is_ignored(g, job.ignore)]
+        graph = Graph(self.model, checks.example, checks.logits)
+        attention = attention_groups(self.model, kinds=done.kinds)
+        if job.settings.heads and attention:
+            attention = verified_groups(self.model, checks.example, checks.logits, kinds=done.kinds)
+            done.kinds |= {group.name: group.kind for group in attention if isinstance(group, AttentionGroup)}
+        # Its projections are cut head by head, or not at all.
+        projections = {m.name for group in attention for m in group.members if m.side == "out"}
+        layers = [g for g in graph.groups if not g.is_output and not projections & _made_by(g)]
+        self.groups = [
+            g for g in (*layers, *(attention if job.settings.heads else ())) if not _is_ignored(g, job.ignore)
+        ]
+        for group in self.groups:
+            done.widths.setdefault(group.name, [len(group.units)] * 2 + [len(group.units[0])])
         done.kept |= {group.name: group.kept for group in self.groups if group.kept}
         evidence = data.gathered(self.model, self.groups, job.kind) if job.kind in FROM_BATCHES else {}
         self.scores: dict[str, list[float]] = {}
@@ -129,10 +149,6 @@ class _Step:
                 self.scores[group.name] = found
         self.sizes = Sizes(self.model, self.groups, checks.example)
         self._costs: LayerCosts | None = None
-
-    def root(self, name: str) -> str:
-        """Return the layer that a group's width is that of."""
-        return next(group.members[0].name for group in self.groups if group.name == name)
 
     @property
     def free(self) -> list[ChannelGroup]:
@@ -148,7 +164,7 @@ class _Step:
                 scope=group.pattern if whole else group.name,
                 scores=tuple(self.scores[group.name]),
                 unit=len(group.units[0]),
-                initial=self.job.initial[group.members[0].name] // len(group.units[0]),
+                initial=self.done.widths[group.name][0],
             )
             for group in self.free
         ]
@@ -196,6 +212,7 @@ class _Step:
         """Keep how the scores of those that went and of those that stayed are spread."""
         for group in self.free:
             gone = set(units.get(group.name, ()))
+            self.done.widths[group.name][1] -= len(gone)
             scores = self.scores[group.name]
             highest = max(scores) or 1.0
             bins = [min(_BINS - 1, int(score / highest * _BINS)) for score in scores]
@@ -208,6 +225,11 @@ class _Step:
                 stayed=tuple(sum(b == n and i not in gone for i, b in enumerate(bins)) for n in range(_BINS)),
                 went=tuple(sum(b == n and i in gone for i, b in enumerate(bins)) for n in range(_BINS)),
             )
+
+
+def _made_by(group: ChannelGroup) -> set[str]:
+    """Name the layers that make a group's channels."""
+    return {member.name for member in group.members if member.side == "out"}
 
 
 def _makes(member: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from distill.errors import UserError
-from distill.prune.depth import skip_blocks, skip_blocks_, skipped_of
+from distill.prune.attention import attributes_of
+from distill.prune.depth import skip_blocks_, skipped_of
+from distill.prune.stand_ins import is_stand_in, stand_in_
 
 FORMAT = 1
 
@@ -36,7 +38,7 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
     """Describe every layer's width attributes and tensor shapes as data that JSON can hold.
 
     Returns ``{"format": 1, "modules": {name: {"attributes": {name: int | [int]}, "shapes": {name: [int]}}}, "skipped":
-    [{"name": …, "returns": …}]}``; modules that hold no tensor of their own are left out.
+    [{"name": …, "returns": …}], "stand_ins": [name]}``; modules that hold no tensor of their own are left out.
     """
     modules: dict[str, Any] = {}
     for name, module in model.named_modules():
@@ -44,7 +46,7 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
         attributes = _attributes(module)
         if shapes or attributes:
             modules[name] = {"attributes": attributes, "shapes": shapes}
-    return {"format": FORMAT, "modules": modules, "skipped": skipped_of(model)}
+    return {"format": FORMAT, "modules": modules, "skipped": skipped_of(model), "stand_ins": _stand_ins(model)}
 
 
 def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
@@ -60,10 +62,10 @@ def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module
 
 def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     """Do as ``apply_structure`` in place, and return the same model. A refused structure leaves it unchanged."""
-    skipped = structure.get("skipped", [])
+    skipped, stand_ins = structure.get("skipped", []), structure.get("stand_ins", [])
     # A refused structure leaves the model as it is: a copy is tried first.
-    wanted = _checked(skip_blocks(model, skipped) if skipped else model, structure)
-    skip_blocks_(model, skipped)
+    wanted = _checked(_exchanged_(copy.deepcopy(model), skipped, stand_ins), structure)
+    _exchanged_(model, skipped, stand_ins)
     for name, entry in wanted.items():
         module = model.get_submodule(name)
         for key, value in entry["attributes"].items():
@@ -78,6 +80,18 @@ def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Modul
             else:
                 setattr(module, key, part)
     return model
+
+
+def _exchanged_(model: nn.Module, skipped: Sequence[Mapping[str, Any]], stand_ins: Sequence[str]) -> nn.Module:
+    """Put in place of a fresh model's modules what stands there in the pruned one."""
+    skip_blocks_(model, skipped)
+    for name in stand_ins:
+        stand_in_(model, name)
+    return model
+
+
+def _stand_ins(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if is_stand_in(module)]
 
 
 def _checked(model: nn.Module, structure: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -119,7 +133,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
             for name in names:
                 value = getattr(module, name)
                 found[name] = list(value) if isinstance(value, tuple) else value
-    return found
+    return found | attributes_of(module)
 
 
 def _some(names: list[str]) -> str:
