@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from distill.cli_bench import bench
+from distill.cli_prune import prune
 from distill.cli_quantize import quantize
 from distill.errors import DistillError, Exit, NotMeasuredError
 
@@ -170,6 +171,7 @@ def init(
 
 app.command()(bench)
 app.command()(quantize)
+app.command()(prune)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -205,7 +207,8 @@ _LIMITS = (errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLON
 def _goes_on() -> str:
     """Say what comes of the same command: a run goes on where it was, anything else begins anew."""
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    return "the same command begins anew" if verb in ("bench", "quantize") else "the same command goes on from here"
+    anew = verb in ("bench", "quantize", "prune")
+    return "the same command begins anew" if anew else "the same command goes on from here"
 
 
 def _code_of(error: BaseException) -> int:

@@ -67,6 +67,12 @@ class Shipped:
         )
         return self._first_s / found.speedup.value
 
+    def close(self) -> None:
+        """Remove the files that were timed; the next module counts as the first again."""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
     def device(self, cache: Path | None = None) -> Device:
         """Return what pruning asks of the target; layers are timed alone where that can be done here."""
         layers = None if Staircase.why_not(self.target) else Staircase(self.target, self.kernels, cache)

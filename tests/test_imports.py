@@ -159,7 +159,8 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["run", "--help"], ["presets"], ["init", "--help"], ["quantize", "--help"]]
+    "words",
+    [["--help"], ["run", "--help"], ["presets"], ["init", "--help"], ["quantize", "--help"], ["prune", "--help"]],
 )
 def test_help_loads_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     heavy = {"torch", "onnx", "onnxruntime", "sklearn", "optuna", "plotly", "numpy"}

@@ -1,0 +1,1 @@
+"""The verb `prune`: what it reads, learns from, measures, tells and writes."""

@@ -1,0 +1,208 @@
+"""The model that the verb `prune` starts from, its inputs, and an example of them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.models import load_weights
+from distill.prune.building import build
+from distill.prune.examples import Example, reason
+from distill.tasks.outputs import plain_logits
+
+Shapes = dict[str, tuple[int, ...]]
+_SIZE = (3, 224, 224)
+_WORDS = 128  # tokens of a made-up text
+_SETTING = re.compile(r"\bprune\.(?=importance|speedup|macs|parameters|ratio)")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a model in the order of its export: those that are passed by position, then those by name."""
+
+    args: tuple[str, ...]
+    kwargs: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [*self.args, *self.kwargs]
+
+    def call(self, tensors: Mapping[str, Tensor]) -> Example:
+        """Return the arguments of one forward call."""
+        return tuple(tensors[name] for name in self.args), {name: tensors[name] for name in self.kwargs}
+
+
+def built(reference: str, arguments: Mapping[str, Any], weights: Path | None, seed: int) -> nn.Module:
+    """Build a model on the CPU in eval mode, and load its weights where there are some.
+
+    Raises:
+        UserError: it cannot be built, or the weights are not its own.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(reference, arguments).cpu()
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(
+            f"{reference}: is TorchScript, which cannot be pruned; name the nn.Module that it was made from"
+        )
+    apart = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if apart:
+        raise UserError(f"{reference}: its state holds {apart[0]!r}, which is no tensor: only a pickle could keep it")
+    lazy = [name for name, value in model.named_parameters() if isinstance(value, nn.UninitializedParameter)]
+    if lazy:
+        raise UserError(f"{reference}: {lazy[0]} has no size yet; call the model once in the function that makes it")
+    if weights is not None:
+        try:
+            load_weights(model, weights, field="model")
+        except UserError as error:
+            raise UserError(str(error).replace(f"model.weights={weights}", f"--weights {weights}")) from error
+    return model.eval()
+
+
+def named_inputs(model: nn.Module, names: Sequence[str]) -> Inputs:
+    """Say how inputs of these names are passed: those of forward's parameters by name, the others in their order.
+
+    Raises:
+        UserError: forward does not take them.
+    """
+    takes = _signature(model)
+    known = {
+        name for name, one in takes.parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    }
+    found = Inputs(tuple(n for n in names if n not in known), tuple(n for n in names if n in known))
+    try:
+        takes.bind(*found.args, **dict.fromkeys(found.kwargs))
+    except TypeError as error:
+        raise UserError(
+            f"forward{takes} does not take {', '.join(names) or 'nothing'} ({error}); name the inputs like "
+            "its parameters"
+        ) from error
+    return found
+
+
+def parameters_of(model: nn.Module) -> list[str]:
+    """Name the parameters of forward that take a value by name."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, one in _signature(model).parameters.items() if one.kind in kinds]
+
+
+def made_up(model: nn.Module, reference: str, said: Sequence[str], rows: int, seed: int) -> dict[str, Tensor]:
+    """Draw rows of inputs: of the shapes that were said, or of those that the model's library tells.
+
+    Floats are standard normal, tokens any of the vocabulary, masks ones.
+
+    Raises:
+        UserError: nothing tells the shape of the inputs, or it was not said as it should be.
+    """
+    random = torch.Generator().manual_seed(seed)
+    if reference.startswith("transformers:"):
+        config: Any = model.config
+        if hasattr(config, "vocab_size"):
+            return _tokens(int(config.vocab_size), said, rows, random)
+    shapes = _said_shapes(model, said) if said else _known_shapes(model, reference)
+    return {name: torch.randn((rows, *shape), generator=random) for name, shape in shapes.items()}
+
+
+def _tokens(vocabulary: int, said: Sequence[str], rows: int, random: torch.Generator) -> dict[str, Tensor]:
+    sizes = _shape(said[0], said[0]) if said else (_WORDS,)
+    if len(said) > 1 or len(sizes) != 1:
+        raise UserError(f"--input {' '.join(said)}: a model of text takes a number of tokens, such as --input 128")
+    ids = torch.randint(min(1, vocabulary - 1), vocabulary, (rows, *sizes), generator=random)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _said_shapes(model: nn.Module, said: Sequence[str]) -> Shapes:
+    """Read 3,224,224 for a model of one input, and name=3,224,224 for one of several."""
+    if len(said) == 1 and "=" not in said[0]:
+        first = next(iter(parameters_of(model)), "x")
+        return {first: _shape(said[0], said[0])}
+    found: Shapes = {}
+    for entry in said:
+        name, equals, sizes = entry.partition("=")
+        if not equals or not name:
+            raise UserError(f"--input {entry}: of several inputs each needs its name, such as --input image=3,32,32")
+        found[name] = _shape(sizes, entry)
+    return found
+
+
+def _shape(text: str, entry: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(one) for one in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"--input {entry}: must be the shape of one sample in whole numbers, such as 3,224,224")
+    return sizes
+
+
+def _known_shapes(model: nn.Module, reference: str) -> Shapes:
+    first = next(iter(parameters_of(model)), "x")
+    kind = reference.partition(":")[0]
+    if kind == "timm":
+        about: Any = getattr(model, "pretrained_cfg", None) or {}
+        return {first: tuple(int(size) for size in about.get("input_size") or _SIZE)}
+    if kind == "torchvision":
+        return {first: _SIZE}
+    if kind == "transformers":
+        config: Any = model.config
+        size = config.image_size if hasattr(config, "image_size") else _SIZE[-1]
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        return {"pixel_values": (int(getattr(config, "num_channels", 3)), *map(int, sides))}
+    raise UserError(
+        f"{reference}: say the shape of one sample, such as --input 3,32,32 (NAME=SHAPE for each of several inputs), "
+        "or give rows by --data; inputs of whole numbers need --data"
+    )
+
+
+def logits_of(model: nn.Module, example: Example) -> Tensor:
+    """Return the logits of one call without gradients.
+
+    Raises:
+        UserError: the model does not take the inputs, or what it returns holds no logits.
+    """
+    args, kwargs = example
+    try:
+        with torch.no_grad():
+            output = model(*args, **kwargs)
+    except Exception as error:  # it is the user's own forward
+        shapes = ", ".join(f"{one.dtype} {list(one.shape)}".removeprefix("torch.") for one in (*args, *kwargs.values()))
+        raise UserError(
+            f"forward fails on inputs of {shapes}: {reason(error)}; the shape of one sample is --input, rows of other "
+            "types and shapes are --data"
+        ) from error
+    logits = plain_logits(output)
+    rows = len(next(iter((*args, *kwargs.values()))))
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim < 1 or len(logits) != rows:
+        what = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"forward returns {what} for {rows} rows; it must return floating-point logits [rows, …]")
+    return logits
+
+
+def _signature(model: nn.Module) -> inspect.Signature:
+    """Return what forward takes; of one that is not written in Python, anything."""
+    try:
+        return inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *args: None)
+
+
+@contextmanager
+def told_of(model: str) -> Iterator[None]:
+    """Let errors that know a module only say which model it is of, and call settings by their options."""
+    try:
+        yield
+    except UserError as error:
+        text = _SETTING.sub("--", str(error))
+        text = f"--{text}" if text.startswith("ignore: ") else text
+        plain = text.startswith(("--", model))
+        raise UserError(text if plain else "\n".join(f"{model}: {line}" for line in text.splitlines())) from error

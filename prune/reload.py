@@ -1,0 +1,99 @@
+"""A pruned model on disk, and back in a fresh process: a reference, the widths that are left, weights. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from distill.errors import UserError
+from distill.prune.building import build, recipe
+from distill.prune.structure import apply_structure, structure_of
+
+FORMAT = "distill pruned model 1"
+WEIGHTS, ABOUT = "model.safetensors", "model.json"
+
+
+def save(folder: Path, model: nn.Module, reference: str, arguments: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors`` and ``model.json`` into a folder.
+
+    Args:
+        folder: is there already.
+        model: the pruned model, on any device.
+        reference: what the unpruned one was built from, as `building.build` takes it.
+        arguments: its keyword arguments.
+
+    Raises:
+        UserError: the arguments cannot be written as JSON.
+    """
+    reference, arguments = recipe(reference, arguments, model)
+    about = {
+        "format": FORMAT,
+        "reference": reference,
+        "arguments": dict(arguments),
+        "structure": structure_of(model),
+    }
+    try:
+        text = json.dumps(about, indent=1, sort_keys=True) + "\n"
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{reference}: its arguments cannot be written as JSON ({error})") from error
+    # A tensor that two modules share is stored under both names, each a copy: safetensors refuses aliases.
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / ABOUT).write_text(text, encoding="utf-8")
+
+
+def load(folder: str | Path, reference: str | None = None) -> nn.Module:
+    """Build the model that ``python -m distill prune`` left in a folder: widths, weights, in eval mode.
+
+    The function or the package that makes the unpruned model has to be importable, as it was when it was pruned; the
+    model comes back on the CPU.
+
+    Args:
+        folder: holds ``model.json`` and ``model.safetensors``.
+        reference: where that function is now, if it has moved.
+
+    Raises:
+        UserError: a file is missing or damaged, or the reference builds another model than the one that was pruned.
+    """
+    place = Path(folder)
+    about = _about(place / ABOUT)
+    weights = _weights(place / WEIGHTS)
+    named = reference or about["reference"]
+    model = apply_structure(build(named, about["arguments"]), about["structure"])
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{place / WEIGHTS}: not the weights of {named} ({' '.join(str(error).split())[:300]})"
+        ) from error
+    return model.eval()
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the folder that the model was pruned into"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); prune again") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"{path}: describes no pruned model that this version reads ({FORMAT!r})")
+    missing = {"reference", "arguments", "structure"} - found.keys()
+    if missing:
+        raise UserError(f"{path}: is damaged (no {', '.join(sorted(missing))}); prune again")
+    return found
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: is no safetensors file, or a damaged one ({error}); prune again") from error
