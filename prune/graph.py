@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,16 +72,26 @@ class Graph:
         self._names = {module: name for name, module in model.named_modules()}
         self._outputs: dict[Any, str] = {}
         self._dependency = self._trace(example, logits)
-        shared = _shared_parameters(model)
-        self.groups = [
-            self._describe(group, shared)
-            for group in self._dependency.get_all_groups(ignored_layers=[], root_module_types=list(ROOTS))
-        ]
-        if not self.groups:
+
+    def groups(self, without: Collection[str] = ()) -> list[ChannelGroup]:
+        """Describe the groups, but for those of which a layer named in ``without`` makes channels.
+
+        Raises:
+            UserError: there is no group at all.
+        """
+        shared = _shared_parameters(self._model)
+        found = list(self._dependency.get_all_groups(ignored_layers=[], root_module_types=list(ROOTS)))
+        if not found:
             raise UserError(
                 "the model cannot be pruned: no Conv or Linear layer lies on a differentiable path to the logits; "
                 "is its forward under torch.no_grad(), or are its layers not torch.nn modules?"
             )
+        described = [(group, self._members(group)) for group in found]
+        return [
+            self._describe(group, members, shared)
+            for group, members in described
+            if not any(member.side == "out" and member.name in without for member in members)
+        ]
 
     def cut(self, chosen: Mapping[str, Sequence[int]]) -> list[Member]:
         """Remove the given root channels of the named groups in place; return the consumers that lost inputs.
@@ -161,8 +171,7 @@ class Graph:
             members.append(Member(self._names[module], module, side, tuple(item.idxs), tuple(item.root_idxs)))
         return members
 
-    def _describe(self, group: Any, shared: frozenset[int]) -> ChannelGroup:
-        members = self._members(group)
+    def _describe(self, group: Any, members: list[Member], shared: frozenset[int]) -> ChannelGroup:
         root = members[0]
         outputs = [
             self._outputs.get(item.dep.target.grad_fn, "output")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +132,7 @@ class _Step:
             done.kinds |= {group.name: group.kind for group in attention if isinstance(group, AttentionGroup)}
         # Its projections are cut head by head, or not at all.
         projections = {m.name for group in attention for m in group.members if m.side == "out"}
-        layers = [g for g in graph.groups if not g.is_output and not projections & _made_by(g)]
+        layers = [g for g in graph.groups(without=projections) if not g.is_output and not _is_stream(g, projections)]
         self.groups = [
             g for g in (*layers, *(attention if job.settings.heads else ())) if not _is_ignored(g, job.ignore)
         ]
@@ -227,9 +227,12 @@ class _Step:
             )
 
 
-def _made_by(group: ChannelGroup) -> set[str]:
-    """Name the layers that make a group's channels."""
-    return {member.name for member in group.members if member.side == "out"}
+def _is_stream(group: ChannelGroup, projections: Collection[str]) -> bool:
+    """Tell the width that attention reads: every layer adds to it, it costs most, and few models run without it whole.
+
+    Heads and the widths in between hold nearly all multiply-accumulates of a transformer anyway.
+    """
+    return any(member.side == "in" and member.name in projections for member in group.members)
 
 
 def _makes(member: object) -> bool:
