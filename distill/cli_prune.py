@@ -23,6 +23,9 @@ def prune(
         list[str] | None,
         typer.Option("--input", help="shape of one sample, as 3,224,224; NAME=SHAPE of several inputs"),
     ] = None,
+    logits: Annotated[
+        str | None, typer.Option(help="where forward's output has them: a key, an attribute, a place in a tuple")
+    ] = None,
     macs: Annotated[
         float | None, typer.Option(help="share of the multiply-accumulates to leave", rich_help_panel=_GOAL)
     ] = None,

@@ -126,6 +126,12 @@ def test_several_inputs_have_names_and_a_dict_holds_the_logits() -> None:
 
 
 @pytest.mark.usefixtures("unexported")
+def test_the_logits_are_where_the_user_says() -> None:
+    assert typed("--model", "net.py:Boxes", "--logits", 0, "--ratio", 0.5, "--out", "out", *SHAPE, *UNTIMED) == 0
+    assert read()["record"]["widths"]["inner.7"] == [4, 4]
+
+
+@pytest.mark.usefixtures("unexported")
 def test_an_ignored_module_keeps_its_width_and_the_output_may_be_named() -> None:
     words = ("--ignore", "0", "--ignore", "7", "--ratio", 0.5, "--out", "out", *SHAPE, *UNTIMED)
     assert typed("--model", "net.py:make", *words) == 0

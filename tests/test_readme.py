@@ -2,7 +2,8 @@
 
 ``skip``: not at all (it runs these tests). ``file NAME``: saved under that name. ``run``: as it stands. ``smoke``:
 every `distill run` with --smoke and the options that follow. ``config``: a `distill run` or `validate` only reads its
-configuration. ``quantize``: on a student's graph and rows of noise. ``bench`` and ``gate``: timed for a moment.
+configuration. ``quantize``: on a student's graph and rows of noise. ``prune``: on rows of noise,
+untimed; of a model that a library has only the options are read. ``bench`` and ``gate``: timed for a moment.
 """
 
 from __future__ import annotations
@@ -121,6 +122,9 @@ def _run_line(line: str, mode: str, extra: Sequence[str]) -> None:
         np.savez("rows.npz", **make_inputs("model.onnx", 64))
         _distill(verb, *rest, "--pairs", "2", "--seconds", "0.02", "--max-drop", "1")
         return
+    if mode == "prune":
+        _prune(rest)
+        return
     if mode == "config" and verb in ("run", "validate"):
         _read_config(verb, rest)
         return
@@ -142,6 +146,22 @@ def _bench(mode: str, words: Sequence[str]) -> None:
     code = 3 if "--strict" in found else 0
     timed = ["--time-identical"] if "--baseline" in found else []
     _distill("bench", *found, "--seconds", "0.02", "--pairs", "2", *timed, code=code)
+
+
+def _prune(words: Sequence[str]) -> None:
+    """Prune on noise, and time nothing; importing a library of models would take longer than all else here."""
+    from distill.pruning.words import Words, asked
+
+    def stop(words: Words, say: Any = None) -> None:
+        asked(words)
+        raise SystemExit(0)
+
+    noise = np.random.default_rng(0).normal
+    np.savez("signals.npz", signal=noise(size=(40, 1, 128)).astype("f"), load=noise(size=(40, 1)).astype("f"))
+    with pytest.MonkeyPatch.context() as patch:
+        if any(word.startswith("timm:") for word in words):
+            patch.setattr("distill.pruning.command.run", stop)
+        _distill("prune", *words, "--quiet", "--no-timing")
 
 
 def _read_config(verb: str, words: Sequence[str]) -> None:

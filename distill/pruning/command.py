@@ -23,7 +23,6 @@ from distill.prune.latency import seconds_of_layers
 from distill.prune.reload import load, save
 from distill.prune.sparse import SparseRecord, sparsify
 from distill.prune.zeros import release_
-from distill.tasks.outputs import plain_logits
 from distill.tasks.sources import cache_folder
 
 from .folder import RECORD, new_folder, require_place
@@ -32,7 +31,7 @@ from .outcome import Latency, Outcome, Status
 from .page import html
 from .rows import Rows, answer_loss, on, read_rows
 from .shipping import Shipping
-from .source import Inputs, built, logits_of, made_up, named_inputs, told_of
+from .source import Inputs, built, logits_in, logits_of, made_up, named_inputs, told_of
 from .text import markdown
 from .words import Asked, Words, asked
 
@@ -97,7 +96,7 @@ def _started(words: Words, wanted: Asked) -> Start:
     model = built(words.model, wanted.arguments, words.weights, words.seed)
     rows, inputs, tensors = _given(words, model)
     example = inputs.call({name: value[:_EXAMPLE] for name, value in tensors.items()})
-    if not logits_of(model, example).isfinite().all():
+    if not logits_of(model, example, inputs.take).isfinite().all():
         raise UserError("its answers are NaN or infinite; check its weights")
     shipping = Shipping(
         inputs,
@@ -114,13 +113,14 @@ def _started(words: Words, wanted: Asked) -> Start:
 
 def _given(words: Words, model: nn.Module) -> tuple[Rows | None, Inputs, dict[str, torch.Tensor]]:
     """Return the rows, if there are any, how inputs are passed, and rows or made-up ones by input name."""
+    take = logits_in(words.logits)
     if words.data is None:
         tensors = made_up(model, words.model, words.input, _SAMPLES if words.format == "int8" else _EXAMPLE, words.seed)
-        inputs = named_inputs(model, [*tensors])
+        inputs = named_inputs(model, [*tensors], take)
         return None, inputs, {name: tensors[name] for name in inputs.names}
     if words.input:
         raise UserError(f"--input {words.input[0]}: the rows of --data {words.data} say the shape; leave it out")
-    rows = read_rows(words.data, words.labels, model, size=words.batch_size, seed=words.seed)
+    rows = read_rows(words.data, words.labels, model, take=take, size=words.batch_size, seed=words.seed)
     return rows, rows.inputs, {name: value[rows.learn] for name, value in rows.tensors.items()}
 
 
@@ -147,7 +147,7 @@ def _pruned(
         example=example,
         batches=None if rows is None else [*islice(rows.batches(where, words.seed), wanted.settings.batches)],
         loss=None if rows is None else answer_loss,
-        logits=plain_logits,
+        logits=start.shipping.inputs.take,
         ignore=words.ignore,
         recover=None if rows is None else partial(_between, words, rows, say),
         seed=words.seed,
@@ -317,8 +317,9 @@ def _require_same(model: str, start: Start, pruned: nn.Module, folder: Path) -> 
     Raises:
         UserError: it answers otherwise, since something that is no tensor differs from one build to the next.
     """
+    shipping = start.shipping
     with told_of(model):
-        expected, found = (logits_of(one, start.shipping.example) for one in (pruned, load(folder)))
+        expected, found = (logits_of(one, shipping.example, shipping.inputs.take) for one in (pruned, load(folder)))
     apart = float((expected - found).abs().max())
     if not apart <= _REBUILT * max(1.0, float(expected.abs().max())):
         raise UserError(

@@ -17,9 +17,8 @@ from distill.intervals import Estimate, paired_drop, wilson
 from distill.losses import soft_targets
 from distill.prune.examples import Example
 from distill.quantize.verb.rows import label_name, read_arrays
-from distill.tasks.outputs import plain_logits
 
-from .source import Inputs, logits_of, named_inputs, parameters_of
+from .source import Inputs, Take, logits_of, named_inputs, parameters_of
 
 _ENOUGH = 200  # rows from which on a fifth is kept from learning, to judge by
 _TEMPERATURE = 2.0
@@ -33,6 +32,12 @@ class Batch:
     inputs: Example
     target: Tensor
     soft: Tensor
+    take: Take
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """Return a model's logits [rows, classes, …] in float32, with their gradients."""
+        args, kwargs = self.inputs
+        return as_classes(self.take(model(*args, **kwargs))).float()
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Rows:
     def batch(self, rows: Tensor, device: torch.device) -> Batch:
         """Return the rows of these numbers on a device."""
         inputs = self.inputs.call({name: value[rows] for name, value in self.tensors.items()})
-        return Batch(on(inputs, device), self.target[rows].to(device), self.soft[rows].to(device))
+        return Batch(on(inputs, device), self.target[rows].to(device), self.soft[rows].to(device), self.inputs.take)
 
     def batches(self, device: torch.device, seed: int) -> Iterator[Batch]:
         """Yield the rows to learn from, shuffled by a seed; a last batch of one row is left out."""
@@ -91,7 +96,7 @@ class Rows:
         """Compare a model's answers with the unpruned one's, on the rows that judge."""
         device = device_of(model)
         parts = [self.batch(part, device) for part in torch.split(self.judge, self.size)]
-        now = torch.cat([answers_of(logits_of(model, part.inputs)).cpu() for part in parts])
+        now = torch.cat([answers_of(logits_of(model, part.inputs, part.take)).cpu() for part in parts])
         before, right = answers_of(self.soft[self.judge]), self.target[self.judge]
         count = len(now)
         if not self.labelled:
@@ -101,13 +106,14 @@ class Rows:
         return Quality(count, True, _total(was) / count, _total(still) / count, drop, self.apart)
 
 
-def read_rows(path: Path, labels: str | None, model: nn.Module, *, size: int, seed: int) -> Rows:
+def read_rows(path: Path, labels: str | None, model: nn.Module, *, take: Take, size: int, seed: int) -> Rows:
     """Read samples and labels, and run the model on all of them.
 
     Args:
         path: an .npz with arrays by the names of forward's parameters, in whose order others are passed.
         labels: the array that holds class numbers; found by a usual name when None.
         model: the unpruned one.
+        take: takes the logits out of what it returns.
         size: rows in a batch.
         seed: of which rows judge.
 
@@ -122,10 +128,10 @@ def read_rows(path: Path, labels: str | None, model: nn.Module, *, size: int, se
         key = "labels"  # the forward of transformers takes them, too, to compute its own loss
     total = _length(arrays, where)
     tensors = {name: _tensor(name, value, where) for name, value in arrays.items() if name != key}
-    inputs = named_inputs(model, [*tensors])
+    inputs = named_inputs(model, [*tensors], take)
     tensors = {name: tensors[name] for name in inputs.names}
     parts = torch.split(torch.arange(total), size)
-    soft = torch.cat([logits_of(model, inputs.call({n: v[p] for n, v in tensors.items()})) for p in parts])
+    soft = torch.cat([logits_of(model, inputs.call({n: v[p] for n, v in tensors.items()}), take) for p in parts])
     broken = int((~soft.reshape(total, -1).isfinite().all(1)).sum())
     if broken:
         raise UserError(
@@ -195,14 +201,12 @@ def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
 
     The divergence from that model's soft logits would not do: of the model from itself it is 0, and so is its gradient.
     """
-    args, kwargs = batch.inputs
-    return F.cross_entropy(as_classes(plain_logits(model(*args, **kwargs))).float(), batch.target)
+    return F.cross_entropy(batch.logits(model), batch.target)
 
 
 def soft_loss(model: nn.Module, batch: Batch, labelled: bool) -> Tensor:
     """Return what training after pruning lowers: the divergence from the unpruned model, and a little of the labels."""
-    args, kwargs = batch.inputs
-    logits = as_classes(plain_logits(model(*args, **kwargs))).float()
+    logits = batch.logits(model)
     positions = max(1, logits[0, 0].numel())
     soft = soft_targets(logits, as_classes(batch.soft), _TEMPERATURE) / positions
     return soft if not labelled else _WEIGHT * soft + (1 - _WEIGHT) * F.cross_entropy(logits, batch.target)

@@ -16,7 +16,6 @@ from distill.export import export_onnx, to_bytes
 from distill.prune.examples import Example, at_batch
 from distill.quantize import QuantizeSettings, quantize
 from distill.shipped import Shipped
-from distill.tasks.outputs import plain_logits
 
 from .source import Inputs
 
@@ -46,7 +45,7 @@ class Shipping:
             UserError: it cannot be exported.
         """
         args, kwargs = at_batch(self.example, 2)
-        return export_onnx(model, args=args, kwargs=kwargs, logits=plain_logits, input_names=self.inputs.names)
+        return export_onnx(model, args=args, kwargs=kwargs, logits=self.inputs.take, input_names=self.inputs.names)
 
     def formatted(self, core: ModelProto) -> ModelProto:
         """Return a graph in the number format that is timed."""

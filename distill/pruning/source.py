@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +17,53 @@ from distill.errors import UserError
 from distill.models import load_weights
 from distill.prune.building import build
 from distill.prune.examples import Example, reason
-from distill.tasks.outputs import plain_logits
 
+Take = Callable[[Any], Tensor]
 Shapes = dict[str, tuple[int, ...]]
 _SIZE = (3, 224, 224)
 _WORDS = 128  # tokens of a made-up text
 _SETTING = re.compile(r"\bprune\.(?=importance|speedup|macs|parameters|ratio)")
 
 
+def logits_in(name: str | None) -> Take:
+    """Return what takes the logits out of a model's output: a key, an attribute or a place in a tuple.
+
+    None takes a tensor as it is, and `logits` of a mapping or an object.
+    """
+
+    def take(output: Any) -> Tensor:
+        if name is None and isinstance(output, Tensor):
+            return output
+        key = "logits" if name is None else name
+        if isinstance(output, Mapping):
+            found = output.get(key)
+        elif isinstance(output, list | tuple) and key.isdecimal():
+            found = output[int(key)] if int(key) < len(output) else None
+        else:
+            found = getattr(output, key, None)
+        if isinstance(found, Tensor):
+            return found
+        held = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+        held = f" of {len(output)}" if isinstance(output, list | tuple) else held
+        without = "" if name is None else f", which holds no tensor {name!r}"
+        raise UserError(
+            f"forward returns a {type(output).__name__}{held}{without}; say by --logits where the logits are: a key, "
+            "an attribute, or a place in a tuple, from 0"
+        )
+
+    return take
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a model in the order of its export: those that are passed by position, then those by name."""
+    """The inputs of a model in the order of its export: those that are passed by position, then those by name.
+
+    `take` takes the logits out of what forward returns.
+    """
 
     args: tuple[str, ...]
     kwargs: tuple[str, ...]
+    take: Take
 
     @property
     def names(self) -> list[str]:
@@ -69,7 +102,7 @@ def built(reference: str, arguments: Mapping[str, Any], weights: Path | None, se
     return model.eval()
 
 
-def named_inputs(model: nn.Module, names: Sequence[str]) -> Inputs:
+def named_inputs(model: nn.Module, names: Sequence[str], take: Take) -> Inputs:
     """Say how inputs of these names are passed: those of forward's parameters by name, the others in their order.
 
     Raises:
@@ -79,7 +112,7 @@ def named_inputs(model: nn.Module, names: Sequence[str]) -> Inputs:
     known = {
         name for name, one in takes.parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
     }
-    found = Inputs(tuple(n for n in names if n not in known), tuple(n for n in names if n in known))
+    found = Inputs(tuple(n for n in names if n not in known), tuple(n for n in names if n in known), take)
     try:
         takes.bind(*found.args, **dict.fromkeys(found.kwargs))
     except TypeError as error:
@@ -164,7 +197,7 @@ def _known_shapes(model: nn.Module, reference: str) -> Shapes:
     )
 
 
-def logits_of(model: nn.Module, example: Example) -> Tensor:
+def logits_of(model: nn.Module, example: Example, take: Take) -> Tensor:
     """Return the logits of one call without gradients.
 
     Raises:
@@ -180,7 +213,7 @@ def logits_of(model: nn.Module, example: Example) -> Tensor:
             f"forward fails on inputs of {shapes}: {reason(error)}; the shape of one sample is --input, rows of other "
             "types and shapes are --data"
         ) from error
-    logits = plain_logits(output)
+    logits = take(output)
     rows = len(next(iter((*args, *kwargs.values()))))
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim < 1 or len(logits) != rows:
         what = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -34,6 +34,7 @@ class Words:
     input: tuple[str, ...] = ()
     data: Path | None = None
     labels: str | None = None
+    logits: str | None = None
     importance: str | None = None
     round_to: int = 8
     max_ratio: float = 0.7
