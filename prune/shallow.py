@@ -23,7 +23,7 @@ from distill.prune.evidence import Evidence
 from distill.prune.graph import prepare
 from distill.prune.narrow import NEAR_S, Job, Narrowed, narrow
 
-_STEPS = (1, 1, 2, 4)  # blocks that go at once
+_STEPS = (1, 1, 1, 2, 3)  # blocks that go at once
 _EVALUATIONS = 60
 
 

@@ -259,7 +259,7 @@ def test_idle_blocks_go_before_channels_do_where_that_is_as_fast(depth: str) -> 
     result, record = pruned(
         DEEP,
         model,
-        speedup=1.8,
+        speedup=1.7,
         max_ratio=0.3,
         importance="taylor",
         depth=depth,
@@ -279,7 +279,7 @@ def test_idle_blocks_go_before_channels_do_where_that_is_as_fast(depth: str) -> 
         _again, replayed = pruned(
             DEEP,
             model,
-            speedup=1.8,
+            speedup=1.7,
             max_ratio=0.3,
             importance="taylor",
             batches=batches,
