@@ -24,7 +24,7 @@ from distill.prune.examples import reason
 
 Arguments = Mapping[str, Any]
 # What only decides which weights a model begins with; a rebuilt one gets its own.
-_OF_WEIGHTS = {"timm": ("pretrained",), "torchvision": ("weights",), "transformers": ("pretrained",)}
+OF_WEIGHTS = {"timm": ("pretrained",), "torchvision": ("weights",), "transformers": ("pretrained",)}
 _OTHER_TORCH = (
     "the installed torchvision was built for another torch; install the pair that belongs together, for a CPU build: "
     "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
@@ -64,7 +64,7 @@ def recipe(reference: str, arguments: Arguments, model: nn.Module) -> tuple[str,
     if kind == "transformers":
         config: Any = model.config
         return f"transformers:{config.model_type}", dict(config.to_diff_dict())
-    return reference, {key: value for key, value in arguments.items() if key not in _OF_WEIGHTS.get(kind, ())}
+    return reference, {key: value for key, value in arguments.items() if key not in OF_WEIGHTS.get(kind, ())}
 
 
 def _timm(name: str, arguments: dict[str, Any]) -> Any:

@@ -209,6 +209,7 @@ def test_both_files_are_timed_in_the_format_that_ships(capsys: Any) -> None:
     assert code == (0 if found["status"] == "done" else 1)  # which it is a busy machine decides
     assert found["latency"]["format"] == "int8"
     assert found["latency"]["before_s"] > 0
+    assert any("was timed as int8" in text for text in found["warnings"])
     assert all(before > 0 for before, _ in found["record"]["layer_seconds"].values())
 
 
@@ -253,11 +254,12 @@ def test_the_table_fits_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: Any)
 
 
 @pytest.mark.usefixtures("unexported")
-def test_timm_by_its_name() -> None:
+def test_timm_by_its_name(capsys: Any) -> None:
     _operators()
     pytest.importorskip("timm")
     words = ("--arg", "num_classes=5", "--input", "3,32,32", "--macs", 0.5, "--out", "out", *UNTIMED)
     assert typed("--model", "timm:resnet10t", *words) == 0
+    assert "the weights of timm:resnet10t are random" in said_of(capsys)
     assert load("out")(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
     assert json.loads(Path("out/model.json").read_text())["arguments"] == {"num_classes": 5}
 

@@ -18,6 +18,7 @@ from distill.benchmarks import machine, why_unmeasurable
 from distill.errors import NotMeasuredError, UserError
 from distill.export import to_bytes
 from distill.prune import PruneRecord, prune_channels
+from distill.prune.building import OF_WEIGHTS
 from distill.prune.importance import FROM_BATCHES
 from distill.prune.latency import seconds_of_layers
 from distill.prune.reload import load, save
@@ -231,7 +232,7 @@ def _reached(record: PruneRecord) -> str:
 
 def _remarks(words: Words, record: PruneRecord, unmeasured: str | None) -> list[str]:
     """Say what makes the result less than it could be, each with what mends it."""
-    found = []
+    found = _random_weights(words)
     if words.data is None:
         found.append(
             "no rows were given: batch-norm statistics are those of before, and what the pruned model still knows was "
@@ -239,6 +240,11 @@ def _remarks(words: Words, record: PruneRecord, unmeasured: str | None) -> list[
         )
     elif not words.epochs:
         found.append("the pruned model was not trained again; --epochs 10 has it learn what the unpruned one answers")
+    if words.format != "float32":
+        found.append(
+            f"model.onnx is float32 and was timed as {words.format}; `python -m distill quantize` makes it that, "
+            "on rows of yours"
+        )
     if unmeasured == "--no-timing":
         found.append("nothing was timed, as --no-timing says: whether it is faster is not known")
     elif unmeasured is not None:
@@ -246,6 +252,19 @@ def _remarks(words: Words, record: PruneRecord, unmeasured: str | None) -> list[
     if record.importance not in FROM_BATCHES and words.importance is None and words.data is not None:
         found.append(f"importance {record.importance} was used")
     return found
+
+
+def _random_weights(words: Words) -> list[str]:
+    """Say when a library's model has the weights that it was drawn with."""
+    library = words.model.partition(":")[0]
+    options = OF_WEIGHTS.get(library, ())
+    if not options or words.weights is not None or any(one.partition("=")[0] in options for one in words.arg):
+        return []
+    value = "DEFAULT" if library == "torchvision" else "true"
+    return [
+        f"the weights of {words.model} are random: its speed means something, what is cut does not; give --weights, or "
+        f"--arg {options[0]}={value}, which downloads some"
+    ]
 
 
 def _typed(words: Words) -> list[str]:

@@ -69,9 +69,9 @@ def summary(outcome: Outcome) -> list[tuple[str, str, str, str]]:
     if outcome.quality is not None:
         one = outcome.quality
         name = f"accuracy, {one.rows} rows" if one.labelled else f"answers, {one.rows} rows"
-        what = "drop" if one.labelled else "changed"
         shown = (units.percent(one.before), units.percent(one.after)) if one.labelled else (units.DASH, units.DASH)
-        found.append((name, *shown, f"{what} {units.drop(one.drop)}"))
+        lost = f"drop {units.drop(one.drop)}" if one.labelled else f"changed {units.metric(one.drop, one.rows)}"
+        found.append((name, *shown, lost))
     return found
 
 
