@@ -86,12 +86,11 @@ def try_models(ctx: Context) -> None:
         NotMeasuredError: pruning is asked for a speed-up, and the target is not at hand.
     """
     pruning = ctx.config.prune
-    if pruning is not None and pruning.asked[0] == "speedup" and not pruning.is_idle and WIDTHS not in ctx.replay:
-        if ctx.unmeasured is not None:
-            raise NotMeasuredError(
-                f"prune.speedup={pruning.speedup:g}: {ctx.unmeasured}, so no speed-up can be measured; "
-                "ask for prune.macs or prune.ratio"
-            )
+    measures = pruning is not None and pruning.asked[0] == "speedup" and not pruning.is_idle
+    if measures and WIDTHS not in ctx.replay and ctx.unmeasured is not None:
+        raise NotMeasuredError(
+            f"prune.speedup: {ctx.unmeasured}, so no speed-up can be measured; ask for prune.macs or prune.ratio"
+        )
     chosen: dict[str, TeacherSettings | ModelSettings] = {"teacher": ctx.config.teacher}
     if isinstance(ctx.config.student, ModelSettings) and ctx.config.distill is not None:
         chosen["student"] = ctx.config.student

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from distill.prune.importance import IMPORTANCES
     from distill.prune.latency import Device
     from distill.prune.record import PruneRecord
+    from distill.prune.reload import load, save
     from distill.prune.settings import PruneSettings
     from distill.prune.staircase import Staircase
     from distill.prune.structure import apply_structure, apply_structure_, structure_of
@@ -29,8 +30,10 @@ __all__ = [
     "apply_structure",
     "apply_structure_",
     "count",
+    "load",
     "prune_channels",
     "recalibrate",
+    "save",
     "structure_of",
 ]
 
@@ -44,7 +47,9 @@ _HOME = {
     "apply_structure": "structure",
     "apply_structure_": "structure",
     "count": "counts",
+    "load": "reload",
     "prune_channels": "channels",
+    "save": "reload",
     "recalibrate": "batchnorm",
     "structure_of": "structure",
 }

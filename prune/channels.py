@@ -19,7 +19,7 @@ from distill.prune.examples import at_batch, batch_of, reason
 from distill.prune.graph import prepare
 from distill.prune.importance import FROM_BATCHES
 from distill.prune.latency import Device, seconds_of_layers
-from distill.prune.narrow import Job, Narrowed, widths_of_layers
+from distill.prune.narrow import FAR, Job, Narrowed, widths_of_layers
 from distill.prune.record import PruneRecord
 from distill.prune.settings import PruneSettings
 from distill.prune.shallow import narrow_or_shallow
@@ -27,9 +27,6 @@ from distill.prune.verify import output_shapes
 from distill.prune.zeros import keeps_zeros
 
 Recover = Callable[[nn.Module, int], nn.Module]
-
-# Farther than this from what was asked for, in shares of it, the user is told.
-_NOTABLE = 0.05
 
 
 def prune_channels(
@@ -90,7 +87,7 @@ def prune_channels(
         before = count(work, *example)
         widths = widths_of_layers(work)
         job = Job(settings, kind, checks, ignored, widths, before, device, seed, progress, decided)
-        data = Evidence(batches, loss, settings, progress, again=settings.steps > 1 or settings.asked[0] == "speedup")
+        data = Evidence(batches, loss, settings, progress)
         device = device if decided is None else None
         first_s = seconds_of_layers(work, checks.example, device)
         done = Narrowed(work)
@@ -121,7 +118,7 @@ def prune_channels(
         blocks=tuple(block.name for block in done.blocks),
         decisions=tuple(dict(one) for one in done.decisions),
     )
-    shortfall, said = _outcome(settings, record)
+    shortfall, said = _outcome(settings, record, exhausted=done.exhausted)
     return work, replace(record, shortfall=shortfall, warnings=(*warnings, *_warn_kept(done.kept), *said))
 
 
@@ -139,7 +136,7 @@ def _resolve_kind(settings: PruneSettings, batches: object, loss: object) -> tup
     return "group_norm", [f"importance {kind!r} needs {missing}; 'group_norm' was used, as prune.without_batches says"]
 
 
-def _outcome(settings: PruneSettings, record: PruneRecord) -> tuple[str | None, list[str]]:
+def _outcome(settings: PruneSettings, record: PruneRecord, *, exhausted: bool) -> tuple[str | None, list[str]]:
     """Say what was missed of the target: as a shortfall where no more can go, as a warning where it is only inexact."""
     name, asked = record.asked
     achieved = record.achieved
@@ -153,20 +150,20 @@ def _outcome(settings: PruneSettings, record: PruneRecord) -> tuple[str | None, 
             "lower round_to or ask for more"
         ]
     if name == "ratio":
-        if abs(achieved - asked) <= _NOTABLE:
+        if abs(achieved - asked) <= FAR:
             return None, []
         return None, [
             f"{achieved:.0%} of the prunable channels went, {asked:.0%} were asked for: widths end on "
             f"multiples of round_to={settings.round_to}, and some layers were not cut; a lower round_to comes closer"
         ]
     if name == "speedup":
-        if achieved >= asked * (1 - _NOTABLE):
+        if achieved >= asked * (1 - FAR):
             return None, []
         text = f"speedup={asked:g} cannot be reached with {limits}: the best is {achieved:.2f} times as fast"
         return text, [text]
-    if abs(achieved - asked) <= _NOTABLE:
+    if abs(achieved - asked) <= FAR:
         return None, []
-    if achieved < asked:
+    if achieved < asked or not exhausted:
         return None, [
             f"{achieved:.0%} of the {name} are left, {asked:.0%} were asked for: blocks of channels are large"
         ]

@@ -22,18 +22,10 @@ class Evidence:
     """The batches, read anew each time, and the loss over them."""
 
     def __init__(
-        self,
-        batches: Iterable[Any] | None,
-        loss: Loss | None,
-        settings: PruneSettings,
-        progress: Progress | None,
-        *,
-        again: bool,
+        self, batches: Iterable[Any] | None, loss: Loss | None, settings: PruneSettings, progress: Progress | None
     ) -> None:
-        """Take batches; ``again`` says that they will be read more than once, which an iterator cannot."""
         self._limit, self._loss, self._progress = settings.batches, loss, progress
-        once = isinstance(batches, Iterator)
-        self._batches = list(islice(batches, settings.batches)) if batches is not None and again and once else batches
+        self._batches = batches
 
     @property
     def is_complete(self) -> bool:
@@ -41,7 +33,7 @@ class Evidence:
         return self._batches is not None and self._loss is not None
 
     @property
-    def read(self) -> tuple[Iterable[Any], Loss]:
+    def read(self) -> tuple[list[Any], Loss]:
         """The batches, as many as may be read, and the loss.
 
         Raises:
@@ -49,7 +41,10 @@ class Evidence:
         """
         if self._loss is None or self._batches is None:
             raise UserError("the importance needs batches and a loss")
-        return list(islice(self._batches, self._limit)), self._loss
+        read = list(islice(self._batches, self._limit))
+        if isinstance(self._batches, Iterator):
+            self._batches = read  # it gives its batches once
+        return read, self._loss
 
     def gathered(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str) -> dict[str, Tensor]:
         """Return what all batches together say about each group's channels; batch norms stay in eval mode.
@@ -71,13 +66,14 @@ class Evidence:
     def mean_loss(self, model: nn.Module) -> float:
         """Return the mean loss over the batches; infinite where it is not a number."""
         with torch.no_grad():
-            values = [float(value) for value in self._values(model)]
+            values = [float(value) for value in self._values(model, *self.read)]
         mean = sum(values) / len(values) if values else float("inf")
         return mean if mean == mean else float("inf")
 
     def _losses(self, model: nn.Module, kind: str) -> Iterator[Tensor]:
+        batches, loss = self.read
         done = 0
-        for value in self._values(model):
+        for value in self._values(model, batches, loss):
             if not isinstance(value, Tensor) or value.numel() != 1 or value.grad_fn is None:
                 raise UserError("loss(model, batch) must return a scalar tensor that depends on the model's parameters")
             if not torch.isfinite(value).all():
@@ -85,12 +81,11 @@ class Evidence:
             yield value
             done += 1
             if self._progress is not None:
-                self._progress("channel importance", done, self._limit)
+                self._progress("channel importance", done, len(batches))
         if not done:
             raise UserError(f"importance {kind!r} got no batch; give it at least one, or choose prune.importance")
 
-    def _values(self, model: nn.Module) -> Iterator[Tensor]:
-        batches, loss = self.read
+    def _values(self, model: nn.Module, batches: Iterable[Any], loss: Loss) -> Iterator[Tensor]:
         for batch in batches:
             model.zero_grad(set_to_none=True)
             yield loss(model, batch)

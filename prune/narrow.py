@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ from distill.prune.sizes import Sizes
 
 _CORRECTIONS = 5  # cuts at most, until what was reached is what was asked for
 _CLOSE = 0.01  # shares this near are reached
+FAR = 0.05  # shares this far are missed
 NEAR_S = (0.94, 1.01)  # seconds over those asked for that are reached
 _BINS = 20
 
@@ -76,6 +77,7 @@ class Narrowed:
     after_s: float | None = None
     blocks: list[Block] = field(default_factory=list)
     groups: dict[str, GroupRecord] = field(default_factory=dict)
+    exhausted: bool = False  # the most that may go leaves more than was asked for
     decisions: list[Decision] = field(default_factory=list)
 
     @property
@@ -91,11 +93,11 @@ class Narrowed:
 
 def narrow(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowed:
     """Cut a model to ``share`` of the way to the target, and return where it stands then."""
-    if job.device is not None and done.before_s is None and job.decided is None:
-        done.before_s = done.after_s = job.device.measure(done.model)
     if job.decided is not None:
         done.model = prepare(skip_blocks(done.model, job.decided[len(done.decisions)]["skipped"]))
     step = _Step(done, job, data)
+    if job.device is not None and done.before_s is None and job.decided is None:
+        done.before_s = done.after_s = job.device.measure(done.model)
     while True:
         try:
             units, pruned = _chosen(step, share)
@@ -144,7 +146,7 @@ class _Step:
         for group in self.groups:
             found = unit_scores(group, job.kind, job.seed, evidence)
             if found is None:
-                done.kept.setdefault(group.name, f"importance {job.kind!r} says nothing about it")
+                done.kept.setdefault(group.name, f"importance {job.kind!r} says nothing about it, or 0 throughout")
             else:
                 self.scores[group.name] = found
         self.sizes = Sizes(self.model, self.groups, checks.example)
@@ -190,12 +192,21 @@ class _Step:
 
     def snapped(self, units: Units) -> Units:
         """Move widths to the ends of the device's stairs, where it can tell."""
-        device = self.job.device
-        if device is None or device.layers is None or not units:
+        if not self.snaps or not units:
             return units
         rungs = self.ladders(self.candidates())
         gone = snap(rungs, self.costs, {name: len(chosen) for name, chosen in units.items()})
         return self.units({one.name: one for one in rungs}, gone)
+
+    @property
+    def snaps(self) -> bool:
+        """Whether the device can tell where its steps end."""
+        return self.job.device is not None and self.job.device.layers is not None
+
+    def gone(self, units: Units) -> float:
+        """Return the share of the prunable channels that these units are."""
+        before = sum(first * size for first, _, size in self.done.widths.values())
+        return sum(len(chosen) * self.done.widths[name][2] for name, chosen in units.items()) / max(1, before)
 
     @staticmethod
     def units(rungs: Mapping[str, Ladder], gone: Mapping[str, int]) -> Units:
@@ -241,25 +252,38 @@ def _makes(member: object) -> bool:
 
 
 def _by_share(step: _Step, share: float) -> tuple[Units, nn.Module]:
-    """Cut to a share of channels, multiply-accumulates or parameters, corrected by what a cut really leaves."""
+    """Cut to a share of channels, multiply-accumulates or parameters; on the ends of steps where that keeps near it."""
+    found = _nearest(step, share, step.snapped)
+    if found[0] > FAR and step.snaps:
+        found = min(found, _nearest(step, share, lambda units: units), key=lambda one: one[0])
+    _, units, pruned = found
+    if step.job.device is not None:
+        step.done.after_s = step.job.device.measure(pruned)
+    return units, pruned
+
+
+def _nearest(step: _Step, share: float, move: Callable[[Units], Units]) -> tuple[float, Units, nn.Module]:
+    """Return what comes nearest to the share, and how far from it; the aim is corrected by what a cut really leaves."""
     settings = step.job.settings
     name, asked = settings.asked
     candidates = step.candidates()
+    limits = {"round_to": settings.round_to, "max_ratio": settings.max_ratio}
     if name == "ratio":
-        units = choose(candidates, ratio=asked * share, round_to=settings.round_to, max_ratio=settings.max_ratio)
-        units = step.snapped(units)
-        return _timed(step, units, step.cut(units))
+        units = move(choose(candidates, ratio=asked * share, **limits))  # type: ignore[arg-type]
+        # Only a move may be far from what was chosen: that is as near as blocks allow.
+        chosen = choose(candidates, ratio=asked * share, **limits)  # type: ignore[arg-type]
+        return abs(step.gone(units) - step.gone(chosen)), units, step.cut(units)
     whole = getattr(step.job.before, name)
     goal = (1 - (1 - asked) * share) * whole / max(1, getattr(step.sizes, name))
 
     def left(units: Units) -> float:
         return step.sizes.left({group: len(chosen) for group, chosen in units.items()})[name]
 
+    most = choose(candidates, ratio=settings.max_ratio, **limits)  # type: ignore[arg-type]
+    step.done.exhausted = left(most) > goal
     aim, tried = goal, dict[tuple[tuple[str, int], ...], tuple[float, Units, nn.Module]]()
     for _ in range(_CORRECTIONS):
-        units = step.snapped(
-            choose_until(candidates, goal=aim, left=left, round_to=settings.round_to, max_ratio=settings.max_ratio)
-        )
+        units = move(choose_until(candidates, goal=aim, left=left, **limits))  # type: ignore[arg-type]
         key = tuple(sorted((group, len(chosen)) for group, chosen in units.items()))
         if key in tried:
             break
@@ -269,14 +293,7 @@ def _by_share(step: _Step, share: float) -> tuple[Units, nn.Module]:
         if abs(now - goal) <= _CLOSE:
             break
         aim += goal - now
-    _, units, pruned = min(tried.values(), key=lambda one: one[0])
-    return _timed(step, units, pruned)
-
-
-def _timed(step: _Step, units: Units, pruned: nn.Module) -> tuple[Units, nn.Module]:
-    if step.job.device is not None:
-        step.done.after_s = step.job.device.measure(pruned)
-    return units, pruned
+    return min(tried.values(), key=lambda one: one[0])
 
 
 def _by_seconds(step: _Step, share: float) -> tuple[Units, nn.Module]:

@@ -176,13 +176,44 @@ def test_widths_end_where_the_stairs_do() -> None:
     assert all(width % 16 == 0 for width in hidden)
 
 
+def wide() -> nn.Module:
+    layers: list[nn.Module] = []
+    for before, after in ((3, 128), (128, 256), (256, 256)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 5))
+
+
+WIDE = Case(wide, lambda: ((torch.randn(2, 3, 4, 4),), {}))
+
+
 @pytest.mark.parametrize("asked", [{"ratio": 0.3}, {"macs": 0.55}])
 def test_a_device_moves_other_targets_to_the_ends_of_its_stairs(asked: dict[str, float]) -> None:
-    _, plainly = pruned(PLAIN, **asked)
-    _, snapped = pruned(PLAIN, **asked, device=Pretended(PLAIN).device())
+    _, plainly = pruned(WIDE, **asked)
+    _, snapped = pruned(WIDE, **asked, device=Pretended(WIDE).device())
     assert any(after % 16 for _, after in list(plainly.widths.values())[:-1])
     assert all(after % 16 == 0 for _, after in list(snapped.widths.values())[:-1])
     assert (snapped.latency_after_s or 1) < (snapped.latency_before_s or 0)
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 0.3}, {"macs": 0.5}])
+def test_steps_too_wide_for_a_share_are_left_alone(asked: dict[str, float]) -> None:
+    case = Case(
+        lambda: nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)),
+        lambda: ((torch.randn(2, 8),), {}),
+    )
+    _, record = pruned(case, **asked, device=Pretended(case).device())
+    assert record.achieved == pytest.approx(*asked.values(), abs=0.05)
+    assert record.shortfall is None
+
+
+def test_a_share_between_two_blocks_is_coarse_and_not_out_of_reach() -> None:
+    case = Case(
+        lambda: nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)), lambda: ((torch.randn(2, 8),), {})
+    )
+    _, record = pruned(case, macs=0.7, round_to=16)
+    assert record.achieved in (0.5, 1.0)
+    assert record.shortfall is None
+    assert any("blocks of channels are large" in warning for warning in record.warnings)
 
 
 def test_a_speed_out_of_reach_names_the_best_one() -> None:
