@@ -105,7 +105,7 @@ def _checked(
         result |= _exported(model, case, answers, out) | {"at": "done"}
     except Exception as error:  # whatever it is belongs into the table
         told = isinstance(error, UserError)
-        text = str(error) if told else f"{type(error).__name__}: {error}"
+        text = str(error) if told else f"{type(error).__name__}: {error}".rstrip(": ")
         result |= {"why": " ".join(text.split())[:_LONGEST], "refused": told}
     return result | {"seconds": time.perf_counter() - begun}
 
