@@ -13,20 +13,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import multiprocessing
 import os
-import resource
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,68 +31,24 @@ from distill.benchmarks.jobs import Timing
 from distill.errors import DistillError
 
 from . import architectures_report, architectures_steps
+from .apart import Limits, Result, apart, prepare
 from .architectures_models import CASES, Case
 
-Result = dict[str, Any]
 PLAIN = "plain"
 DEFAULTS, EXTRAS = "torch-pruning", "torch-pruning-extras"
 TOOLS = ("distill", DEFAULTS, EXTRAS)
+_LIMITS = Limits()
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "onnxruntime-gpu", "onnxruntime")
 _TIMING = Timing(pairs=4, seconds_per_pair=0.5)
 _PREPARED = ("torch", "torch_pruning", "torch.onnx._internal.exporter._registration", architectures_steps.__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a step may take: seconds, and bytes of memory of its own."""
-
-    seconds: float = 300
-    memory_bytes: int = 10 * 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
 class How:
     """What a step may take, and how long files are timed."""
 
-    limits: Limits = Limits()
+    limits: Limits = _LIMITS
     timing: Timing = _TIMING
-
-
-def apart(step: Callable[[], Result], limits: Limits) -> Result:
-    """Run a step in a fresh process and return its result; a process that dies or takes too long is one, too.
-
-    Processes are forked from one that has torch loaded already and has done nothing else.
-    """
-    context = multiprocessing.get_context("forkserver")
-    with tempfile.TemporaryDirectory(prefix="distill-step-") as place:
-        answer = Path(place, "answer.json")
-        process = context.Process(target=_in_child, args=(step, answer, limits.memory_bytes))
-        process.start()
-        process.join(limits.seconds)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            return {"at": "limit", "why": f"took more than {limits.seconds:g} s", "seconds": limits.seconds}
-        if answer.exists():
-            found: Result = json.loads(answer.read_text(encoding="utf-8"))
-            return found
-        return {"at": "crash", "why": f"the process died with code {process.exitcode}"}
-
-
-def _in_child(step: Callable[[], Result], answer: Path, memory_bytes: int) -> None:
-    import torch
-
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-            found = step()
-    except Exception as error:  # of a step that says nothing about its own errors
-        found = {"at": "load", "why": f"{type(error).__name__}: {error}"}
-    whole = answer.with_suffix(".part")
-    whole.write_text(json.dumps(found), encoding="utf-8")
-    whole.rename(answer)
 
 
 def pruned(case: Case, folder: Path, tool: str, asked: float, limits: Limits) -> Result:
@@ -154,7 +105,7 @@ def run(
     """Try every case at every ratio that the results lack; a line is on the disk before the next is begun."""
     how = how or How()
     sources = sorted({case.source for case in cases} & {"torchvision", "timm", "transformers"})
-    multiprocessing.get_context("forkserver").set_forkserver_preload([*_PREPARED, *sources])
+    prepare([*_PREPARED, *sources])
     done = {(row["case"], row["asked"]) for row in read_rows(results)}
     for case in cases:
         missing = [asked for asked in ratios if (case.title, asked) not in done]

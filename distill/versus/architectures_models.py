@@ -46,17 +46,22 @@ class Case:
             return ("input_ids", "attention_mask")
         return ("pixel_values",) if self.source == "transformers" else ("image",)
 
-    def inputs(self, rows: int, seed: int = 0) -> Example:
-        """Draw the (args, kwargs) of a call; transformers are called by name, as people do."""
-        generator = torch.Generator().manual_seed(seed)
-        if len(self.shape) == 1:
-            ids = torch.randint(_VOCABULARY, (rows, *self.shape), generator=generator)
-            tensors: tuple[Tensor, ...] = (ids, torch.ones_like(ids))
-        else:
-            tensors = (torch.randn(rows, *self.shape, generator=generator),)
+    def inputs(self, rows: int) -> Example:
+        """Return the (args, kwargs) of a call, always the same rows; transformers are called by name, as people do."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.stack([self._row(generator) for _ in range(rows)])
+        tensors = (drawn, torch.ones_like(drawn)) if len(self.shape) == 1 else (drawn,)
         if self.source == "transformers":
             return (), dict(zip(self.input_names, tensors, strict=True))
         return tensors, {}
+
+    def _row(self, generator: torch.Generator) -> Tensor:
+        if len(self.shape) == 1:
+            return torch.randint(_VOCABULARY, self.shape, generator=generator)
+        # As pictures do, rows differ in brightness and contrast: that is what a norm behind the pooling sees of them.
+        light = torch.randn(self.shape[0], 1, 1, generator=generator)
+        contrast = 0.5 + torch.rand(1, generator=generator)
+        return light + contrast * torch.randn(self.shape, generator=generator)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -72,7 +77,7 @@ def built(case: Case, seed: int = 0) -> nn.Module:
     Fresh layer scales, the last norms of residual branches and some heads are zero or nearly so, and some families
     start with weights so small that batch norms see nothing but their epsilon: a wrong cut would change no answer. So
     gains are drawn around 1, other constant parameters around their value, heads and convolutions beside batch norms as
-    He et al. do (arXiv:1502.01852); batch norms then take the statistics of their input.
+    He et al. do (arXiv:1502.01852); batch norms then take the statistics of rows that hold those of every later call.
     """
     torch.manual_seed(seed)
     model = case.make().eval()
@@ -87,7 +92,7 @@ def built(case: Case, seed: int = 0) -> nn.Module:
                     parameter.uniform_(0.5, 1.5)
                 elif parameter.is_floating_point() and bool((parameter == parameter.flatten()[0]).all()):
                     _draw_around(parameter, parameter.flatten()[0].item())
-    return recalibrate(model, [case.inputs(_SETTLING_ROWS, seed=1)], batches=1)
+    return recalibrate(model, [case.inputs(_SETTLING_ROWS)], batches=1)
 
 
 def _draw_around(parameter: Tensor, value: float) -> None:
