@@ -365,7 +365,10 @@ def _replayed(path: str | Path | None) -> dict[str, Any]:
     try:
         known = dict(json.loads(Path(path).read_text(encoding="utf-8"))["decisions"])
         for name, decision in known.items():
-            _ = decision["chosen"] if name == "search" else Decision.from_dict(decision)
+            if name == stages.WIDTHS:
+                _ = [(step["skipped"], step["gone"]) for step in decision]
+            else:
+                _ = decision["chosen"] if name == "search" else Decision.from_dict(decision)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--decisions {path}: not the run.json of a finished run ({type(error).__name__})") from error
     return known

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -172,19 +173,20 @@ def prune(ctx: Context, base: Artifact, taught_by: Artifact) -> Made:
     def build(folder: Path) -> dict[str, Any]:
         assert base.model is not None
         teach, loss = teaching(ctx, taught_by, distillation)
-        narrow, record = prune_channels(
-            base.model,
-            PruneSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(PruneSettings)}),
-            example=example(ctx.task),
-            batches=_numbered(ctx, recovery.batch_size),
-            loss=_taylor_loss(ctx, teach, loss),
-            logits=ctx.task.logits,
-            device=shipped(ctx).device(ctx.folder.cache) if timed and decided is None else None,
-            recover=partial(_between, ctx, settings, recovery, distillation, (teach, loss)),
-            decided=decided,
-            seed=ctx.config.seed,
-            progress=ctx.console.progress,
-        )
+        with closing(shipped(ctx)) if timed and decided is None else nullcontext() as timer:
+            narrow, record = prune_channels(
+                base.model,
+                PruneSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(PruneSettings)}),
+                example=example(ctx.task),
+                batches=_numbered(ctx, recovery.batch_size),
+                loss=_taylor_loss(ctx, teach, loss),
+                logits=ctx.task.logits,
+                device=None if timer is None else timer.device(ctx.folder.cache),
+                recover=partial(_between, ctx, settings, recovery, distillation, (teach, loss)),
+                decided=decided,
+                seed=ctx.config.seed,
+                progress=ctx.console.progress,
+            )
         facts: dict[str, Any] = {"widths": record.widths, "pruning": dataclasses.asdict(record)}
         facts["warnings"] = list(record.warnings)
         if facts["pruning"]["macs_after"] < facts["pruning"]["macs_before"]:

@@ -32,7 +32,8 @@ BLOCK = re.compile(
 )
 INSTALL = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt . && python -m distill run"
 TEST = (
-    "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e '.[test]' && python -m pytest -n auto --maxprocesses 4 --dist loadfile"
+    "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e '.[test]' "
+    "&& python -m pytest -n auto --maxprocesses 4 --dist loadfile"
 )
 
 
