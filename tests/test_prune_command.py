@@ -17,9 +17,8 @@ from prune_nets import SHAPE, forget, labels_of, rows, settle, skip_exports, typ
 
 from distill.benchmarks import resolve_target
 from distill.export import run_onnx
-from distill.prune import count
+from distill.prune import count, load
 from distill.prune.building import build
-from distill.prune.reload import load
 from distill.prune.zeros import check_pattern
 
 FILES = {"model.onnx", "model.safetensors", "model.json", "prune.json", "report.md", "report.html"}
@@ -79,7 +78,7 @@ def test_a_fresh_process_rebuilds_the_same_answers() -> None:
     words = ("--arg", "width=48", "--ratio", 0.5, "--out", "out", *SHAPE, *UNTIMED)
     assert typed("--model", "net:make", *words) == 0
     code = (
-        "import numpy, torch\nfrom distill.prune.reload import load\n"
+        "import numpy, torch\nfrom distill.prune import load\n"
         "model = load('out')\nassert not model.training\n"
         "with torch.no_grad(): numpy.save('there.npy', model(torch.from_numpy(numpy.load('x.npy'))).numpy())"
     )
@@ -234,7 +233,7 @@ def test_the_report_shows_layers_histograms_and_how_to_load_it(monkeypatch: pyte
     page, text = (Path("out", name).read_text() for name in ("report.html", "report.md"))
     assert "| 3 | 32 | 16 | 50 % |" in text
     assert "▁" in text or "█" in text
-    assert "from distill.prune.reload import load" in text
+    assert "from distill.prune import load" in text
     assert "python -m distill prune --model net.py:make --out out --ratio 0.5" in text
     assert page.count("<svg") == 1
     assert 'class="went"' in page

@@ -20,7 +20,6 @@ from distill.export import to_bytes
 from distill.prune import PruneRecord, prune_channels
 from distill.prune.building import OF_WEIGHTS
 from distill.prune.importance import FROM_BATCHES
-from distill.prune.latency import seconds_of_layers
 from distill.prune.reload import load, save
 from distill.prune.sparse import SparseRecord, sparsify
 from distill.prune.zeros import release_
@@ -135,10 +134,7 @@ def _device(words: Words) -> torch.device:
 def _pruned(
     words: Words, wanted: Asked, start: Start, say: Progress | None, *, timed: bool
 ) -> tuple[nn.Module, PruneRecord]:
-    """Cut channels, heads and blocks; between steps the rows teach what is left.
-
-    Widths that a device likes may miss a share that can be reached: then it is not asked.
-    """
+    """Cut channels, heads and blocks; between steps the rows teach what is left."""
     where, rows = _device(words), start.rows
     example, model = on(start.shipping.example, where), start.model.to(where)
     prune = partial(
@@ -157,13 +153,7 @@ def _pruned(
     if not timed:
         return prune(device=None)
     with closing(start.shipping.shipped()) as timer:
-        device = timer.device(_cache())
-        pruned, record = prune(device=device)
-        if record.shortfall is None or words.speedup is not None:
-            return pruned, record
-        pruned, record = prune(device=None)
-        before, after = (seconds_of_layers(one, example, device) for one in (model, pruned))
-    return pruned, replace(record, layer_seconds={name: (before[name], after.get(name, 0.0)) for name in before})
+        return prune(device=timer.device(_cache()))
 
 
 def _cache() -> Path | None:

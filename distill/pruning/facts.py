@@ -132,7 +132,7 @@ def headline(outcome: Outcome) -> str:
 
 def loading(out: str) -> str:
     """Return the lines of Python that load what was written."""
-    return f"from distill.prune.reload import load\n\nmodel = load({out!r})  # an nn.Module in eval mode"
+    return f"from distill.prune import load\n\nmodel = load({out!r})  # an nn.Module in eval mode"
 
 
 MOVED = (
