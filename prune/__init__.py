@@ -1,5 +1,8 @@
 """Structured pruning of any ``nn.Module``: whole channels go, and a smaller ordinary module comes back.
 
+``channels`` is the stage; ``attention``, ``depth`` and ``sparse`` are rooms for what else can go; ``staircase`` and
+``latency`` ask a device what it buys.
+
 ``import distill.prune`` and ``distill.prune.settings`` bring no torch; the names below load on first use.
 """
 

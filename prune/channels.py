@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune.counts import count
 from distill.prune.cutting import Checks
+from distill.prune.depth.shallow import narrow_or_shallow
 from distill.prune.evidence import Evidence, Loss, Progress
 from distill.prune.examples import at_batch, batch_of, reason
 from distill.prune.graph import prepare
@@ -22,9 +23,8 @@ from distill.prune.latency import Device, seconds_of_layers
 from distill.prune.narrow import FAR, Job, Narrowed, widths_of_layers
 from distill.prune.record import PruneRecord
 from distill.prune.settings import PruneSettings
-from distill.prune.shallow import narrow_or_shallow
+from distill.prune.sparse.zeros import keeps_zeros
 from distill.prune.verify import output_shapes
-from distill.prune.zeros import keeps_zeros
 
 Recover = Callable[[nn.Module, int], nn.Module]
 

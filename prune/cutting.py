@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.attention import cut_attention
-from distill.prune.attention_check import mask_attention
+from distill.prune.attention.check import mask_attention
+from distill.prune.attention.heads import cut_attention
 from distill.prune.examples import Example, reason
 from distill.prune.graph import ROOTS, Graph, prepare
 from distill.prune.verify import Shapes, masked_copy, problem_with

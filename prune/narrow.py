@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from distill.errors import UserError
-from distill.prune.attention import AttentionGroup, Kind, attention_groups
-from distill.prune.attention_check import verified_groups
+from distill.prune.attention.check import verified_groups
+from distill.prune.attention.heads import AttentionGroup, Kind, attention_groups
 from distill.prune.counts import Counts, count
 from distill.prune.cutting import BrokenError, Checks, Progress, cut
-from distill.prune.depth import Block, skip_blocks, skipped_of
+from distill.prune.depth.skipped import Block, skip_blocks, skipped_of
 from distill.prune.evidence import Evidence
 from distill.prune.graph import ChannelGroup, Graph, is_depthwise, prepare
 from distill.prune.importance import FROM_BATCHES, unit_scores

@@ -13,9 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from distill.errors import UserError
-from distill.prune.attention import attributes_of
-from distill.prune.depth import skip_blocks_, skipped_of
-from distill.prune.stand_ins import is_stand_in, stand_in_
+from distill.prune.attention.heads import attributes_of
+from distill.prune.attention.stand_ins import is_stand_in, stand_in_
+from distill.prune.depth.skipped import skip_blocks_, skipped_of
 
 FORMAT = 1
 

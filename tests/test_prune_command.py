@@ -19,7 +19,7 @@ from distill.benchmarks import resolve_target
 from distill.export import run_onnx
 from distill.prune import count, load
 from distill.prune.building import build
-from distill.prune.zeros import check_pattern
+from distill.prune.sparse.zeros import check_pattern
 
 FILES = {"model.onnx", "model.safetensors", "model.json", "prune.json", "report.md", "report.html"}
 UNTIMED = ("--no-timing",)

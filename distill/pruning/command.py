@@ -21,8 +21,8 @@ from distill.prune import PruneRecord, prune_channels
 from distill.prune.building import OF_WEIGHTS
 from distill.prune.importance import FROM_BATCHES
 from distill.prune.reload import load, save
-from distill.prune.sparse import SparseRecord, sparsify
-from distill.prune.zeros import release_
+from distill.prune.sparse.sparsify import SparseRecord, sparsify
+from distill.prune.sparse.zeros import release_
 from distill.tasks.sources import cache_folder
 
 from .folder import RECORD, new_folder, require_place

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from distill.benchmarks import Comparison, Ratio
 from distill.errors import Exit
 from distill.prune.record import PruneRecord
-from distill.prune.sparse import SparseRecord
+from distill.prune.sparse.sparsify import SparseRecord
 
 from .folder import FORMAT
 from .rows import Quality

@@ -13,7 +13,7 @@ from distill.benchmarks import BenchmarkSettings, Target, resolve_target
 from distill.benchmarks.words import named_values, positive
 from distill.errors import UserError
 from distill.prune.settings import TARGETS, PruneSettings
-from distill.prune.zeros import Pattern, read_pattern
+from distill.prune.sparse.zeros import Pattern, read_pattern
 
 FROM_DATA = ("taylor", "hessian")
 _DEVICES = ("auto", "cpu", "cuda")

@@ -75,8 +75,8 @@ def test_a_model_with_them_is_pruned_around_them() -> None:
 
 
 def test_a_mask_that_is_kept_forbids_cutting() -> None:
-    from distill.prune.sparse import sparsify
-    from distill.prune.zeros import keep_zeros_
+    from distill.prune.sparse.sparsify import sparsify
+    from distill.prune.sparse.zeros import keep_zeros_
 
     model, _ = sparsify(Fragile(()), "2:4")
     keep_zeros_(model)

@@ -19,9 +19,9 @@ from distill.export import export_onnx, parity, run_onnx
 from distill.models import MODELS
 from distill.models.resnet import ResNet
 from distill.prune import count
-from distill.prune.blocks import examine_blocks, removable_blocks
-from distill.prune.damage import block_importance, divergence, rank_blocks
-from distill.prune.depth import Block, Skipped, skip_blocks, skip_blocks_, skipped_of
+from distill.prune.depth.blocks import examine_blocks, removable_blocks
+from distill.prune.depth.damage import block_importance, divergence, rank_blocks
+from distill.prune.depth.skipped import Block, Skipped, skip_blocks, skip_blocks_, skipped_of
 from distill.prune.examples import at_batch
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]

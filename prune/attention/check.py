@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.attention import Kind, attention_groups, cut_attention
-from distill.prune.attention_sites import site_of
+from distill.prune.attention.heads import Kind, attention_groups, cut_attention
+from distill.prune.attention.sites import site_of
 from distill.prune.examples import Example, at_batch, reason, tensors_in
 from distill.prune.graph import ChannelGroup
 from distill.prune.verify import Shapes, output_shapes

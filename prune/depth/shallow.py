@@ -16,9 +16,9 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.prune.batchnorm import refreshed
-from distill.prune.blocks import removable_blocks
-from distill.prune.damage import rank_blocks
-from distill.prune.depth import Block, skip_blocks
+from distill.prune.depth.blocks import removable_blocks
+from distill.prune.depth.damage import rank_blocks
+from distill.prune.depth.skipped import Block, skip_blocks
 from distill.prune.evidence import Evidence
 from distill.prune.graph import prepare
 from distill.prune.narrow import NEAR_S, Job, Narrowed, narrow

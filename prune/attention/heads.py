@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune import attention_sites as found
-from distill.prune.attention_sites import Site, Slot, site_of, sites
+from distill.prune.attention import sites as found
+from distill.prune.attention.sites import Site, Slot, site_of, sites
+from distill.prune.attention.stand_ins import needs_stand_in, stand_in_
 from distill.prune.graph import ChannelGroup, Member
-from distill.prune.stand_ins import needs_stand_in, stand_in_
 
 Kind = Literal["heads", "head_dim"]
 

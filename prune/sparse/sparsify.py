@@ -5,8 +5,8 @@ to (``trtexec --sparsity=enable``, ``trt_sparsity_enable`` of onnxruntime's prov
 with Sparsity", developer.nvidia.com/blog, 2021). Any zeros make a file smaller once it is compressed. No kernel of
 onnxruntime's CPU provider skips them: there the model is as slow as before.
 
-The model that comes back holds plain weights with zeros in them, and the hooks of ``distill.prune.zeros`` that keep
-them zero.
+The model that comes back holds plain weights with zeros in them, and the hooks of ``distill.prune.sparse.zeros`` that
+keep them zero.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distill.errors import UserError
 from distill.prune.examples import Example, reason
-from distill.prune.saliency import SALIENCIES, SaliencyName, saliency
-from distill.prune.zeros import Pattern, in_groups, keep_zeros_, read_pattern, sparse_weights
+from distill.prune.sparse.saliency import SALIENCIES, SaliencyName, saliency
+from distill.prune.sparse.zeros import Pattern, in_groups, keep_zeros_, read_pattern, sparse_weights
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

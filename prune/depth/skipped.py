@@ -1,8 +1,8 @@
 """Whole residual blocks and transformer layers taken out of any ``nn.Module``, and put out again on a fresh one.
 
 At batch 1 a small network waits for its layers one after another: fewer of them help where narrower ones do not.
-``distill.prune.blocks`` finds what can go. It is replaced by a module without parameters that hands the input on. No
-pickle: names and argument names bring it back.
+``distill.prune.depth.blocks`` finds what can go. It is replaced by a module without parameters that hands the input on.
+No pickle: names and argument names bring it back.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import nn
 
 from distill.errors import UserError
-from distill.prune.multihead import MultiheadAttention
-from distill.prune.windows import BeitAttention, ShiftedWindowAttention, WindowAttentionV2
+from distill.prune.attention.multihead import MultiheadAttention
+from distill.prune.attention.windows import BeitAttention, ShiftedWindowAttention, WindowAttentionV2
 
 # By the full name of the class that is exchanged: neither torchvision nor timm has to be there.
 _STAND_INS: dict[str, type[nn.Module]] = {

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
 from distill.prune.counts import count
-from distill.prune.depth import Block, Returns, argument_names, copied, given_to, skipping
+from distill.prune.depth.skipped import Block, Returns, argument_names, copied, given_to, skipping
 from distill.prune.examples import Example, reason
 from distill.prune.verify import Shapes, output_shapes
 

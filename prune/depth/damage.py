@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.depth import Block, skip_blocks, skipping
+from distill.prune.depth.skipped import Block, skip_blocks, skipping
 from distill.prune.examples import reason
 
 Progress = Callable[[str, int, int], None]

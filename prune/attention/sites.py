@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.stand_ins import is_stand_in
+from distill.prune.attention.stand_ins import is_stand_in
 
 HEADS = (
     *("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads"),

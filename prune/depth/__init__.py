@@ -1,0 +1,1 @@
+"""Depth: whole residual blocks and transformer layers go, in order of the damage that it does."""
