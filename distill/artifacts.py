@@ -25,6 +25,7 @@ from distill.export.settings import ExportSettings
 from distill.models import build
 from distill.prune import apply_structure, structure_of
 from distill.runfolder import damaged, file_sha256
+from distill.state import load_state
 from distill.tasks.base import Batch, Data, Feed, Task
 from distill.training import as_inputs
 from distill.views import batches
@@ -104,7 +105,7 @@ def load_model(folder: Path, task: Task) -> tuple[nn.Module, Recipe]:
         raise damaged(path, error, remove=folder) from error
     recipe = Recipe(about["model"], about["args"], about["field"], about["seed"])
     model = apply_structure(recipe.build(task), about["structure"])
-    model.load_state_dict(weights)
+    load_state(model, weights)
     return model.eval(), recipe
 
 

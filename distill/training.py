@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from torch import Tensor, nn
 
 from distill.errors import DistillError, UserError
+from distill.state import load_state
 from distill.tasks.base import Batch, Data, Task
 from distill.tasks.references import call_user, cause
 from distill.views import batches, shuffled
@@ -157,7 +158,7 @@ def fit(
             _save(checkpoint, model, optimizer, state)
             saved = time.monotonic()
     if settings.select == "best" and state.best is not None:
-        model.load_state_dict(state.best)
+        load_state(model, state.best)
     kept = state.best_epoch if settings.select == "best" else settings.epochs - 1
     record = TrainRecord(settings.epochs, steps * settings.epochs, kept + 1, precision, str(device), state.curves)
     return model.to(device="cpu", memory_format=torch.contiguous_format).eval(), record  # type: ignore[call-overload]
@@ -343,7 +344,7 @@ def _resume(
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["state"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    model.load_state_dict(dict(_under(tensors, "model/")))
+    load_state(model, dict(_under(tensors, "model/")))
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, "optimizer/"):
         number, slot = name.split("/")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.errors import UserError
@@ -41,17 +42,21 @@ def count(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 def layer_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, dict[str, int]]:
     """Count as `count` does; return all multiply-accumulates, and those within each module, by its name.
 
+    A layer that is not called itself, since a module around it passes its weight to ``torch.nn.functional.linear``, has
+    its own, too.
+
     Raises:
         UserError: the model does not run on these inputs.
     """
     one_args, one_kwargs = at_batch((args, dict(kwargs)), 1)
-    counter = FlopCounterMode(display=False)
+    counter, products = FlopCounterMode(display=False), _Products(model)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_eval_mode(model))
         stack.enter_context(_countable(model))
         stack.enter_context(_no_gradients(model))
         stack.enter_context(counter)
+        stack.enter_context(products)
         try:
             model(*one_args, **one_kwargs)
         except Exception as error:
@@ -62,7 +67,26 @@ def layer_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         for name, flops in counter.get_flop_counts().items()
         if "." in name
     }
-    return counter.get_total_flops() // 2, inside
+    return counter.get_total_flops() // 2, products.macs | inside
+
+
+class _Products(TorchFunctionMode):
+    """Counts products with the weights of a model's modules, by the module that holds the weight."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.macs: dict[str, int] = {}
+        self._holders = {
+            id(parameter): name
+            for name, module in model.named_modules()
+            for parameter in module.parameters(recurse=False)
+        }
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note a product on its way."""
+        if function is torch.nn.functional.linear and len(args) > 1 and (name := self._holders.get(id(args[1]))):
+            self.macs[name] = self.macs.get(name, 0) + args[0].numel() * args[1].shape[0]
+        return function(*args, **kwargs or {})
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch_pruning import ops
 
 from distill.errors import UserError
+from distill.prune.dependency import Dependency
 from distill.prune.examples import Example, reason, tensors_in
 
 # Layers whose cut is known to be right. Anything else in a group keeps the whole group as it is.
@@ -107,7 +108,7 @@ class Graph:
             group.prune()
         return consumers
 
-    def _trace(self, example: Example, logits: Callable[[Any], Tensor]) -> Any:
+    def _trace(self, example: Example, logits: Callable[[Any], Tensor]) -> Dependency:
         args, kwargs = example
         roots: list[Tensor] = []
 
@@ -130,7 +131,7 @@ class Graph:
                 self._outputs[root.grad_fn] = name
             return roots
 
-        dependency = tp.DependencyGraph()
+        dependency = Dependency()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about parameters outside of layers; every cut is verified
@@ -181,6 +182,7 @@ class Graph:
         units, kept = self._units(root, members)
         kept = kept or _why_kept(members, shared)
         hidden = any(member.side == "in" for member in members)
+        kept = next(filter(None, (self._dependency.lost.get(item.dep.target) for item in group)), kept)
         if outputs and hidden and "logits" not in outputs:
             kept = f"its channels are those of {outputs[0]}, which the model returns beside the logits"
         is_output = "logits" in outputs or (bool(outputs) and not hidden)
@@ -219,6 +221,21 @@ def _parts(member: Member) -> int:
     return module.num_groups if isinstance(module, nn.GroupNorm) else 1
 
 
+def _width(module: nn.Module, side: Literal["out", "in"]) -> int | None:
+    """Return how many channels a layer that can be cut has on one side; None for one slope for all of them."""
+    if isinstance(module, _ConvNd):
+        return module.in_channels if side == "in" else module.out_channels
+    if isinstance(module, nn.Linear):
+        return module.in_features if side == "in" else module.out_features
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim
+    if isinstance(module, nn.LayerNorm):
+        return int(module.normalized_shape[-1])
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters if module.num_parameters > 1 else None
+    return module.num_channels if isinstance(module, nn.GroupNorm) else int(module.num_features)  # type: ignore[arg-type]
+
+
 def _why_kept(members: list[Member], shared: frozenset[int]) -> str | None:
     for member in members:
         module = member.module
@@ -230,6 +247,9 @@ def _why_kept(members: list[Member], shared: frozenset[int]) -> str | None:
             return f"{member.name} is a grouped transposed convolution, which cannot be cut"
         if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
             return f"{member.name} normalises over several axes, which cannot be cut"
+        width = _width(module, member.side)
+        if width is not None and max(member.indices) >= width:
+            return f"its channels cannot be followed into {member.name}, which has fewer"
         own = dict(module.named_parameters(recurse=False))
         if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in own:
             return f"the weight of {member.name} is computed (a parametrization); remove it first"

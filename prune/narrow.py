@@ -141,9 +141,10 @@ class _Step:
         for group in self.groups:
             done.widths.setdefault(group.name, [len(group.units)] * 2 + [len(group.units[0])])
         done.kept |= {group.name: group.kept for group in self.groups if group.kept}
-        evidence = data.gathered(self.model, self.groups, job.kind) if job.kind in FROM_BATCHES else {}
+        known = [group for group in self.groups if not group.kept]
+        evidence = data.gathered(self.model, known, job.kind) if job.kind in FROM_BATCHES else {}
         self.scores: dict[str, list[float]] = {}
-        for group in self.groups:
+        for group in known:
             found = unit_scores(group, job.kind, job.seed, evidence)
             if found is None:
                 done.kept.setdefault(group.name, f"importance {job.kind!r} says nothing about it, or 0 throughout")

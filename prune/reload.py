@@ -14,6 +14,7 @@ from torch import nn
 from distill.errors import UserError
 from distill.prune.building import build, recipe
 from distill.prune.structure import apply_structure, structure_of
+from distill.state import load_state
 
 FORMAT = "distill pruned model 1"
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
@@ -67,7 +68,7 @@ def load(folder: str | Path, reference: str | None = None) -> nn.Module:
     named = reference or about["reference"]
     model = apply_structure(build(named, about["arguments"]), about["structure"])
     try:
-        model.load_state_dict(weights)
+        load_state(model, weights)
     except RuntimeError as error:
         raise UserError(
             f"{place / WEIGHTS}: not the weights of {named} ({' '.join(str(error).split())[:300]})"

@@ -7,7 +7,7 @@ own counts and the channels that each group holds in them. Products of two activ
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -43,7 +43,7 @@ class Sizes:
         self.macs, own = layer_macs(model, *example)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.layers = {
-            name: _layer(name, module, own.get(name, 0))
+            name: _layer(name, module, own.get(name, 0) - sum(own.get(child, 0) for child in _layers_in(name, module)))
             for name, module in model.named_modules()
             if any(True for _ in module.parameters(recurse=False))
         }
@@ -79,6 +79,13 @@ class Sizes:
             macs -= layer.macs * (1 - share)
             parameters -= layer.parameters * (1 - share)
         return {"macs": macs / max(1, self.macs), "parameters": parameters / max(1, self.parameters)}
+
+
+def _layers_in(name: str, module: nn.Module) -> Iterator[str]:
+    """Name the layers within a module, not itself."""
+    for path, child in module.named_modules():
+        if path and any(True for _ in child.parameters(recurse=False)):
+            yield f"{name}.{path}" if name else path
 
 
 def _layer(name: str, module: nn.Module, macs: int) -> Layer:

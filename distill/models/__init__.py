@@ -21,6 +21,7 @@ from distill.errors import UserError
 from distill.models.depthwise import DepthwiseCNN
 from distill.models.mlp import MLP
 from distill.models.resnet import ResNet
+from distill.state import load_state
 from distill.tasks.references import cause, load_reference
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -129,7 +130,7 @@ def load_weights(model: nn.Module, path: Path, *, field: str) -> nn.Module:
     bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise UserError(f"{where}: {bad[0]} holds values that are not finite")
-    model.load_state_dict(state)
+    load_state(model, state)
     return model
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.export import export_onnx, run_onnx, to_bytes
 from distill.prune import PruneSettings, apply_structure, count, prune_channels, structure_of
+from distill.state import load_state
 
 from .architectures_models import Case, built, logits_of
 from .architectures_peer import has_extras, searched, with_defaults, with_extras
@@ -72,7 +73,7 @@ def again(case: Case, folder: Path) -> Result:
     model = apply_structure(built(case, seed=1), json.loads((folder / "structure.json").read_text(encoding="utf-8")))
     state = load_file(folder / "model.safetensors")
     before = state.pop(_ANSWERS)
-    model.load_state_dict(state)
+    load_state(model, state)
     now = _run(model.eval(), case)
     return {"identical": torch.equal(before, now), "apart": float((before - now).abs().max())}
 

@@ -55,12 +55,13 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.25], help="of the MACs, that stay")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="folder for the teacher's logits")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="print the table of what was found")
     words = parser.parse_args()
     if words.report:
         print(report(read_rows(words.results)))
         return
-    torch.set_num_threads(2)
+    torch.set_num_threads(words.threads)
     rows = read_rows(words.results) if words.results.is_file() else []
     done = {(row["way"], row["share"], row["seed"], row["epochs"]) for row in rows}
     bench = Bench(words.run, words.cache)

@@ -177,6 +177,85 @@ class Shuffle(nn.Module):
         return self.head(torch.relu(self.third(torch.relu(self.second(x)))).mean((2, 3)))
 
 
+class ShuffleUnit(nn.Module):
+    """A unit of ShuffleNet: one half passes by, the other goes through layers, and both are shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 24, 1)
+        self.depthwise, self.outer = nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Conv2d(24, 8, 1)
+        self.last, self.head = nn.Conv2d(16, 32, 1), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        by, through = self.first(x).chunk(2, 1)
+        through = self.outer(self.depthwise(torch.relu(self.inner(through))))
+        x = torch.cat([by, through], 1)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(torch.relu(self.last(x)).mean((2, 3)))
+
+
+class FlatMaps(nn.Module):
+    """Maps are flattened: each channel becomes the features of its positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps, self.hidden, self.head = nn.Conv2d(3, 16, 3), nn.Linear(16 * 16, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.hidden(torch.relu(self.maps(x)).flatten(1))))
+
+
+class FlatTokens(nn.Module):
+    """Tokens are flattened: each channel becomes one feature of every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.hidden, self.head = nn.Linear(6, 16), nn.Linear(5 * 16, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.hidden(torch.relu(self.token(x)).flatten(1))))
+
+
+class Unflattened(nn.Module):
+    """Features become maps, as in a generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.maps, self.head = nn.Linear(6, 16 * 9), nn.Conv2d(16, 24, 1), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.features(x)).unflatten(1, (-1, 3, 3))
+        return self.head(torch.relu(self.maps(x)).mean((2, 3)))
+
+
+class MergedPatches(nn.Module):
+    """Every second row and column of channels-last maps, side by side, as windowed attention merges its patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(3, 16), nn.LayerNorm(64)
+        self.reduce, self.head = nn.Linear(64, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.cat([x[:, i::2, j::2, :] for j in (0, 1) for i in (0, 1)], -1)
+        return self.head(torch.relu(self.reduce(self.norm(x))).mean((1, 2)))
+
+
+class Functional(nn.Module):
+    """A layer's weight is applied by the module around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24, 24)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(torch.relu(self.first(x)), self.second.weight, self.second.bias)
+        return self.head(torch.relu(self.third(torch.relu(x))))
+
+
 class SqueezeExcite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -266,6 +345,12 @@ HARD: dict[str, Case] = {
     "gated": Case(Gated, _images(3, 6, 6)),
     "halves": Case(Halves, _images(6)),
     "shuffle": Case(Shuffle, _images(3, 6, 6)),
+    "shuffle unit": Case(ShuffleUnit, _images(3, 6, 6)),
+    "flat maps": Case(FlatMaps, _images(3, 6, 6)),
+    "flat tokens": Case(FlatTokens, _images(5, 6)),
+    "unflattened": Case(Unflattened, _images(6)),
+    "merged patches": Case(MergedPatches, _images(4, 4, 3)),
+    "functional": Case(Functional, _images(6)),
     "squeeze-excite": Case(SqueezeExcite, _images(3, 8, 8)),
     "fixed": Case(Fixed, _images(6)),
     "tied": Case(Tied, _tokens(6, 11)),

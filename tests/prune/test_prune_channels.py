@@ -124,12 +124,39 @@ def test_what_remains_computes_what_the_model_did_without_the_removed_channels(n
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["raw concat", "halves", "shuffle"])
-def test_a_layer_whose_cut_would_be_silently_wrong_stays_whole(name: str) -> None:
-    culprit = {"raw concat": "first", "halves": "both", "shuffle": "first"}[name]
+@pytest.mark.parametrize(
+    ("name", "culprit", "why"),
+    [
+        ("raw concat", "first", "removed ones in another way"),
+        ("halves", "both", "with fewer of its channels the model does not run"),
+        ("shuffle", "first", "its channels are shuffled"),
+        ("shuffle unit", "outer", "its channels are shuffled"),
+        ("functional", "first", "outside of its layer's own call"),
+    ],
+)
+def test_a_layer_whose_cut_would_be_silently_wrong_stays_whole(name: str, culprit: str, why: str) -> None:
     _, record = pruned(HARD[name])
     assert record.widths[culprit][0] == record.widths[culprit][1]
-    assert any(culprit in warning and "removed ones in another way" in warning for warning in record.warnings)
+    assert any(culprit in warning and why in warning for warning in record.warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "reader", "each"),
+    [
+        ("shuffle unit", "inner", "outer", 1),
+        ("flat maps", "maps", "hidden", 16),
+        ("flat tokens", "token", "hidden", 5),
+        ("unflattened", "features", "maps", 1 / 9),
+        ("merged patches", "first", "reduce", 4),
+    ],
+)
+def test_channels_are_followed_through_shapes(name: str, layer: str, reader: str, each: float) -> None:
+    result, record = pruned(HARD[name])
+    before, after = record.widths[layer]
+    assert after < before
+    weight = result.get_submodule(reader).weight
+    assert isinstance(weight, Tensor)
+    assert weight.shape[1] == after * each
 
 
 def test_an_attention_head_that_forward_reshapes_stays_and_the_rest_is_cut() -> None:

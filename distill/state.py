@@ -1,0 +1,22 @@
+"""State dicts that come without the versions of their modules."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors into a model as ``load_state_dict`` does.
+
+    A file of safetensors keeps tensors only, and so does a dict of them. Some modules also look for the version of the
+    class that wrote them, and torchvision's MNASNet refuses to load without: it is taken to be the model's own.
+
+    Raises:
+        RuntimeError: they are not this model's tensors.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    model.load_state_dict(state)

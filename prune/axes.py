@@ -1,0 +1,140 @@
+"""On which axis of a traced tensor the channels lie: followed from the layer that made them, by autograd's nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
+from operator import mul
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+_SECOND = (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm, nn.PReLU)
+_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+_NEGATIVE = 2**63  # from here on autograd's unsigned integers stand for negative axes
+
+
+class Axes:
+    """Finds the axis of the channels at nodes of torch-pruning's graph, each once.
+
+    ``at(node)`` is the axis of what the node gives, None where it is not known: behind products of two activations,
+    behind reshapes that split or merge channels, in tensors that no layer has made.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Any, int | None] = {}
+
+    def at(self, node: Any) -> int | None:
+        """Return the axis of the channels in what a node gives."""
+        stack, opened = [node], set()  # deep networks are deeper than Python's stack
+        while stack:
+            one = stack[-1]
+            missing = (
+                [] if one in opened or _fixed(one) else [other for other in one.inputs if other not in self._found]
+            )
+            opened.add(one)
+            if missing:
+                stack.extend(missing)
+                continue
+            self._found.setdefault(stack.pop(), self._of(one))
+        return self._found[node]
+
+    def into(self, node: Any) -> int | None:
+        """Return the axis of the channels in what comes into a node."""
+        for other in node.inputs:
+            if (axis := self.at(other)) is not None:
+                return axis
+        return None
+
+    def _of(self, node: Any) -> int | None:
+        shape = given(node)
+        if shape is None:
+            return None
+        if isinstance(node.module, _SECOND):
+            return 1 if len(shape) > 1 else 0
+        if isinstance(node.module, _LAST):
+            return len(shape) - 1
+        for other in node.inputs:
+            before, axis = taken(node) or given(other), self._found.get(other)
+            if before is not None and axis is not None and axis < len(before):
+                return _through(node.grad_fn, axis, before, shape)
+        return None
+
+
+def given(node: Any) -> tuple[int, ...] | None:
+    """Return the shape of what a node gives: that of the gradient which comes in."""
+    metadata = getattr(node.grad_fn, "_input_metadata", None)
+    return tuple(map(int, metadata[0].shape)) if metadata else None
+
+
+def taken(node: Any) -> tuple[int, ...] | None:
+    """Return the shape of what a node takes, where autograd keeps it."""
+    function = node.grad_fn
+    found = getattr(function, "_saved_self_sym_sizes", None) or getattr(function, "_saved_self_sizes", None)
+    return None if found is None else tuple(map(int, found))
+
+
+def axis_of(node: Any, rank: int) -> int | None:
+    """Return the axis that a node splits, slices, selects or adds."""
+    axis = getattr(node.grad_fn, "_saved_dim", None)
+    return None if axis is None else _positive(axis, rank)
+
+
+def _fixed(node: Any) -> bool:
+    return isinstance(node.module, (*_SECOND, *_LAST))
+
+
+def _positive(axis: int, rank: int) -> int:
+    return int(axis - 2 * _NEGATIVE if axis >= _NEGATIVE else axis) % rank
+
+
+def _through(function: Any, axis: int, before: Sequence[int], behind: Sequence[int]) -> int | None:
+    """Follow an axis through an operation from one shape to another."""
+    kind, rank = function.name().lower(), len(before)
+    if "permute" in kind:
+        return [_positive(one, rank) for one in function._saved_dims].index(axis)
+    if "transpose" in kind:
+        first, second = (_positive(one, rank) for one in (function._saved_dim0, function._saved_dim1))
+        return {first: second, second: first}.get(axis, axis)
+    if kind.startswith("tback"):
+        return 1 - axis
+    if "view" in kind or "reshape" in kind:
+        return _reshaped(axis, before, behind)
+    if "bmm" in kind or "matmul" in kind or "attention" in kind or "index" in kind:
+        return None
+    if len(behind) == rank:
+        return axis
+    gone = _removed(function, rank, before, behind)
+    if gone is not None:
+        return None if axis in gone else axis - sum(one < axis for one in gone)
+    if len(behind) > rank:
+        # A new axis, or shapes that are aligned at their ends.
+        new = _positive(function._saved_dim, len(behind)) if "unsqueeze" in kind else 0
+        return axis + (len(behind) - rank) * (new <= axis)
+    return None
+
+
+def _reshaped(axis: int, before: Sequence[int], behind: Sequence[int]) -> int | None:
+    """Find the axis that begins after as many elements and is as long."""
+    starts = [1, *accumulate(behind, mul)]
+    for place, (start, size) in enumerate(zip(starts, behind, strict=False)):
+        if (start, size) == (prod(before[:axis]), before[axis]):
+            return place
+    return None
+
+
+def _removed(function: Any, rank: int, before: Sequence[int], behind: Sequence[int]) -> set[int] | None:
+    """Return the axes that a reduction, a selection or a squeeze takes away."""
+    named = getattr(function, "_saved_dim", None)
+    if len(behind) >= rank:
+        return None
+    if named is None:
+        ones = {place for place, size in enumerate(before) if size == 1}
+        return ones if rank - len(ones) == len(behind) else None
+    several = named if isinstance(named, tuple | list) else (named,)
+    gone = {_positive(one, rank) for one in several}
+    return gone if rank - len(gone) == len(behind) else None

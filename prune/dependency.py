@@ -1,0 +1,207 @@
+"""torch-pruning's dependency graph, with what happens to channels in reshapes and splits read from shapes.
+
+torch-pruning 1.6 reads both from attributes of autograd that newer versions of torch have renamed, and guesses from the
+layers around instead. The guess divides by zero in networks that shuffle channels, and in windowed attention it makes
+lists of indices that grow without an end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch_pruning as tp
+from torch import nn
+from torch_pruning import ops
+from torch_pruning._helpers import _HybridIndex
+from torch_pruning.dependency import index_mapping, shape_infer
+
+from distill.prune.axes import Axes, axis_of, given, taken
+
+
+class Dependency(tp.DependencyGraph):  # type: ignore[misc]
+    """torch-pruning's graph with our reading of reshapes and splits.
+
+    ``lost`` says of nodes why the channels that go through them cannot be followed: their groups must stay as they are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: dict[Any, str] = {}
+        self._reshapes: dict[Any, _Reshape] = {}
+        self._axes = Axes()
+
+    def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
+        """Trace a model, as torch-pruning does."""
+        with self._reads_shapes():
+            built = super().build_dependency(*args, **kwargs)
+        for node in self.module2node.values():
+            if _multiplies_outside(node):
+                self.lost[node] = "its channels meet a weight that is applied outside of its layer's own call"
+        return built
+
+    def get_pruning_group(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what has to be cut together; for every group torch-pruning maps indices anew."""
+        with self._reads_shapes():
+            return super().get_pruning_group(*args, **kwargs)
+
+    @contextmanager
+    def _reads_shapes(self) -> Iterator[None]:
+        ours = (
+            (shape_infer, "init_shape_information", self._measure_splits),
+            (index_mapping, "update_reshape_index_mapping", self._map_reshape),
+            (index_mapping, "update_split_index_mapping", self._map_split),
+            (index_mapping, "update_slice_index_mapping", self._map_slice),
+            # For grouped-query attention, which is not cut here: it takes most of the time of a large graph.
+            (index_mapping, "update_expand_index_mapping", lambda graph, node: None),
+        )
+        theirs = [(module, name, getattr(module, name)) for module, name, _ in ours]
+        for module, name, function in ours:
+            setattr(module, name, function)
+        try:
+            yield
+        finally:
+            for module, name, function in theirs:
+                setattr(module, name, function)
+
+    def _map_reshape(self, graph: Any, node: Any) -> None:
+        if node not in self._reshapes:
+            # Shapes are those of the trace, so they are read before anything is cut.
+            self._reshapes[node] = self._read(graph, node)
+        reshape = self._reshapes[node]
+        if reshape.shuffles:
+            self.lost[node] = "its channels are shuffled"
+        if reshape.positions == 1:
+            return
+        channels = None
+        if reshape.last:
+            read = (shape_infer.infer_in_channels_recursively(graph, one, [0]) for one in node.outputs)
+            features = next(filter(None, read), reshape.channels * reshape.positions)
+            channels = features // reshape.positions
+        for one in node.outputs if reshape.undone else node.inputs:
+            _set(node, one, Flattened(reshape.positions, channels, back=True))
+            _set(one, node, Flattened(reshape.positions, channels, back=False))
+
+    def _read(self, graph: Any, node: Any) -> _Reshape:
+        """Read what a reshape does; one that neither flattens nor undoes that keeps the channels where they are."""
+        before, behind = taken(node), given(node)
+        if before is None or behind is None:
+            return _Reshape()
+        axis = self._axes.into(node)
+        # The first step of a channel shuffle: [N, C, H, W] becomes [N, g, C / g, H, W].
+        if len(before) == 4 and len(behind) > 4 and behind[0] == before[0] and behind[-2:] == before[-2:]:
+            return _Reshape(shuffles=axis == 1)
+        undone = len(behind) > len(before)
+        wide, flat = (behind, before) if undone else (before, behind)
+        if len(flat) != 2 or len(wide) < 3 or wide[0] != flat[0]:
+            return _Reshape()
+        if undone:
+            # Of what follows nothing is known yet but the layers: one that reads as many channels says where they are.
+            read = (shape_infer.infer_in_channels_recursively(graph, one, [0]) for one in node.outputs)
+            axis = 1 if wide[1] in read else None
+        elif axis is None and len(wide) > 3:
+            axis = 1
+        if axis not in (1, len(wide) - 1):
+            return _Reshape()
+        return _Reshape(math.prod(wide[1:]) // wide[axis], wide[axis], last=axis > 1, undone=undone)
+
+    def _measure_splits(self, graph: Any) -> None:
+        """Note the sizes of the parts that channels are split into."""
+        for node in graph.module2node.values():
+            if node.type == ops.OPTYPE.SPLIT and self._is_along_channels(node):
+                axis = axis_of(node, len(taken(node) or ()))
+                node.module.split_sizes = [int(part.shape[axis]) for part in node.grad_fn._input_metadata]
+
+    def _map_split(self, _: Any, node: Any) -> None:
+        sizes = node.module.split_sizes
+        if sizes is None:
+            return
+        offsets = [0, *accumulate(sizes)]
+        for reader in node.outputs:
+            found = {number for function, number in reader.grad_fn.next_functions if function is node.grad_fn}
+            if len(found) != 1:
+                self.lost[node] = "its channels are split, and parts come together again"
+                return
+            part = offsets[min(found) : min(found) + 2]
+            _set(node, reader, index_mapping._SplitIndexMapping(part, reverse=False))
+            _set(reader, node, index_mapping._SplitIndexMapping(part, reverse=True))
+
+    def _map_slice(self, _: Any, node: Any) -> None:
+        if taken(node) == given(node) or not self._is_along_channels(node):
+            return
+        what = node.module
+        for one in node.inputs:
+            for source, target, back in ((node, one, True), (one, node, False)):
+                mapping = index_mapping._SliceIndexMapping(what.dim, what.start, what.step, what.end, reverse=back)
+                _set(source, target, mapping)
+
+    def _is_along_channels(self, node: Any) -> bool:
+        """Tell a split or slice of channels from one of positions; where nothing says so, the rank does."""
+        shape = taken(node)
+        if shape is None or (axis := axis_of(node, len(shape))) is None:
+            return False
+        channels = self._axes.into(node)
+        return axis == (channels if channels is not None else len(shape) - 1 if len(shape) == 3 else 1)
+
+
+@dataclass(frozen=True)
+class Flattened:
+    """Maps channels to the features that flattening makes of them, or back.
+
+    Args:
+        positions: how many features each channel becomes.
+        channels: how many there are, if they lie on the last axis; None if on the second.
+        back: from features to channels.
+    """
+
+    positions: int
+    channels: int | None
+    back: bool
+
+    def __call__(self, indices: Sequence[Any]) -> list[Any]:
+        """Map torch-pruning's pairs of an index and the index of the root that it comes from."""
+        found: dict[int, Any] = {}
+        for one in indices:
+            for other in self._others(one.idx):
+                # Of the features that make up a channel the first stands for all: they go together.
+                found.setdefault(other, one.root_idx)
+        return [_HybridIndex(idx=index, root_idx=root) for index, root in found.items()]
+
+    def _others(self, index: int) -> Sequence[int]:
+        if self.back:
+            return (index // self.positions if self.channels is None else index % self.channels,)
+        if self.channels is None:
+            return range(index * self.positions, (index + 1) * self.positions)
+        return range(index, self.channels * self.positions, self.channels)
+
+
+@dataclass(frozen=True)
+class _Reshape:
+    """What a reshape does: ``positions`` is 1 where channels stay what they are, ``undone`` if it unflattens."""
+
+    positions: int = 1
+    channels: int = 0
+    last: bool = False
+    undone: bool = False
+    shuffles: bool = False
+
+
+def _multiplies_outside(node: Any) -> bool:
+    """Tell a product with a weight that is not applied by calling a Linear layer: it reads all channels as they are.
+
+    A Linear layer that is called is the node behind the product, or that node itself.
+    """
+    if node.type != ops.OPTYPE.ELEMENTWISE or node.grad_fn is None:
+        return False
+    called = any(isinstance(reader.module, nn.Linear) for reader in node.outputs)
+    return not called and node.grad_fn.name().startswith(("AddmmBackward", "MmBackward"))
+
+
+def _set(source: Any, target: Any, mapping: Any) -> None:
+    for dependency in source.dependencies:
+        if dependency.target is target:
+            dependency.index_mapping[0] = mapping
