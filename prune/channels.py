@@ -20,10 +20,11 @@ from distill.prune.examples import at_batch, batch_of, reason
 from distill.prune.graph import prepare
 from distill.prune.importance import FROM_BATCHES
 from distill.prune.latency import Device, seconds_of_layers
-from distill.prune.narrow import FAR, Job, Narrowed, widths_of_layers
+from distill.prune.narrow import FAR
 from distill.prune.record import PruneRecord
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import keeps_zeros
+from distill.prune.step import Job, Narrowed, widths_of_layers
 from distill.prune.verify import output_shapes
 
 Recover = Callable[[nn.Module, int], nn.Module]

@@ -21,7 +21,8 @@ from distill.prune.depth.damage import rank_blocks
 from distill.prune.depth.skipped import Block, skip_blocks
 from distill.prune.evidence import Evidence
 from distill.prune.graph import prepare
-from distill.prune.narrow import NEAR_S, Job, Narrowed, narrow
+from distill.prune.narrow import NEAR_S, narrow
+from distill.prune.step import Job, Narrowed
 
 _STEPS = (1, 1, 1, 2, 3)  # blocks that go at once
 _EVALUATIONS = 60
