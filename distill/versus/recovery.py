@@ -5,8 +5,8 @@
     python -m distill.versus.recovery runs/resnet20 results.jsonl --report
 
 Every contender ends with equal multiply-accumulates, starts from the run's trained teacher (the dense student from
-nothing), sees the same views of the same rows in the same order, and is judged on the test split, which nothing was
-chosen by. What stands in the results is left out, so that a stopped campaign goes on where it was.
+nothing), has equally many epochs in all on the same views of the same rows, and is judged on the test split, which
+nothing was chosen by. What stands in the results is left out, so that a stopped campaign goes on where it was.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ from distill.views import shuffled, teacher_for
 from .pruning import uniform
 
 CPU = torch.device("cpu")
+Start = tuple[nn.Module, int]
+"""A model to be distilled, and how many of its epochs it has had on the way there."""
+
 _TEMPERATURE, _WEIGHT, _VIEWS = 4.0, 0.9, 6
 _BATCHES = 50
 _RATE, _RATE_FROM_NOTHING = 0.05, 0.1
@@ -95,10 +98,10 @@ class Bench:
         """Make a model of ``share`` of the teacher's MACs in one way, distill it, and test it."""
         torch.manual_seed(seed)
         begun = time.perf_counter()
-        start = WAYS[way](self, share, seed)
+        start, spent = WAYS[way](self, share, seed)
         raw = self.tested(recalibrate(start, self.inputs(seed)))
         rate = _RATE_FROM_NOTHING if way == "dense" else _RATE
-        model = self.distilled(start, epochs, seed, rate)
+        model = self.distilled(start, epochs - spent, seed, rate)
         right = self.tested(model)
         drop = self.before.astype(float) - right
         return {
@@ -136,7 +139,7 @@ class Bench:
         return found
 
 
-def ours(bench: Bench, share: float, seed: int) -> nn.Module:
+def ours(bench: Bench, share: float, seed: int) -> Start:
     """Prune by the first-order change of the distillation loss; what is far goes in steps, with an epoch in between."""
     steps = 1 if share >= 0.5 else 2
     batches = []
@@ -162,16 +165,16 @@ def ours(bench: Bench, share: float, seed: int) -> nn.Module:
         recover=lambda model, step: bench.distilled(recalibrate(model, bench.inputs(seed)), 1, seed + step, _RATE),
         seed=seed,
     )
-    return narrow
+    return narrow, steps - 1
 
 
-def torch_pruning(bench: Bench, share: float, seed: int) -> nn.Module:
+def torch_pruning(bench: Bench, share: float, seed: int) -> Start:
     """Let torch-pruning cut the teacher with its defaults."""
     model = copy.deepcopy(bench.teacher)
-    return uniform(model, bench.example[0][0], share)
+    return uniform(model, bench.example[0][0], share), 0
 
 
-def dense(bench: Bench, share: float, seed: int) -> nn.Module:
+def dense(bench: Bench, share: float, seed: int) -> Start:
     """Build a narrower network of the teacher's kind, untrained."""
     blocks = list(Counter(m.conv1.out_channels for m in bench.teacher.modules() if isinstance(m, BasicBlock)).values())
     whole = count(bench.teacher, *bench.example).macs
@@ -180,7 +183,7 @@ def dense(bench: Bench, share: float, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         model = ResNet(widths=[width, 2 * width, 4 * width], blocks=blocks, **_ends(bench.teacher))
         built.append((abs(count(model, *bench.example).macs / whole - share), width, model))
-    return min(built, key=lambda one: one[:2])[2]
+    return min(built, key=lambda one: one[:2])[2], 0
 
 
 def _ends(teacher: nn.Module) -> dict[str, int]:
@@ -192,7 +195,7 @@ def _ends(teacher: nn.Module) -> dict[str, int]:
     return {"channels": first.in_channels, "classes": last.out_features}
 
 
-WAYS: dict[str, Callable[[Bench, float, int], nn.Module]] = {
+WAYS: dict[str, Callable[[Bench, float, int], Start]] = {
     "ours": ours,
     "torch-pruning": torch_pruning,
     "dense": dense,
