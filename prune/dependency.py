@@ -8,17 +8,21 @@ lists of indices that grow without an end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, cycle
 from typing import Any
 
 import torch_pruning as tp
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch_pruning import ops
-from torch_pruning._helpers import _HybridIndex
+from torch_pruning._helpers import GroupItem, _HybridIndex
 from torch_pruning.dependency import index_mapping, shape_infer
+from torch_pruning.dependency.dependency import Dependency as Edge
+from torch_pruning.dependency.group import Group
 
 from distill.prune.axes import Axes, axis_of, given, taken
 
@@ -33,7 +37,9 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         super().__init__()
         self.lost: dict[Any, str] = {}
         self._reshapes: dict[Any, _Reshape] = {}
+        self._joined: dict[Any, list[tuple[Any, int]] | None] = {}
         self._axes = Axes()
+        self._mapped = False
 
     def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
         """Trace a model, as torch-pruning does."""
@@ -44,18 +50,56 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
                 self.lost[node] = "its channels meet a weight that is applied outside of its layer's own call"
         return built
 
-    def get_pruning_group(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what has to be cut together; for every group torch-pruning maps indices anew."""
-        with self._reads_shapes():
-            return super().get_pruning_group(*args, **kwargs)
+    def get_pruning_group(self, module: nn.Module, pruning_fn: Any, idxs: Sequence[int]) -> Any:
+        """Return what has to be cut together, as torch-pruning does.
+
+        Each index goes on from each place once. torch-pruning sends every list on that it has not seen there, and where
+        shortcuts join some of the channels, as in ReXNet, there are more lists than time.
+        """
+        if not self._mapped:
+            with self._reads_shapes():
+                index_mapping.update_index_mapping(self)
+            self._mapped = True
+        if isinstance(module, _ConvNd) and module.groups == module.out_channels > 1:
+            pruning_fn = tp.prune_depthwise_conv_out_channels
+        root = Edge(pruning_fn, pruning_fn, self.module2node[module], self.module2node[module])
+        indices = [_HybridIndex(idx=index, root_idx=index) for index in idxs]
+        edges = {_place(root): (root, {one.idx: one for one in indices})}
+        stack = [(root, indices)]
+        while stack:
+            edge, indices = stack.pop()
+            for following in edge.target.dependencies:
+                if following.is_triggered_by(edge.handler):
+                    moved = _mapped(following, indices)
+                    known = edges.setdefault(_place(following), (following, {}))[1] if moved else {}
+                    new = [one for one in moved if one.idx not in known]
+                    for one in new:
+                        known.setdefault(one.idx, one)
+                    if new:
+                        stack.append((following, new))
+        return self._group(edges.values())
+
+    def forget_widths(self) -> None:
+        """Have indices mapped anew: something was cut."""
+        self._mapped = False
+
+    def _group(self, edges: Iterable[tuple[Any, dict[int, Any]]]) -> Any:
+        group = Group()
+        group._DG = self
+        for edge, found in edges:
+            item = GroupItem(edge, list(found))
+            item.root_idxs = [one.root_idx for one in found.values()]
+            group._group.append(item)
+        return group
 
     @contextmanager
     def _reads_shapes(self) -> Iterator[None]:
         ours = (
-            (shape_infer, "init_shape_information", self._measure_splits),
+            (shape_infer, "init_shape_information", self._measure),
             (index_mapping, "update_reshape_index_mapping", self._map_reshape),
             (index_mapping, "update_split_index_mapping", self._map_split),
             (index_mapping, "update_slice_index_mapping", self._map_slice),
+            (index_mapping, "update_concat_index_mapping", self._map_concat),
             # For grouped-query attention, which is not cut here: it takes most of the time of a large graph.
             (index_mapping, "update_expand_index_mapping", lambda graph, node: None),
         )
@@ -109,12 +153,50 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             return _Reshape()
         return _Reshape(math.prod(wide[1:]) // wide[axis], wide[axis], last=axis > 1, undone=undone)
 
-    def _measure_splits(self, graph: Any) -> None:
-        """Note the sizes of the parts that channels are split into."""
+    def _measure(self, graph: Any) -> None:
+        """Note the sizes of the parts that channels are split into, and joined from."""
         for node in graph.module2node.values():
             if node.type == ops.OPTYPE.SPLIT and self._is_along_channels(node):
                 axis = axis_of(node, len(taken(node) or ()))
                 node.module.split_sizes = [int(part.shape[axis]) for part in node.grad_fn._input_metadata]
+            elif node.type == ops.OPTYPE.CONCAT:
+                self._joined[node] = sizes = self._sizes_joined(node)
+                node.module.concat_sizes = None if sizes is None else [size for _, size in sizes]
+
+    def _sizes_joined(self, node: Any) -> list[tuple[Any, int]] | None:
+        """Return what is joined along the channels, as autograd's function and its size; None where that is not known.
+
+        What no layer has made has no function, and takes what the others leave.
+        """
+        whole, functions = given(node), node.grad_fn.next_functions
+        axis = None if whole is None else axis_of(node, len(whole))
+        if whole is None or axis is None or axis != self._axes.into(node):
+            return None
+        sizes = [
+            (function, int(function._input_metadata[number].shape[axis]))
+            if hasattr(function, "next_functions") and function.next_functions
+            else (None, 0)
+            for function, number in functions
+        ]
+        rest = whole[axis] - sum(size for _, size in sizes)
+        strange = sum(function is None for function, _ in sizes)
+        if strange > 1:
+            return None
+        return [(function, size if function is not None else rest) for function, size in sizes]
+
+    def _map_concat(self, graph: Any, node: Any) -> None:
+        joined, sizes = self._joined.get(node), node.module.concat_sizes
+        if joined is None or sizes is None:
+            return
+        offsets = [0, *accumulate(sizes)]
+        there, back = defaultdict[Any, list[Any]](list), defaultdict[Any, list[Any]](list)
+        for number, (function, _) in enumerate(joined):
+            part = offsets[number : number + 2]
+            there[function].append(index_mapping._ConcatIndexMapping(part, reverse=False))
+            back[function].append(index_mapping._ConcatIndexMapping(part, reverse=True))
+        for one in dict.fromkeys(node.inputs):
+            _set(one, node, *there[one.grad_fn], second=True)
+            _set(node, one, *back[one.grad_fn], second=True)
 
     def _map_split(self, _: Any, node: Any) -> None:
         sizes = node.module.split_sizes
@@ -201,7 +283,22 @@ def _multiplies_outside(node: Any) -> bool:
     return not called and node.grad_fn.name().startswith(("AddmmBackward", "MmBackward"))
 
 
-def _set(source: Any, target: Any, mapping: Any) -> None:
-    for dependency in source.dependencies:
-        if dependency.target is target:
-            dependency.index_mapping[0] = mapping
+def _place(edge: Any) -> tuple[Any, Any]:
+    """Return what of an edge tells whether indices have been there: the node, and which side of it is cut."""
+    return edge.target, edge.handler
+
+
+def _mapped(edge: Any, indices: Sequence[Any]) -> Sequence[Any]:
+    for mapping in edge.index_mapping:
+        indices = indices if mapping is None else mapping(indices)
+    return indices
+
+
+def _set(source: Any, target: Any, *mappings: Any, second: bool = False) -> None:
+    """Set how indices go from one node to another; where several edges do, one mapping for each.
+
+    Of its two an edge applies the one for joining last, after that for splitting.
+    """
+    edges = [edge for edge in source.dependencies if edge.target is target]
+    for edge, mapping in zip(edges, cycle(mappings), strict=False):
+        edge.index_mapping[1 if second else 0] = mapping

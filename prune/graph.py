@@ -106,6 +106,7 @@ class Graph:
             if not self._dependency.check_pruning_group(group):
                 raise UserError(f"cutting {name!r} would leave a layer without channels")
             group.prune()
+            self._dependency.forget_widths()
         return consumers
 
     def _trace(self, example: Example, logits: Callable[[Any], Tensor]) -> Dependency:

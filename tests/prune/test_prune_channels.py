@@ -127,7 +127,6 @@ def test_what_remains_computes_what_the_model_did_without_the_removed_channels(n
 @pytest.mark.parametrize(
     ("name", "culprit", "why"),
     [
-        ("raw concat", "first", "removed ones in another way"),
         ("halves", "both", "with fewer of its channels the model does not run"),
         ("shuffle", "first", "its channels are shuffled"),
         ("shuffle unit", "outer", "its channels are shuffled"),
@@ -148,15 +147,16 @@ def test_a_layer_whose_cut_would_be_silently_wrong_stays_whole(name: str, culpri
         ("flat tokens", "token", "hidden", 5),
         ("unflattened", "features", "maps", 1 / 9),
         ("merged patches", "first", "reduce", 4),
+        ("raw concat", "first", "second", None),
     ],
 )
-def test_channels_are_followed_through_shapes(name: str, layer: str, reader: str, each: float) -> None:
+def test_channels_are_followed_through_shapes(name: str, layer: str, reader: str, each: float | None) -> None:
     result, record = pruned(HARD[name])
     before, after = record.widths[layer]
     assert after < before
     weight = result.get_submodule(reader).weight
     assert isinstance(weight, Tensor)
-    assert weight.shape[1] == after * each
+    assert weight.shape[1] == (8 + after if each is None else after * each)
 
 
 def test_an_attention_head_that_forward_reshapes_stays_and_the_rest_is_cut() -> None:
