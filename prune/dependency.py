@@ -123,8 +123,14 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             return
         channels = None
         if reshape.last:
-            read = (shape_infer.infer_in_channels_recursively(graph, one, [0]) for one in node.outputs)
-            features = next(filter(None, read), reshape.channels * reshape.positions)
+            infer, flat = (
+                (shape_infer.infer_out_channels_recursively, node.inputs)
+                if reshape.undone
+                else (shape_infer.infer_in_channels_recursively, node.outputs)
+            )
+            features = next(
+                filter(None, (infer(graph, one, [0]) for one in flat)), reshape.channels * reshape.positions
+            )
             channels = features // reshape.positions
         for one in node.outputs if reshape.undone else node.inputs:
             _set(node, one, Flattened(reshape.positions, channels, back=True))
@@ -136,9 +142,11 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         if before is None or behind is None:
             return _Reshape()
         axis = self._axes.into(node)
-        # The first step of a channel shuffle: [N, C, H, W] becomes [N, g, C / g, H, W].
-        if len(before) == 4 and len(behind) > 4 and behind[0] == before[0] and behind[-2:] == before[-2:]:
-            return _Reshape(shuffles=axis == 1)
+        # [N, g * C, H, W] becomes [N, g, C, H, W]: groups of as many channels each, or the first step of a shuffle.
+        if axis == 1 and len(before) == 4 and len(behind) > 4 and behind[-2:] == before[-2:]:
+            if len(behind) > 5 or any(map(_moves_axes, node.outputs)):
+                return _Reshape(shuffles=True)
+            return _Reshape(behind[1], behind[2], last=True, undone=True)
         undone = len(behind) > len(before)
         wide, flat = (behind, before) if undone else (before, behind)
         if len(flat) != 2 or len(wide) < 3 or wide[0] != flat[0]:
@@ -270,6 +278,13 @@ class _Reshape:
     last: bool = False
     undone: bool = False
     shuffles: bool = False
+
+
+def _moves_axes(node: Any) -> bool:
+    """Tell a transposition, also behind a copy."""
+    if node.grad_fn.name().startswith("CloneBackward"):
+        return any(map(_moves_axes, node.outputs))
+    return bool(node.grad_fn.name().startswith(("TransposeBackward", "PermuteBackward")))
 
 
 def _multiplies_outside(node: Any) -> bool:

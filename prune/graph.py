@@ -6,6 +6,7 @@ What a channel group looks like here does not depend on torch-pruning; it is use
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -180,7 +181,7 @@ class Graph:
             for item in group
             if item.dep.target.type == ops.OPTYPE.OUTPUT
         ]
-        units, kept = self._units(root, members)
+        units, kept = self._units(root, members, self._split_into(group))
         kept = kept or _why_kept(members, shared)
         hidden = any(member.side == "in" for member in members)
         kept = next(filter(None, (self._dependency.lost.get(item.dep.target) for item in group)), kept)
@@ -190,11 +191,20 @@ class Graph:
         pattern = sorted(Counter(f"{type(m.module).__name__}.{m.side}" for m in members).items())
         return ChannelGroup(root.name, units, tuple(members), repr(pattern), is_output, kept)
 
-    def _units(self, root: Member, members: list[Member]) -> tuple[tuple[tuple[int, ...], ...], str | None]:
+    @staticmethod
+    def _split_into(group: Any) -> int:
+        """Return into how many equal parts forward splits the channels of the root, as chunk() does."""
+        width = len(group[0].idxs)
+        sizes = [item.dep.target.module.split_sizes for item in group if item.dep.target.type == ops.OPTYPE.SPLIT]
+        return math.lcm(*(len(one) for one in sizes if one and sum(one) == width and len(set(one)) == 1))
+
+    def _units(self, root: Member, members: list[Member], split: int) -> tuple[tuple[tuple[int, ...], ...], str | None]:
         """Return the sets of root channels that go together, and why they cannot be told."""
         width = len(root.indices)
         parts = max(_parts(member) for member in members)
         coupled = len(self._members(self._group(root.name, [0]))[0].indices) > 1
+        if not coupled:
+            parts = math.lcm(parts, split)
         if parts > 1:
             why = "a grouped layer meets channels that are coupled" if coupled or width % parts else None
             size = width // parts

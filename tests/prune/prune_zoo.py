@@ -195,6 +195,23 @@ class ShuffleUnit(nn.Module):
         return self.head(torch.relu(self.last(x)).mean((2, 3)))
 
 
+class SelectiveKernel(nn.Module):
+    """Paths that are weighed for each channel by what one layer says of all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths = nn.ModuleList(nn.Conv2d(3, 16, 2 * n + 1, padding=n) for n in range(2))
+        self.squeeze, self.select = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 32, 1)
+        self.after, self.head = nn.Conv2d(16, 24, 1), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        paths = torch.stack([torch.relu(path(x)) for path in self.paths], 1)
+        weights = self.select(torch.relu(self.squeeze(paths.sum(1).mean((2, 3), keepdim=True))))
+        n, c, h, w = weights.shape
+        x = (paths * weights.view(n, 2, c // 2, h, w).softmax(1)).sum(1)
+        return self.head(torch.relu(self.after(x)).mean((2, 3)))
+
+
 class FlatMaps(nn.Module):
     """Maps are flattened: each channel becomes the features of its positions."""
 
@@ -346,6 +363,7 @@ HARD: dict[str, Case] = {
     "halves": Case(Halves, _images(6)),
     "shuffle": Case(Shuffle, _images(3, 6, 6)),
     "shuffle unit": Case(ShuffleUnit, _images(3, 6, 6)),
+    "selective kernel": Case(SelectiveKernel, _images(3, 6, 6)),
     "flat maps": Case(FlatMaps, _images(3, 6, 6)),
     "flat tokens": Case(FlatTokens, _images(5, 6)),
     "unflattened": Case(Unflattened, _images(6)),

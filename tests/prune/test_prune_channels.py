@@ -127,7 +127,6 @@ def test_what_remains_computes_what_the_model_did_without_the_removed_channels(n
 @pytest.mark.parametrize(
     ("name", "culprit", "why"),
     [
-        ("halves", "both", "with fewer of its channels the model does not run"),
         ("shuffle", "first", "its channels are shuffled"),
         ("shuffle unit", "outer", "its channels are shuffled"),
         ("functional", "first", "outside of its layer's own call"),
@@ -148,6 +147,8 @@ def test_a_layer_whose_cut_would_be_silently_wrong_stays_whole(name: str, culpri
         ("unflattened", "features", "maps", 1 / 9),
         ("merged patches", "first", "reduce", 4),
         ("raw concat", "first", "second", None),
+        ("halves", "both", "left", 0.5),
+        ("selective kernel", "paths.0", "after", 1),
     ],
 )
 def test_channels_are_followed_through_shapes(name: str, layer: str, reader: str, each: float | None) -> None:
