@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from distill.errors import UserError
 from distill.prune.counts import count
@@ -119,7 +120,7 @@ def prune_channels(
         blocks=tuple(block.name for block in done.blocks),
         decisions=tuple(dict(one) for one in done.decisions),
     )
-    shortfall, said = _outcome(settings, record, exhausted=done.exhausted)
+    shortfall, said = _outcome(settings, record, exhausted=done.exhausted, kept=bool(done.kept))
     return work, replace(record, shortfall=shortfall, warnings=(*warnings, *_warn_kept(done.kept), *said))
 
 
@@ -137,7 +138,9 @@ def _resolve_kind(settings: PruneSettings, batches: object, loss: object) -> tup
     return "group_norm", [f"importance {kind!r} needs {missing}; 'group_norm' was used, as prune.without_batches says"]
 
 
-def _outcome(settings: PruneSettings, record: PruneRecord, *, exhausted: bool) -> tuple[str | None, list[str]]:
+def _outcome(
+    settings: PruneSettings, record: PruneRecord, *, exhausted: bool, kept: bool
+) -> tuple[str | None, list[str]]:
     """Say what was missed of the target: as a shortfall where no more can go, as a warning where it is only inexact."""
     name, asked = record.asked
     achieved = record.achieved
@@ -145,7 +148,10 @@ def _outcome(settings: PruneSettings, record: PruneRecord, *, exhausted: bool) -
         return None, []
     limits = f"round_to={settings.round_to} and max_ratio={settings.max_ratio:g}"
     if record.parameters_after == record.parameters_before:
-        return f"{name}={asked:g}: nothing was removed", [
+        missed = f"{name}={asked:g}: nothing was removed"
+        if kept:
+            return missed, ["nothing was removed: what is wide enough could not be cut, for the reasons above"]
+        return missed, [
             "nothing was removed: no layer that can be cut is wide enough to lose a block of "
             f"round_to={settings.round_to} channels at {name}={asked:g} and max_ratio={settings.max_ratio:g}; "
             "lower round_to or ask for more"
@@ -206,7 +212,18 @@ def _ignored_layers(model: nn.Module, ignore: Sequence[str]) -> tuple[str, ...]:
 
 
 def _marks(model: nn.Module) -> list[tuple[str, tuple[int, ...], int, int]]:
-    """Return what changes when a parameter is written, moved or replaced."""
+    """Return what changes when a parameter is written, moved or replaced.
+
+    Raises:
+        UserError: a parameter has no values yet, or no version.
+    """
+    for name, p in model.named_parameters():
+        if isinstance(p, UninitializedParameter):
+            raise UserError(f"{name} is uninitialized: give lazy layers their sizes, or call the model once")
+        if p.is_inference():
+            raise UserError(
+                f"{name} was made under torch.inference_mode, so it cannot be pruned; build the model outside"
+            )
     return [(name, tuple(p.shape), p.data_ptr(), p._version) for name, p in model.named_parameters()]
 
 

@@ -14,7 +14,7 @@ from distill.prune.attention.check import mask_attention
 from distill.prune.attention.heads import cut_attention
 from distill.prune.examples import Example, reason
 from distill.prune.graph import ROOTS, Graph, prepare
-from distill.prune.verify import Shapes, masked_copy, problem_with
+from distill.prune.verify import Shapes, lifts_of, masked_copy, problem_with
 
 Channels = Mapping[str, Sequence[int]]
 """Group's name -> its root channels that go."""
@@ -85,15 +85,16 @@ def _attempt(model: nn.Module, chosen: Channels, checks: Checks) -> tuple[nn.Mod
     pruned = copy.deepcopy(model)
     if not chosen:
         return pruned, None
+    lifts = lifts_of(model)
     heads = [name for name in chosen if not isinstance(model.get_submodule(name), ROOTS)]
     try:
         graph = Graph(pruned, checks.example, checks.logits)
         consumers = graph.cut({name: indices for name, indices in chosen.items() if name not in heads})
-        masked = masked_copy(model, consumers)
+        masked = masked_copy(model, consumers, lifts)
         for name in heads:  # last: their modules may be exchanged for others, which the graph does not know
             cut_attention(pruned, name, chosen[name])
             mask_attention(masked, name, chosen[name])
     except Exception as error:  # torch-pruning asserts, indexes and multiplies its way out
         return pruned, f"{error}" if isinstance(error, UserError) else reason(error)
     prepare(pruned)
-    return pruned, problem_with(pruned, masked, checks.example, checks.logits, checks.shapes)
+    return pruned, problem_with(pruned, masked, checks.example, checks.logits, checks.shapes, lifts)

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, cycle
+from threading import RLock
 from typing import Any
 
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch_pruning import ops
 from torch_pruning._helpers import GroupItem, _HybridIndex
@@ -25,6 +26,8 @@ from torch_pruning.dependency.dependency import Dependency as Edge
 from torch_pruning.dependency.group import Group
 
 from distill.prune.axes import Axes, axis_of, given, taken
+
+_LOCK = RLock()  # torch-pruning's functions are those of the whole process
 
 
 class Dependency(tp.DependencyGraph):  # type: ignore[misc]
@@ -40,21 +43,36 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         self._joined: dict[Any, list[tuple[Any, int]] | None] = {}
         self._axes = Axes()
         self._mapped = False
+        # A module that is called twice is one node, of two functions.
+        self._nodes: dict[Any, Any] = {}
+        self._longest = 0
 
     def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
         """Trace a model, as torch-pruning does."""
         with self._reads_shapes():
             built = super().build_dependency(*args, **kwargs)
+        called = {id(node.module.weight) for node in self.module2node.values() if isinstance(node.module, nn.Linear)}
         for node in self.module2node.values():
-            if _multiplies_outside(node):
+            if node.type == ops.OPTYPE.ELEMENTWISE and any(id(one) not in called for one in _weights(node.grad_fn)):
                 self.lost[node] = "its channels meet a weight that is applied outside of its layer's own call"
+        self._longest = max((size for node in self.module2node.values() for size in _sizes(node)), default=0)
         return built
+
+    def _trace_computational_graph(
+        self, module2node: Any, output: Any, gradfn2module: Any, *args: Any, **kw: Any
+    ) -> Any:
+        found = super()._trace_computational_graph(module2node, output, gradfn2module, *args, **kw)
+        for function, module in gradfn2module.items():
+            if module in module2node:
+                self._nodes[function] = module2node[module]
+        return found
 
     def get_pruning_group(self, module: nn.Module, pruning_fn: Any, idxs: Sequence[int]) -> Any:
         """Return what has to be cut together, as torch-pruning does.
 
-        Each index goes on from each place once. torch-pruning sends every list on that it has not seen there, and where
-        shortcuts join some of the channels, as in ReXNet, there are more lists than time.
+        Each index goes on from each place once, and none from where channels are lost. torch-pruning sends on every
+        list that it has not seen there, and where shortcuts join some of the channels, as in ReXNet, there are more
+        lists than time.
         """
         if not self._mapped:
             with self._reads_shapes():
@@ -73,9 +91,12 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
                     moved = _mapped(following, indices)
                     known = edges.setdefault(_place(following), (following, {}))[1] if moved else {}
                     new = [one for one in moved if one.idx not in known]
+                    if any(one.idx >= self._longest for one in new):
+                        self.lost[following.target] = "its channels cannot be followed"
+                        new = [one for one in new if one.idx < self._longest]
                     for one in new:
                         known.setdefault(one.idx, one)
-                    if new:
+                    if new and following.target not in self.lost:
                         stack.append((following, new))
         return self._group(edges.values())
 
@@ -103,14 +124,15 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             # For grouped-query attention, which is not cut here: it takes most of the time of a large graph.
             (index_mapping, "update_expand_index_mapping", lambda graph, node: None),
         )
-        theirs = [(module, name, getattr(module, name)) for module, name, _ in ours]
-        for module, name, function in ours:
-            setattr(module, name, function)
-        try:
-            yield
-        finally:
-            for module, name, function in theirs:
+        with _LOCK:
+            theirs = [(module, name, getattr(module, name)) for module, name, _ in ours]
+            for module, name, function in ours:
                 setattr(module, name, function)
+            try:
+                yield
+            finally:
+                for module, name, function in theirs:
+                    setattr(module, name, function)
 
     def _map_reshape(self, graph: Any, node: Any) -> None:
         if node not in self._reshapes:
@@ -200,25 +222,35 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         there, back = defaultdict[Any, list[Any]](list), defaultdict[Any, list[Any]](list)
         for number, (function, _) in enumerate(joined):
             part = offsets[number : number + 2]
-            there[function].append(index_mapping._ConcatIndexMapping(part, reverse=False))
-            back[function].append(index_mapping._ConcatIndexMapping(part, reverse=True))
+            there[self._nodes.get(function)].append(index_mapping._ConcatIndexMapping(part, reverse=False))
+            back[self._nodes.get(function)].append(index_mapping._ConcatIndexMapping(part, reverse=True))
         for one in dict.fromkeys(node.inputs):
-            _set(one, node, *there[one.grad_fn], second=True)
-            _set(node, one, *back[one.grad_fn], second=True)
+            _set(one, node, *there[one], second=True)
+            _set(node, one, *back[one], second=True)
 
     def _map_split(self, _: Any, node: Any) -> None:
         sizes = node.module.split_sizes
         if sizes is None:
             return
         offsets = [0, *accumulate(sizes)]
-        for reader in node.outputs:
-            found = {number for function, number in reader.grad_fn.next_functions if function is node.grad_fn}
-            if len(found) != 1:
-                self.lost[node] = "its channels are split, and parts come together again"
-                return
-            part = offsets[min(found) : min(found) + 2]
-            _set(node, reader, index_mapping._SplitIndexMapping(part, reverse=False))
-            _set(reader, node, index_mapping._SplitIndexMapping(part, reverse=True))
+        readers = {reader: self._parts_read(reader, node) for reader in node.outputs}
+        if any(len(parts) != 1 for parts in readers.values()):
+            self.lost[node] = "its channels are split, and one layer reads several of the parts"
+            return
+        for reader, (part,) in readers.items():
+            span = offsets[part : part + 2]
+            _set(node, reader, index_mapping._SplitIndexMapping(span, reverse=False))
+            _set(reader, node, index_mapping._SplitIndexMapping(span, reverse=True))
+
+    def _parts_read(self, reader: Any, split: Any) -> set[int]:
+        """Return which parts of a split a node reads, in all of its calls."""
+        functions = [function for function, node in self._nodes.items() if node is reader]
+        return {
+            number
+            for function in functions
+            for source, number in function.next_functions
+            if source is not None and self._nodes.get(source) is split
+        }
 
     def _map_slice(self, _: Any, node: Any) -> None:
         if taken(node) == given(node) or not self._is_along_channels(node):
@@ -287,15 +319,25 @@ def _moves_axes(node: Any) -> bool:
     return bool(node.grad_fn.name().startswith(("TransposeBackward", "PermuteBackward")))
 
 
-def _multiplies_outside(node: Any) -> bool:
-    """Tell a product with a weight that is not applied by calling a Linear layer: it reads all channels as they are.
+def _weights(function: Any) -> Iterator[Tensor]:
+    """Yield the parameters that a matrix product multiplies with, turned over or not."""
+    if function is None or not function.name().startswith(("AddmmBackward", "MmBackward")):
+        return
+    for source, _ in function.next_functions:
+        while source is not None and source.name().startswith(("TBackward", "TransposeBackward", "PermuteBackward")):
+            source = source.next_functions[0][0]
+        variable = getattr(source, "variable", None)
+        if variable is not None and variable.ndim == 2:
+            yield variable
 
-    A Linear layer that is called is the node behind the product, or that node itself.
-    """
-    if node.type != ops.OPTYPE.ELEMENTWISE or node.grad_fn is None:
-        return False
-    called = any(isinstance(reader.module, nn.Linear) for reader in node.outputs)
-    return not called and node.grad_fn.name().startswith(("AddmmBackward", "MmBackward"))
+
+def _sizes(node: Any) -> Iterator[int]:
+    """Yield the lengths of all axes that a node gives, takes or holds."""
+    yield from given(node) or ()
+    yield from taken(node) or ()
+    if isinstance(node.module, nn.Module):
+        for parameter in node.module.parameters(recurse=False):
+            yield from parameter.shape
 
 
 def _place(edge: Any) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -32,6 +32,24 @@ def at_batch(example: Example, batch: int) -> Example:
 
     args, kwargs = tree_map(resize, example)
     return tuple(args), dict(kwargs)
+
+
+def run_alike(model: nn.Module, example: Example) -> Any:
+    """Run a model so that two runs can be compared.
+
+    Each has inputs of its own, which forward may write into, the same random numbers, and no fused attention, which
+    treats padding in another way.
+    """
+    args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng(devices=list(gpus)):
+            torch.manual_seed(0)
+            return model(*args, **kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def tensors_in(output: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from torch_pruning import ops
 
 from distill.errors import UserError
 from distill.prune.dependency import Dependency
-from distill.prune.examples import Example, reason, tensors_in
+from distill.prune.examples import Example, reason, run_alike, tensors_in
 
 # Layers whose cut is known to be right. Anything else in a group keeps the whole group as it is.
 _CUTTABLE = (_ConvNd, nn.Linear, _BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
@@ -105,13 +106,14 @@ class Graph:
         for name, indices in chosen.items():
             group = self._group(name, indices)
             if not self._dependency.check_pruning_group(group):
-                raise UserError(f"cutting {name!r} would leave a layer without channels")
+                raise UserError(
+                    f"cutting {name!r} would leave a layer, or a parameter outside of layers, without channels"
+                )
             group.prune()
             self._dependency.forget_widths()
         return consumers
 
     def _trace(self, example: Example, logits: Callable[[Any], Tensor]) -> Dependency:
-        args, kwargs = example
         roots: list[Tensor] = []
 
         def named_outputs(output: Any) -> list[Tensor]:
@@ -135,12 +137,12 @@ class Graph:
 
         dependency = Dependency()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _forgets_what_it_saw(self._model):
                 warnings.simplefilter("ignore")  # about parameters outside of layers; every cut is verified
                 dependency.build_dependency(
                     self._model,
                     example_inputs=(),
-                    forward_fn=lambda model, _: model(*args, **kwargs),
+                    forward_fn=lambda model, _: run_alike(model, example),
                     output_transform=named_outputs,
                     unwrapped_parameters=[],
                     customized_pruners={},
@@ -201,13 +203,18 @@ class Graph:
     def _units(self, root: Member, members: list[Member], split: int) -> tuple[tuple[tuple[int, ...], ...], str | None]:
         """Return the sets of root channels that go together, and why they cannot be told."""
         width = len(root.indices)
-        parts = max(_parts(member) for member in members)
+        parts = math.lcm(*(_parts(member) for member in members))
         coupled = len(self._members(self._group(root.name, [0]))[0].indices) > 1
         if not coupled:
             parts = math.lcm(parts, split)
         if parts > 1:
             why = "a grouped layer meets channels that are coupled" if coupled or width % parts else None
-            size = width // parts
+            norms = [(one.module, one) for one in members if isinstance(one.module, nn.GroupNorm)]
+            if any(norm.num_groups > 1 and norm.num_channels != len(one.indices) for norm, one in norms):
+                why = "a group norm's groups hold channels of several layers"
+            size = max(1, width // parts)
+            if size == 1:
+                why = why or f"its {width} channels can only go all at once"
             return tuple(tuple(range(i, size * parts, size)) for i in range(size)), why
         if not coupled:
             return tuple((i,) for i in range(width)), None
@@ -272,6 +279,19 @@ def _why_kept(members: list[Member], shared: frozenset[int]) -> str | None:
 def _shared_parameters(model: nn.Module) -> frozenset[int]:
     counts = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     return frozenset(key for key, times in counts.items() if times > 1)
+
+
+@contextmanager
+def _forgets_what_it_saw(model: nn.Module) -> Iterator[None]:
+    """Give modules back the attributes that they had: a tensor with a history that one keeps could not be copied."""
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.update(buffers)
 
 
 def prepare(model: nn.Module) -> nn.Module:

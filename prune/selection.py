@@ -105,4 +105,10 @@ def choose_until(
         middle = (low + high) / 2
         tried.append(chosen(middle))
         low, high = (middle, high) if left(tried[-1]) > goal else (low, middle)
+    # Where the share is crossed several scopes may lose a block at once: one after the other comes nearer.
+    between, upper = dict(chosen(low)), chosen(high)
+    for name, units in upper.items():
+        if between.get(name) != units:
+            between = {**between, name: units}
+            tried.append(between)
     return min(tried, key=lambda units: abs(left(units) - goal))

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune.attention.heads import Kind, attention_groups, cut_attention
 from distill.prune.attention.sites import site_of
-from distill.prune.examples import Example, at_batch, reason, tensors_in
+from distill.prune.examples import Example, at_batch, reason, run_alike
 from distill.prune.graph import ChannelGroup
-from distill.prune.verify import Shapes, output_shapes
-
-_TOLERANCE = 1e-3
+from distill.prune.verify import Shapes, compared, difference, lifted, lifts_of, masked_copy, output_shapes
 
 
 def verified_groups(
@@ -79,7 +77,8 @@ def attention_problem(
     The model is in eval mode, or its dropout is what is wrong. Norms stay active, other than in ``problem_with``: the
     width of what they see does not change.
     """
-    pruned, masked = copy.deepcopy(model), copy.deepcopy(model)
+    lifts = lifts_of(model)
+    pruned, masked = copy.deepcopy(model), masked_copy(model, (), lifts)
     try:
         for name, channels in chosen.items():
             cut_attention(pruned, name, channels)
@@ -92,22 +91,9 @@ def attention_problem(
     for (name, before), (_, now) in zip(shapes, after, strict=True):
         if before != now:
             return f"the shape of {name} changes from {before} to {now}"
-    args, kwargs = at_batch(example, 2)
-    wanted, got = (list(tensors_in(m(*args, **kwargs))) for m in (masked, pruned))
-    for (name, want), (_, have) in zip(wanted, got, strict=True):
-        if want.is_floating_point() and _differs(want, have):
-            return f"{name} does not follow from its remaining channels (it reads the removed ones in another way)"
-    return None
-
-
-def _differs(want: Tensor, have: Tensor) -> bool:
-    """Compare values up to rounding; places that are not finite in one must not be in the other."""
-    finite = want.isfinite()
-    if not torch.equal(finite, have.isfinite()):
-        return True
-    scale = float(want[finite].abs().max()) if finite.any() else 0.0
-    tolerance = max(_TOLERANCE, 16 * torch.finfo(want.dtype).eps) * max(scale, 1e-6)
-    return bool(((want - have)[finite].abs() > tolerance).any())
+    with lifted(pruned, lifts):
+        wanted, got = (compared(run_alike(one, at_batch(example, 2)), logits) for one in (masked, pruned))
+    return difference(wanted, got)
 
 
 def _every_second(group: ChannelGroup) -> list[int]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.models.resnet import ResNet
 from distill.prune import PruneSettings, count, recalibrate
-from distill.prune.selection import Candidate, choose
+from distill.prune.selection import Candidate, choose, choose_until
 
 # ---------------------------------------------------------------------------------------------------- selection
 
@@ -68,6 +69,16 @@ def test_a_scope_gives_up_its_cheapest_channels_wherever_they_lie() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- settings
+
+
+def test_scopes_that_cross_a_share_together_give_way_one_by_one() -> None:
+    alike = [Candidate(name=name, scope=name, scores=(1.0,) * 8, unit=1, initial=8) for name in "ab"]
+
+    def left(units: Mapping[str, tuple[int, ...]]) -> float:
+        return 1 - sum(map(len, units.values())) / 16
+
+    chosen = choose_until(alike, goal=0.75, left=left, round_to=4, max_ratio=0.7)
+    assert {name: len(units) for name, units in chosen.items()} in ({"a": 4}, {"b": 4})
 
 
 def test_settings_refuse_what_is_out_of_bounds_all_at_once() -> None:
