@@ -54,10 +54,8 @@ class Axes:
         shape = given(node)
         if shape is None:
             return None
-        if isinstance(node.module, _SECOND):
-            return 1 if len(shape) > 1 else 0
-        if isinstance(node.module, _LAST):
-            return len(shape) - 1
+        if _fixed(node):
+            return _made(node.module, shape)
         for other in node.inputs:
             before, axis = taken(node) or given(other), self._found.get(other)
             if before is not None and axis is not None and axis < len(before):
@@ -86,6 +84,18 @@ def axis_of(node: Any, rank: int) -> int | None:
 
 def _fixed(node: Any) -> bool:
     return isinstance(node.module, (*_SECOND, *_LAST))
+
+
+def _made(module: nn.Module, shape: Sequence[int]) -> int:
+    """Return the axis on which a layer makes channels; some layer norms are made for images, [N, C, H, W]."""
+    second, last = min(1, len(shape) - 1), len(shape) - 1
+    if isinstance(module, _SECOND):
+        return second
+    if isinstance(module, nn.LayerNorm) and type(module) is not nn.LayerNorm:
+        width = module.normalized_shape[-1]
+        if shape[second] == width and (shape[last] != width or type(module).__name__.endswith("2d")):
+            return second
+    return last
 
 
 def _positive(axis: int, rank: int) -> int:

@@ -100,3 +100,16 @@ def test_where_channels_are_no_axis_of_their_own_none_is_named(lost: Step) -> No
             return lost(self.layer(x))
 
     assert axis_behind(Lost(), torch.randn(3, 5, 2))[0] is None
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Normalises the channels of images, as ConvNeXt's does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("side", [1, 4, 7], ids=["pooled", "maps", "as wide as deep"])
+def test_a_layer_norm_may_be_one_for_images(side: int) -> None:
+    model = nn.Sequential(nn.Conv2d(2, CHANNELS, 1), LayerNorm2d(CHANNELS), nn.ReLU())
+    assert axis_behind(model, torch.randn(3, 2, side, side))[0] == 1
