@@ -269,6 +269,9 @@ def _why_kept(members: list[Member], shared: frozenset[int]) -> str | None:
         if width is not None and max(member.indices) >= width:
             return f"its channels cannot be followed into {member.name}, which has fewer"
         own = dict(module.named_parameters(recurse=False))
+        beside = sorted(own.keys() - {"weight", "bias"})
+        if beside and width is not None and any(width in own[name].shape for name in beside):
+            return f"a {type(module).__name__} has a {beside[0]} of its own for each channel, which would not be cut"
         if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in own:
             return f"the weight of {member.name} is computed (a parametrization); remove it first"
         if any(id(parameter) in shared for parameter in own.values()):

@@ -243,3 +243,22 @@ def test_parameters_that_cannot_be_pruned_are_named(how: str) -> None:
             model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
     with pytest.raises(UserError, match=r"0\.weight"):
         pruned(model, torch.randn(4, 8))
+
+
+def test_a_layer_with_a_parameter_of_its_own_for_each_channel_stays() -> None:
+    class Gained(nn.Conv2d):
+        """A convolution of standardised weights with a gain, as in NFNet."""
+
+        def __init__(self, *args: int) -> None:
+            super().__init__(*args)
+            self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
+
+        def forward(self, input: Tensor) -> Tensor:
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return nn.functional.conv2d(input, weight * self.gain, self.bias)
+
+    model = nn.Sequential(Gained(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1))
+    _, record = pruned(model, torch.randn(4, 3, 5, 5), macs=None, ratio=0.4)
+    assert record.widths["0"] == (32, 32)
+    assert record.widths["2"][1] < 16
+    assert any("a Gained has a gain of its own for each channel" in warning for warning in record.warnings)
