@@ -58,6 +58,8 @@ def ours(case: Case, folder: Path, asked: float) -> Result:
             loss=None,
             logits=logits_of,
         )
+        if record.shortfall is not None:  # the verb writes nothing then
+            raise UserError("; ".join([record.shortfall, *record.warnings]))
         return model, {"warnings": list(record.warnings)}
 
     def keep(model: nn.Module, answers: Tensor) -> None:
