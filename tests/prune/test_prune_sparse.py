@@ -274,7 +274,16 @@ def test_averages_loaded_weights_and_gradient_norms_see_the_zeros() -> None:
 
 def test_two_forwards_before_one_backward() -> None:
     model, _ = sparsify(network(), "2:4")
+    model.eval()
     (model(image()).sum() + model(image(seed=1)).sum()).backward()
+    together = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    for seed in (0, 1):
+        model(image(seed=seed)).sum().backward()
+    assert together.keys() >= zeros_in(model).keys()
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad)
+    assert all(bool((together[name][zero] == 0).all()) for name, zero in zeros_in(model).items())
 
 
 def test_fit_keeps_zeros_and_names_also_from_a_checkpoint(tiny_task: Task, tmp_path: Path) -> None:
