@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from distill.errors import UserError
+from distill.prune.copies import copied
 from distill.prune.counts import count
 from distill.prune.cutting import Checks
 from distill.prune.depth.shallow import narrow_or_shallow
 from distill.prune.evidence import Evidence, Loss, Progress
-from distill.prune.examples import at_batch, batch_of, reason
+from distill.prune.examples import at_batch, batch_of
 from distill.prune.graph import prepare
 from distill.prune.importance import FROM_BATCHES
+from distill.prune.kept import by_reason
 from distill.prune.latency import Device, seconds_of_layers
 from distill.prune.narrow import FAR
 from distill.prune.record import PruneRecord
@@ -73,7 +74,8 @@ def prune_channels(
         UserError: the model cannot be copied, run or traced; a name in ``ignore`` is unknown; data or a device are
             missing.
     """
-    _check_kind(model)
+    if keeps_zeros(model):
+        raise UserError("a model that keeps its zeros cannot lose channels; prune first, then make it sparse")
     if settings.asked[0] == "speedup" and not settings.is_idle and device is None and decided is None:
         raise UserError("prune.speedup needs a device that measures; give one, or ask for macs, parameters or ratio")
     original = _marks(model)
@@ -81,7 +83,7 @@ def prune_channels(
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     kind, warnings = _resolve_kind(settings, batches, loss)
     with torch.inference_mode(False), torch.enable_grad(), _seeded(seed):
-        work = prepare(_copied(model))
+        work = prepare(copied(model, to_be="pruned"))
         ignored = _ignored_layers(work, ignore)
         if not batch_of(example):
             raise UserError("example: no tensor with a batch axis among the model's inputs")
@@ -121,7 +123,9 @@ def prune_channels(
         decisions=tuple(dict(one) for one in done.decisions),
     )
     shortfall, said = _outcome(settings, record, exhausted=done.exhausted, kept=bool(done.kept))
-    return work, replace(record, shortfall=shortfall, warnings=(*warnings, *_warn_kept(done.kept), *said))
+    kept = by_reason({name or "the model's own attention": why for name, why in done.kept.items()})
+    stay = [f"not pruned: {one}" for one in kept]
+    return work, replace(record, shortfall=shortfall, warnings=(*warnings, *stay, *said))
 
 
 def _resolve_kind(settings: PruneSettings, batches: object, loss: object) -> tuple[str, list[str]]:
@@ -176,30 +180,6 @@ def _outcome(
         ]
     text = f"{name}={asked:g} cannot be reached with {limits}: the least that can be left is {achieved:.2f}"
     return text, [text]
-
-
-def _warn_kept(kept: Mapping[str, str]) -> list[str]:
-    """One warning a reason, with the layers that it concerns."""
-    reasons: dict[str, list[str]] = {}
-    for name, why in kept.items():
-        reasons.setdefault(why, []).append(name or "the model's own attention")
-    return [f"not pruned: {', '.join(names)}: {why}" for why, names in reasons.items()]
-
-
-def _check_kind(model: nn.Module) -> None:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError("a TorchScript module cannot be pruned; give the nn.Module that it was made from")
-    if keeps_zeros(model):
-        raise UserError("a model that keeps its zeros cannot lose channels; prune first, then make it sparse")
-    if hasattr(model, "_orig_mod"):
-        raise UserError("a compiled module cannot be pruned; give the module that was passed to torch.compile")
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise UserError(f"the model cannot be copied, so not pruned: {reason(error)}") from error
 
 
 def _ignored_layers(model: nn.Module, ignore: Sequence[str]) -> tuple[str, ...]:

@@ -19,8 +19,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
+from distill.prune.copies import copied
 from distill.prune.counts import count
-from distill.prune.depth.skipped import Block, Returns, argument_names, copied, given_to, skipping
+from distill.prune.depth.skipped import Block, Returns, argument_names, given_to, skipping
 from distill.prune.examples import Example, reason
 from distill.prune.verify import Shapes, output_shapes
 
@@ -66,7 +67,7 @@ def examine_blocks(
     Raises:
         UserError: the model cannot be copied, or does not run on its example.
     """
-    work = copied(model).eval()
+    work = copied(model, to_be="made shallower").eval()
     for parameter in work.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from distill.errors import UserError
-from distill.prune.examples import reason
+from distill.prune.copies import copied
 
 Returns: TypeAlias = str | tuple[str | None, ...]
 """What a skipped block returns: the argument of this name, or a tuple of arguments and None."""
@@ -85,7 +85,7 @@ def skip_blocks(model: nn.Module, blocks: Iterable[Block | Mapping[str, Any]]) -
     Raises:
         UserError: a block is unknown, lies in another one, or is skipped in another form.
     """
-    return skip_blocks_(copied(model), blocks)
+    return skip_blocks_(copied(model, to_be="made shallower"), blocks)
 
 
 def skip_blocks_(model: nn.Module, blocks: Iterable[Block | Mapping[str, Any]]) -> nn.Module:
@@ -181,13 +181,3 @@ def _read(block: Block | Mapping[str, Any]) -> tuple[str, Returns]:
     if isinstance(name, str) and items and all(item is None or isinstance(item, str) for item in items):
         return name, tuple(items)
     raise UserError(f"blocks: {block!r} is no block; give those of removable_blocks, or the data of skipped_of")
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Return a copy; refuse what cannot be copied or changed."""
-    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
-        raise UserError("blocks of a TorchScript or compiled module cannot be removed; give the module it was made of")
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise UserError(f"the model cannot be copied, so no block removed: {reason(error)}") from error

@@ -11,7 +11,6 @@ keep them zero.
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distill.errors import UserError
+from distill.prune.copies import copied
 from distill.prune.examples import Example, reason
+from distill.prune.kept import by_reason
 from distill.prune.sparse.saliency import SALIENCIES, SaliencyName, saliency
 from distill.prune.sparse.zeros import Pattern, in_groups, keep_zeros_, read_pattern, sparse_weights
 
@@ -97,13 +98,15 @@ def sparsify(
         raise UserError(f"importance={importance!r}: must be one of {', '.join(SALIENCIES)}")
     if importance == "wanda" and groups is None and scope == "global":
         raise UserError("importance='wanda' ranks weights within a layer only; use scope='layer'")
-    work = _copied(model)
+    work = copied(model, to_be="made sparse")
     chosen, left = _choose(work, groups, ignore)
     scores = saliency(work, importance, chosen, batches, loss, limit)
     unseen = "its input was not seen by a hook" if importance == "wanda" else "the loss does not depend on it"
     left |= {name: unseen for name in chosen if name not in scores}
     if not scores:
-        raise UserError(f"no weight of the model can be sparse: {_reasons(left) or 'it has no Conv or Linear layer'}")
+        raise UserError(
+            f"no weight of the model can be sparse: {'; '.join(by_reason(left)) or 'it has no Conv or Linear layer'}"
+        )
     plain, before = stored_bytes(work)
     kept = _kept(scores, groups, pattern, scope)
     keep_zeros_(work, kept)
@@ -254,23 +257,7 @@ def _warnings(shares: Mapping[str, float], left: Mapping[str, str]) -> tuple[str
     found = [NO_FASTER]
     unasked = {name: why for name, why in left.items() if why != _IGNORED}
     if unasked:
-        found.append(f"left dense: {_reasons(unasked)}")
+        found.append(f"left dense: {'; '.join(by_reason(unasked))}")
     if empty:
         found.append(f"nothing is left of {', '.join(empty)}: lower the share, or use scope='layer'")
     return tuple(found)
-
-
-def _reasons(left: Mapping[str, str]) -> str:
-    reasons: dict[str, list[str]] = {}
-    for name, why in left.items():
-        reasons.setdefault(why, []).append(name)
-    return "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
-        raise UserError("a TorchScript or compiled module cannot be made sparse; give the module that it was made of")
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise UserError(f"the model cannot be copied, so not made sparse: {reason(error)}") from error
