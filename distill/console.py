@@ -61,7 +61,8 @@ class Console:
             self._tasks[what] = self._bars.add_task(what, total=total)
         self._bars.update(self._tasks[what], completed=done, total=total)
         if done >= total:
-            self._bars.update(self._tasks[what], visible=False)
+            # Steps come again: each time with a bar and a clock of its own.
+            self._bars.remove_task(self._tasks.pop(what))
 
     def _log(self, what: str, done: int, total: int) -> None:
         """Print when a step begins and ends, and once a minute between."""

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from distill.errors import UserError
 from distill.prune.copies import copied
-from distill.prune.counts import count
+from distill.prune.counts import Counts, count
 from distill.prune.cutting import Checks
 from distill.prune.depth.shallow import narrow_or_shallow
 from distill.prune.evidence import Evidence, Loss, Progress
@@ -89,8 +89,7 @@ def prune_channels(
             raise UserError("example: no tensor with a batch axis among the model's inputs")
         checks = Checks(at_batch(example, 2), logits, output_shapes(work, example, logits))
         before = count(work, *example)
-        widths = widths_of_layers(work)
-        job = Job(settings, kind, checks, ignored, widths, before, device, seed, progress, decided)
+        job = Job(settings, kind, checks, ignored, widths_of_layers(work), before, device, seed, progress, decided)
         data = Evidence(batches, loss, settings, progress)
         device = device if decided is None else None
         first_s = seconds_of_layers(work, checks.example, device)
@@ -105,15 +104,25 @@ def prune_channels(
         _restore(work, modes, frozen)
     if _marks(model) != original:
         raise RuntimeError("the model that came in was changed by its pruning")
-    now = widths_of_layers(work)
-    record = PruneRecord(
-        macs_before=before.macs,
+    record = _recorded(done, job, after, first_s, last_s)
+    shortfall, said = _outcome(settings, record, exhausted=done.exhausted, kept=bool(done.kept))
+    kept = by_reason({name or "the model's own attention": why for name, why in done.kept.items()})
+    stay = [f"not pruned: {one}" for one in kept]
+    return work, replace(record, shortfall=shortfall, warnings=(*warnings, *stay, *said))
+
+
+def _recorded(
+    done: Narrowed, job: Job, after: Counts, first_s: Mapping[str, float], last_s: Mapping[str, float]
+) -> PruneRecord:
+    now = widths_of_layers(done.model)
+    return PruneRecord(
+        macs_before=job.before.macs,
         macs_after=after.macs,
-        parameters_before=before.parameters,
+        parameters_before=job.before.parameters,
         parameters_after=after.parameters,
-        widths={name: (width, now.get(name, 0)) for name, width in widths.items()},
-        importance=kind,
-        asked=settings.asked,
+        widths={name: (width, now.get(name, 0)) for name, width in job.initial.items()},
+        importance=job.kind,
+        asked=job.settings.asked,
         ratio_achieved=done.ratio,
         latency_before_s=done.before_s,
         latency_after_s=done.after_s,
@@ -122,10 +131,6 @@ def prune_channels(
         blocks=tuple(block.name for block in done.blocks),
         decisions=tuple(dict(one) for one in done.decisions),
     )
-    shortfall, said = _outcome(settings, record, exhausted=done.exhausted, kept=bool(done.kept))
-    kept = by_reason({name or "the model's own attention": why for name, why in done.kept.items()})
-    stay = [f"not pruned: {one}" for one in kept]
-    return work, replace(record, shortfall=shortfall, warnings=(*warnings, *stay, *said))
 
 
 def _resolve_kind(settings: PruneSettings, batches: object, loss: object) -> tuple[str, list[str]]:

@@ -114,7 +114,8 @@ def _by_seconds(step: Step, share: float) -> tuple[Units, nn.Module]:
     # Pairs of what the layers take together, and what the whole took.
     known = [(step.costs.total({}), now_s)]
     tried = dict[tuple[tuple[str, int], ...], tuple[float, Units, nn.Module]]()
-    for _ in range(_CORRECTIONS):
+    for attempt in range(_CORRECTIONS):
+        step.job.tell("cutting and timing", attempt, _CORRECTIONS)
         aim_s = _aim(known, goal_s, exact=device.layers is not None)
         gone = choose_seconds(ladders, step.costs, aim_s)
         if device.layers is not None:
@@ -132,6 +133,7 @@ def _by_seconds(step: Step, share: float) -> tuple[Units, nn.Module]:
         if _is_near(seconds, goal_s):
             break
         known.append((step.costs.total(gone), seconds))
+    step.job.tell("cutting and timing", _CORRECTIONS, _CORRECTIONS)
     fast = [one for one in tried.values() if one[0] <= goal_s * NEAR_S[1]]
     # Of those that are fast enough the slowest lost least; where none is, the fastest comes nearest.
     seconds, units, pruned = max(fast, key=lambda one: one[0]) if fast else min(tried.values(), key=lambda one: one[0])

@@ -53,6 +53,11 @@ class Job:
     progress: Progress | None
     decided: Sequence[Decision] | None = None
 
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Say how far a part of the work is, to whoever asked."""
+        if self.progress is not None:
+            self.progress(what, done, total)
+
 
 @dataclass
 class Narrowed:

@@ -37,13 +37,14 @@ def narrow_or_shallow(done: Narrowed, job: Job, data: Evidence, *, share: float)
     best = narrow(_fork(done, original), job, data, share=share)
     lost = _loss(best.model, data)
     for blocks in _fewer(original, job, data):
+        what = f"without {len(blocks)} block{'s' if len(blocks) > 1 else ''}"
+        job.tell(what, 0, 1)
         shallow = _without(_fork(best, original), blocks, job)
         if shallow is None:
             break
         found = _to_speed(shallow, job, data, share=share)
         now = _loss(found.model, data)
-        if job.progress is not None:
-            job.progress(f"without {len(blocks)} blocks", len(blocks), len(blocks))
+        job.tell(what, 1, 1)
         if now >= lost and _is_fast(best, job, share):
             break  # fewer blocks are worse, and still fewer will be
         best, lost = found, now
