@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.prune.attention.heads import AttentionGroup, attention_groups, cut_attention
+
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Chosen = dict[str, list[int]]
+"""Channels that go, by the name of their group."""
 
 TEXT = {
     "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -231,3 +236,30 @@ def make(family: Family, seed: int = 0) -> nn.Module:
             # Norms' factors stay near 1, tables and biases get values.
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter if parameter.ndim == 1 else 0))
     return model
+
+
+def groups_of(model: nn.Module) -> list[AttentionGroup]:
+    return [group for group in attention_groups(model) if isinstance(group, AttentionGroup)]
+
+
+def some_units(model: nn.Module, seed: int) -> Chosen:
+    """Choose some units of every group by chance: at least one goes and one stays."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = {}
+    for group in groups_of(model):
+        most = len(group.units) - (8 if group.kind == "head_dim" else 1)
+        number = int(torch.randint(1, most + 1, (), generator=generator))
+        picked = torch.randperm(len(group.units), generator=generator)[:number].tolist()
+        chosen[group.name] = [channel for unit in picked for channel in group.units[unit]]
+    return chosen
+
+
+def cut(model: nn.Module, chosen: Chosen) -> nn.Module:
+    result = copy.deepcopy(model)
+    for name, channels in chosen.items():
+        cut_attention(result, name, channels)
+    return result
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
