@@ -20,7 +20,7 @@ from .callables import TorchCallable
 from .facts import Facts, read_facts
 from .inputs import Array, Feeds, Place, make_inputs, places_of
 from .jobs import ArmSpec, Timing, inspect_file, time_arms
-from .machine import fingerprint, machine, of_board
+from .machine import board_of, fingerprint, machine
 from .profile import summarize, unfused_warning
 from .records import Case, Model, Ratio, Report, Row
 from .sessions import provider_options
@@ -142,7 +142,7 @@ def inspect(path: Path, facts: Facts, options: Options, *, arm: int | None = Non
     command = options.commands.get(arm) if arm is not None else None
     python = command[0] if command else None
     answer = inspect_file(path, target, feeds, timeout_s=options.timing.timeout_s, python=python)
-    where = machine() if options.target.measure is None else of_board(answer["board"])
+    where = board_of(answer, options.target.measure) or machine()
     return Inspected(model_of(answer, facts, target.provider), where)
 
 

@@ -206,6 +206,11 @@ def of_board(about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def board_of(answer: Mapping[str, Any], command: str | None) -> dict[str, Any] | None:
+    """Describe the machine that a job's answer came from, where a command had it run on another one."""
+    return None if command is None else of_board(answer["board"])
+
+
 def fingerprint(now: Mapping[str, Any] | None = None) -> str:
     """Hash (sha256) what stays the same on a machine: processor, flags, usable threads, system, GPUs with driver.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from . import runner
 from .bench import case_of, effects_of
 from .inputs import Array, Feeds, make_inputs
 from .jobs import ArmSpec, Timing, time_arms
-from .machine import usable_threads
+from .machine import board_of, usable_threads
 from .records import Case, Ratio
 from .sessions import provider_options
 from .settings import BenchmarkSettings
@@ -26,7 +27,8 @@ class Latency:
     `provider` is the one that really ran, `inputs` the shape of every input. `p50_s` is the median as found, `quiet_s`
     the lowest decile, both in seconds over the turns of all sessions; `samples` counts the calls behind them. `load_s`
     is the median time to open a session, never part of a call. On a GPU inputs and outputs stay on the device;
-    `end_to_end_s` is the median with the copies, and None on a CPU.
+    `end_to_end_s` is the median with the copies, and None on a CPU. `board` describes the machine, in the words of
+    `machine()`, where it was another one.
     """
 
     target: str
@@ -40,6 +42,7 @@ class Latency:
     load_s: float = 0.0
     end_to_end_s: float | None = None
     provider_options: dict[str, str] = field(default_factory=dict)
+    board: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -78,7 +81,8 @@ def measure(
     settings = settings or BenchmarkSettings()
     feeds = make_inputs(path, batch, given=given)
     answer = time_arms([ArmSpec(Path(path), feeds)], target, Timing.of(settings))
-    return _latency(case_of(answer, batch, target.threads, [_shapes(feeds)]), 0, path, target)
+    case = case_of(answer, batch, target.threads, [_shapes(feeds)])
+    return _latency(case, 0, path, target, board_of(answer, target.measure))
 
 
 def compare(
@@ -107,9 +111,10 @@ def compare(
     row = case.rows[1]
     assert row.ratio is not None
     assert row.quiet_ratio is not None
+    board = board_of(answer, target.measure)
     return Comparison(
-        baseline=_latency(case, 0, baseline, target),
-        candidate=_latency(case, 1, candidate, target),
+        baseline=_latency(case, 0, baseline, target, board),
+        candidate=_latency(case, 1, candidate, target, board),
         speedup=Ratio(1 / row.ratio.value, 1 / row.ratio.high, 1 / row.ratio.low),
         quiet_speedup=1 / row.quiet_ratio,
         session_pairs=len(case.pairs),
@@ -123,7 +128,7 @@ def _shapes(feeds: Feeds) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in feeds.items()}
 
 
-def _latency(case: Case, arm: int, path: str | Path, target: Target) -> Latency:
+def _latency(case: Case, arm: int, path: str | Path, target: Target, board: dict[str, Any] | None) -> Latency:
     """Take one file's latency out of a timing."""
     row = case.rows[arm]
     return Latency(
@@ -138,6 +143,7 @@ def _latency(case: Case, arm: int, path: str | Path, target: Target) -> Latency:
         load_s=row.load_s,
         end_to_end_s=row.end_to_end_s,
         provider_options=provider_options(target),
+        board=board,
         warnings=tuple(f"{path}: {text}" for text in (*_of_file(case, arm, target), *case.warnings)),
     )
 

@@ -197,7 +197,7 @@ class Context:
 
 
 def _latency_row(latency: Any, speedup: Any, quiet: float | None, warnings: tuple[str, ...]) -> dict[str, Any]:
-    names = ("target", "provider", "inputs", "batch", "threads", "p50_s", "quiet_s", "samples")
+    names = ("target", "provider", "inputs", "batch", "threads", "p50_s", "quiet_s", "samples", "board")
     row = {name: getattr(latency, name) for name in names}
     # The stage is named by its record; the path of its file would only be long.
     remarks = [f"batch {latency.batch}: {text.split('model.onnx: ')[-1]}" for text in warnings]

@@ -261,13 +261,14 @@ def _result(ctx: Context, run: _Run, smoke: bool) -> RunResult:
         verdict=judged.verdict if judged else "met",
         latency_verdict=latency_verdict(limit, shipped.latency),
     )
+    board = next((one.board for one in shipped.latency if one.board), None)
     warnings = _run_warnings(ctx, run, shipped.test, total, shipped.latency)
     missed = "missed" in (total.verdict, total.latency_verdict) and not smoke
     return RunResult(
         folder=str(ctx.folder.path),
         task=ctx.config.task,
         config=to_dict(ctx.config),
-        machine=machine() | {"training": str(ctx.device)},
+        machine=machine() | {"training": str(ctx.device)} | ({"timed on": board} if board else {}),
         target=dataclasses.asdict(ctx.target) | {"unmeasured": ctx.unmeasured},
         stages=records,
         final=run.final,

@@ -51,7 +51,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class StageLatency:
-    """A stage's shipped form, timed at one batch size; ``speedup`` is over the teacher's fp32 ONNX file."""
+    """A stage's shipped form, timed at one batch size; ``speedup`` is over the teacher's fp32 ONNX file.
+
+    ``board`` describes the machine that it was timed on, where it was not the one of the run.
+    """
 
     target: str
     provider: str
@@ -63,6 +66,7 @@ class StageLatency:
     samples: int
     speedup: Estimate | None = None
     quiet_speedup: float | None = None
+    board: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from torch import nn
 
@@ -24,7 +25,11 @@ from distill.prune.step import Job, Narrowed, Step, Units
 _CORRECTIONS = 5  # cuts at most, until what was reached is what was asked for
 _CLOSE = 0.01  # shares this near are reached
 FAR = 0.05  # shares this far are missed
+_FAR_FAST = 0.1  # speeds this much too high cost channels that nobody asked for
 NEAR_S = (0.94, 1.01)  # seconds over those asked for that are reached
+
+Tried: TypeAlias = tuple[float, Units, nn.Module]
+"""Seconds of a cut, the units that went, and the model that came of it."""
 
 
 def narrow(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowed:
@@ -113,7 +118,7 @@ def _by_seconds(step: Step, share: float) -> tuple[Units, nn.Module]:
     now_s = step.done.after_s or before_s
     # Pairs of what the layers take together, and what the whole took.
     known = [(step.costs.total({}), now_s)]
-    tried = dict[tuple[tuple[str, int], ...], tuple[float, Units, nn.Module]]()
+    tried = dict[tuple[tuple[str, int], ...], Tried]()
     for attempt in range(_CORRECTIONS):
         step.job.tell("cutting and timing", attempt, _CORRECTIONS)
         aim_s = _aim(known, goal_s, exact=device.layers is not None)
@@ -134,11 +139,22 @@ def _by_seconds(step: Step, share: float) -> tuple[Units, nn.Module]:
             break
         known.append((step.costs.total(gone), seconds))
     step.job.tell("cutting and timing", _CORRECTIONS, _CORRECTIONS)
-    fast = [one for one in tried.values() if one[0] <= goal_s * NEAR_S[1]]
-    # Of those that are fast enough the slowest lost least; where none is, the fastest comes nearest.
-    seconds, units, pruned = max(fast, key=lambda one: one[0]) if fast else min(tried.values(), key=lambda one: one[0])
+    seconds, units, pruned = _kept(list(tried.values()), goal_s)
     step.done.after_s = seconds
     return units, pruned
+
+
+def _kept(tried: Sequence[Tried], goal_s: float) -> Tried:
+    """Choose a cut by its seconds, among those that were tried."""
+    fast = [one for one in tried if one[0] <= goal_s * NEAR_S[1]]
+    # Of those that are fast enough the slowest lost least; one that is far too fast lost more than was asked for.
+    slowest = max(fast, key=lambda one: one[0], default=None)
+    if slowest is not None and slowest[0] >= goal_s / (1 + _FAR_FAST):
+        return slowest
+    reached = [one for one in tried if one[0] <= goal_s * (1 + FAR)]
+    if reached:
+        return min(reached, key=lambda one: abs(math.log(one[0] / goal_s)))
+    return min(tried, key=lambda one: one[0])
 
 
 def _is_near(seconds: float, goal_s: float) -> bool:

@@ -179,4 +179,6 @@ def test_a_board_is_measured_by_the_command_that_the_target_names(variant: Varia
     assert set(statuses(done).values()) <= {"done", "reverted"}
     assert done.result.comparison.speedup is not None
     assert {row.target for row in done.result.stage("teacher").latency} == {"arm"}
+    assert done.result.machine["timed on"]["versions"]["onnxruntime"]
+    assert "timed on" in (done.folder / "report.md").read_text()
     assert done.result.stage("quantize").detail["quantization"]["scheme"] == "s8s8"

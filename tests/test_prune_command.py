@@ -192,6 +192,26 @@ def test_what_is_not_faster_does_not_ship(
     assert not Path("out").exists()
 
 
+BOARD = """
+import json, subprocess, sys
+from pathlib import Path
+subprocess.run([sys.executable, "-I", "runner.py"], cwd=sys.argv[1], check=True)
+result = Path(sys.argv[1], "result.json")
+answer = json.loads(result.read_text())
+answer["board"] |= {"cpu": "A processor of its own", "onnxruntime": "1.2.3"}
+result.write_text(json.dumps(answer))
+"""
+
+
+def test_what_a_board_measured_is_reported_with_the_board(capsys: Any) -> None:
+    Path("board.py").write_text(BOARD)
+    words = ("--ratio", 0.5, "--measure", f"{sys.executable} board.py", "--pairs", 2, "--seconds", 0.05)
+    assert typed("--model", "net.py:make", *words, "--out", "out", *SHAPE) == 0
+    assert "A processor of its own, 1 thread(s), CPUExecutionProvider, float32, onnxruntime 1.2.3" in said_of(capsys)
+    assert read()["machine"]["cpu"] == "A processor of its own"
+    assert "A processor of its own" in Path("out/report.md").read_text()
+
+
 @pytest.mark.usefixtures("unexported")
 def test_noise_ships_and_is_called_noise(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     use_a_clock(monkeypatch, ratio=1.0)

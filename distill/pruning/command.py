@@ -306,7 +306,10 @@ def _timed(outcome: Outcome, words: Words, start: Start, after: ModelProto) -> O
     warnings = [*outcome.warnings, *found.warnings]
     if status == "done" and speed.low < 1:
         warnings.append(f"no speed-up was shown ({shown}): at this batch it is not the widths that take the time")
-    return replace(outcome, status=status, why=why, latency=latency, warnings=tuple(dict.fromkeys(warnings)))
+    where = found.candidate.board or outcome.machine
+    return replace(
+        outcome, status=status, why=why, latency=latency, machine=where, warnings=tuple(dict.fromkeys(warnings))
+    )
 
 
 def _written(words: Words, wanted: Asked, start: Start, pruned: nn.Module, after: ModelProto, outcome: Outcome) -> None:

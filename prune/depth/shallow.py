@@ -21,7 +21,7 @@ from distill.prune.depth.damage import rank_blocks
 from distill.prune.depth.skipped import Block, skip_blocks
 from distill.prune.evidence import Evidence
 from distill.prune.graph import prepare
-from distill.prune.narrow import NEAR_S, narrow
+from distill.prune.narrow import FAR, NEAR_S, narrow
 from distill.prune.step import Job, Narrowed
 
 _STEPS = (1, 1, 1, 2, 3)  # blocks that go at once
@@ -45,7 +45,7 @@ def narrow_or_shallow(done: Narrowed, job: Job, data: Evidence, *, share: float)
         found = _to_speed(shallow, job, data, share=share)
         now = _loss(found.model, data)
         job.tell(what, 1, 1)
-        if now >= lost and _is_fast(best, job, share):
+        if now >= lost and _is_fast(best, job, share, slack=FAR):
             break  # fewer blocks are worse, and still fewer will be
         best, lost = found, now
     return best
@@ -98,11 +98,11 @@ def _to_speed(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narr
     return narrow(done, job, data, share=share)
 
 
-def _is_fast(done: Narrowed, job: Job, share: float) -> bool:
+def _is_fast(done: Narrowed, job: Job, share: float, slack: float = NEAR_S[1] - 1) -> bool:
     assert done.before_s is not None
     assert done.after_s is not None
     goal_s = done.before_s / job.settings.asked[1] ** share
-    return bool(done.after_s <= goal_s * NEAR_S[1])
+    return bool(done.after_s <= goal_s * (1 + slack))
 
 
 def _loss(model: nn.Module, data: Evidence) -> float:

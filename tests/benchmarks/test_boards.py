@@ -51,6 +51,8 @@ def test_a_target_with_a_command_is_measured_by_it(
     found = compare(conv(layers=60, name="a.onnx"), conv(layers=1, name="b.onnx"), target, 2, settings=quick)
     assert found.speedup.value > 1.5
     assert found.candidate.target == target.name
+    assert found.candidate.board is not None
+    assert found.candidate.board["versions"]["onnxruntime"]
     assert profile(conv(layers=3), target, make_inputs(conv(layers=3), 1)).float_ == 3
 
 

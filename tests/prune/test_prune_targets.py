@@ -187,6 +187,23 @@ def test_a_lucky_reading_is_not_taken_for_a_speed() -> None:
     assert (record.achieved or 0) >= 1.98
 
 
+@pytest.mark.parametrize(("shares", "achieved"), [((0.513, 0.38), 1.95), ((0.54, 0.38), 2.63), ((0.48, 0.38), 2.08)])
+def test_a_speed_just_missed_is_better_than_one_that_costs_far_more(
+    shares: tuple[float, float], achieved: float
+) -> None:
+    """The device knows three times only: of the whole, of less than 60 % and of less than 46 % of the MACs."""
+    case = PLAIN
+    whole = count(make(case), *case.example()).macs
+
+    def measure(model: nn.Module) -> float:
+        left = count(model, *case.example()).macs / whole
+        return 1e-3 * (1.0 if left > 0.6 else shares[0] if left > 0.46 else shares[1])
+
+    _, record = pruned(case, speedup=2.0, round_to=8, device=Device(measure))
+    assert record.achieved == pytest.approx(achieved, abs=0.01)
+    assert record.shortfall is None
+
+
 def test_widths_end_where_the_stairs_do() -> None:
     pretended = Pretended(PLAIN)
     _, record = pruned(PLAIN, speedup=2.0, round_to=4, device=pretended.device())
