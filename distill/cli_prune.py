@@ -39,7 +39,8 @@ def prune(
     importance: Annotated[
         str | None,
         typer.Option(
-            help="taylor, hessian, group_norm, magnitude, l2, bn_scale, random; taylor with --data, else group_norm",
+            help="gauss_newton, taylor, hessian, group_norm, magnitude, l2, bn_scale, random; "
+            "gauss_newton with --data, else group_norm",
             rich_help_panel=_CHOICE,
         ),
     ] = None,

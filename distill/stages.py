@@ -179,7 +179,7 @@ def prune(ctx: Context, base: Artifact, taught_by: Artifact) -> Made:
                 PruneSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(PruneSettings)}),
                 example=example(ctx.task),
                 batches=_numbered(ctx, recovery.batch_size),
-                loss=_taylor_loss(ctx, teach, loss),
+                loss=_distillation_loss(ctx, teach, loss),
                 logits=ctx.task.logits,
                 device=None if timer is None else timer.device(ctx.folder.cache),
                 recover=partial(_between, ctx, settings, recovery, distillation, (teach, loss)),
@@ -497,7 +497,7 @@ def _numbered(ctx: Context, size: int) -> list[tuple[Tensor, Any]]:
     return found
 
 
-def _taylor_loss(ctx: Context, teach: Teach, loss: StepLoss) -> Callable[[nn.Module, Any], Tensor]:
+def _distillation_loss(ctx: Context, teach: Teach, loss: StepLoss) -> Callable[[nn.Module, Any], Tensor]:
     def value(model: nn.Module, numbered: tuple[Tensor, Any]) -> Tensor:
         index, batch = numbered
         where = next(model.parameters()).device

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune.graph import ChannelGroup
-from distill.prune.importance import FROM_BATCHES
+from distill.prune.importance import FROM_BATCHES, OF_LOGITS
 from distill.prune.settings import PruneSettings
 
 Progress = Callable[[str, int, int], None]
@@ -19,12 +21,17 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class Evidence:
-    """The batches, read anew each time, and the loss over them."""
+    """The batches, read anew each time, and the loss over them; ``logits`` takes those from the model's output."""
 
     def __init__(
-        self, batches: Iterable[Any] | None, loss: Loss | None, settings: PruneSettings, progress: Progress | None
+        self,
+        batches: Iterable[Any] | None,
+        loss: Loss | None,
+        logits: Callable[[Any], Tensor],
+        settings: PruneSettings,
+        progress: Progress | None,
     ) -> None:
-        self._limit, self._loss, self._progress = settings.batches, loss, progress
+        self._limit, self._loss, self._logits, self._progress = settings.batches, loss, logits, progress
         self._batches = batches
 
     @property
@@ -53,13 +60,15 @@ class Evidence:
             UserError: there is no batch, or the loss is no number or does not depend on the parameters.
         """
         found: dict[str, Tensor] = {}
-        for value in self._losses(model, kind):
-            value.backward()  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                for group in groups:
-                    change = FROM_BATCHES[kind](group)
-                    if change is not None:
-                        found[group.name] = found.get(group.name, torch.zeros_like(change)) + change
+        with _last_output(model) as last:
+            for value in self._losses(model, kind):
+                start = _signed_sum(self._logits, last) if kind in OF_LOGITS else value
+                start.backward()  # type: ignore[no-untyped-call]
+                with torch.no_grad():
+                    for group in groups:
+                        change = FROM_BATCHES[kind](group)
+                        if change is not None:
+                            found[group.name] = found.get(group.name, torch.zeros_like(change)) + change
         model.zero_grad(set_to_none=True)
         return found
 
@@ -89,3 +98,40 @@ class Evidence:
         for batch in batches:
             model.zero_grad(set_to_none=True)
             yield loss(model, batch)
+
+
+@contextmanager
+def _last_output(model: nn.Module) -> Iterator[list[Any]]:
+    """Keep what the model said last: a list of one, or of none before it is called."""
+    last: list[Any] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        last[:] = [output]
+
+    hook = model.register_forward_hook(keep)
+    try:
+        yield last
+    finally:
+        hook.remove()
+        last.clear()
+
+
+def _signed_sum(logits: Callable[[Any], Tensor], last: list[Any]) -> Tensor:
+    """Return Σ ±z / √rows over the logits of a batch: its gradient's square is the mean of a row's, over the signs.
+
+    What is added to all logits of a row alike changes no answer, and does not count.
+
+    Raises:
+        UserError: the loss did not call the model, or its logits do not depend on the parameters.
+    """
+    if not last:
+        raise UserError("loss(model, batch) must call the model: the importance 'gauss_newton' reads its logits")
+    values = logits(last.pop()).float()
+    if values.grad_fn is None:
+        raise UserError("the logits do not depend on the model's parameters; the importance 'gauss_newton' needs that")
+    told = values.isfinite()  # a mask of -inf has no gradient
+    signs = torch.randint(2, values.shape).to(values) * 2 - 1
+    if values.ndim > 1 and values.shape[-1] > 1:
+        signs = signs - signs.mean(-1, keepdim=True)
+    total: Tensor = (torch.where(told, values, 0) * signs).sum()
+    return total / math.sqrt(values.shape[0])

@@ -148,7 +148,7 @@ class Ladder:
     """A group's units in order of what they are worth, and the counts at which a cut may stop.
 
     ``harm[n]`` is what the model loses when the ``n`` cheapest units go: -log of the share of importance that stays,
-    times the layers that lose a filter each. So the last channels of a layer are the dearest, whatever their scores.
+    times what the group is worth beside others. So the last channels of a layer are the dearest, whatever their scores.
     """
 
     name: str
@@ -159,7 +159,7 @@ class Ladder:
 
 
 def ladder(candidate: Candidate, weight: float, *, round_to: int, max_ratio: float) -> Ladder:
-    """Describe how a candidate is narrowed; ``weight`` counts the layers that make its channels."""
+    """Describe how a candidate is narrowed; ``weight`` is its worth beside others."""
     parts = blocks(candidate, round_to=round_to, max_ratio=max_ratio)
     ranked = tuple(sorted(range(len(candidate.scores)), key=lambda unit: (candidate.scores[unit], unit)))
     total = sum(candidate.scores)

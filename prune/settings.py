@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-ImportanceName = Literal["magnitude", "l2", "group_norm", "taylor", "hessian", "bn_scale", "random"]
+ImportanceName = Literal["magnitude", "l2", "group_norm", "taylor", "hessian", "gauss_newton", "bn_scale", "random"]
 TARGETS = ("ratio", "macs", "parameters", "speedup")
 _DEFAULT_RATIO = 0.3
 
@@ -38,9 +38,10 @@ class PruneSettings:
         "A layer narrower than this is left as it is. 1: any width.",
     )
     importance: ImportanceName = Field(
-        default="taylor",
-        description="What a channel is worth: taylor (loss change, first order; needs data), hessian (second order, "
-        "needs data), group_norm (L2 norm of all weights that go with it), magnitude (L1 norm of its own filters), "
+        default="gauss_newton",
+        description="What a channel is worth: gauss_newton (squared change of the logits; needs data), taylor (loss "
+        "change, first order; needs data), hessian (second order; needs data), "
+        "group_norm (L2 norm of all weights that go with it), magnitude (L1 norm of its own filters), "
         "l2 (their L2 norm), bn_scale (batch-norm factor), random.",
     )
     without_batches: Literal["refuse", "group_norm"] = Field(
@@ -51,7 +52,8 @@ class PruneSettings:
     global_: bool = Field(
         default=True,
         description="True: layers of one pattern compete for the channels that stay (isomorphic pruning, "
-        "arXiv 2407.04616). False: every layer loses the same share.",
+        "arXiv 2407.04616); with gauss_newton and a share of the MACs or parameters all layers do, by what they save. "
+        "False: every layer loses the same share.",
     )
     max_ratio: Annotated[float, Ge(0), Lt(1)] = Field(default=0.7, description="No layer loses more than this share.")
     heads: bool = Field(

@@ -16,7 +16,7 @@ from distill.prune.cutting import Checks, Progress, cut
 from distill.prune.depth.skipped import Block, skipped_of
 from distill.prune.evidence import Evidence
 from distill.prune.graph import ChannelGroup, Graph, is_depthwise
-from distill.prune.importance import FROM_BATCHES, unit_scores
+from distill.prune.importance import FROM_BATCHES, mean_score, unit_scores
 from distill.prune.latency import (
     Device,
     Ladder,
@@ -112,12 +112,17 @@ class Step:
         known = [group for group in self.groups if not group.kept]
         evidence = data.gathered(self.model, known, job.kind) if job.kind in FROM_BATCHES else {}
         self.scores: dict[str, list[float]] = {}
+        self.means: dict[str, float] = {}
+        """The mean score of each group, where groups can be compared by it."""
         for group in known:
             found = unit_scores(group, job.kind, job.seed, evidence)
             if found is None:
                 done.kept.setdefault(group.name, f"importance {job.kind!r} says nothing about it, or 0 throughout")
             else:
                 self.scores[group.name] = found
+                mean = mean_score(group, job.kind, evidence)
+                if mean is not None:
+                    self.means[group.name] = mean
         self.sizes = Sizes(self.model, self.groups, checks.example)
         self._costs: LayerCosts | None = None
 
@@ -127,27 +132,48 @@ class Step:
         return [group for group in self.groups if group.name not in self.done.kept]
 
     def candidates(self) -> list[Candidate]:
-        """Describe the free groups for the choice."""
-        whole = self.job.settings.global_
-        return [
-            Candidate(
-                name=group.name,
-                scope=group.pattern if whole else group.name,
-                scores=tuple(self.scores[group.name]),
-                unit=len(group.units[0]),
-                initial=self.done.widths[group.name][0],
+        """Describe the free groups for the choice.
+
+        Layers of one pattern compete; where scores can be compared and what is to be saved is known, all layers do.
+        """
+        whole, asked = self.job.settings.global_, self.job.settings.asked[0]
+        by_saving = whole and asked in ("macs", "parameters")
+        found = []
+        for group in self.free:
+            scores, scope = self.scores[group.name], group.pattern if whole else group.name
+            if by_saving and group.name in self.means:
+                worth = self.means[group.name] / self._saving(group, asked)
+                scores, scope = [score * worth for score in scores], ""
+            found.append(
+                Candidate(
+                    name=group.name,
+                    scope=scope,
+                    scores=tuple(scores),
+                    unit=len(group.units[0]),
+                    initial=self.done.widths[group.name][0],
+                )
             )
-            for group in self.free
-        ]
+        return found
+
+    def _saving(self, group: ChannelGroup, what: str) -> float:
+        """Return the share of the MACs or parameters that goes with a unit, when half of the group goes."""
+        half = max(1, len(group.units) // 2)
+        return max(1e-12, (1 - self.sizes.left({group.name: half})[what]) / half)
 
     def ladders(self, candidates: list[Candidate]) -> list[Ladder]:
         """Describe how each candidate is narrowed, by what its kernels like."""
         settings = self.job.settings
-        makers = {group.name: max(1, sum(map(_makes, group.members))) for group in self.free}
+        weights = {group.name: self._weight(group) for group in self.free}
         return [
-            ladder(one, makers[one.name], round_to=settings.round_to, max_ratio=settings.max_ratio)
+            ladder(one, weights[one.name], round_to=settings.round_to, max_ratio=settings.max_ratio)
             for one in candidates
         ]
+
+    def _weight(self, group: ChannelGroup) -> float:
+        """Return what a group is worth to others: all its scores where they compare, else the layers that make it."""
+        if self.job.settings.global_ and group.name in self.means:
+            return self.means[group.name] * len(group.units)
+        return max(1, sum(map(_makes, group.members)))
 
     @property
     def costs(self) -> LayerCosts:

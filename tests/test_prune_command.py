@@ -99,7 +99,7 @@ def test_rows_choose_teach_and_judge(capsys: Any) -> None:
     told = capsys.readouterr().out
     found = json.loads(told)
     assert found == read()
-    assert found["record"]["importance"] == "taylor"
+    assert found["record"]["importance"] == "gauss_newton"
     assert found["epochs"] == 2
     quality = found["quality"]
     assert (quality["rows"], quality["labelled"], quality["apart"], quality["before"]) == (48, True, True, 1.0)
@@ -172,7 +172,7 @@ def test_whole_blocks_go_where_rows_can_tell(monkeypatch: pytest.MonkeyPatch, ca
     use_a_clock(monkeypatch, seconds=lambda macs: 1e-4 + macs * 1e-9)
     words = ("--speedup", 1.5, "--data", "rows.npz", "--out", "out")
     assert typed("--model", "net.py:Blocks", *words) in (0, 1)  # what goes is another test's
-    assert "importance: taylor" in said_of(capsys)
+    assert "importance: gauss_newton" in said_of(capsys)
 
 
 @pytest.mark.usefixtures("unexported")

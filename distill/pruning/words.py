@@ -15,7 +15,7 @@ from distill.errors import UserError
 from distill.prune.settings import TARGETS, PruneSettings
 from distill.prune.sparse.zeros import Pattern, read_pattern
 
-FROM_DATA = ("taylor", "hessian")
+FROM_DATA = ("gauss_newton", "taylor", "hessian")
 _DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -117,7 +117,7 @@ def _settings(words: Words) -> PruneSettings:
     chosen: dict[str, Any] = {
         name: getattr(words, name) for name in (*TARGETS, "round_to", "max_ratio", "steps", "depth", "heads")
     }
-    chosen["importance"] = words.importance or ("group_norm" if words.data is None else "taylor")
+    chosen["importance"] = words.importance or ("group_norm" if words.data is None else "gauss_newton")
     try:
         return PruneSettings(**chosen, global_=not words.uniform)
     except ValidationError as error:

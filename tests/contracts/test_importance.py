@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune import IMPORTANCES, PruneRecord, PruneSettings, prune_channels
+from distill.prune import IMPORTANCES, PruneRecord, PruneSettings, count, prune_channels
+from distill.prune.evidence import Evidence
+from distill.prune.graph import ChannelGroup, Graph
+from distill.prune.importance import of_units
 from distill.prune.settings import ImportanceName
 
 KINDS = list(IMPORTANCES)
@@ -153,6 +156,72 @@ def test_taylor_is_the_squared_first_order_change_of_each_batch_added_up() -> No
     kept = sorted(score.argsort(descending=True)[:12].tolist())
     result, _ = prune("taylor", model, global_=False)
     assert torch.equal(result[6].bias, model[6].bias[kept])
+
+
+def scored(model: nn.Module, sample: Tensor, batches: list[Batch]) -> dict[str, Tensor]:
+    """Return what gauss_newton says about each group, averaged over the batches."""
+    settings = PruneSettings(batches=len(batches))
+    graph = Graph(model, ((sample,), {}), lambda output: output)
+    groups = [group for group in graph.groups() if not group.is_output]
+    found = Evidence(batches, loss, lambda output: output, settings, None).gathered(model, groups, "gauss_newton")
+    return {name: value / len(batches) for name, value in found.items()}
+
+
+def test_gauss_newton_is_what_the_logits_lose_with_the_channel() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    rows = torch.randn(32, 5)
+    found = scored(model, rows[:2], [(rows, torch.zeros(32, dtype=torch.long))] * 4000)
+    # The logits are linear in the channels of the last hidden layer, so the first order is all there is.
+    activations = model[1](model[0](rows)).double()
+    change = activations.T[:, :, None] * model[2].weight.double().T[:, None, :]  # [channels, rows, classes]
+    change -= change.mean(2, keepdim=True)  # what all logits gain alike changes no answer
+    exact = change.square().sum(2).mean(1).detach()
+    torch.testing.assert_close(found["0"], exact, rtol=0.1, atol=1e-3 * float(exact.max()))
+
+
+def test_gauss_newton_squares_what_goes_together_as_one() -> None:
+    group = ChannelGroup("0", members=(), units=((0, 1), (2, 3)), is_output=False, pattern="", kept=None)
+    change = torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
+    assert of_units(group, change).tolist() == [0.0, 0.0, 2.0, 2.0]
+
+
+def test_gauss_newton_takes_from_any_layer_what_no_answer_needs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[2].weight[:, ::2] = 0  # nothing reads every second channel of the first layer
+        model[2].bias.fill_(1)  # all others speak
+        model[6].bias.fill_(1)
+    dead = count(nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), *model[3:]),
+                 (torch.zeros(2, 1, 6, 6),), {}).macs  # fmt: skip
+    share = dead / count(model, (torch.zeros(2, 1, 6, 6),), {}).macs
+    images = data()[0][0]
+    result, record = prune("gauss_newton", model, ratio=None, macs=share, round_to=2)
+    assert record.widths == {"0": (16, 8), "2": (16, 16), "6": (32, 32), "8": (4, 4)}
+    torch.testing.assert_close(result(images), model(images))
+
+
+def test_gauss_newton_needs_the_model_in_the_loss() -> None:
+    with pytest.raises(UserError, match="must call the model"):
+        prune("gauss_newton", loss=lambda model, batch: next(model.parameters()).sum())
+
+
+def test_a_mask_of_minus_infinity_among_the_logits_is_no_obstacle() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).masked_fill(torch.tensor([False, False, True, False]), -torch.inf)
+
+    free = [(image, label.clamp(max=1)) for image, label in data()]
+    _, record = prune("gauss_newton", Masked(), batches=free)
+    assert record.ratio_achieved == pytest.approx(0.5, abs=0.11)
 
 
 def test_taylor_reads_no_more_batches_than_it_may() -> None:
