@@ -356,6 +356,32 @@ def test_idle_blocks_go_before_channels_do_where_that_is_as_fast(depth: str) -> 
         assert replayed.widths == record.widths
 
 
+# Layers weighed against each other ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [{"macs": 0.6}, {"parameters": 0.6}, {"speedup": 1.4, "depth": "off", "round_to": 8}])
+def test_what_the_logits_do_not_need_goes_first_from_whichever_layer(asked: dict[str, Any]) -> None:
+    model = make(DEEP)
+    batches, loss = labelled(model)
+    words = {
+        "importance": "gauss_newton",
+        "batches": batches,
+        "loss": loss,
+        "device": Pretended(DEEP).device(),
+        **asked,
+    }
+    result, record = pruned(DEEP, model, max_ratio=0.8, **words)
+    left = {name: record.widths[f"blocks.{name}.one"][1] for name in range(4)}
+    assert left[0] == 32
+    assert max(left[1], left[2], left[3]) <= 16
+    with torch.no_grad():
+        whole = model.eval()(batches[0])
+        torch.testing.assert_close(result.eval()(batches[0]), whole, rtol=0, atol=1e-3 * float(whole.abs().max()))
+    if "speedup" not in asked:
+        _, level = pruned(DEEP, model, max_ratio=0.8, global_=False, **words)
+        assert level.widths["blocks.0.one"][1] < 32
+
+
 # What is told without cutting -----------------------------------------------------------------------------------------
 
 
