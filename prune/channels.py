@@ -61,8 +61,7 @@ def prune_channels(
         settings: how much goes and how it is chosen.
         example: (args, kwargs) of one forward call; tensors hold the batch in their first axis.
         batches: data for an importance that needs them; up to ``settings.batches`` are read for each step.
-        loss: (model, batch) -> scalar, with the model in eval mode; of what the model says in it, ``gauss_newton``
-            reads the logits.
+        loss: (model, batch) -> scalar, with the model in eval mode; ``gauss_newton`` reads what the model says in it.
         logits: takes the logits from the model's output.
         ignore: names of modules whose layers keep their output width.
         device: measures; needed for ``speedup``, and for other targets it moves widths to the ends of its stairs.
@@ -91,7 +90,7 @@ def prune_channels(
         checks = Checks(at_batch(example, 2), logits, output_shapes(work, example, logits))
         before = count(work, *example)
         job = Job(settings, kind, checks, ignored, widths_of_layers(work), before, device, seed, progress, decided)
-        data = Evidence(batches, loss, logits, settings, progress)
+        data = Evidence(batches, loss, logits, settings, progress, seed)
         device = device if decided is None else None
         first_s = seconds_of_layers(work, checks.example, device)
         done = Narrowed(work)

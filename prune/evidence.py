@@ -1,10 +1,8 @@
-"""What batches of data say about channels: the loss is run backwards over each, and what it says is added up."""
+"""What batches of data say about channels: a backward pass over each, from the loss or the logits, and all added up."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -14,9 +12,11 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune.graph import ChannelGroup
 from distill.prune.importance import FROM_BATCHES, OF_LOGITS
+from distill.prune.projection import class_axis, differentiable, outputs_of, signed_sum
 from distill.prune.settings import PruneSettings
 
 Progress = Callable[[str, int, int], None]
+_DRAWS = 32  # of signs at least, over all batches: their noise is what the scores of few batches are made of
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -30,8 +30,10 @@ class Evidence:
         logits: Callable[[Any], Tensor],
         settings: PruneSettings,
         progress: Progress | None,
+        seed: int = 0,
     ) -> None:
         self._limit, self._loss, self._logits, self._progress = settings.batches, loss, logits, progress
+        self._seed, self._drawn, self._signs = seed, 0, 1
         self._batches = batches
 
     @property
@@ -57,20 +59,38 @@ class Evidence:
         """Return what all batches together say about each group's channels; batch norms stay in eval mode.
 
         Raises:
-            UserError: there is no batch, or the loss is no number or does not depend on the parameters.
+            UserError: there is no batch, the loss is no number or does not depend on the parameters, or there are no
+                logits where they are needed.
         """
         found: dict[str, Tensor] = {}
-        with _last_output(model) as last:
+        with outputs_of(model) as said:
             for value in self._losses(model, kind):
-                start = _signed_sum(self._logits, last) if kind in OF_LOGITS else value
-                start.backward()  # type: ignore[no-untyped-call]
-                with torch.no_grad():
-                    for group in groups:
-                        change = FROM_BATCHES[kind](group)
-                        if change is not None:
-                            found[group.name] = found.get(group.name, torch.zeros_like(change)) + change
+                for _ in self._backward(model, value, said, kind):
+                    with torch.no_grad():
+                        for group in groups:
+                            change = FROM_BATCHES[kind](group)
+                            if change is not None:
+                                found[group.name] = found.get(group.name, torch.zeros_like(change)) + change
+                said.clear()
         model.zero_grad(set_to_none=True)
         return found
+
+    def _backward(self, model: nn.Module, value: Tensor, said: list[Any], kind: str) -> Iterator[None]:
+        """Leave gradients in the parameters: of the loss, or of the logits with each of some random signs."""
+        if kind not in OF_LOGITS:
+            value.backward()  # type: ignore[no-untyped-call]
+            yield
+            return
+        outputs = differentiable(said, self._logits)
+        # Anew for each batch of each step, and by nothing else, so that a step alone can be done again.
+        self._drawn += 1
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._drawn)
+        axes = [class_axis(value, logits) for logits, _ in outputs]
+        for number in range(self._signs):
+            model.zero_grad(set_to_none=True)
+            parts = [signed_sum(*output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
+            torch.stack(parts).sum().backward(retain_graph=number + 1 < self._signs)  # type: ignore[no-untyped-call]
+            yield
 
     def mean_loss(self, model: nn.Module) -> float:
         """Return the mean loss over the batches; infinite where it is not a number."""
@@ -81,7 +101,8 @@ class Evidence:
 
     def _losses(self, model: nn.Module, kind: str) -> Iterator[Tensor]:
         batches, loss = self.read
-        done = 0
+        done = self._drawn = 0
+        self._signs = -(-_DRAWS // max(1, len(batches)))
         for value in self._values(model, batches, loss):
             if not isinstance(value, Tensor) or value.numel() != 1 or value.grad_fn is None:
                 raise UserError("loss(model, batch) must return a scalar tensor that depends on the model's parameters")
@@ -98,40 +119,3 @@ class Evidence:
         for batch in batches:
             model.zero_grad(set_to_none=True)
             yield loss(model, batch)
-
-
-@contextmanager
-def _last_output(model: nn.Module) -> Iterator[list[Any]]:
-    """Keep what the model said last: a list of one, or of none before it is called."""
-    last: list[Any] = []
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        last[:] = [output]
-
-    hook = model.register_forward_hook(keep)
-    try:
-        yield last
-    finally:
-        hook.remove()
-        last.clear()
-
-
-def _signed_sum(logits: Callable[[Any], Tensor], last: list[Any]) -> Tensor:
-    """Return Σ ±z / √rows over the logits of a batch: its gradient's square is the mean of a row's, over the signs.
-
-    What is added to all logits of a row alike changes no answer, and does not count.
-
-    Raises:
-        UserError: the loss did not call the model, or its logits do not depend on the parameters.
-    """
-    if not last:
-        raise UserError("loss(model, batch) must call the model: the importance 'gauss_newton' reads its logits")
-    values = logits(last.pop()).float()
-    if values.grad_fn is None:
-        raise UserError("the logits do not depend on the model's parameters; the importance 'gauss_newton' needs that")
-    told = values.isfinite()  # a mask of -inf has no gradient
-    signs = torch.randint(2, values.shape).to(values) * 2 - 1
-    if values.ndim > 1 and values.shape[-1] > 1:
-        signs = signs - signs.mean(-1, keepdim=True)
-    total: Tensor = (torch.where(told, values, 0) * signs).sum()
-    return total / math.sqrt(values.shape[0])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from distill.prune.attention.heads import AttentionGroup
 from distill.prune.graph import ChannelGroup, Member, is_depthwise
 
 Evidence = Mapping[str, Tensor]
@@ -61,7 +62,8 @@ def gauss_newton(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor |
 
     Where a model is distilled from itself the loss is least, and its gradient says nothing about what a cut does: the
     curvature does. This is its Gauss-Newton form along the direction of the removal, for a squared error of the logits
-    z, which the distillation loss is at high temperature (Hinton et al. 2015, arXiv 1503.02531). No labels are needed.
+    z, which the distillation loss is at high temperature (Hinton et al. 2015, arXiv 1503.02531). Further outputs count
+    as much as the logits; what a softmax does not see does not count.
     Source: Nonnenmacher et al. 2022 (SOSP, arXiv 2110.11395), the terms of single structures; the norm over logits is
     estimated by random signs (Hutchinson 1989). ``reading`` is what one batch says, squared by ``of_units``.
     """
@@ -85,11 +87,16 @@ def reading(group: ChannelGroup) -> Tensor | None:
 
     To first order that is what the loss changes by when nothing reads the channel. Weights that make it would tell the
     same again, but for biases and for norms in between. Where nothing with weights reads it, those that make it tell.
+    A dimension of all heads speaks through the scores as well: of queries, keys, values and the projection that reads
+    them, each pair tells its half twice.
     """
 
     def change(weight: Tensor) -> Tensor:
         return torch.zeros_like(weight) if weight.grad is None else weight * weight.grad
 
+    if isinstance(group, AttentionGroup) and group.kind == "head_dim":
+        both = first_order(group)
+        return None if both is None else both / 2
     found = _total(group, change, sides=("in",))
     return first_order(group) if found is None else found
 
@@ -151,9 +158,14 @@ COMPARABLE = OF_LOGITS
 
 @torch.no_grad()
 def unit_scores(group: ChannelGroup, kind: str, seed: int, evidence: Evidence) -> list[float] | None:
-    """Return one score a unit of the group with mean 1; None if this kind says nothing about the group."""
+    """Return one score a unit of the group with mean 1; None if this kind says nothing about the group.
+
+    Where nothing depends on a whole group, a kind in ``COMPARABLE`` says so: all units score 1, and the mean is 0.
+    """
     units = _units(group, kind, seed, evidence)
     mean = sum(units) / max(1, len(units))
+    if kind in COMPARABLE and mean == 0 and units:
+        return [1.0] * len(units)
     if not 0 < mean < float("inf"):  # all zero, or not a number
         return None
     return [score / mean for score in units]

@@ -164,7 +164,7 @@ def ladder(candidate: Candidate, weight: float, *, round_to: int, max_ratio: flo
     ranked = tuple(sorted(range(len(candidate.scores)), key=lambda unit: (candidate.scores[unit], unit)))
     total = sum(candidate.scores)
     gone = [0.0, *accumulate(candidate.scores[unit] for unit in ranked)]
-    harm = tuple(-math.log(max(1e-9, 1 - share / total)) * weight for share in gone)
+    harm = tuple(-math.log(max(1e-9, 1 - share / total)) * weight if total else 0.0 for share in gone)
     fine = tuple(accumulate(len(part.units) for part in parts))
     left = len(candidate.scores)
     # Widths on multiples of a larger step are the likelier ends of a stair.

@@ -52,7 +52,7 @@ class PruneSettings:
     global_: bool = Field(
         default=True,
         description="True: layers of one pattern compete for the channels that stay (isomorphic pruning, "
-        "arXiv 2407.04616); with gauss_newton and a share of the MACs or parameters all layers do, by what they save. "
+        "arXiv 2407.04616); with gauss_newton all layers do, by the MACs, parameters or time that they save. "
         "False: every layer loses the same share.",
     )
     max_ratio: Annotated[float, Ge(0), Lt(1)] = Field(default=0.7, description="No layer loses more than this share.")

@@ -1,7 +1,7 @@
 """What narrower layers leave of a model's multiply-accumulates and parameters, told without cutting anything.
 
 A cut takes seconds, and a search for a share needs dozens of tries: this answers in microseconds, from the layers'
-own counts and the channels that each group holds in them. Products of two activations do not shrink here.
+own counts and the channels that each group holds in them. Of products of two activations only attention's shrink.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from distill.prune.attention.heads import AttentionGroup
 from distill.prune.counts import layer_macs
 from distill.prune.examples import Example
 from distill.prune.graph import ChannelGroup, is_depthwise
@@ -47,6 +48,11 @@ class Sizes:
             for name, module in model.named_modules()
             if any(True for _ in module.parameters(recurse=False))
         }
+        self._products = {
+            group.name: (own.get(group.name, 0) - sum(_outermost(own, group.name)), len(group.units))
+            for group in groups
+            if isinstance(group, AttentionGroup) and group.name and group.name not in self.layers
+        }
         self._effects: dict[str, list[tuple[str, str, float]]] = defaultdict(list)
         self._touched: dict[str, tuple[str, ...]] = {}
         for group in groups:
@@ -78,7 +84,18 @@ class Sizes:
             share = out / layer.width_out * (1.0 if layer.one_sided else into / layer.width_in)
             macs -= layer.macs * (1 - share)
             parameters -= layer.parameters * (1 - share)
+        for name in gone.keys() & self._products.keys():
+            products, units = self._products[name]
+            macs -= products * gone[name] / units
         return {"macs": macs / max(1, self.macs), "parameters": parameters / max(1, self.parameters)}
+
+
+def _outermost(own: Mapping[str, int], name: str) -> Iterator[int]:
+    """Yield the counts of the modules within one, but not of those within these."""
+    inside = [child for child in own if child.startswith(f"{name}.")]
+    for child in inside:
+        if not any(child.startswith(f"{other}.") for other in inside):
+            yield own[child]
 
 
 def _layers_in(name: str, module: nn.Module) -> Iterator[str]:

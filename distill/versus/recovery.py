@@ -140,7 +140,7 @@ class Bench:
 
 
 def ours(bench: Bench, share: float, seed: int) -> Start:
-    """Prune by the first-order change of the distillation loss; what is far goes in steps, with an epoch in between."""
+    """Prune by what the logits lose; what is far goes in steps, with an epoch in between."""
     steps = 1 if share >= 0.5 else 2
     batches = []
     for index, batch in shuffled(bench.task.data["train"], 128, seed=seed, epoch=0, view=0):

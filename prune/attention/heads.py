@@ -2,8 +2,8 @@
 
 Heads are the default: what remains computes exactly what it did. Where there are fewer than four, a head is too much at
 once, and dimensions go instead; the queries are rescaled, because the scores are divided by the root of the dimension.
-Whole heads as prunable structure: Michel et al. 2019 (arXiv 1905.10650); heads that compete with those of equal
-attention: Fang et al. 2024 (arXiv 2407.04616).
+Whole heads as prunable structure: Michel et al. 2019 (arXiv 1905.10650); heads that compete with those of
+like attention: Fang et al. 2024 (arXiv 2407.04616).
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from distill.errors import UserError
 from distill.prune import PruneRecord, PruneSettings, apply_structure, count, prune_channels, structure_of
 from distill.prune.examples import at_batch
 from distill.prune.latency import Device
+from distill.prune.settings import ImportanceName
 from distill.prune.sizes import Sizes
 
 SHARES = [name for name in MAIN if name not in ("two inputs", "mlp")]
@@ -319,7 +320,8 @@ def labelled(model: nn.Module) -> tuple[list[Tensor], Callable[[nn.Module, Tenso
 
 
 @pytest.mark.parametrize("depth", ["auto", "off"])
-def test_idle_blocks_go_before_channels_do_where_that_is_as_fast(depth: str) -> None:
+@pytest.mark.parametrize("importance", ["taylor", "gauss_newton"])
+def test_idle_blocks_go_before_channels_do_where_that_is_as_fast(importance: ImportanceName, depth: str) -> None:
     model = make(DEEP)
     batches, loss = labelled(model)
     device = Pretended(DEEP).device()
@@ -328,7 +330,7 @@ def test_idle_blocks_go_before_channels_do_where_that_is_as_fast(depth: str) -> 
         model,
         speedup=1.7,
         max_ratio=0.3,
-        importance="taylor",
+        importance=importance,
         depth=depth,
         batches=batches,
         loss=loss,
@@ -343,17 +345,19 @@ def test_idle_blocks_go_before_channels_do_where_that_is_as_fast(depth: str) -> 
         fresh.load_state_dict(result.state_dict())
         x = DEEP.example()[0][0]
         assert torch.equal(fresh(x), result.eval()(x))
-        _again, replayed = pruned(
+        again, replayed = pruned(
             DEEP,
             model,
             speedup=1.7,
             max_ratio=0.3,
-            importance="taylor",
+            importance=importance,
             batches=batches,
             loss=loss,
             decided=record.decisions,
         )
         assert replayed.widths == record.widths
+        mine, other = result.state_dict(), again.state_dict()
+        assert all(torch.equal(value, other[name]) for name, value in mine.items())
 
 
 # Layers weighed against each other ------------------------------------------------------------------------------------
