@@ -17,6 +17,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -32,6 +33,7 @@ from distill.errors import UserError
 from distill.losses import kd
 from distill.models.resnet import BasicBlock, ResNet
 from distill.prune import PruneSettings, count, prune_channels, recalibrate
+from distill.prune.settings import ImportanceName
 from distill.tasks import load_task
 from distill.tasks.base import Task
 from distill.training import TrainSettings, fit, forward, predict
@@ -139,8 +141,8 @@ class Bench:
         return found
 
 
-def ours(bench: Bench, share: float, seed: int) -> Start:
-    """Prune by what the logits lose; what is far goes in steps, with an epoch in between."""
+def ours(bench: Bench, share: float, seed: int, importance: ImportanceName = "gauss_newton") -> Start:
+    """Prune by what the logits lose, or another importance; what is far goes in steps, with an epoch in between."""
     steps = 1 if share >= 0.5 else 2
     batches = []
     for index, batch in shuffled(bench.task.data["train"], 128, seed=seed, epoch=0, view=0):
@@ -154,7 +156,7 @@ def ours(bench: Bench, share: float, seed: int) -> Start:
         hard = bench.task.loss(logits, bench.task.target(batch))
         return kd(logits, bench.teach(index, batch, 0), hard, _TEMPERATURE, _WEIGHT)
 
-    settings = PruneSettings(macs=share, round_to=2, max_ratio=0.8, steps=steps)
+    settings = PruneSettings(macs=share, importance=importance, round_to=2, max_ratio=0.8, steps=steps)
     narrow, _ = prune_channels(
         bench.teacher,
         settings,
@@ -197,6 +199,7 @@ def _ends(teacher: nn.Module) -> dict[str, int]:
 
 WAYS: dict[str, Callable[[Bench, float, int], Start]] = {
     "ours": ours,
+    "ours-taylor": partial(ours, importance="taylor"),
     "torch-pruning": torch_pruning,
     "dense": dense,
 }
