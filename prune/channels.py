@@ -51,8 +51,9 @@ def prune_channels(
 
     Channels that make up an output are never cut, nor is the model's input. Every cut is verified: the copy runs at
     batch 1 and 2, keeps the outputs' shapes, and computes what the model does when nothing reads the removed channels;
-    groups of layers that fail this stay as they are, with a warning. Same arguments and seed, same result, but for what
-    a device measures.
+    groups of layers that fail this stay as they are, with a warning. With ``batches`` and a ``loss``, biases then make
+    up for the means of what went, where the loss is lower for it. Same arguments and seed, same result, but for what a
+    device measures.
 
     Where the target cannot be reached, the nearest to it comes back, and the record's ``shortfall`` names what can be.
 

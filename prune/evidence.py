@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
+from distill.prune.batchnorm import refreshed
 from distill.prune.graph import ChannelGroup
 from distill.prune.importance import FROM_BATCHES, OF_LOGITS
+from distill.prune.means import Reader, of_means, read_by, watching
 from distill.prune.projection import class_axis, differentiable, outputs_of, signed_sum
 from distill.prune.settings import PruneSettings
 
 Progress = Callable[[str, int, int], None]
 _DRAWS = 32  # of signs at least, over all batches: their noise is what the scores of few batches are made of
+SOME = 16
+"""Batches that are enough for a mean."""
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -55,8 +59,29 @@ class Evidence:
             self._batches = read  # it gives its batches once
         return read, self._loss
 
-    def gathered(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str) -> dict[str, Tensor]:
+    def readers(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str) -> dict[str, Reader]:
+        """Return the layers that read these groups' channels, with what they read on average; none without data.
+
+        Raises:
+            UserError: as ``gathered``.
+        """
+        if not self.is_complete:
+            return {}
+        with outputs_of(model) as said, watching(model, read_by(groups)) as watch:
+            for value in self._losses(model, kind, "channel means", limit=SOME):
+                for scalar, keep in self._scalars(model, value, said, kind, signs=1):
+                    with watch.listening():
+                        scalar.backward(retain_graph=keep)  # type: ignore[no-untyped-call]
+                said.clear()
+        model.zero_grad(set_to_none=True)
+        return watch.readers
+
+    def gathered(
+        self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str, readers: Mapping[str, Reader]
+    ) -> dict[str, Tensor]:
         """Return what all batches together say about each group's channels; batch norms stay in eval mode.
+
+        What ``readers`` are given on average is made up for, so it does not count for a kind of ``OF_LOGITS``.
 
         Raises:
             UserError: there is no batch, the loss is no number or does not depend on the parameters, or there are no
@@ -64,43 +89,58 @@ class Evidence:
         """
         found: dict[str, Tensor] = {}
         with outputs_of(model) as said:
-            for value in self._losses(model, kind):
-                for _ in self._backward(model, value, said, kind):
+            for value in self._losses(model, kind, "channel importance"):
+                for scalar, keep in self._scalars(model, value, said, kind, signs=self._signs):
+                    scalar.backward(retain_graph=keep)  # type: ignore[no-untyped-call]
                     with torch.no_grad():
+                        means = of_means(model, readers) if kind in OF_LOGITS else {}
                         for group in groups:
-                            change = FROM_BATCHES[kind](group)
+                            change = FROM_BATCHES[kind](group, means)
                             if change is not None:
                                 found[group.name] = found.get(group.name, torch.zeros_like(change)) + change
                 said.clear()
         model.zero_grad(set_to_none=True)
         return found
 
-    def _backward(self, model: nn.Module, value: Tensor, said: list[Any], kind: str) -> Iterator[None]:
-        """Leave gradients in the parameters: of the loss, or of the logits with each of some random signs."""
+    def _scalars(
+        self, model: nn.Module, value: Tensor, said: list[Any], kind: str, *, signs: int
+    ) -> Iterator[tuple[Tensor, bool]]:
+        """Yield what to go backward from, and whether more follows: the loss, or the logits with random signs."""
         if kind not in OF_LOGITS:
-            value.backward()  # type: ignore[no-untyped-call]
-            yield
+            yield value, False
             return
         outputs = differentiable(said, self._logits)
         # Anew for each batch of each step, and by nothing else, so that a step alone can be done again.
         self._drawn += 1
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._drawn)
         axes = [class_axis(value, logits) for logits, _ in outputs]
-        for number in range(self._signs):
+        for number in range(signs):
             model.zero_grad(set_to_none=True)
             parts = [signed_sum(*output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
-            torch.stack(parts).sum().backward(retain_graph=number + 1 < self._signs)  # type: ignore[no-untyped-call]
-            yield
+            yield torch.stack(parts).sum(), number + 1 < signs
 
-    def mean_loss(self, model: nn.Module) -> float:
-        """Return the mean loss over the batches; infinite where it is not a number."""
+    def mean_loss(self, model: nn.Module, limit: int | None = None) -> float:
+        """Return the mean loss over the batches, with batch-norm statistics of this very model; infinite if no number.
+
+        Args:
+            model: is not changed.
+            limit: batches at most.
+        """
+        batches, loss = self.read
+        batches = batches[:limit]
+
+        def run(copied: nn.Module, batch: Any) -> None:
+            loss(copied, batch)
+
+        settled = refreshed(model, batches, run)
         with torch.no_grad():
-            values = [float(value) for value in self._values(model, *self.read)]
+            values = [float(value) for value in self._values(settled, batches, loss)]
         mean = sum(values) / len(values) if values else float("inf")
         return mean if mean == mean else float("inf")
 
-    def _losses(self, model: nn.Module, kind: str) -> Iterator[Tensor]:
+    def _losses(self, model: nn.Module, kind: str, what: str, limit: int | None = None) -> Iterator[Tensor]:
         batches, loss = self.read
+        batches = batches[:limit]
         done = self._drawn = 0
         self._signs = -(-_DRAWS // max(1, len(batches)))
         for value in self._values(model, batches, loss):
@@ -111,7 +151,7 @@ class Evidence:
             yield value
             done += 1
             if self._progress is not None:
-                self._progress("channel importance", done, len(batches))
+                self._progress(what, done, len(batches))
         if not done:
             raise UserError(f"importance {kind!r} got no batch; give it at least one, or choose prune.importance")
 

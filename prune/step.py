@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from distill.errors import UserError
 from distill.prune.attention.check import verified_groups
 from distill.prune.attention.heads import AttentionGroup, Kind, attention_groups
 from distill.prune.counts import Counts
-from distill.prune.cutting import Checks, Progress, cut
+from distill.prune.cutting import BrokenError, Checks, Progress, cut
 from distill.prune.depth.skipped import Block, skipped_of
-from distill.prune.evidence import Evidence
+from distill.prune.evidence import SOME, Evidence
 from distill.prune.graph import ChannelGroup, Graph, is_depthwise
 from distill.prune.importance import FROM_BATCHES, mean_score, unit_scores
 from distill.prune.latency import (
@@ -26,6 +27,7 @@ from distill.prune.latency import (
     shapes_of,
     snap,
 )
+from distill.prune.means import compensated
 from distill.prune.record import GroupRecord
 from distill.prune.selection import Candidate
 from distill.prune.settings import PruneSettings
@@ -110,7 +112,8 @@ class Step:
             done.widths.setdefault(group.name, [len(group.units)] * 2 + [len(group.units[0])])
         done.kept |= {group.name: group.kept for group in self.groups if group.kept}
         known = [group for group in self.groups if not group.kept]
-        evidence = data.gathered(self.model, known, job.kind) if job.kind in FROM_BATCHES else {}
+        self.readers = data.readers(self.model, known, job.kind)
+        evidence = data.gathered(self.model, known, job.kind, self.readers) if job.kind in FROM_BATCHES else {}
         self.scores: dict[str, list[float]] = {}
         self.means: dict[str, float] = {}
         """The mean score of each group, where groups can be compared by it."""
@@ -210,9 +213,26 @@ class Step:
 
     def cut(self, units: Units) -> nn.Module:
         """Return a checked copy without these units."""
+        return cut(self.model, self._channels(units), self.job.checks, self.job.progress)
+
+    def evened(self, units: Units, pruned: nn.Module, data: Evidence) -> nn.Module:
+        """Return what was cut with the means of what went in its biases, where data say that less is lost then.
+
+        Where layers are linear, or little goes, it is less; a layer norm behind a large change may turn it around.
+        """
+        channels = self._channels(units)
+        even = compensated(self.model, self.groups, channels, self.readers)
+        if even is None:
+            return pruned
+        try:
+            made_up_for = cut(even, channels, self.job.checks, self.job.progress)
+            return min(pruned, made_up_for, key=lambda model: data.mean_loss(model, SOME))
+        except (BrokenError, UserError):
+            return pruned  # nothing to compare by: a batch of a single row has no statistics
+
+    def _channels(self, units: Units) -> dict[str, list[int]]:
         of = {group.name: group.units for group in self.groups}
-        channels = {name: [i for unit in chosen for i in of[name][unit]] for name, chosen in units.items()}
-        return cut(self.model, channels, self.job.checks, self.job.progress)
+        return {name: [i for unit in chosen for i in of[name][unit]] for name, chosen in units.items()}
 
     def note(self, units: Units) -> None:
         """Keep how the scores of those that went and of those that stayed are spread."""

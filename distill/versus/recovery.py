@@ -142,7 +142,7 @@ class Bench:
 
 
 def ours(bench: Bench, share: float, seed: int, importance: ImportanceName = "gauss_newton") -> Start:
-    """Prune by what the logits lose, or another importance; what is far goes in steps, with an epoch in between."""
+    """Prune by what the logits lose, or another importance; what is far goes in two steps."""
     steps = 1 if share >= 0.5 else 2
     batches = []
     for index, batch in shuffled(bench.task.data["train"], 128, seed=seed, epoch=0, view=0):
@@ -164,10 +164,10 @@ def ours(bench: Bench, share: float, seed: int, importance: ImportanceName = "ga
         batches=batches,
         loss=loss,
         logits=bench.task.logits,
-        recover=lambda model, step: bench.distilled(recalibrate(model, bench.inputs(seed)), 1, seed + step, _RATE),
+        recover=lambda model, step: recalibrate(model, bench.inputs(seed)),
         seed=seed,
     )
-    return narrow, steps - 1
+    return narrow, 0
 
 
 def torch_pruning(bench: Bench, share: float, seed: int) -> Start:

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate, islice
-from typing import Any
 
 from torch import nn
 
 from distill.errors import UserError
-from distill.prune.batchnorm import refreshed
 from distill.prune.depth.blocks import removable_blocks
 from distill.prune.depth.damage import rank_blocks
 from distill.prune.depth.skipped import Block, skip_blocks
@@ -35,7 +33,7 @@ def narrow_or_shallow(done: Narrowed, job: Job, data: Evidence, *, share: float)
         return narrow(done, job, data, share=share)
     original = done.model
     best = narrow(_fork(done, original), job, data, share=share)
-    lost = _loss(best.model, data)
+    lost = data.mean_loss(best.model)
     for blocks in _fewer(original, job, data):
         what = f"without {len(blocks)} block{'s' if len(blocks) > 1 else ''}"
         job.tell(what, 0, 1)
@@ -43,7 +41,7 @@ def narrow_or_shallow(done: Narrowed, job: Job, data: Evidence, *, share: float)
         if shallow is None:
             break
         found = _to_speed(shallow, job, data, share=share)
-        now = _loss(found.model, data)
+        now = data.mean_loss(found.model)
         job.tell(what, 1, 1)
         if now >= lost and _is_fast(best, job, share, slack=FAR):
             break  # fewer blocks are worse, and still fewer will be
@@ -103,13 +101,3 @@ def _is_fast(done: Narrowed, job: Job, share: float, slack: float = NEAR_S[1] - 
     assert done.after_s is not None
     goal_s = done.before_s / job.settings.asked[1] ** share
     return bool(done.after_s <= goal_s * (1 + slack))
-
-
-def _loss(model: nn.Module, data: Evidence) -> float:
-    """Return the mean loss, with batch-norm statistics of this very model."""
-    batches, loss = data.read
-
-    def run(copied: nn.Module, batch: Any) -> None:
-        loss(copied, batch)
-
-    return data.mean_loss(refreshed(model, batches, run))
