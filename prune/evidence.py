@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,7 @@ from distill.errors import UserError
 from distill.prune.batchnorm import refreshed
 from distill.prune.graph import ChannelGroup
 from distill.prune.importance import FROM_BATCHES, OF_LOGITS
-from distill.prune.means import Reader, of_means, read_by, watching
+from distill.prune.means import Means, of_means, read_by, watching
 from distill.prune.projection import class_axis, differentiable, outputs_of, signed_sum
 from distill.prune.settings import PruneSettings
 
@@ -59,8 +59,8 @@ class Evidence:
             self._batches = read  # it gives its batches once
         return read, self._loss
 
-    def readers(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str) -> dict[str, Reader]:
-        """Return the layers that read these groups' channels, with what they read on average; none without data.
+    def means(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str) -> Means:
+        """Return what layers with biases read of these groups on average, by their names; nothing without data.
 
         Raises:
             UserError: as ``gathered``.
@@ -74,14 +74,12 @@ class Evidence:
                         scalar.backward(retain_graph=keep)  # type: ignore[no-untyped-call]
                 said.clear()
         model.zero_grad(set_to_none=True)
-        return watch.readers
+        return watch.means
 
-    def gathered(
-        self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str, readers: Mapping[str, Reader]
-    ) -> dict[str, Tensor]:
+    def gathered(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str, means: Means) -> dict[str, Tensor]:
         """Return what all batches together say about each group's channels; batch norms stay in eval mode.
 
-        What ``readers`` are given on average is made up for, so it does not count for a kind of ``OF_LOGITS``.
+        What biases make up for, ``means``, does not count for a kind of ``OF_LOGITS``.
 
         Raises:
             UserError: there is no batch, the loss is no number or does not depend on the parameters, or there are no
@@ -93,9 +91,9 @@ class Evidence:
                 for scalar, keep in self._scalars(model, value, said, kind, signs=self._signs):
                     scalar.backward(retain_graph=keep)  # type: ignore[no-untyped-call]
                     with torch.no_grad():
-                        means = of_means(model, readers) if kind in OF_LOGITS else {}
+                        made_up_for = of_means(model, means) if kind in OF_LOGITS else {}
                         for group in groups:
-                            change = FROM_BATCHES[kind](group, means)
+                            change = FROM_BATCHES[kind](group, made_up_for)
                             if change is not None:
                                 found[group.name] = found.get(group.name, torch.zeros_like(change)) + change
                 said.clear()

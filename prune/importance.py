@@ -20,8 +20,8 @@ from distill.prune.graph import ChannelGroup, Member, is_depthwise
 
 Evidence = Mapping[str, Tensor]
 """What batches of data said about each group, by its name: one number a channel."""
-Means = Mapping[str, Tensor]
-"""What the mean of each channel that a layer reads says in one backward pass, by the layer's name (``of_means``)."""
+MadeUpFor = Mapping[str, Tensor]
+"""What the mean of each channel that a layer reads does to the loss of one backward pass, by its name (`of_means`)."""
 Importance = Callable[[ChannelGroup, int, Evidence], Tensor | None]
 
 
@@ -85,7 +85,7 @@ def first_order(group: ChannelGroup) -> Tensor | None:
     return _total(group, change)
 
 
-def reading(group: ChannelGroup, means: Means | None = None) -> Tensor | None:
+def reading(group: ChannelGroup, means: MadeUpFor | None = None) -> Tensor | None:
     """Return Σ w · ∂L/∂w over the weights that read each channel, float64 [channels]; else as `first_order`.
 
     To first order that is what the loss changes by when nothing reads the channel, less what its mean accounts for.
@@ -150,7 +150,7 @@ IMPORTANCES: dict[str, Importance] = {
     "random": random,
 }
 
-FROM_BATCHES: dict[str, Callable[[ChannelGroup, Means], Tensor | None]] = {
+FROM_BATCHES: dict[str, Callable[[ChannelGroup, MadeUpFor], Tensor | None]] = {
     "taylor": lambda group, means: None if (change := first_order(group)) is None else change.square(),
     "hessian": lambda group, means: second_order(group),
     "gauss_newton": lambda group, means: None if (change := reading(group, means)) is None else of_units(group, change),

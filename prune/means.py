@@ -1,22 +1,20 @@
 """What layers read on average: once some of it goes, a constant stands in for its mean, and only the rest is lost.
 
-The constant is added to the reading layer's bias, the bias compensation of An et al. 2023 (FLAP, arXiv 2312.11983). A
-batch norm right behind the layer does the same once its statistics are taken anew (``recalibrate``).
+The constant is added to the reading layer's bias, the bias compensation of An et al. 2023 (FLAP, arXiv 2312.11983).
+Layers without one are left out, even where a batch norm stands in for it: that counting only the fluctuation there
+helps could not be shown.
 """
 
 from __future__ import annotations
 
 import copy
-import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from distill.prune.graph import ChannelGroup, is_depthwise
@@ -30,28 +28,16 @@ _PLAIN = {
 """Forwards that are linear in what is read, whatever a class derived from these is for."""
 
 
-@dataclass(frozen=True)
-class Reader:
-    """A layer that a constant can be given to.
-
-    ``mean`` is what it reads, averaged over rows (and tokens) by how much the outputs depend on what it makes of each:
-    [1, channels, …] with a convolution's spatial axes. ``norm`` names the batch norm right behind it, where it has no
-    bias of its own.
-    """
-
-    mean: Tensor
-    norm: str | None = None
+Means = Mapping[str, Tensor]
+"""What layers read, by their names: [1, channels, …] with a convolution's spatial axes."""
 
 
 class Watch:
-    """What the layers have read so far."""
+    """What layers read, averaged over rows (and tokens) by how much the outputs depend on what they make of each."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
-        self._norms: dict[str, str] = {}
-        self._made: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
         self._strange: set[str] = set()
         self._listens = False
 
@@ -65,19 +51,10 @@ class Watch:
             self._listens = False
 
     @property
-    def readers(self) -> dict[str, Reader]:
-        """The layers that have read anything, that a constant can be given to, and whose mean is known."""
-        times = Counter(id(p) for _, p in self._model.named_parameters(remove_duplicate=False))
-        found = {}
-        for name, total in self._sums.items():
-            bias = self._model.get_submodule(name)._parameters.get("bias")
-            can = name in self._norms if bias is None else times[id(bias)] == 1
-            if not can or name in self._strange or not self._weights[name] > 0:
-                continue
-            mean = (total / self._weights[name]).float()
-            if bool(mean.isfinite().all()):
-                found[name] = Reader(mean, self._norms.get(name) if bias is None else None)
-        return found
+    def means(self) -> dict[str, Tensor]:
+        """What is known so far: nothing of a layer that no gradient has reached, or that read what has no one shape."""
+        found = {name: (total / self._weights[name]).float() for name, total in self._sums.items()}
+        return {name: mean for name, mean in found.items() if name not in self._strange and mean.isfinite().all()}
 
     def made(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """See what a layer makes of what; that is added once the gradient says what it is worth."""
@@ -91,16 +68,6 @@ class Watch:
         elif output.requires_grad:
             read = given.detach()
             output.register_hook(lambda gradient: self._read(name, convolves, read, gradient))
-            self._made[id(output)] = weakref.ref(output), output._version, name
-
-    def normed(self, name: str, args: tuple[Any, ...]) -> None:
-        """See whose outputs a batch norm is given, with nothing done to them in between."""
-        given = args[0] if args else None
-        made, version, maker = self._made.get(id(given), (None, 0, ""))
-        if not isinstance(given, Tensor) or made is None or made() is not given or given._version != version:
-            return
-        if self._norms.setdefault(maker, name) != name:
-            self._strange.add(maker)
 
     def _read(self, name: str, convolves: bool, given: Tensor, gradient: Tensor) -> None:
         if not self._listens:
@@ -123,21 +90,18 @@ class Watch:
 
 @contextmanager
 def watching(model: nn.Module, names: Collection[str]) -> Iterator[Watch]:
-    """Watch what the named layers of a model read, of those that a constant can stand in for, in backward passes."""
-    watch = Watch(model)
+    """Watch what the named layers read in backward passes, of those that have a bias for themselves."""
+    watch = Watch()
     hooks = []
+    times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 
-    def watch_reader(name: str, layer: nn.Module) -> None:
+    def watch_layer(name: str, layer: nn.Module) -> None:
         hooks.append(layer.register_forward_hook(lambda _, args, output: watch.made(name, layer, args, output)))
 
-    def watch_norm(name: str, norm: nn.Module) -> None:
-        hooks.append(norm.register_forward_pre_hook(lambda _, args: watch.normed(name, args)))
-
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            watch_norm(name, module)
-        elif name in names and type(module).forward in _PLAIN and not is_depthwise(module):
-            watch_reader(name, module)
+        plain = type(module).forward in _PLAIN and not is_depthwise(module)
+        if name in names and plain and times[id(module._parameters.get("bias"))] == 1:
+            watch_layer(name, module)
     try:
         yield watch
     finally:
@@ -150,19 +114,19 @@ def read_by(groups: Iterable[ChannelGroup]) -> set[str]:
     return {member.name for group in groups for member in group.members if member.side == "in"}
 
 
-def of_means(model: nn.Module, readers: Mapping[str, Reader]) -> dict[str, Tensor]:
+def of_means(model: nn.Module, means: Means) -> dict[str, Tensor]:
     """Return what the mean of each input channel has to do with the loss: ∂L/∂constant · constant, float32 [channels].
 
     Gradients lie in ``.grad``. A layer that they do not reach is left out.
     """
     found = {}
-    for name, reader in readers.items():
-        layer = model.get_submodule(name)
-        slope = _slope(model, layer, reader)
+    for name, read in means.items():
+        layer: Any = model.get_submodule(name)
+        slope = layer.bias.grad
         if slope is None:
             continue
         with torch.enable_grad():
-            mean = reader.mean.to(layer.weight).requires_grad_()  # type: ignore[arg-type]
+            mean = read.to(layer.weight).requires_grad_()
             (toward,) = torch.autograd.grad(_constant(layer, mean) @ slope, mean)
         share = (toward * mean).detach()
         found[name] = share.flatten(2).sum(2)[0] if share.ndim > 2 else share[0]
@@ -171,7 +135,7 @@ def of_means(model: nn.Module, readers: Mapping[str, Reader]) -> dict[str, Tenso
 
 @torch.no_grad()
 def compensated(
-    model: nn.Module, groups: Sequence[ChannelGroup], gone: Mapping[str, Sequence[int]], readers: Mapping[str, Reader]
+    model: nn.Module, groups: Sequence[ChannelGroup], gone: Mapping[str, Sequence[int]], means: Means
 ) -> nn.Module | None:
     """Return a copy whose biases hold the means of what their layers are about to lose; None where that changes none.
 
@@ -179,13 +143,13 @@ def compensated(
         model: with all channels; nothing is cut here.
         groups: that lose channels, or not.
         gone: root channels that go, by group.
-        readers: of this model.
+        means: of this model.
     """
     lost: dict[str, set[int]] = {}
     for group in groups:
         roots = set(gone.get(group.name, ()))
         for member in group.members:
-            if roots and member.side == "in" and member.name in readers and readers[member.name].norm is None:
+            if roots and member.side == "in" and member.name in means:
                 pairs = zip(member.indices, member.roots, strict=True)
                 lost.setdefault(member.name, set()).update(index for index, root in pairs if root in roots)
     if not lost:
@@ -194,9 +158,8 @@ def compensated(
     for name, channels in lost.items():
         layer: Any = result.get_submodule(name)
         index = sorted(channels)
-        mean = torch.zeros_like(readers[name].mean)
-        mean[:, index] = readers[name].mean[:, index]
-        nothing = torch.zeros_like(mean)
+        mean, nothing = torch.zeros_like(means[name]), torch.zeros_like(means[name])
+        mean[:, index] = means[name][:, index]
         layer.bias += _constant(layer, mean.to(layer.weight)) - _constant(layer, nothing.to(layer.weight))
     return result
 
@@ -205,14 +168,3 @@ def _constant(layer: nn.Module, mean: Tensor) -> Tensor:
     """Return what a layer makes of a mean input, averaged over positions: [outputs]."""
     made: Tensor = layer.forward(mean)  # hooks are not for it
     return made.flatten(2).mean(2)[0] if made.ndim > 2 else made[0]
-
-
-def _slope(model: nn.Module, layer: nn.Module, reader: Reader) -> Tensor | None:
-    """Return how the loss changes with a constant in each output, [outputs]; gradients lie in ``.grad``."""
-    if reader.norm is None:
-        bias: Any = layer.bias
-        return bias.grad  # type: ignore[no-any-return]
-    norm: Any = model.get_submodule(reader.norm)
-    if norm.bias is None or norm.bias.grad is None:
-        return None
-    return norm.bias.grad * norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()  # type: ignore[no-any-return]

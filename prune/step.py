@@ -112,8 +112,8 @@ class Step:
             done.widths.setdefault(group.name, [len(group.units)] * 2 + [len(group.units[0])])
         done.kept |= {group.name: group.kept for group in self.groups if group.kept}
         known = [group for group in self.groups if not group.kept]
-        self.readers = data.readers(self.model, known, job.kind)
-        evidence = data.gathered(self.model, known, job.kind, self.readers) if job.kind in FROM_BATCHES else {}
+        self._read = data.means(self.model, known, job.kind)
+        evidence = data.gathered(self.model, known, job.kind, self._read) if job.kind in FROM_BATCHES else {}
         self.scores: dict[str, list[float]] = {}
         self.means: dict[str, float] = {}
         """The mean score of each group, where groups can be compared by it."""
@@ -221,7 +221,7 @@ class Step:
         Where layers are linear, or little goes, it is less; a layer norm behind a large change may turn it around.
         """
         channels = self._channels(units)
-        even = compensated(self.model, self.groups, channels, self.readers)
+        even = compensated(self.model, self.groups, channels, self._read)
         if even is None:
             return pruned
         try:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.prune import PruneRecord, PruneSettings, prune_channels, recalibrate
+from distill.prune import PruneRecord, PruneSettings, prune_channels
 from distill.prune.evidence import Evidence
 from distill.prune.graph import ChannelGroup, Graph, prepare
-from distill.prune.means import Reader, compensated, of_means
+from distill.prune.means import Means, compensated, of_means
 
 
 def groups_of(model: nn.Module, rows: Tensor) -> list[ChannelGroup]:
@@ -26,13 +26,13 @@ def far(model: nn.Module, rows: Tensor) -> Tensor:
     return model(rows).square().sum()  # type: ignore[no-any-return]
 
 
-def readers_of(model: nn.Module, batches: Sequence[Tensor], kind: str = "gauss_newton") -> dict[str, Reader]:
+def means_of(model: nn.Module, batches: Sequence[Tensor]) -> Means:
     evidence = Evidence(batches, far, lambda z: z, PruneSettings(), None)
-    return evidence.readers(model, groups_of(model, batches[0]), kind)
+    return evidence.means(model, groups_of(model, batches[0]), "gauss_newton")
 
 
 def evened(model: nn.Module, rows: Tensor, gone: dict[str, list[int]]) -> nn.Module:
-    result = compensated(model, groups_of(model, rows), gone, readers_of(model, [rows]))
+    result = compensated(model, groups_of(model, rows), gone, means_of(model, [rows]))
     assert result is not None
     return result
 
@@ -78,7 +78,7 @@ def test_the_mean_of_what_the_last_layer_reads_is_that_over_the_rows() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     batches = [torch.randn(500, 6) + 1, torch.randn(500, 6)]
-    mean = readers_of(model, batches)["2"].mean[0]
+    mean = means_of(model, batches)["2"][0]
     torch.testing.assert_close(mean, plain_means(model, batches)["2"], rtol=0.1, atol=0.05)
 
 
@@ -86,7 +86,7 @@ def test_a_linear_layer_is_given_its_loss_exactly() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
     rows = torch.randn(64, 6, dtype=torch.float64)
-    mean = readers_of(model, [rows])["2"].mean[0].double()
+    mean = means_of(model, [rows])["2"][0].double()
     even = evened(model, rows, {"0": [1, 5]})
     expected = model[2].bias + model[2].weight[:, [1, 5]] @ mean[[1, 5]]
     torch.testing.assert_close(even[2].bias, expected, rtol=1e-6, atol=1e-9)  # type: ignore[index]
@@ -130,36 +130,25 @@ def test_what_no_output_depends_on_does_not_move_a_mean() -> None:
     model = Masked().eval()
     tokens = torch.randn(16, 5, 6)
     other = torch.where(tokens[..., :1] > 0, tokens, tokens - 100 * torch.rand_like(tokens))
-    means = [readers_of(model, [given])["narrow"].mean for given in (tokens, other)]
+    means = [means_of(model, [given])["narrow"] for given in (tokens, other)]
     torch.testing.assert_close(*means)
 
 
-def test_a_batch_norm_right_behind_a_convolution_stands_in_for_its_bias() -> None:
+def test_a_layer_without_a_bias_is_left_out() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8),
-        nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(8),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
     ).eval()  # fmt: skip
     rows = torch.randn(4, 1, 12, 12)
-    readers = readers_of(model, [rows])
-    assert {name: reader.norm for name, reader in readers.items()} == {"2": "3", "10": None}
-    even = compensated(model, groups_of(model, rows), {"0": [1]}, readers)
-    assert even is None  # the statistics are taken anew, not moved
-
-
-@pytest.mark.parametrize("inplace", [True, False])
-def test_nothing_may_come_between_a_convolution_and_its_batch_norm(inplace: bool) -> None:
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.ReLU(inplace), nn.BatchNorm2d(8),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
-    ).eval()  # fmt: skip
-    assert "2" not in readers_of(model, [torch.randn(4, 1, 9, 9)])
+    means = means_of(model, [rows])
+    assert set(means) == {"6"}
+    assert compensated(model, groups_of(model, rows), {"0": [1]}, means) is None
 
 
 def test_a_bias_that_several_layers_share_stays() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
     model[4].bias = model[2].bias
-    assert readers_of(model.eval(), [torch.randn(4, 6)]) == {}
+    assert means_of(model.eval(), [torch.randn(4, 6)]) == {}
 
 
 def test_layers_that_are_called_in_other_ways_are_left_alone() -> None:
@@ -179,7 +168,7 @@ def test_layers_that_are_called_in_other_ways_are_left_alone() -> None:
 
     rows = torch.randn(8, 6)
     model = Keyword().eval()
-    assert readers_of(model, [rows]) == {}
+    assert means_of(model, [rows]) == {}
     narrow, _ = pruned(model, [rows], like(model(rows)), ratio=0.25)
     assert narrow(rows).shape == (8, 3)
 
@@ -189,7 +178,7 @@ def test_images_of_several_sizes_have_no_mean() -> None:
         nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
     ).eval()
     batches = [torch.randn(4, 1, 9, 9), torch.randn(4, 1, 12, 12)]
-    assert set(readers_of(model, batches)) == {"5"}
+    assert set(means_of(model, batches)) == {"5"}
 
 
 def test_a_mean_says_what_a_constant_in_its_place_would() -> None:
@@ -198,15 +187,15 @@ def test_a_mean_says_what_a_constant_in_its_place_would() -> None:
     model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 3))
     model = prepare(model.double().eval())
     rows = torch.randn(5, 2, 6, 6, dtype=torch.float64)
-    readers = readers_of(model, [rows])
+    means = means_of(model, [rows])
     model.zero_grad()
     far(model, rows).backward()
-    found = of_means(model, readers)["2"]
+    found = of_means(model, means)["2"]
     model.zero_grad()
     alone = model[2]
     for channel in range(6):
-        constant = torch.zeros_like(readers["2"].mean).double()
-        constant[:, channel] = readers["2"].mean[:, channel].double()
+        constant = torch.zeros_like(means["2"]).double()
+        constant[:, channel] = means["2"][:, channel].double()
         share = (alone(constant) - alone.bias[:, None, None]).mean((0, 2, 3)).detach()
         scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
         hidden = alone(model[1](model[0](rows))) + scale * share[:, None, None]
@@ -225,22 +214,6 @@ def test_a_constant_channel_goes_first_and_nothing_is_lost() -> None:
     narrow, record = pruned(model, [rows], like(model(rows)), ratio=0.25)
     assert record.widths["0"] == (8, 6)
     torch.testing.assert_close(narrow(rows), model(rows), rtol=1e-4, atol=1e-4)
-
-
-def test_a_constant_channel_before_a_batch_norm_goes_first_too() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
-    ).eval()  # fmt: skip
-    with torch.no_grad():
-        model[0].weight[:2] = 0
-        model[0].bias[:2] = 50.0
-    rows = torch.randn(64, 1, 6, 6)
-    model = recalibrate(model, [((rows,), {})])
-    narrow, record = pruned(model, [rows], like(model(rows)), ratio=0.25, ignore=["2"])
-    assert record.widths["0"] == (8, 6)
-    torch.testing.assert_close(recalibrate(narrow, [((rows,), {})])(rows), model(rows), rtol=1e-3, atol=1e-3)
 
 
 def test_biases_move_only_where_the_loss_is_lower_then() -> None:
