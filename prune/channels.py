@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from distill.prune.copies import copied
 from distill.prune.counts import Counts, count
 from distill.prune.cutting import Checks
 from distill.prune.depth.shallow import narrow_or_shallow
-from distill.prune.evidence import Evidence, Loss, Progress
+from distill.prune.evidence import Evidence, Loss, Progress, seeded
 from distill.prune.examples import at_batch, batch_of
 from distill.prune.graph import prepare
 from distill.prune.importance import FROM_BATCHES
@@ -51,9 +50,9 @@ def prune_channels(
 
     Channels that make up an output are never cut, nor is the model's input. Every cut is verified: the copy runs at
     batch 1 and 2, keeps the outputs' shapes, and computes what the model does when nothing reads the removed channels;
-    groups of layers that fail this stay as they are, with a warning. With ``batches`` and a ``loss``, biases then make
-    up for the means of what went, where the loss is lower for it. Same arguments and seed, same result, but for what a
-    device measures.
+    groups of layers that fail this stay as they are, with a warning. With ``gauss_newton``, biases then make up for the
+    means of what went, those of ignored or frozen layers too, where the loss is lower for it. Same arguments and seed,
+    same result, but for what a device measures.
 
     Where the target cannot be reached, the nearest to it comes back, and the record's ``shortfall`` names what can be.
 
@@ -83,7 +82,7 @@ def prune_channels(
     modes = {name: module.training for name, module in model.named_modules()}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     kind, warnings = _resolve_kind(settings, batches, loss)
-    with torch.inference_mode(False), torch.enable_grad(), _seeded(seed):
+    with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
         work = prepare(copied(model, to_be="pruned"))
         ignored = _ignored_layers(work, ignore)
         if not batch_of(example):
@@ -221,12 +220,3 @@ def _restore(model: nn.Module, modes: Mapping[str, bool], frozen: Iterable[str])
     for name, parameter in model.named_parameters():
         parameter.grad = None
         parameter.requires_grad_(parameter.is_floating_point() and name not in still)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch inside, and leave its generators outside as they were."""
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=list(gpus)):
-        torch.manual_seed(seed)
-        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -19,13 +20,14 @@ from distill.prune.settings import PruneSettings
 
 Progress = Callable[[str, int, int], None]
 _DRAWS = 32  # of signs at least, over all batches: their noise is what the scores of few batches are made of
-SOME = 16
-"""Batches that are enough for a mean."""
+_FOR_MEANS = 16  # batches are enough for what layers read on average
+FEW = 8
+"""Batches that are enough to compare two models by their losses."""
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class Evidence:
-    """The batches, read anew each time, and the loss over them; ``logits`` takes those from the model's output."""
+    """The batches, read anew for each step, and the loss over them; ``logits`` takes those from the model's output."""
 
     def __init__(
         self,
@@ -39,6 +41,11 @@ class Evidence:
         self._limit, self._loss, self._logits, self._progress = settings.batches, loss, logits, progress
         self._seed, self._drawn, self._signs = seed, 0, 1
         self._batches = batches
+        self._held: list[Any] | None = None
+
+    def anew(self) -> None:
+        """Read the batches again when they are next asked for."""
+        self._held = None
 
     @property
     def is_complete(self) -> bool:
@@ -54,25 +61,27 @@ class Evidence:
         """
         if self._loss is None or self._batches is None:
             raise UserError("the importance needs batches and a loss")
-        read = list(islice(self._batches, self._limit))
+        if self._held is None:
+            self._held = list(islice(self._batches, self._limit))
         if isinstance(self._batches, Iterator):
-            self._batches = read  # it gives its batches once
-        return read, self._loss
+            self._batches = self._held  # it gives its batches once
+        return self._held, self._loss
 
-    def means(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str) -> Means:
-        """Return what layers with biases read of these groups on average, by their names; nothing without data.
+    def means(self, model: nn.Module, groups: Sequence[ChannelGroup]) -> Means:
+        """Return what layers with biases read of these groups on average, by their names.
 
         Raises:
             UserError: as ``gathered``.
         """
-        if not self.is_complete:
-            return {}
         with outputs_of(model) as said, watching(model, read_by(groups)) as watch:
-            for value in self._losses(model, kind, "channel means", limit=SOME):
-                for scalar, keep in self._scalars(model, value, said, kind, signs=1):
+            if watch.is_idle:
+                return {}
+            for value in self._losses(model, "gauss_newton", "channel means", limit=_FOR_MEANS):
+                for scalar, keep in self._scalars(model, value, said, "gauss_newton", signs=1):
                     with watch.listening():
                         scalar.backward(retain_graph=keep)  # type: ignore[no-untyped-call]
                 said.clear()
+                watch.forget()
         model.zero_grad(set_to_none=True)
         return watch.means
 
@@ -127,12 +136,16 @@ class Evidence:
         batches, loss = self.read
         batches = batches[:limit]
 
-        def run(copied: nn.Module, batch: Any) -> None:
-            loss(copied, batch)
+        def judged(copied: nn.Module, batch: Any) -> float:
+            with torch.enable_grad():  # a loss may need gradients for itself
+                return float(loss(copied, batch).detach())
 
-        settled = refreshed(model, batches, run)
-        with torch.no_grad():
-            values = [float(value) for value in self._values(settled, batches, loss)]
+        def run(copied: nn.Module, batch: Any) -> None:
+            judged(copied, batch)
+
+        with seeded(self._seed):
+            settled = refreshed(model, batches, run)
+            values = [judged(settled, batch) for batch in batches]
         mean = sum(values) / len(values) if values else float("inf")
         return mean if mean == mean else float("inf")
 
@@ -157,3 +170,12 @@ class Evidence:
         for batch in batches:
             model.zero_grad(set_to_none=True)
             yield loss(model, batch)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch inside, and leave its generators outside as they were."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=list(gpus)):
+        torch.manual_seed(seed)
+        yield

@@ -66,7 +66,7 @@ def gauss_newton(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor |
     curvature does. This is its Gauss-Newton form along the direction of the removal, for a squared error of the logits
     z, which the distillation loss is at high temperature (Hinton et al. 2015, arXiv 1503.02531). Further outputs count
     as much as the logits; what a softmax does not see does not count. Nor does a channel's mean where a constant takes
-    its place: of what a layer with a bias or a batch norm reads, only the fluctuation goes.
+    its place: of what a layer with a bias reads, only the fluctuation goes.
     Source: Nonnenmacher et al. 2022 (SOSP, arXiv 2110.11395), the terms of single structures; the norm over logits is
     estimated by random signs (Hutchinson 1989). ``reading`` is what one batch says, squared by ``of_units``.
     """

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from distill.prune.graph import ChannelGroup, is_depthwise
+from distill.prune.graph import ChannelGroup
 
 _PLAIN = {
     kind.forward
@@ -38,8 +38,10 @@ class Watch:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
-        self._strange: set[str] = set()
+        self._excluded: set[str] = set()
+        self._waiting: dict[int, Tensor] = {}
         self._listens = False
+        self.is_idle = True
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -54,24 +56,31 @@ class Watch:
     def means(self) -> dict[str, Tensor]:
         """What is known so far: nothing of a layer that no gradient has reached, or that read what has no one shape."""
         found = {name: (total / self._weights[name]).float() for name, total in self._sums.items()}
-        return {name: mean for name, mean in found.items() if name not in self._strange and mean.isfinite().all()}
+        return {name: mean for name, mean in found.items() if name not in self._excluded and mean.isfinite().all()}
 
-    def made(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def forget(self) -> None:
+        """Let go of what no gradient came for."""
+        self._waiting.clear()
+
+    def record(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """See what a layer makes of what; that is added once the gradient says what it is worth."""
         if not args:  # it is called by keyword
-            self._strange.add(name)
+            self._excluded.add(name)
             return
         given, convolves = args[0], isinstance(layer, _ConvNd)
-        usual = given.ndim == layer.weight.ndim if convolves else given.ndim > 1  # one sample alone has no rows
-        if not usual:
-            self._strange.add(name)
+        has_rows = given.ndim == layer.weight.ndim if convolves else given.ndim > 1
+        if not has_rows:
+            self._excluded.add(name)
         elif output.requires_grad:
-            read = given.detach()
-            output.register_hook(lambda gradient: self._read(name, convolves, read, gradient))
+            number = len(self._waiting)
+            self._waiting[number] = given.detach()  # not in the hook, which would hold it as long as the graph
+            output.register_hook(lambda gradient: self._add(name, convolves, number, gradient))
 
-    def _read(self, name: str, convolves: bool, given: Tensor, gradient: Tensor) -> None:
+    def _add(self, name: str, convolves: bool, number: int, gradient: Tensor) -> None:
         if not self._listens:
             return
+        given = self._waiting[number]
+        self._waiting[number] = given.new_empty(0)
         # What no output depends on, as tokens that are masked or not asked, must not move the mean of those that count.
         worth = gradient.double().square()
         if convolves:
@@ -82,7 +91,7 @@ class Watch:
             total = (worth @ given.double().flatten(0, -2))[None]
         known = self._sums.get(name)
         if known is not None and known.shape != total.shape:
-            self._strange.add(name)  # images of another size: the mean over rows has no one shape
+            self._excluded.add(name)  # images of another size: the mean over rows has no one shape
             return
         self._sums[name] = total if known is None else known + total
         self._weights[name] = self._weights.get(name, 0.0) + float(worth.sum())
@@ -96,12 +105,13 @@ def watching(model: nn.Module, names: Collection[str]) -> Iterator[Watch]:
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 
     def watch_layer(name: str, layer: nn.Module) -> None:
-        hooks.append(layer.register_forward_hook(lambda _, args, output: watch.made(name, layer, args, output)))
+        hooks.append(layer.register_forward_hook(lambda _, args, output: watch.record(name, layer, args, output)))
 
     for name, module in model.named_modules():
-        plain = type(module).forward in _PLAIN and not is_depthwise(module)
+        plain = type(module).forward in _PLAIN
         if name in names and plain and times[id(module._parameters.get("bias"))] == 1:
             watch_layer(name, module)
+            watch.is_idle = False
     try:
         yield watch
     finally:
@@ -115,7 +125,7 @@ def read_by(groups: Iterable[ChannelGroup]) -> set[str]:
 
 
 def of_means(model: nn.Module, means: Means) -> dict[str, Tensor]:
-    """Return what the mean of each input channel has to do with the loss: ∂L/∂constant · constant, float32 [channels].
+    """Return what the mean of each input channel has to do with the loss: ∂L/∂constant · constant, [channels].
 
     Gradients lie in ``.grad``. A layer that they do not reach is left out.
     """
@@ -126,7 +136,7 @@ def of_means(model: nn.Module, means: Means) -> dict[str, Tensor]:
         if slope is None:
             continue
         with torch.enable_grad():
-            mean = read.to(layer.weight).requires_grad_()
+            mean = read.detach().to(layer.weight).requires_grad_()
             (toward,) = torch.autograd.grad(_constant(layer, mean) @ slope, mean)
         share = (toward * mean).detach()
         found[name] = share.flatten(2).sum(2)[0] if share.ndim > 2 else share[0]
@@ -165,6 +175,6 @@ def compensated(
 
 
 def _constant(layer: nn.Module, mean: Tensor) -> Tensor:
-    """Return what a layer makes of a mean input, averaged over positions: [outputs]."""
+    """Return what a layer makes of a mean input, averaged over positions, its bias included: [outputs]."""
     made: Tensor = layer.forward(mean)  # hooks are not for it
     return made.flatten(2).mean(2)[0] if made.ndim > 2 else made[0]

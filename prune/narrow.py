@@ -47,7 +47,7 @@ def narrow(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowe
             done.kept |= error.culprits
     step.note(units)
     done.decisions.append(done.decision({name: len(chosen) for name, chosen in units.items()}))
-    done.model = step.evened(units, pruned, data)
+    done.model = step.compensated(units, pruned, data)
     return done
 
 

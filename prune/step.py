@@ -15,9 +15,9 @@ from distill.prune.attention.heads import AttentionGroup, Kind, attention_groups
 from distill.prune.counts import Counts
 from distill.prune.cutting import BrokenError, Checks, Progress, cut
 from distill.prune.depth.skipped import Block, skipped_of
-from distill.prune.evidence import SOME, Evidence
+from distill.prune.evidence import FEW, Evidence
 from distill.prune.graph import ChannelGroup, Graph, is_depthwise
-from distill.prune.importance import FROM_BATCHES, mean_score, unit_scores
+from distill.prune.importance import FROM_BATCHES, OF_LOGITS, mean_score, unit_scores
 from distill.prune.latency import (
     Device,
     Ladder,
@@ -34,6 +34,7 @@ from distill.prune.settings import PruneSettings
 from distill.prune.sizes import Sizes
 
 _BINS = 20  # of histograms of scores
+_CLEARLY = 1e-3  # of a loss is a difference
 
 Units = Mapping[str, tuple[int, ...]]
 Decision = Mapping[str, Any]
@@ -112,10 +113,10 @@ class Step:
             done.widths.setdefault(group.name, [len(group.units)] * 2 + [len(group.units[0])])
         done.kept |= {group.name: group.kept for group in self.groups if group.kept}
         known = [group for group in self.groups if not group.kept]
-        self._read = data.means(self.model, known, job.kind)
-        evidence = data.gathered(self.model, known, job.kind, self._read) if job.kind in FROM_BATCHES else {}
+        self._channel_means = data.means(self.model, known) if job.kind in OF_LOGITS else {}
+        evidence = data.gathered(self.model, known, job.kind, self._channel_means) if job.kind in FROM_BATCHES else {}
         self.scores: dict[str, list[float]] = {}
-        self.means: dict[str, float] = {}
+        self.mean_scores: dict[str, float] = {}
         """The mean score of each group, where groups can be compared by it."""
         for group in known:
             found = unit_scores(group, job.kind, job.seed, evidence)
@@ -125,7 +126,7 @@ class Step:
                 self.scores[group.name] = found
                 mean = mean_score(group, job.kind, evidence)
                 if mean is not None:
-                    self.means[group.name] = mean
+                    self.mean_scores[group.name] = mean
         self.sizes = Sizes(self.model, self.groups, checks.example)
         self._costs: LayerCosts | None = None
 
@@ -144,8 +145,8 @@ class Step:
         found = []
         for group in self.free:
             scores, scope = self.scores[group.name], group.pattern if whole else group.name
-            if by_saving and group.name in self.means:
-                worth = self.means[group.name] / self._saving(group, asked)
+            if by_saving and group.name in self.mean_scores:
+                worth = self.mean_scores[group.name] / self._saving(group, asked)
                 scores, scope = [score * worth for score in scores], ""
             found.append(
                 Candidate(
@@ -174,8 +175,8 @@ class Step:
 
     def _weight(self, group: ChannelGroup) -> float:
         """Return what a group is worth to others: all its scores where they compare, else the layers that make it."""
-        if self.job.settings.global_ and group.name in self.means:
-            return self.means[group.name] * len(group.units)
+        if self.job.settings.global_ and group.name in self.mean_scores:
+            return self.mean_scores[group.name] * len(group.units)
         return max(1, sum(map(_makes, group.members)))
 
     @property
@@ -215,20 +216,22 @@ class Step:
         """Return a checked copy without these units."""
         return cut(self.model, self._channels(units), self.job.checks, self.job.progress)
 
-    def evened(self, units: Units, pruned: nn.Module, data: Evidence) -> nn.Module:
-        """Return what was cut with the means of what went in its biases, where data say that less is lost then.
+    def compensated(self, units: Units, pruned: nn.Module, data: Evidence) -> nn.Module:
+        """Return what was cut, with the means of what went in its biases where the loss is lower for it.
 
-        Where layers are linear, or little goes, it is less; a layer norm behind a large change may turn it around.
+        The first order says that it is, but what went may be more than that holds for.
         """
         channels = self._channels(units)
-        even = compensated(self.model, self.groups, channels, self._read)
-        if even is None:
+        wide = compensated(self.model, self.groups, channels, self._channel_means)
+        if wide is None:
             return pruned
         try:
-            made_up_for = cut(even, channels, self.job.checks, self.job.progress)
-            return min(pruned, made_up_for, key=lambda model: data.mean_loss(model, SOME))
+            narrow = cut(wide, channels, self.job.checks, self.job.progress)
+            plain, made_up_for = (data.mean_loss(model, FEW) for model in (pruned, narrow))
         except (BrokenError, UserError):
-            return pruned  # nothing to compare by: a batch of a single row has no statistics
+            return pruned  # it cannot be compared: batch norms have no statistics of a batch of one row, say
+        # Less is rounding: where batch norms follow, a constant changes nothing.
+        return narrow if made_up_for < plain - _CLEARLY * abs(plain) else pruned
 
     def _channels(self, units: Units) -> dict[str, list[int]]:
         of = {group.name: group.units for group in self.groups}

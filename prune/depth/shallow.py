@@ -28,6 +28,7 @@ _EVALUATIONS = 60
 
 def narrow_or_shallow(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowed:
     """Narrow as `narrow` does; where a speed is asked for and data can judge, try it with fewer blocks, too."""
+    data.anew()
     tries = job.settings.asked[0] == "speedup" and job.settings.depth == "auto" and job.decided is None
     if not (tries and data.is_complete) or done.decisions:
         return narrow(done, job, data, share=share)

@@ -164,7 +164,7 @@ def scored(model: nn.Module, sample: Tensor, batches: list[Batch], *, with_means
     graph = Graph(model, ((sample,), {}), lambda output: output)
     groups = [group for group in graph.groups() if not group.is_output]
     evidence = Evidence(batches, loss, lambda output: output, settings, None)
-    means = {} if with_means else evidence.means(model, groups, "gauss_newton")
+    means = {} if with_means else evidence.means(model, groups)
     found = evidence.gathered(model, groups, "gauss_newton", means)
     return {name: value / len(batches) for name, value in found.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ def far(model: nn.Module, rows: Tensor) -> Tensor:
 
 def means_of(model: nn.Module, batches: Sequence[Tensor]) -> Means:
     evidence = Evidence(batches, far, lambda z: z, PruneSettings(), None)
-    return evidence.means(model, groups_of(model, batches[0]), "gauss_newton")
+    return evidence.means(model, groups_of(model, batches[0]))
 
 
 def evened(model: nn.Module, rows: Tensor, gone: dict[str, list[int]]) -> nn.Module:
@@ -82,6 +82,23 @@ def test_the_mean_of_what_the_last_layer_reads_is_that_over_the_rows() -> None:
     torch.testing.assert_close(mean, plain_means(model, batches)["2"], rtol=0.1, atol=0.05)
 
 
+def test_rows_weigh_as_much_as_the_answers_depend_on_them() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, rows: Tensor) -> Tensor:
+            return self.last(self.wide(rows).relu()) * rows[:, :1]  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Scaled().double().eval()
+    rows = torch.randn(2, 6, dtype=torch.float64)
+    rows[:, 0] = torch.tensor([1.0, 3.0])
+    first, second = model.wide(rows).relu()
+    torch.testing.assert_close(means_of(model, [rows])["last"][0].double(), (first + 9 * second) / 10)
+
+
 def test_a_linear_layer_is_given_its_loss_exactly() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
@@ -124,7 +141,7 @@ def test_what_no_output_depends_on_does_not_move_a_mean() -> None:
 
         def forward(self, tokens: Tensor) -> Tensor:
             told = tokens[..., :1] > 0  # the rest is padding
-            return self.head((self.narrow(self.wide(tokens).relu()) * told).sum(1))  # type: ignore[no-any-return]
+            return self.head(torch.where(told, self.narrow(self.wide(tokens).relu()), 0).sum(1))  # type: ignore[no-any-return]
 
     torch.manual_seed(0)
     model = Masked().eval()
@@ -132,6 +149,9 @@ def test_what_no_output_depends_on_does_not_move_a_mean() -> None:
     other = torch.where(tokens[..., :1] > 0, tokens, tokens - 100 * torch.rand_like(tokens))
     means = [means_of(model, [given])["narrow"] for given in (tokens, other)]
     torch.testing.assert_close(*means)
+    unknown = torch.cat([tokens[..., :1], torch.full((16, 5, 5), torch.nan)], 2)
+    broken = torch.where(tokens[..., :1] > 0, tokens, unknown)
+    assert "narrow" not in means_of(model, [broken])
 
 
 def test_a_layer_without_a_bias_is_left_out() -> None:
@@ -191,6 +211,7 @@ def test_a_mean_says_what_a_constant_in_its_place_would() -> None:
     model.zero_grad()
     far(model, rows).backward()
     found = of_means(model, means)["2"]
+    assert not means["2"].requires_grad
     model.zero_grad()
     alone = model[2]
     for channel in range(6):
@@ -243,3 +264,69 @@ def test_the_model_that_came_in_keeps_its_biases() -> None:
     before = copy.deepcopy(model.state_dict())
     pruned(model, [torch.randn(8, 6)], far, ratio=0.5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_constant_before_a_batch_norm_changes_nothing_and_stays_out() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3, bias=False),
+    ).eval()  # fmt: skip
+    rows = torch.randn(64, 1, 6, 6)
+    narrow, record = pruned(model, [rows], like(model(rows)), ratio=0.25, ignore=["2"])
+    assert record.widths["0"] == (8, 6)
+    assert torch.equal(narrow[2].bias, model[2].bias)  # type: ignore[index]
+
+
+def test_the_loss_may_need_gradients_for_itself() -> None:
+    def smooth(model: nn.Module, rows: Tensor) -> Tensor:
+        rows = rows.clone().requires_grad_()
+        answers = model(rows)
+        (slope,) = torch.autograd.grad(answers.sum(), rows, create_graph=True)
+        return answers.square().mean() + slope.square().mean()
+
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    _, record = pruned(model, [torch.randn(8, 6)], smooth, ratio=0.5)
+    assert record.widths["0"] == (8, 4)
+
+
+def test_batches_are_read_once_for_each_step() -> None:
+    class Shuffled:
+        times = 0
+
+        def __iter__(self) -> Iterator[Tensor]:
+            self.times += 1
+            for _ in range(3):
+                yield torch.randn(8, 6)
+
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    source = Shuffled()
+    prune_channels(
+        model,
+        PruneSettings(round_to=1, ratio=0.5, steps=2),
+        example=((torch.randn(2, 6),), {}),
+        batches=source,
+        loss=far,
+        logits=lambda z: z,
+    )
+    assert source.times == 2
+
+
+def test_other_kinds_ask_no_data_and_move_no_bias() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    for batches in ([], [torch.full((4, 6), torch.nan)], [torch.randn(4, 6)]):
+        narrow, _ = prune_channels(
+            model,
+            PruneSettings(round_to=1, ratio=0.5, importance="group_norm"),
+            example=((torch.randn(2, 6),), {}),
+            batches=batches,
+            loss=far,
+            logits=lambda z: z,
+        )
+        assert torch.equal(narrow[2].bias, model[2].bias)  # type: ignore[index]
+
+
+def test_nothing_keeps_watching() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    narrow, _ = pruned(model, [torch.randn(8, 6)], far, ratio=0.5)
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in (*model.modules(), *narrow.modules()))
