@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.prune.batchnorm import refreshed
 from distill.prune.graph import ChannelGroup
 from distill.prune.importance import FROM_BATCHES, OF_LOGITS
-from distill.prune.means import Means, of_means, read_by, watching
+from distill.prune.means import Means, read_by, watching
 from distill.prune.projection import class_axis, differentiable, outputs_of, signed_sum
 from distill.prune.settings import PruneSettings
 
@@ -85,10 +85,8 @@ class Evidence:
         model.zero_grad(set_to_none=True)
         return watch.means
 
-    def gathered(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str, means: Means) -> dict[str, Tensor]:
+    def gathered(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str) -> dict[str, Tensor]:
         """Return what all batches together say about each group's channels; batch norms stay in eval mode.
-
-        What biases make up for, ``means``, does not count for a kind of ``OF_LOGITS``.
 
         Raises:
             UserError: there is no batch, the loss is no number or does not depend on the parameters, or there are no
@@ -100,9 +98,8 @@ class Evidence:
                 for scalar, keep in self._scalars(model, value, said, kind, signs=self._signs):
                     scalar.backward(retain_graph=keep)  # type: ignore[no-untyped-call]
                     with torch.no_grad():
-                        made_up_for = of_means(model, means) if kind in OF_LOGITS else {}
                         for group in groups:
-                            change = FROM_BATCHES[kind](group, made_up_for)
+                            change = FROM_BATCHES[kind](group)
                             if change is not None:
                                 found[group.name] = found.get(group.name, torch.zeros_like(change)) + change
                 said.clear()

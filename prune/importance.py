@@ -20,8 +20,6 @@ from distill.prune.graph import ChannelGroup, Member, is_depthwise
 
 Evidence = Mapping[str, Tensor]
 """What batches of data said about each group, by its name: one number a channel."""
-MadeUpFor = Mapping[str, Tensor]
-"""What the mean of each channel that a layer reads does to the loss of one backward pass, by its name (`of_means`)."""
 Importance = Callable[[ChannelGroup, int, Evidence], Tensor | None]
 
 
@@ -65,8 +63,7 @@ def gauss_newton(group: ChannelGroup, seed: int, evidence: Evidence) -> Tensor |
     Where a model is distilled from itself the loss is least, and its gradient says nothing about what a cut does: the
     curvature does. This is its Gauss-Newton form along the direction of the removal, for a squared error of the logits
     z, which the distillation loss is at high temperature (Hinton et al. 2015, arXiv 1503.02531). Further outputs count
-    as much as the logits; what a softmax does not see does not count. Nor does a channel's mean where a constant takes
-    its place: of what a layer with a bias reads, only the fluctuation goes.
+    as much as the logits; what a softmax does not see does not count.
     Source: Nonnenmacher et al. 2022 (SOSP, arXiv 2110.11395), the terms of single structures; the norm over logits is
     estimated by random signs (Hutchinson 1989). ``reading`` is what one batch says, squared by ``of_units``.
     """
@@ -85,13 +82,13 @@ def first_order(group: ChannelGroup) -> Tensor | None:
     return _total(group, change)
 
 
-def reading(group: ChannelGroup, means: MadeUpFor | None = None) -> Tensor | None:
+def reading(group: ChannelGroup) -> Tensor | None:
     """Return Σ w · ∂L/∂w over the weights that read each channel, float64 [channels]; else as `first_order`.
 
-    To first order that is what the loss changes by when nothing reads the channel, less what its mean accounts for.
-    Weights that make it would tell the same again, but for biases and for norms in between. Where nothing with weights
-    reads it, those that make it tell. A dimension of all heads speaks through the scores as well: of queries, keys,
-    values and the projection that reads them, each pair tells its half twice.
+    To first order that is what the loss changes by when nothing reads the channel. Weights that make it would tell the
+    same again, but for biases and for norms in between. Where nothing with weights reads it, those that make it tell.
+    A dimension of all heads speaks through the scores as well: of queries, keys, values and the projection that reads
+    them, each pair tells its half twice.
     """
 
     def change(weight: Tensor) -> Tensor:
@@ -101,12 +98,7 @@ def reading(group: ChannelGroup, means: MadeUpFor | None = None) -> Tensor | Non
         both = first_order(group)
         return None if both is None else both / 2
     found = _total(group, change, sides=("in",))
-    if found is None:
-        return first_order(group)
-    for member in group.members:
-        if member.side == "in" and means is not None and member.name in means:
-            _add(found, member, -means[member.name])
-    return found
+    return first_order(group) if found is None else found
 
 
 def of_units(group: ChannelGroup, change: Tensor) -> Tensor:
@@ -150,10 +142,10 @@ IMPORTANCES: dict[str, Importance] = {
     "random": random,
 }
 
-FROM_BATCHES: dict[str, Callable[[ChannelGroup, MadeUpFor], Tensor | None]] = {
-    "taylor": lambda group, means: None if (change := first_order(group)) is None else change.square(),
-    "hessian": lambda group, means: second_order(group),
-    "gauss_newton": lambda group, means: None if (change := reading(group, means)) is None else of_units(group, change),
+FROM_BATCHES: dict[str, Callable[[ChannelGroup], Tensor | None]] = {
+    "taylor": lambda group: None if (change := first_order(group)) is None else change.square(),
+    "hessian": second_order,
+    "gauss_newton": lambda group: None if (change := reading(group)) is None else of_units(group, change),
 }
 """What a batch says about each channel of a group, after its backward pass; the batches are added up."""
 
@@ -207,18 +199,12 @@ def _total(
         if member.side not in sides or not isinstance(member.module, kinds):
             continue
         for rows in _channel_rows(member, measure):
-            found |= _add(total, member, rows)
+            roots = [root for root in member.roots if root is not None]
+            if len(roots) == len(member.roots):
+                picked = rows[torch.tensor(member.indices, device=rows.device)]
+                total.index_add_(0, torch.tensor(roots), picked.double().cpu())
+                found = True
     return total if found else None
-
-
-def _add(total: Tensor, member: Member, rows: Tensor) -> bool:
-    """Add a number for each channel of the member's side to the root channels, where every one has its root."""
-    roots = [root for root in member.roots if root is not None]
-    if len(roots) < len(member.roots):
-        return False
-    picked = rows[torch.tensor(member.indices, device=rows.device)]
-    total.index_add_(0, torch.tensor(roots), picked.double().cpu())
-    return True
 
 
 def _channel_rows(member: Member, measure: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:

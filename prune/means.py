@@ -1,8 +1,7 @@
-"""What layers read on average: once some of it goes, a constant stands in for its mean, and only the rest is lost.
+"""What layers read on average: once some of it goes, a constant in the layer's bias can stand in for its mean.
 
-The constant is added to the reading layer's bias, the bias compensation of An et al. 2023 (FLAP, arXiv 2312.11983).
-Layers without one are left out, even where a batch norm stands in for it: that counting only the fluctuation there
-helps could not be shown.
+Source: the bias compensation of An et al. 2023 (FLAP, arXiv 2312.11983). Unlike there, scores count the mean as well:
+that fluctuations alone choose better could not be shown (they do for perceptrons, and not before a batch norm).
 """
 
 from __future__ import annotations
@@ -122,25 +121,6 @@ def watching(model: nn.Module, names: Collection[str]) -> Iterator[Watch]:
 def read_by(groups: Iterable[ChannelGroup]) -> set[str]:
     """Return the names of the layers that read channels of these groups."""
     return {member.name for group in groups for member in group.members if member.side == "in"}
-
-
-def of_means(model: nn.Module, means: Means) -> dict[str, Tensor]:
-    """Return what the mean of each input channel has to do with the loss: ∂L/∂constant · constant, [channels].
-
-    Gradients lie in ``.grad``. A layer that they do not reach is left out.
-    """
-    found = {}
-    for name, read in means.items():
-        layer: Any = model.get_submodule(name)
-        slope = layer.bias.grad
-        if slope is None:
-            continue
-        with torch.enable_grad():
-            mean = read.detach().to(layer.weight).requires_grad_()
-            (toward,) = torch.autograd.grad(_constant(layer, mean) @ slope, mean)
-        share = (toward * mean).detach()
-        found[name] = share.flatten(2).sum(2)[0] if share.ndim > 2 else share[0]
-    return found
 
 
 @torch.no_grad()

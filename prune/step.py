@@ -113,8 +113,8 @@ class Step:
             done.widths.setdefault(group.name, [len(group.units)] * 2 + [len(group.units[0])])
         done.kept |= {group.name: group.kept for group in self.groups if group.kept}
         known = [group for group in self.groups if not group.kept]
+        evidence = data.gathered(self.model, known, job.kind) if job.kind in FROM_BATCHES else {}
         self._channel_means = data.means(self.model, known) if job.kind in OF_LOGITS else {}
-        evidence = data.gathered(self.model, known, job.kind, self._channel_means) if job.kind in FROM_BATCHES else {}
         self.scores: dict[str, list[float]] = {}
         self.mean_scores: dict[str, float] = {}
         """The mean score of each group, where groups can be compared by it."""

@@ -158,27 +158,22 @@ def test_taylor_is_the_squared_first_order_change_of_each_batch_added_up() -> No
     assert torch.equal(result[6].bias, model[6].bias[kept])
 
 
-def scored(model: nn.Module, sample: Tensor, batches: list[Batch], *, with_means: bool) -> dict[str, Tensor]:
-    """Return what gauss_newton says about each group, averaged over the batches; of fluctuations only, or all of it."""
+def scored(model: nn.Module, sample: Tensor, batches: list[Batch]) -> dict[str, Tensor]:
+    """Return what gauss_newton says about each group, averaged over the batches."""
     settings = PruneSettings(batches=len(batches))
     graph = Graph(model, ((sample,), {}), lambda output: output)
     groups = [group for group in graph.groups() if not group.is_output]
-    evidence = Evidence(batches, loss, lambda output: output, settings, None)
-    means = {} if with_means else evidence.means(model, groups)
-    found = evidence.gathered(model, groups, "gauss_newton", means)
+    found = Evidence(batches, loss, lambda output: output, settings, None).gathered(model, groups, "gauss_newton")
     return {name: value / len(batches) for name, value in found.items()}
 
 
-@pytest.mark.parametrize("with_means", [True, False])
-def test_gauss_newton_is_what_the_logits_lose_with_the_channel(with_means: bool) -> None:
+def test_gauss_newton_is_what_the_logits_lose_with_the_channel() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
     rows = torch.randn(32, 5)
-    found = scored(model, rows[:2], [(rows, torch.zeros(32, dtype=torch.long))] * 4000, with_means=with_means)
+    found = scored(model, rows[:2], [(rows, torch.zeros(32, dtype=torch.long))] * 4000)
     # The logits are linear in the channels of the last hidden layer, so the first order is all there is.
     activations = model[1](model[0](rows)).double()
-    if not with_means:
-        activations -= activations.mean(0)  # which the bias of the last layer takes over
     change = activations.T[:, :, None] * model[2].weight.double().T[:, None, :]  # [channels, rows, classes]
     change -= change.mean(2, keepdim=True)  # what all logits gain alike changes no answer
     exact = change.square().sum(2).mean(1).detach()

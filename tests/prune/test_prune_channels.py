@@ -369,4 +369,4 @@ def test_progress_counts_the_batches() -> None:
         logits=case.logits,
         progress=lambda *event: seen.append(event),
     )
-    assert seen == [(what, done, 3) for what in ("channel means", "channel importance") for done in (1, 2, 3)]
+    assert seen == [(what, done, 3) for what in ("channel importance", "channel means") for done in (1, 2, 3)]

@@ -173,7 +173,7 @@ def test_few_batches_are_asked_often_enough() -> None:
     scores = []
     for seed in range(2):
         evidence = Evidence(rows(1, 6), lambda m, x: m(x).square().mean(), _first, PruneSettings(), None, seed)
-        scores.append(evidence.gathered(model, _free(model), "gauss_newton", {})["0"])
+        scores.append(evidence.gathered(model, _free(model), "gauss_newton")["0"])
     assert torch.corrcoef(torch.stack(scores))[0, 1] > 0.85
 
 
