@@ -34,7 +34,7 @@ from distill.prune.settings import PruneSettings
 from distill.prune.sizes import Sizes
 
 _BINS = 20  # of histograms of scores
-_CLEARLY = 1e-3  # of a loss is a difference
+_CLEARLY = 0.02  # of a loss is a difference
 
 Units = Mapping[str, tuple[int, ...]]
 Decision = Mapping[str, Any]
@@ -230,7 +230,7 @@ class Step:
             plain, made_up_for = (data.mean_loss(model, FEW) for model in (pruned, narrow))
         except (BrokenError, UserError):
             return pruned  # it cannot be compared: batch norms have no statistics of a batch of one row, say
-        # Less is rounding: where batch norms follow, a constant changes nothing.
+        # Less is chance, or rounding: where batch norms follow, a constant changes nothing.
         return narrow if made_up_for < plain - _CLEARLY * abs(plain) else pruned
 
     def _channels(self, units: Units) -> dict[str, list[int]]:
