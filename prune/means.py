@@ -124,7 +124,7 @@ def read_by(groups: Iterable[ChannelGroup]) -> set[str]:
 
 
 @torch.no_grad()
-def compensated(
+def with_constants(
     model: nn.Module, groups: Sequence[ChannelGroup], gone: Mapping[str, Sequence[int]], means: Means
 ) -> nn.Module | None:
     """Return a copy whose biases hold the means of what their layers are about to lose; None where that changes none.

@@ -27,7 +27,7 @@ from distill.prune.latency import (
     shapes_of,
     snap,
 )
-from distill.prune.means import compensated
+from distill.prune.means import with_constants
 from distill.prune.record import GroupRecord
 from distill.prune.selection import Candidate
 from distill.prune.settings import PruneSettings
@@ -222,7 +222,7 @@ class Step:
         The first order says that it is, but what went may be more than that holds for.
         """
         channels = self._channels(units)
-        wide = compensated(self.model, self.groups, channels, self._channel_means)
+        wide = with_constants(self.model, self.groups, channels, self._channel_means)
         if wide is None:
             return pruned
         try:

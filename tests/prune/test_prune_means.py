@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill.prune import PruneRecord, PruneSettings, prune_channels
 from distill.prune.evidence import Evidence
 from distill.prune.graph import ChannelGroup, Graph, prepare
-from distill.prune.means import Means, compensated
+from distill.prune.means import Means, with_constants
 
 
 def groups_of(model: nn.Module, rows: Tensor) -> list[ChannelGroup]:
@@ -32,7 +32,7 @@ def means_of(model: nn.Module, batches: Sequence[Tensor]) -> Means:
 
 
 def evened(model: nn.Module, rows: Tensor, gone: dict[str, list[int]]) -> nn.Module:
-    result = compensated(model, groups_of(model, rows), gone, means_of(model, [rows]))
+    result = with_constants(model, groups_of(model, rows), gone, means_of(model, [rows]))
     assert result is not None
     return result
 
@@ -162,7 +162,7 @@ def test_a_layer_without_a_bias_is_left_out() -> None:
     rows = torch.randn(4, 1, 12, 12)
     means = means_of(model, [rows])
     assert set(means) == {"6"}
-    assert compensated(model, groups_of(model, rows), {"0": [1]}, means) is None
+    assert with_constants(model, groups_of(model, rows), {"0": [1]}, means) is None
 
 
 def test_a_bias_that_several_layers_share_stays() -> None:
