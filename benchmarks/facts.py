@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .bundle import external_files
 from .inputs import Signature, load_proto, signature
+from .saturation import saturating_share
 
 # Not of float16: a CPU calculates with those in float32, where they are normal, and a GPU takes them at full speed.
 _TINY = {TensorProto.FLOAT: 2.0**-126, TensorProto.DOUBLE: 2.0**-1022}
@@ -27,8 +28,9 @@ class Facts:
     """One file. `bytes` and `sha256` include external data; `macs` are for one sample, None where a shape is open.
 
     `inputs` and `outputs` are [name, type, shape] with None for an open size. `made_for` is the target that distill
-    wrote into the file, `isa` the processor feature that its weights rely on. `subnormal` counts weights too small for
-    a normal float, which a CPU multiplies tens of times more slowly.
+    wrote into the file, `isa` the processor feature that it says it relies on. `subnormal` counts weights too small for
+    a normal float, which a CPU multiplies tens of times more slowly. `saturating` is the share of int8 weight pairs
+    whose products need a processor with VNNI (`saturating_share`).
     """
 
     name: str
@@ -44,6 +46,7 @@ class Facts:
     made_for: str | None = None
     isa: str | None = None
     subnormal: int = 0
+    saturating: float = 0.0
 
 
 def read_facts(path: str | Path, name: str | None = None) -> Facts:
@@ -71,6 +74,7 @@ def read_facts(path: str | Path, name: str | None = None) -> Facts:
         made_for=metadata.get("target"),
         isa=metadata.get("isa"),
         subnormal=_subnormal(proto, path.parent),
+        saturating=saturating_share(proto, path.parent),
     )
 
 

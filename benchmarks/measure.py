@@ -11,10 +11,12 @@ import numpy as np
 
 from . import runner
 from .bench import case_of, effects_of
-from .inputs import Array, Feeds, make_inputs
+from .inputs import Array, Feeds, load_proto, make_inputs
 from .jobs import ArmSpec, Timing, time_arms
-from .machine import board_of, usable_threads
+from .machine import VNNI, board_of, cpu_flags, family, usable_threads
 from .records import Case, Ratio
+from .remarks import saturation_remark
+from .saturation import saturating_share
 from .sessions import provider_options
 from .settings import BenchmarkSettings
 from .target import Target
@@ -144,8 +146,18 @@ def _latency(case: Case, arm: int, path: str | Path, target: Target, board: dict
         end_to_end_s=row.end_to_end_s,
         provider_options=provider_options(target),
         board=board,
-        warnings=tuple(f"{path}: {text}" for text in (*_of_file(case, arm, target), *case.warnings)),
+        warnings=tuple(f"{path}: {text}" for text in (*_of_file(case, arm, target), *case.warnings))
+        + _saturating(path, target, board or {"family": family(), "flags": cpu_flags()}),
     )
+
+
+def _saturating(path: str | Path, target: Target, machine: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say when the integer sums of a file can saturate on the processor that it was timed on."""
+    if target.provider != "CPUExecutionProvider" or VNNI & set(machine["flags"] or ()):
+        return ()
+    share = saturating_share(load_proto(path), Path(path).parent)
+    said = saturation_remark(str(path), share, machine["family"], machine["flags"])
+    return () if said is None else (said,)
 
 
 def _of_file(case: Case, arm: int, target: Target) -> list[str]:

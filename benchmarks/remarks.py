@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from . import units
+from .machine import VNNI
 
 if TYPE_CHECKING:
     from .records import Case, Model
 
-# What int8 weights of eight bits rely on: without it a sum of two products saturates.
-VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _MUCH_CONTENDED = 0.5
 
 
@@ -68,10 +69,23 @@ def isa_remark(model: Model, machine: Mapping[str, Any]) -> list[str]:
     name, made_for, here = model.facts.name, model.facts.made_for, machine["family"]
     if made_for in ("x86", "arm") and made_for != here:
         return [f"{name}: was made for {made_for}, this machine is {here}: its latency here says little about there"]
-    flags = set(machine["flags"] or ())
-    if made_for == "x86" and model.facts.isa == "vnni" and not flags & VNNI:
-        return [
-            f"{name}: its int8 weights rely on VNNI, which this machine lacks: sums may saturate; quantize it with "
-            "reduce_range"
-        ]
-    return []
+    said = saturation_remark(name, model.facts.saturating, here, machine["flags"])
+    return [] if said is None else [said]
+
+
+def saturation_remark(name: str, share: float, family: str, flags: Iterable[str] | None) -> str | None:
+    """Say when a file's integer sums can saturate on a processor; None where they cannot.
+
+    Args:
+        name: what the file is called.
+        share: `saturating_share` of it.
+        family: the family of the processor.
+        flags: of the processor; None where the system does not show them.
+    """
+    if not share or family != "x86" or VNNI & set(flags or ()):
+        return None
+    lacks = "this machine's processor lacks" if flags is not None else "this machine's processor may lack"
+    return (
+        f"{name}: {units.share(share)} of its neighbouring int8 weight pairs rely on VNNI, which {lacks}: their sums "
+        "can saturate, and its answers are then wrong; quantize it with --reduce-range"
+    )

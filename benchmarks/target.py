@@ -9,12 +9,10 @@ from typing import Literal
 
 from distill.errors import UserError
 
-from .machine import cpu_flags, family, gpus
+from .machine import VNNI, cpu_flags, family, gpus
 
 TargetName = Literal["x86", "arm", "cuda", "tensorrt"]
 TARGETS: tuple[TargetName, ...] = ("x86", "arm", "cuda", "tensorrt")
-# Without one of these a U8S8 product adds two 8-bit products in 16 bits and saturates.
-_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Target:
 def _x86(threads: int, batch_sizes: tuple[int, ...]) -> Target:
     """U8S8 on the CPU, safe for the processor at hand, or for any where that one cannot be seen."""
     flags = cpu_flags() if family() == "x86" else None
-    reduce_range = flags is None or not flags & _VNNI
+    reduce_range = flags is None or not flags & VNNI
     warnings: tuple[str, ...] = ()
     if flags is None:
         warnings = (

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.benchmarks import conflicting_wheels, providers_that_load, usable_threads
-from distill.benchmarks.machine import affinity_cores, cgroup_cores, cpu_flags, cpu_model, family, gpus
+from distill.benchmarks.machine import VNNI, affinity_cores, cgroup_cores, cpu_flags, cpu_model, family, gpus
 
 _PACKAGES = (
     *("distill", "torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "torch-pruning", "optuna"),
@@ -88,7 +88,7 @@ def int8_sentence(kind: str, flags: frozenset[str] | None) -> str:
     if flags is None:
         return "The flags cannot be seen on this system, so int8 weights keep to 7 bits, which is safe everywhere."
     if kind == "x86":
-        if flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
+        if flags & VNNI:
             return f"With VNNI {_EXACT}: int8 uses all 8 bits, and is where the speed-up comes from."
         if "avx2" in flags:
             return (

@@ -14,6 +14,7 @@ import onnx
 import torch
 
 from distill.artifacts import Artifact, graph_inputs, shipped_feed, weights_hash, write_proto
+from distill.benchmarks.saturation import saturating_share
 from distill.config import config_hash, settings_hash
 from distill.context import Context
 from distill.export import loaded_with, loads_in, parity, run_onnx, write_metadata
@@ -135,11 +136,8 @@ def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bo
 
 
 def _relies_on_vnni(ctx: Context, final: Artifact) -> bool:
-    """Whether the file holds int8 weights of eight bits for x86, whose sums saturate on a CPU without VNNI."""
-    if final.stage != "quantize" or ctx.config.quantize is None or ctx.target.name != "x86":
-        return False
-    chosen = ctx.config.quantize.reduce_range
-    return not (ctx.target.reduce_range if chosen == "auto" else chosen)
+    """Whether sums of its integer products saturate on an x86 processor without VNNI."""
+    return ctx.target.name == "x86" and saturating_share(onnx.load(final.onnx)) > 0
 
 
 def oldest_runtime(path: Path, interpreters: tuple[Path, ...]) -> str:

@@ -22,6 +22,7 @@ from distill.errors import UserError
 from distill.export.graph import attribute, initializers
 
 from .calibrate import Feed, Progress
+from .select import is_depthwise
 from .settings import QuantizeSettings
 from .static import Calibrated, integer_graph, resolve
 from .torch_graph import GraphModule
@@ -40,6 +41,14 @@ class _Rounding:
     high: int
 
 
+@dataclass(frozen=True)
+class _WeightRounding:
+    """How a weight is rounded: the axis of its scales, None for one scale, and the steps on either side of zero."""
+
+    axis: int | None
+    steps: int
+
+
 class AwareModule(nn.Module):
     """A float graph that rounds its weights and activations as the integer graph will, with gradients through both."""
 
@@ -54,8 +63,9 @@ class AwareModule(nn.Module):
             {self.keys[name]: nn.Parameter(torch.tensor(float(np.log(value)))) for name, value in scales.items()}
         )
         _, reduced = resolve(settings, target)
-        self.steps = _REDUCED_STEPS if reduced else _WEIGHT_STEPS
-        self.axes = _weight_axes(found.model.graph, names, per_channel=settings.per_channel)
+        self.weights = _weight_roundings(
+            found.model.graph, names, per_channel=settings.per_channel, reduce_range=reduced
+        )
         self.graph.observe, self.graph.observe_weight = self._round, self._round_weight
         # A tensor that integers and floats are made of is rounded for the former only.
         self.graph.unobserved = {
@@ -90,12 +100,12 @@ class AwareModule(nn.Module):
         return (_rounded(steps) - how.zero) * scale
 
     def _round_weight(self, name: str, value: Tensor) -> Tensor:
-        axis = self.axes.get(name, "none")
-        if axis == "none":
+        how = self.weights.get(name)
+        if how is None:
             return value
-        others = None if axis is None else [i for i in range(value.ndim) if i != axis]
+        others = [i for i in range(value.ndim) if i != how.axis] if how.axis is not None else None
         largest = value.detach().abs().amax(dim=others, keepdim=True) if others else value.detach().abs().max()
-        scale = torch.clamp(largest, min=1e-12) / self.steps
+        scale = torch.clamp(largest, min=1e-12) / how.steps
         return _rounded(value / scale) * scale
 
 
@@ -180,12 +190,15 @@ def _roundings(graph: GraphProto) -> tuple[dict[str, _Rounding], dict[str, float
     return found, scales
 
 
-def _weight_axes(graph: GraphProto, names: set[str], *, per_channel: bool) -> dict[str, int | None]:
-    """Name the weights that are rounded, with the axis of their scales; None for one scale."""
-    constants, found = initializers(graph), dict[str, int | None]()
+def _weight_roundings(
+    graph: GraphProto, names: set[str], *, per_channel: bool, reduce_range: bool
+) -> dict[str, _WeightRounding]:
+    """Say how each weight that is rounded is, by its name."""
+    constants, found = initializers(graph), dict[str, _WeightRounding]()
     for node in graph.node:
         if node.name in names and node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
             first = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
             axis = 0 if first else len(constants[node.input[1]].dims) - 1
-            found[node.input[1]] = axis if per_channel else None
+            steps = _REDUCED_STEPS if reduce_range and not is_depthwise(node, constants) else _WEIGHT_STEPS
+            found[node.input[1]] = _WeightRounding(axis if per_channel else None, steps)
     return found

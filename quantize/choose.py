@@ -188,7 +188,7 @@ def _converted(
         return to_half(core, samples=calibration, kind=kind)
     if kind == "int4":
         return to_blocks(core)
-    return to_dynamic(core, reduce_range=target.reduce_range)
+    return to_dynamic(core, target=target)
 
 
 def _float(core: ModelProto) -> Candidate:

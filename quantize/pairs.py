@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from onnx import GraphProto, NodeProto
+import numpy as np
+from onnx import GraphProto, NodeProto, helper
 
-from distill.export.graph import consumers, fresh_name, producers, remove_nodes, replace_input
+from distill.export.graph import add_constant, consumers, fresh_name, producers, remove_nodes, replace_input
 
 from .select import MOVERS
 
@@ -46,6 +47,32 @@ def free_float_readers(
                 if not _reads_integers(reader, readers, integer_nodes):
                     names = [quantizer.input[0] if name == node.output[0] else name for name in reader.input]
                     reader.input[:] = names
+    _spell_out_rectifiers(graph, integer_nodes)
+
+
+def _spell_out_rectifiers(graph: GraphProto, integer_nodes: Collection[str]) -> None:
+    """Write rectifiers and clips behind products that give floats as Max and Min.
+
+    onnxruntime takes a Relu or Clip behind a product for a part of what it fuses. Where no pair follows, it fuses
+    nothing then, and the product's weights are made float in every call.
+    """
+    makers, readers = producers(graph), consumers(graph)
+    for node in [node for node in graph.node if node.op_type in ("Relu", "Clip")]:
+        maker = makers.get(node.input[0])
+        if maker is None or maker.op_type not in ("Gemm", "MatMul") or maker.name not in integer_nodes:
+            continue
+        if any(reader.op_type == "QuantizeLinear" for reader in readers.get(node.output[0], [])):
+            continue
+        bounds = [*node.input[1:], "", ""][:2]
+        if node.op_type == "Relu":
+            bounds = [add_constant(graph, f"{node.output[0]}/zero", np.zeros((), np.float32)), ""]
+        last, source = node.output[0], node.input[0]
+        if all(bounds):
+            middle = fresh_name(graph, f"{last}/raised")
+            graph.node.append(helper.make_node("Max", [source, bounds[0]], [middle], name=middle))
+            bounds, source = ["", bounds[1]], middle
+        kind = "Max" if bounds[0] else "Min" if bounds[1] else "Identity"
+        node.CopyFrom(helper.make_node(kind, [source, *filter(None, bounds)], [last], name=node.name))
 
 
 def _is_idle(

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from distill.export.graph import add_constant, attribute, constant, consumers, initializers
 from distill.export.simplify import simplify
 
-from .select import COMPUTE
+from .select import COMPUTE, is_depthwise
 
 _IMAGE_RANK = 4
 
@@ -99,26 +100,44 @@ def _name_and_unshare(graph: GraphProto) -> None:
             seen.add(name)
 
 
-def dead_channels(graph: GraphProto, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Give output channels without any weight the scale of their layer.
+def weight_overrides(
+    graph: GraphProto, names: Collection[str], *, per_channel: bool, reduce_range: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """Say by the name of a weight where the quantiser's own choice of scales is not the right one.
 
-    The quantiser would take 1 for their scale, and their bias, which is all they have, would be rounded to multiples
-    of the input's scale.
+    Output channels without any weight get the scale of their layer: the quantiser would take 1, and their bias, which
+    is all that they have, would be rounded to multiples of the input's scale. Depthwise convolutions keep 8 bits where
+    other weights are reduced to 7: their kernel adds in 32 bits on every processor.
+
+    Args:
+        graph: the float graph.
+        names: of the nodes that become integer kernels.
+        per_channel: whether each output channel has a scale of its own.
+        reduce_range: whether weights keep to 7 bits.
     """
     constants = initializers(graph)
-    found: dict[str, list[dict[str, Any]]] = {}
+    overrides: dict[str, list[dict[str, Any]]] = {}
     for node in graph.node:
         if node.name not in names or node.op_type not in ("Conv", "Gemm") or node.input[1] not in constants:
             continue
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        axis = 0 if node.op_type == "Conv" or transposed else 1
-        largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
-        if largest.all() or not largest.any():
-            continue
-        fill = float(np.median(largest[largest > 0]))
-        limits = [float(value) if value > 0 else fill for value in largest]
-        found[node.input[1]] = [
-            {"axis": axis, "rmin": np.float32(-limit), "rmax": np.float32(limit)} for limit in limits
-        ]
-    return found
+        wide = {"reduce_range": False} if reduce_range and is_depthwise(node, constants) else {}
+        axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
+        limits = (
+            _limits_of_dead_channels(numpy_helper.to_array(constants[node.input[1]]), axis) if per_channel else None
+        )
+        if limits is not None:
+            overrides[node.input[1]] = [
+                {"axis": axis, "rmin": np.float32(-limit), "rmax": np.float32(limit), **wide} for limit in limits
+            ]
+        elif wide:
+            overrides[node.input[1]] = [{"axis": axis, **wide} if per_channel else wide]
+    return overrides
+
+
+def _limits_of_dead_channels(weight: NDArray[Any], axis: int) -> list[float] | None:
+    """Return the largest weight of each channel, in dead ones that of the median channel; None where none is dead."""
+    largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
+    if largest.all() or not largest.any():
+        return None
+    fill = float(np.median(largest[largest > 0]))
+    return [float(value) if value > 0 else fill for value in largest]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from distill.export.graph import attribute, consumers, initializers, producers
@@ -124,6 +123,12 @@ def is_compute(node: NodeProto, constants: Collection[str]) -> bool:
     return node.op_type == "Add" and not any(name in constants for name in node.input)
 
 
+def is_depthwise(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    """Whether a node is a convolution in which each output channel reads one input channel of its own."""
+    weight = constants.get(node.input[1]) if node.op_type == "Conv" else None
+    return weight is not None and weight.dims[1] == 1 and attribute(node, "group", 1) == weight.dims[0]
+
+
 def count_float(graph: GraphProto, chosen: Collection[str]) -> Counter[str]:
     """Count by kind the nodes that compute and were not chosen; ``chosen`` holds node names."""
     constants = initializers(graph)
@@ -149,19 +154,3 @@ def why_not_quantizable(proto: ModelProto) -> str | None:
     if types & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
         return "its weights are 16-bit floats already"
     return None
-
-
-def saturation_risk(weights: list[np.ndarray], activation_max: int) -> float:
-    """Share of neighbouring weight pairs [out, in] (int8) that can overflow 16 bits with uint8 activations.
-
-    A CPU without VNNI adds two products in 16 bits (VPMADDUBSW): the worst case of a pair is the sum of its positive
-    or of its negative weights times the largest activation, 255.
-    """
-    risky = total = 0
-    for weight in weights:
-        flat = weight.reshape(len(weight), -1).astype(np.int32)
-        pairs = flat[:, : flat.shape[1] // 2 * 2].reshape(len(flat), -1, 2)
-        worst = np.maximum(pairs.clip(min=0).sum(-1), -pairs.clip(max=0).sum(-1)) * activation_max
-        risky += int((worst > np.iinfo(np.int16).max).sum())
-        total += worst.size
-    return risky / total if total else 0.0

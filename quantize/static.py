@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from distill.benchmarks.saturation import saturating_share
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import copy_of, initializers, opset_of, producers, sort_nodes
@@ -18,9 +19,10 @@ from distill.export.strip import strip, to_bytes
 from .bias import correct_biases, rounded_weights
 from .calibrate import Feed, Progress, calibrate, twice
 from .equalize import equalize
+from .executed import fuses_here, unfused_nodes
 from .logs import silent
 from .pairs import free_float_readers
-from .prepare import dead_channels, prepare, products_to_gemm
+from .prepare import prepare, products_to_gemm, weight_overrides
 from .record import QuantizeRecord
 from .select import (
     COMPUTE,
@@ -28,7 +30,6 @@ from .select import (
     count_float,
     float_tensors,
     is_compute,
-    saturation_risk,
     select_nodes,
     why_not_quantizable,
 )
@@ -38,7 +39,6 @@ from .tables import narrow_tables
 
 _MIN_OPSET = 13  # the first with per-channel DequantizeLinear
 _FEW_SAMPLES = 100
-_UINT8_MAX = 255
 
 
 def quantize_onnx(
@@ -128,11 +128,10 @@ def write(
 ) -> tuple[ModelProto, QuantizeRecord]:
     """Write the integer graph of a calibrated one, less the nodes of ``found.model`` that compute ``keep_float``.
 
-    ``calibration`` is read where the settings ask for bias correction.
+    Layers that onnxruntime would not run as integer kernels are left in float, too. ``calibration`` is read where the
+    settings ask for bias correction.
     """
-    result, names = integer_graph(
-        found, settings, target=target, calibration=calibration, keep_float=keep_float, progress=progress
-    )
+    result, names = _fused_graph(found, settings, target, calibration, keep_float, progress)
     scheme, reduce_range = resolve(settings, target)
     slim = strip(result)
     constants, floats = initializers(found.model.graph), count_float(found.model.graph, names)
@@ -146,12 +145,35 @@ def write(
         samples=found.samples,
         nodes_quantized=sum(is_compute(node, constants) for node in found.model.graph.node if node.name in names),
         nodes_float=sum(floats.values()),
-        saturation_risk=_risk(slim.graph) if scheme == "u8s8" else 0.0,
+        saturation_risk=saturating_share(slim),
         file_bytes=len(to_bytes(slim)),
         float_operators=dict(sorted(floats.items())),
         warnings=_warnings(settings, target, scheme, found.samples, count_float(found.model.graph, {*names, *meant})),
     )
     return slim, record
+
+
+def _fused_graph(
+    found: Calibrated,
+    settings: QuantizeSettings,
+    target: Target,
+    calibration: Iterable[Feed],
+    keep_float: Collection[str],
+    progress: Progress | None,
+) -> tuple[ModelProto, set[str]]:
+    """Write the integer graph less the layers that are not fused in it; returns it with the nodes that are."""
+    floats = set(keep_float)
+    while True:
+        result, names = integer_graph(
+            found, settings, target=target, calibration=calibration, keep_float=floats, progress=progress
+        )
+        if not fuses_here(resolve(settings, target)[0], strict=_is_strict(target)):
+            return result, names
+        loose = unfused_nodes(result, names)
+        layers = [node for node in found.model.graph.node if node.name in loose and node.op_type in COMPUTE]
+        if not layers:
+            return result, names - loose
+        floats.update(name for node in layers for name in node.output)
 
 
 def integer_graph(
@@ -251,7 +273,9 @@ def _insert_pairs(
         "QuantizeBias": not strict,
         # TensorRT fuses a layer with what follows it at once: a pair in between would keep them apart.
         "OpTypesToExcludeOutputQuantization": sorted(QUANTIZED_OPERATORS) if strict else [],
-        "TensorQuantOverrides": dead_channels(model.graph, names) if settings.per_channel else {},
+        "TensorQuantOverrides": weight_overrides(
+            model.graph, names, per_channel=settings.per_channel, reduce_range=reduce_range
+        ),
     }
     with silent():
         quantizer = QDQQuantizer(
@@ -266,17 +290,18 @@ def _insert_pairs(
             sorted(QUANTIZED_OPERATORS),
             options,
         )
-        return cast(ModelProto, quantizer.quantize_model())
+        result = cast(ModelProto, quantizer.quantize_model())
+    _drop_bias_zero_points(result.graph)
+    return result
 
 
-def _risk(graph: GraphProto) -> float:
+def _drop_bias_zero_points(graph: GraphProto) -> None:
+    """Leave the zero points of biases out: they are 0, which is the default, and WebGPU refuses those of 32 bits."""
     constants = initializers(graph)
-    weights = [
-        numpy_helper.to_array(constants[node.input[0]])
-        for node in graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in constants
-    ]
-    return saturation_risk([w for w in weights if w.dtype == np.int8 and w.ndim > 1], _UINT8_MAX)
+    for node in graph.node:
+        source = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if source is not None and source.data_type == TensorProto.INT32:
+            del node.input[2:]
 
 
 def _warnings(

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from distill.benchmarks.saturation import saturating_share
+from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import add_constant, attribute, copy_of, initializers, opset_of
 from distill.export.simplify import simplify
@@ -18,16 +20,15 @@ from distill.export.strip import strip, to_bytes
 
 from .logs import silent
 from .record import QuantizeRecord
-from .select import count_float, is_compute, saturation_risk, why_not_quantizable
+from .select import count_float, is_compute, why_not_quantizable
 from .tables import narrow_tables
 
 _MIN_OPSET = 13
-_UINT8_MAX = 255
 _INT8_COMPUTE = 4  # MatMulNBits' accuracy_level: activations are rounded to int8 blocks, which is what makes it fast
 
 
 def to_dynamic(
-    core: ModelProto, *, keep_float: Collection[str] = (), reduce_range: bool = False
+    core: ModelProto, *, target: Target, keep_float: Collection[str] = ()
 ) -> tuple[ModelProto, QuantizeRecord]:
     """Turn matrix products into int8 ones whose activation ranges are taken anew in every call.
 
@@ -37,8 +38,8 @@ def to_dynamic(
 
     Args:
         core: an exported float32 graph.
+        target: what the file ships to; it says whether weights keep to 7 bits, as CPUs without VNNI need them.
         keep_float: outputs, by name in ``core``, of nodes that stay float.
-        reduce_range: keep weights to 7 bits, for CPUs without VNNI.
 
     Raises:
         UserError: the graph is quantised already, too old, or without a product of constant weights.
@@ -54,16 +55,14 @@ def to_dynamic(
             op_types_to_quantize=["MatMul"],
             nodes_to_quantize=chosen,
             per_channel=True,
-            reduce_range=reduce_range,
+            reduce_range=target.reduce_range,
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
         )
         made = onnx.load(str(written))
-    weights = [value for value in map(numpy_helper.to_array, made.graph.initializer) if value.dtype == np.int8]
     narrow_tables(made.graph, keep_float)
     result = strip(made)
-    risk = saturation_risk([weight.T for weight in weights if weight.ndim == 2], _UINT8_MAX)
-    return result, _record("dynamic int8", model, chosen, result, reduce_range=reduce_range, risk=risk)
+    return result, _record("dynamic int8", model, chosen, result, reduce_range=target.reduce_range)
 
 
 def to_blocks(
@@ -168,7 +167,6 @@ def _record(
     result: ModelProto,
     *,
     reduce_range: bool = False,
-    risk: float = 0.0,
 ) -> QuantizeRecord:
     constants, names = initializers(model.graph), set(chosen)
     floats = count_float(model.graph, names)
@@ -181,7 +179,7 @@ def _record(
         samples=0,
         nodes_quantized=sum(is_compute(node, constants) and node.name in names for node in model.graph.node),
         nodes_float=sum(floats.values()),
-        saturation_risk=risk,
+        saturation_risk=saturating_share(result),
         file_bytes=len(to_bytes(result)),
         float_operators=dict(sorted(floats.items())),
     )

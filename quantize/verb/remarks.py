@@ -43,7 +43,7 @@ def _undecided(chosen: Candidate, rows: int, max_drop: float) -> list[str]:
 
 def _saturation(name: str, record: QuantizeRecord, target: Target) -> list[str]:
     """Say when a processor without VNNI would calculate with sums that do not fit."""
-    if not relies_on_vnni(record, target) or not record.saturation_risk:
+    if not relies_on_vnni(record, target):
         return []
     return [
         f"{name}: {units.share(record.saturation_risk)} of its neighbouring weight pairs can overflow 16 bits on x86 "
@@ -52,9 +52,8 @@ def _saturation(name: str, record: QuantizeRecord, target: Target) -> list[str]:
 
 
 def relies_on_vnni(record: QuantizeRecord, target: Target) -> bool:
-    """Whether products of unsigned activations and full-range weights are added in 16 bits where there is no VNNI."""
-    unsigned = record.scheme == "u8s8" or record.precision == "dynamic int8"
-    return unsigned and not record.reduce_range and target.name == "x86"
+    """Whether sums of its products can saturate on a processor of the target's family that has no VNNI."""
+    return target.name == "x86" and record.saturation_risk > 0
 
 
 def of_core(core: ModelProto) -> tuple[str, ...]:

@@ -126,22 +126,24 @@ def test_a_torch_callable_is_timed_in_a_process_of_its_own(
 
 
 @pytest.mark.parametrize(
-    ("made_for", "isa", "machine", "says"),
+    ("made_for", "saturating", "machine", "says"),
     [
-        ("arm", None, {"family": "x86", "flags": ["avx512_vnni"]}, "was made for arm, this machine is x86"),
-        ("x86", "vnni", {"family": "x86", "flags": ["avx2"]}, "rely on VNNI, which this machine lacks"),
-        ("x86", "vnni", {"family": "x86", "flags": ["avx_vnni"]}, None),
-        ("x86", None, {"family": "x86", "flags": []}, None),
-        (None, None, {"family": "arm", "flags": None}, None),
+        ("arm", 0.0, {"family": "x86", "flags": ["avx512_vnni"]}, "was made for arm, this machine is x86"),
+        ("x86", 0.5, {"family": "x86", "flags": ["avx2"]}, "50.0 % of its neighbouring int8 weight pairs rely on VNNI"),
+        (None, 0.5, {"family": "x86", "flags": ["avx2"]}, "which this machine's processor lacks"),
+        (None, 0.5, {"family": "x86", "flags": None}, "which this machine's processor may lack"),
+        ("x86", 0.5, {"family": "x86", "flags": ["avx_vnni"]}, None),
+        ("x86", 0.0, {"family": "x86", "flags": []}, None),
+        (None, 0.5, {"family": "arm", "flags": None}, None),
     ],
 )
 def test_a_machine_that_a_file_was_not_made_for_is_told(
-    conv: Conv, made_for: str | None, isa: str | None, machine: dict[str, Any], says: str | None
+    conv: Conv, made_for: str | None, saturating: float, machine: dict[str, Any], says: str | None
 ) -> None:
     import dataclasses
 
     about = importlib.import_module("distill.benchmarks.facts").read_facts(conv())
-    about = dataclasses.replace(about, made_for=made_for, isa=isa)
+    about = dataclasses.replace(about, made_for=made_for, saturating=saturating)
     model = importlib.import_module("distill.benchmarks.records").Model(about, {}, 0.0, 0, "CPU", 0.0, None, True)
     found = importlib.import_module("distill.benchmarks.remarks").isa_remark(model, machine)
     assert (found == []) == (says is None)

@@ -9,6 +9,7 @@ from onnx import numpy_helper
 from quantize_zoo import normal, target
 from torch import nn
 
+from distill.benchmarks import Target
 from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings
 from distill.quantize.aware import AwareModule, train_aware
@@ -20,13 +21,13 @@ SHAPES = {"resnet": (1, 28, 28), "separable": (3, 16, 16), "mlp": (20,), "pre_ac
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_it_answers_as_the_integer_graph_does(request: Any, name: str, per_channel: bool) -> None:
+def test_it_answers_as_the_integer_graph_does(request: Any, x86: Target, name: str, per_channel: bool) -> None:
     core, x = request.getfixturevalue(name), normal(64, *SHAPES[name])
     chosen = QuantizeSettings(per_channel=per_channel)
-    found = calibrated(core, chosen, target=target("x86"), calibration=[{"x": x}])
+    found = calibrated(core, chosen, target=x86, calibration=[{"x": x}])
     with torch.no_grad():
-        rounded = AwareModule(found, chosen, target=target("x86"))(torch.from_numpy(x)).numpy()
-    small, _ = write(found, chosen, target=target("x86"))
+        rounded = AwareModule(found, chosen, target=x86)(torch.from_numpy(x)).numpy()
+    small, _ = write(found, chosen, target=x86)
     integer, plain = run_onnx(small, [{"x": x}]), run_onnx(core, [{"x": x}])
     # Biases are rounded too, and sums of floats differ in their last digits, which flips a step here and there.
     assert np.abs(rounded - integer).mean() < 0.65 * np.abs(plain - integer).mean() + 1e-6
@@ -67,23 +68,23 @@ class Uneven(nn.Module):
         return self.head(nn.functional.hardswish(self.mix(x)).mean((2, 3)))
 
 
-def test_it_gives_back_most_of_what_rounding_took() -> None:
+def test_it_gives_back_most_of_what_rounding_took(x86: Target) -> None:
     torch.manual_seed(0)
-    x = normal(512, 3, 3, 3).repeat(4, axis=2).repeat(4, axis=3)
+    x = normal(2048, 3, 3, 3).repeat(4, axis=2).repeat(4, axis=3)
     model = Uneven().eval()
     with torch.no_grad():
         model.head.bias -= model(torch.from_numpy(x)).mean(0)
     core = export_onnx(model, args=(torch.randn(2, 3, 12, 12),), input_names=["x"])
     rows, held_out = [{"x": x[start : start + 32]} for start in range(0, 384, 32)], [{"x": x[384:]}]
     chosen = QuantizeSettings(per_channel=False)
-    found = calibrated(core, chosen, target=target("x86"), calibration=rows)
+    found = calibrated(core, chosen, target=x86, calibration=rows)
     reference = run_onnx(core, held_out)
 
     def cost(one: Any) -> tuple[float, float]:
-        answers = run_onnx(write(one, chosen, target=target("x86"))[0], held_out)
+        answers = run_onnx(write(one, chosen, target=x86)[0], held_out)
         return float((answers.argmax(1) != reference.argmax(1)).mean()), divergence(reference, answers)
 
-    learned = train_aware(found, chosen, target=target("x86"), batches=rows, epochs=5, learning_rate=1e-3)
+    learned = train_aware(found, chosen, target=x86, batches=rows, epochs=5, learning_rate=1e-3)
     (changed, far), (kept, near) = cost(found), cost(learned)
     assert changed > 0.02
     assert kept < changed

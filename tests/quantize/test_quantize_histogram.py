@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from distill.quantize.histogram import Histogram
-from distill.quantize.select import saturation_risk
 
 values = arrays(np.float32, st.integers(1, 40), elements=st.floats(-1e4, 1e4, width=32))
 
@@ -96,11 +95,3 @@ def test_hardly_any_data_still_give_a_range(data):
     histogram = filled([data])
     for low, high in (histogram.percentile_range(99.0), histogram.entropy_range(), histogram.mse_range()):
         assert np.isfinite([low, high]).all() and low <= high
-
-
-def test_saturation_risk_is_the_share_of_pairs_that_overflow():
-    safe, risky, mixed = [64, 64], [127, 127], [127, -127]
-    assert saturation_risk([np.asarray([safe], np.int8)], 255) == 0
-    assert saturation_risk([np.asarray([risky], np.int8)], 255) == 1
-    assert saturation_risk([np.asarray([safe, risky, mixed, mixed], np.int8)], 255) == 0.25
-    assert saturation_risk([], 255) == 0

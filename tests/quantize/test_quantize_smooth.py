@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantize_zoo import normal, target
+from quantize_zoo import normal
 from torch import nn
 
+from distill.benchmarks import Target
 from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings, quantize_onnx
 from distill.quantize.prepare import prepare
@@ -60,13 +61,13 @@ def test_the_function_stays_and_the_channels_come_closer(before: bool, seed: int
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_int8_loses_less_behind_outlying_channels(before: bool) -> None:
+def test_int8_loses_less_behind_outlying_channels(before: bool, x86: Target) -> None:
     core, x = made(before, 0, 60.0), normal(64, 5, 16)
     expected = run_onnx(core, [{"x": x}])
 
     def error(smoothed: float | None) -> float:
         chosen = QuantizeSettings(smooth=smoothed)
-        small, _ = quantize_onnx(core, chosen, target=target("x86"), calibration=[{"x": x}])
+        small, _ = quantize_onnx(core, chosen, target=x86, calibration=[{"x": x}])
         return float(np.abs(run_onnx(small, [{"x": x}]) - expected).mean())
 
     # Where a shortcut brings the outliers to the next normalisation, most of the loss is there.

@@ -111,10 +111,10 @@ def test_the_file_is_weights_scales_and_little_text(resnet):
         ("two_inputs", {"left": (6,), "right": (4,)}),
     ],
 )
-def test_other_networks_are_integer_throughout(request, tmp_path, name, shapes):
+def test_other_networks_are_integer_throughout(request, x86, tmp_path, name, shapes):
     core = request.getfixturevalue(name)
     feed = {key: normal(128, *shape, seed=number) for number, (key, shape) in enumerate(shapes.items())}
-    small, record = quantize_onnx(core, target=target("x86"), calibration=[feed])
+    small, record = quantize_onnx(core, target=x86, calibration=[feed])
     close(core, small, feed)
     kernels = executed(small, {key: value[:1] for key, value in feed.items()}, tmp_path)
     assert set(kernels) <= INTEGER | MOVES and "DequantizeLinear" not in kernels
@@ -150,11 +150,11 @@ class FeedForward(nn.Module):
 
 
 @on_x86
-def test_products_that_floats_are_made_of_are_not_rounded_to_eight_bits(tmp_path):
+def test_products_that_floats_are_made_of_are_not_rounded_to_eight_bits(x86, tmp_path):
     torch.manual_seed(0)
     core = export_onnx(FeedForward().eval(), args=(torch.randn(2, 6, 16),), input_names=["x"])
     x = normal(64, 6, 16)
-    small, record = quantize_onnx(core, target=target("x86"), calibration=[{"x": x}])
+    small, record = quantize_onnx(core, target=x86, calibration=[{"x": x}])
     close(core, small, {"x": x})
     kernels = executed(small, {"x": x[:2]}, tmp_path)
     # The GELU and the shortcut work on the products' floats, without a pair in between; biases are added in 32 bits.

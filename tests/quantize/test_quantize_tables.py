@@ -54,7 +54,7 @@ def static(core: ModelProto, feeds: list[dict[str, Any]], target: str = "x86") -
 
 WAYS: dict[str, Callable[..., ModelProto]] = {
     "static": static,
-    "dynamic": lambda core, _: to_dynamic(core)[0],
+    "dynamic": lambda core, _: to_dynamic(core, target=resolve_target("x86"))[0],
     "int4": lambda core, _: to_blocks(core)[0],
 }
 

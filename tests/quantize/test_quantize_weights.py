@@ -2,21 +2,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from quantize_zoo import executed, normal
+from quantize_zoo import executed, normal, saturates, target
 from torch import nn
 
 from distill.errors import UserError
 from distill.export import export_onnx, parity, run_onnx, to_bytes
 from distill.quantize.weights import to_blocks, to_dynamic
 
+HERE = target("x86", reduce_range=saturates())
 WAYS: dict[str, tuple[Callable[..., Any], str]] = {
-    "dynamic int8": (to_dynamic, "DynamicQuantizeMatMul"),
+    "dynamic int8": (partial(to_dynamic, target=HERE), "DynamicQuantizeMatMul"),
     "int8 weights": (lambda core, **rest: to_blocks(core, bits=8, **rest), "MatMulNBits"),
     "int4 weights": (lambda core, **rest: to_blocks(core, bits=4, **rest), "MatMulNBits"),
 }
@@ -59,7 +61,7 @@ def test_a_gemm_is_a_product_too_and_named_outputs_stay_float(mlp: Any, way: str
 def test_what_has_no_products_or_is_quantised_already_is_refused(mlp: Any, separable: Any, way: str) -> None:
     convert, _ = WAYS[way]
     with pytest.raises(UserError, match="quantised already"):
-        convert(to_dynamic(mlp)[0])
+        convert(to_dynamic(mlp, target=HERE)[0])
     kept = [node.output[0] for node in separable.graph.node]
     with pytest.raises(UserError, match="nothing to quantise"):
         convert(separable, keep_float=kept)

@@ -1,0 +1,124 @@
+"""How much of an int8 file relies on a processor that adds the products of 8-bit numbers in 32 bits.
+
+An x86 processor without VNNI multiplies unsigned activations by signed weights in pairs and adds each pair in 16 bits
+(VPMADDUBSW): a sum beyond 32,767 saturates, and the answer is wrong without a word. VNNI, AMX and ARM's dot products
+add in 32 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+_LARGEST_ACTIVATION = 255  # of an unsigned byte: values beyond the calibrated range end there, whatever it is
+# Operator -> places of (activation, its zero point, weights); None where activations are always unsigned.
+_INTEGER: dict[str, tuple[int, int | None, int]] = {
+    "QLinearConv": (0, 2, 3),
+    "QLinearMatMul": (0, 2, 3),
+    "QGemm": (0, 2, 3),
+    "ConvInteger": (0, 2, 1),
+    "MatMulInteger": (0, 2, 1),
+    "MatMulIntegerToFloat": (0, 4, 1),
+    "DynamicQuantizeMatMul": (0, None, 1),
+    "QAttention": (0, 6, 1),
+}
+_PAIRED = ("Conv", "Gemm", "MatMul")  # between QuantizeLinear and DequantizeLinear
+Array = NDArray[Any]
+
+
+def saturating_share(proto: ModelProto, folder: str | Path = "") -> float:
+    """Return the share of neighbouring weight pairs whose products can leave 16 bits, 0 to 1.
+
+    The worst case of a pair is the sum of its positive or of its negative weights times the largest activation, 255.
+    Only weights of 8 signed bits that meet unsigned activations count: other pairs of types are multiplied in wider
+    numbers, and so are depthwise convolutions. External data are looked for in ``folder``; weights that cannot be read
+    are left out.
+    """
+    risky = total = 0
+    for rows in _weights(proto.graph, {}, str(folder)):
+        pairs = rows[:, : rows.shape[1] // 2 * 2].reshape(len(rows), -1, 2).astype(np.int32)
+        worst = np.maximum(pairs.clip(min=0).sum(-1), -pairs.clip(max=0).sum(-1)) * _LARGEST_ACTIVATION
+        risky += int((worst > np.iinfo(np.int16).max).sum())
+        total += worst.size
+    return risky / total if total else 0.0
+
+
+def _weights(graph: GraphProto, outer: Mapping[str, TensorProto], folder: str) -> Iterator[Array]:
+    """Yield the weights of each product with unsigned activations as rows [outputs, inputs], as kernels read them."""
+    constants = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
+    makers = {name: node for node in graph.node for name in node.output if name}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    for node in graph.node:
+        for entry in node.attribute:
+            inner = [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs
+            for part in inner:
+                yield from _weights(part, constants, folder)
+        name = _weight_name(node, constants, makers, kinds)
+        tensor = constants.get(name) if name else None
+        if tensor is not None and tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1:
+            with contextlib.suppress(OSError, ValueError, onnx.checker.ValidationError):
+                rows = _rows(node, numpy_helper.to_array(tensor, folder))
+                if rows is not None:
+                    yield rows
+
+
+def _weight_name(
+    node: NodeProto, constants: Mapping[str, TensorProto], makers: Mapping[str, NodeProto], kinds: Mapping[str, int]
+) -> str | None:
+    """Name the constant that a product with unsigned activations multiplies by; None for any other node."""
+    if node.op_type in _INTEGER:
+        activation, zero, weight = _INTEGER[node.op_type]
+        point = "" if zero is None else _input(node, zero)
+        unsigned = zero is None or _is_unsigned(_input(node, activation), point, constants, makers, kinds)
+        return _input(node, weight) if unsigned else None
+    if node.op_type not in _PAIRED:
+        return None
+    left, right = (makers.get(_input(node, place)) for place in (0, 1))
+    if left is None or right is None or {left.op_type, right.op_type} != {"DequantizeLinear"}:
+        return None
+    unsigned = _is_unsigned(left.input[0], _input(left, 2), constants, makers, kinds)
+    return right.input[0] if unsigned else None
+
+
+def _is_unsigned(
+    name: str,
+    zero: str,
+    constants: Mapping[str, TensorProto],
+    makers: Mapping[str, NodeProto],
+    kinds: Mapping[str, int],
+) -> bool:
+    """Whether an activation is made of unsigned bytes: its zero point says so, or else what made it."""
+    if zero in constants:
+        return constants[zero].data_type == TensorProto.UINT8
+    maker = makers.get(name)
+    if maker is None:
+        return kinds.get(name) == TensorProto.UINT8
+    if maker.op_type == "QuantizeLinear" and _input(maker, 2) in constants:
+        return constants[maker.input[2]].data_type == TensorProto.UINT8
+    return maker.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")  # whose default is unsigned
+
+
+def _rows(node: NodeProto, weight: Array) -> Array | None:
+    """Lay weights out as the integer kernels read them: a row for each output, inputs by tap and then by channel."""
+    if "Conv" in node.op_type:
+        if weight.shape[1] == 1 and _attribute(node, "group", 1) == len(weight):
+            return None  # a depthwise kernel of its own, which adds in 32 bits
+        return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
+    if node.op_type in ("Gemm", "QGemm") and _attribute(node, "transB", 0):
+        return weight
+    return np.moveaxis(weight, -2, -1).reshape(-1, weight.shape[-2])
+
+
+def _input(node: NodeProto, place: int) -> str:
+    return node.input[place] if place < len(node.input) else ""
+
+
+def _attribute(node: NodeProto, name: str, default: int) -> int:
+    return next((int(onnx.helper.get_attribute_value(one)) for one in node.attribute if one.name == name), default)
