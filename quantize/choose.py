@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import geometric_mean
 from typing import Literal
 
 from onnx import ModelProto
@@ -26,14 +27,15 @@ FLOAT = "float32"
 _BLOCK_BYTES = 1 << 20  # of product weights, below which reading them takes no time to speak of
 _SAME_SIZE = 1.02
 Precision = Literal["auto", "int8", "dynamic", "int4", "fp16", "bf16"]
-Measure = Callable[[Sequence[ModelProto]], Sequence[Ratio | None]]
+Measure = Callable[[Sequence[ModelProto]], Sequence[Sequence[Ratio]]]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A graph that could ship. `ratio` is its time over the float one's, below 1 faster; None where it was not timed.
+    """A graph that could ship.
 
-    `record` is None for the float graph itself, whose loss is nothing.
+    `ratios` are its times over the float one's, below 1 faster, one for each batch size that the target is asked for;
+    empty where it was not timed. `record` is None for the float graph itself, whose loss is nothing.
     """
 
     name: str
@@ -42,7 +44,15 @@ class Candidate:
     loss: Loss
     within: bool
     file_bytes: int
-    ratio: Ratio | None = None
+    ratios: tuple[Ratio, ...] = ()
+
+    @property
+    def ratio(self) -> Ratio | None:
+        """The geometric mean over the batch sizes, with the mean of the intervals; None where it was not timed."""
+        if not self.ratios:
+            return None
+        parts = ([getattr(ratio, bound) for ratio in self.ratios] for bound in ("value", "low", "high"))
+        return Ratio(*(geometric_mean(part) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -83,8 +93,8 @@ def choose(
         calibration: samples that can be read several times.
         rows: batches on which layers are compared one by one.
         judge: compares a graph with the float one.
-        measure: times graphs side by side on the target, and returns each one's time over that of the first; None for
-            those that could not be timed.
+        measure: times graphs side by side on the target, and returns each one's times over those of the first, one
+            for each of the target's batch sizes; none for graphs that could not be timed.
         max_drop: the budget, in what `judge` calls drop.
         precision: only this one beside float32, where it is not `auto`.
         epochs: of training while rounding, where no other repair of static int8 keeps the budget; 0 for none.
@@ -132,8 +142,10 @@ def choose(
 def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate, str]:
     """Choose the fastest that keeps the budget and is surely faster than float32; of equals, the smaller file.
 
-    Files within 2 % of the smallest count as no larger, and the fastest of them is taken. Where nothing could be timed,
-    the smallest that keeps the budget.
+    One file serves all batch sizes that were timed. So one that is surely slower than float32 at any of them is none to
+    choose, and a later candidate takes the place of the first that is left only where it is not surely slower than that
+    at any. Of those the fastest in the mean is taken. Files within 2 % of the smallest count as no larger.
+    Where nothing could be timed, the smallest that keeps the budget is taken.
     """
     plain, others = candidates[0], [one for one in candidates[1:] if one.within]
     if not others:
@@ -142,17 +154,20 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
             f"no other precision keeps the budget: {lost.name} comes closest and loses {100 * lost.loss.drop:.2f} "
             f"points, {100 * max_drop:g} are allowed"
         )
-    if all(one.ratio is None for one in others):
+    timed = [(ratio, one) for one in others if (ratio := one.ratio) is not None]
+    if not timed:
         least = min(others, key=lambda one: one.file_bytes)
         return least, f"{least.name} is the smallest that keeps the budget; nothing was timed"
-    timed = [(one.ratio, one) for one in others if one.ratio is not None]
-    faster = [(ratio, one) for ratio, one in timed if ratio.high < 1]
+    faster = [(ratio, one) for ratio, one in timed if ratio.high < 1 and all(each.low <= 1 for each in one.ratios)]
     if not faster:
         ratio, best = min(timed, key=lambda pair: pair[0].value)
+        slow = [each for each in best.ratios if each.low > 1]
+        shown = min(slow, key=lambda each: each.value) if slow else ratio
         return plain, (
-            f"nothing that keeps the budget is faster: {best.name} takes {ratio.value:.2f} times as long "
-            f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+            f"nothing that keeps the budget is faster{' at each batch size' if len(best.ratios) > 1 else ''}: "
+            f"{best.name} takes {shown.value:.2f} times as long [{shown.low:.2f}, {shown.high:.2f}]"
         )
+    faster = [(ratio, one) for ratio, one in faster if _nowhere_slower(one, faster[0][1])]
     first = min((ratio for ratio, _ in faster), key=lambda ratio: ratio.value)
     equal = [(ratio, one) for ratio, one in faster if ratio.low <= first.high]
     limit = _SAME_SIZE * min(one.file_bytes for _, one in equal)
@@ -161,6 +176,11 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
     larger = len(equal) - len(small)
     tied = f", and smaller than {larger} that cannot be told from it" if larger else ""
     return best, f"{best.name} is {1 / ratio.value:.2f} times as fast as float32{tied}"
+
+
+def _nowhere_slower(candidate: Candidate, first: Candidate) -> bool:
+    """Whether a candidate is as fast as the first one at every batch size, as far as was measured."""
+    return all(mine.low <= theirs.high for mine, theirs in zip(candidate.ratios, first.ratios, strict=True))
 
 
 def _kinds(core: ModelProto, target: Target) -> tuple[Precision, ...]:
@@ -206,4 +226,4 @@ def _timed(made: Sequence[Candidate], measure: Measure) -> list[Candidate]:
     if len(within) < 2:
         return list(made)
     ratios = dict(zip((one.name for one in within), measure([one.model for one in within]), strict=True))
-    return [replace(one, ratio=ratios.get(one.name)) for one in made]
+    return [replace(one, ratios=tuple(ratios.get(one.name, ()))) for one in made]

@@ -22,7 +22,7 @@ from .sensitivity import Sensitivity, fewest_float, layers_of, sensitivities
 from .settings import QuantizeSettings
 from .static import Calibrated, calibrated, write
 from .tables import tables_of
-from .timing import open_batch, saved_seconds
+from .timing import at_batch, open_batch, saved_seconds
 
 Judge = Callable[[ModelProto], "Loss"]
 
@@ -107,7 +107,7 @@ def repair(
     if done.best.loss.drop <= max_drop:
         done.attempts.append(done.attempts.pop(done.attempts.index(done.best)))
         if timed:
-            done.faster = [one for one in (_per_layer(bench, done), _late(bench, done, rows[0])) if one is not None]
+            done.faster = [*_per_layer(bench, done), *_late(bench, done, rows[0])]
         return done
     chosen = done.best.settings
     if epochs:
@@ -118,40 +118,41 @@ def repair(
     return done
 
 
-def _late(bench: _Workbench, done: Repairs, feed: Feed) -> Attempt | None:
-    """Return the last attempt with its first layers in float, if their integer kernels are slower together.
+def _late(bench: _Workbench, done: Repairs, feed: Feed) -> Iterator[Attempt]:
+    """Yield the last attempt with its first layers in float, if their integer kernels are slower together.
 
     A convolution of one or three channels has nothing for integer kernels to gain on, and often large maps to lose on.
-    Only layers from the input on are asked about: anywhere else, what they save goes into rounding to and fro.
+    How many layers those are depends on the batch size, so each that the target is asked for has its own answer. Only
+    layers from the input on are asked about: anywhere else, what they save goes into rounding to and fro.
     """
     last = done.attempts[-1]
+    if last.floats:
+        return
     base = bench.calibrated(last.settings)
-    # One row, as a device sees them; a feed of many has another balance.
-    lone = {name: value[:1] for name, value in feed.items()} if open_batch(bench.core) else feed
-    saved = saved_seconds(base, last.settings, target=bench.target, feed=lone)
-    if saved is None or last.floats:
-        return None
     outputs = [output for output, _ in layers_of(base)]
-    sums = list(accumulate(saved.get(output, 0.0) for output in outputs[:-1]))
-    if not sums or min(sums) >= 0:
-        return None
-    count = sums.index(min(sums)) + 1
-    if count > len(outputs) // 2:  # a network that is better off in float as a whole
-        return None
-    return bench.attempt(last.settings, outputs[:count], f", the first {count} of {len(outputs)} layers float")
+    feeds = [at_batch(feed, size) for size in bench.target.batch_sizes] if open_batch(bench.core) else [feed]
+    tried = set()
+    for rows in feeds:
+        saved = saved_seconds(base, last.settings, target=bench.target, feed=rows)
+        sums = list(accumulate((saved or {}).get(output, 0.0) for output in outputs[:-1]))
+        count = sums.index(min(sums)) + 1 if sums and min(sums) < 0 else 0
+        # More than half is a network that is better off in float as a whole.
+        if 0 < count <= len(outputs) // 2 and count not in tried:
+            tried.add(count)
+            yield bench.attempt(last.settings, outputs[:count], f", the first {count} of {len(outputs)} layers float")
 
 
-def _per_layer(bench: _Workbench, done: Repairs) -> Attempt | None:
-    """Return the last attempt with one weight scale a layer, where nothing but products computes.
+def _per_layer(bench: _Workbench, done: Repairs) -> Iterator[Attempt]:
+    """Yield the last attempt with one weight scale a layer, where nothing but products computes.
 
     A product's kernel applies a scale for each column one by one, which small networks feel; a convolution's does not.
     """
     last = done.attempts[-1]
     operators = {node.op_type for node in bench.core.graph.node}
-    if not last.settings.per_channel or "Conv" in operators or not operators & {"Gemm", "MatMul"}:
-        return None
-    settings = replace(last.settings, per_channel=False)
-    return next((one for one in done.attempts if one.settings == settings), None) or bench.attempt(settings)
+    if last.settings.per_channel and "Conv" not in operators and operators & {"Gemm", "MatMul"}:
+        settings = replace(last.settings, per_channel=False)
+        known = next((one for one in done.attempts if one.settings == settings), None)
+        yield known or bench.attempt(settings)
 
 
 @dataclass

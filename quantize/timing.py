@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from onnx import ModelProto
 
 from distill.benchmarks.kernels import kernel_seconds
@@ -48,6 +49,11 @@ def open_batch(model: ModelProto) -> bool:
     constants = initializers(model.graph)
     shapes = [input_shape(model.graph, value.name) for value in model.graph.input if value.name not in constants]
     return all(shape is not None and shape and isinstance(shape[0], str) for shape in shapes)
+
+
+def at_batch(feed: Feed, size: int) -> Feed:
+    """Return as many rows as a batch has, the same ones again where there are fewer."""
+    return {name: value[np.arange(size) % len(value)] for name, value in feed.items()}
 
 
 def layer_seconds(model: ModelProto, feed: Feed, threads: int) -> dict[str, float]:

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from distill.export.parity import run_onnx
 from distill.export.strip import to_bytes
 from distill.intervals import paired_drop
 from distill.quantize.calibrate import Feed
-from distill.quantize.choose import choose, decide
+from distill.quantize.choose import choose
 from distill.quantize.repair import Loss
 from distill.quantize.sensitivity import divergence
 from distill.quantize.settings import QuantizeSettings
@@ -40,10 +39,9 @@ from distill.quantize.settings import QuantizeSettings
 from . import quantize_cases, quantize_peer
 
 Array = NDArray[Any]
-OURS = {1: "distill", 8: "distill-batch-8"}
-"""By the batch size that it is the fastest for; mostly one file."""
+OURS = "distill"
 FLOAT = "float32"
-_BATCHES = tuple(OURS)
+_BATCHES = (1, 32)
 _STEP = 32
 _BUDGET = 0.005
 _PEER_SECONDS = 1800
@@ -59,13 +57,13 @@ def read_part(folder: Path, part: str) -> tuple[list[Feed], Array | None]:
 
 
 def ours(folder: Path) -> None:
-    """Quantise as the verb does: the fastest that keeps half a point, chosen on the validation rows."""
+    """Quantise as the verb does: one file for all batch sizes that keeps half a point of the validation rows."""
     core = onnx.load(str(folder / "model.onnx"))
     calibration, _ = read_part(folder, "calibration")
     rows, labels = read_part(folder, "validation")
     judged = json.loads((folder / "case.json").read_text(encoding="utf-8"))["judged"]
     reference = run_onnx(core, rows)
-    target = resolve_target(None, threads=1)
+    target = resolve_target(None, threads=1, batch_sizes=_BATCHES)
 
     def judge(model: onnx.ModelProto) -> Loss:
         answers = run_onnx(model, rows)
@@ -76,17 +74,14 @@ def ours(folder: Path) -> None:
         drop = (after != before).mean() if labels is None else (before == labels).mean() - (after == labels).mean()
         return Loss(float(drop), far)
 
-    ratios: dict[int, list[Ratio | None]] = {}
-
-    def measure(models: Sequence[onnx.ModelProto]) -> list[Ratio | None]:
+    def measure(models: Sequence[onnx.ModelProto]) -> list[list[Ratio]]:
         with tempfile.TemporaryDirectory(prefix="distill-versus-") as place:
             paths = [Path(place, f"{number}.onnx") for number in range(len(models))]
             for path, model in zip(paths, models, strict=True):
                 path.write_bytes(to_bytes(model))
-            found = bench(paths, Options(target=target, batches=_BATCHES, given=rows[0]))
-        for case in found.cases:
-            ratios[case.batch] = [Ratio(1.0, 1.0, 1.0), *(row.ratio for row in case.rows[1:])]
-        return ratios[_BATCHES[0]]
+            timed = bench(paths, Options(target=target, batches=_BATCHES, given=rows[0]))
+        sizes = zip(*(case.rows for case in timed.cases), strict=True)
+        return [[row.ratio or Ratio(1.0, 1.0, 1.0) for row in of_model] for of_model in sizes]
 
     choice = choose(
         core,
@@ -98,13 +93,9 @@ def ours(folder: Path) -> None:
         measure=measure,
         max_drop=_BUDGET,
     )
-    within = [one for one in choice.candidates if one.within]
-    for batch, name in OURS.items():
-        timed = [replace(one, ratio=ratio) for one, ratio in zip(within, ratios.get(batch, [None]), strict=True)]
-        best, why = decide(timed, _BUDGET) if len(timed) > 1 else (choice.chosen, choice.why)
-        (folder / f"{name}.onnx").write_bytes(to_bytes(best.model))
-        record = {"chosen": best.name, "why": why, "tried": [one.name for one in choice.attempts]}
-        (folder / f"{name}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    (folder / f"{OURS}.onnx").write_bytes(to_bytes(choice.chosen.model))
+    record = {"chosen": choice.chosen.name, "why": choice.why, "tried": [one.name for one in choice.attempts]}
+    (folder / f"{OURS}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def quantized(folder: Path, tool: str, python: str) -> str | None:
@@ -115,7 +106,7 @@ def quantized(folder: Path, tool: str, python: str) -> str | None:
     if failed.exists():
         return failed.read_text(encoding="utf-8").strip()
     begun = time.perf_counter()
-    if tool in OURS.values():
+    if tool == OURS:
         ours(folder)
         why = ""
     else:
@@ -157,7 +148,7 @@ def judged_rows(folder: Path, tools: Sequence[str]) -> dict[str, dict[str, Any]]
             "sqnr_db": None if noise == 0 else 10 * float(np.log10(float((reference**2).sum()) / noise)),
         }
     for tool, hits in right.items():
-        mine = right[OURS[1]]
+        mine = right[OURS]
         drop = paired_drop(int((hits & ~mine).sum()), int((~hits & mine).sum()), len(truth))
         found[tool] |= {"ours_behind": [drop.value, drop.low, drop.high], "n": len(truth)}
     return found
@@ -184,15 +175,15 @@ def measured(folder: Path, tools: Sequence[str], found: dict[str, dict[str, Any]
             found[tool][f"p50_s@{case.batch}"] = case.rows[place].p50_s
             found[tool][f"ratio@{case.batch}"] = None if ratio is None else [ratio.value, ratio.low, ratio.high]
     # Of those that are as fast as ours the interval of the direct comparison counts, so ours is the first once more.
-    for batch, mine in OURS.items():
-        others = [tool for tool in running if tool != mine]
-        order = [paths[running.index(tool)] for tool in (mine, *others)]
-        again = bench(
-            order, Options(target=resolve_target(None, threads=1), batches=(batch,), timing=timing, given=rows[0])
-        )
-        for tool, row in zip(others, again.cases[0].rows[1:], strict=True):
+    others = [tool for tool in running if tool != OURS]
+    order = [paths[running.index(tool)] for tool in (OURS, *others)]
+    again = bench(
+        order, Options(target=resolve_target(None, threads=1), batches=_BATCHES, timing=timing, given=rows[0])
+    )
+    for case in again.cases:
+        for tool, row in zip(others, case.rows[1:], strict=True):
             if row.ratio is not None:
-                found[tool][f"over_ours@{batch}"] = [row.ratio.value, row.ratio.low, row.ratio.high]
+                found[tool][f"over_ours@{case.batch}"] = [row.ratio.value, row.ratio.low, row.ratio.high]
     return report.machine
 
 
@@ -203,7 +194,7 @@ def run(root: Path, results: Path, peers: Mapping[str, str], names: Sequence[str
         if folder.name in done or (names and folder.name not in names):
             continue
         tools, failed = [FLOAT], {}
-        for tool, python in {**dict.fromkeys(OURS.values(), sys.executable), **peers}.items():
+        for tool, python in {OURS: sys.executable, **peers}.items():
             why = quantized(folder, tool, python)
             if why is None:
                 tools.append(tool)
@@ -216,12 +207,12 @@ def run(root: Path, results: Path, peers: Mapping[str, str], names: Sequence[str
             path = folder / f"{tool}.seconds"
             found.setdefault(tool, failed.get(tool, {}))
             found[tool]["seconds"] = float(path.read_text(encoding="utf-8")) if path.exists() else None
-        chosen = [folder / f"{name}.json" for name in OURS.values()]
         row = {
             "case": folder.name,
             "judged": json.loads((folder / "case.json").read_text(encoding="utf-8"))["judged"],
             "tools": found,
-            "ours": [json.loads(path.read_text(encoding="utf-8")) for path in chosen],
+            "ours": json.loads((folder / f"{OURS}.json").read_text(encoding="utf-8")),
+            "batches": _BATCHES,
             "machine": machine,
             "pairs": timing.pairs,
         }
@@ -232,18 +223,20 @@ def run(root: Path, results: Path, peers: Mapping[str, str], names: Sequence[str
 def table(row: Mapping[str, Any]) -> str:
     """Lay out a case in Markdown."""
     judged = {"accuracy": "accuracy", "agreement": "agreement", "noise": "SQNR"}[row["judged"]]
+    batches = batches_of(row)
+    timed = " ".join(f"batch {batch} | speed-up |" for batch in batches)
     lines = [
         f"**{row['case']}**",
         "",
-        f"| tool | batch 1 | speed-up | batch 8 | speed-up | {judged} | size | integer |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+        f"| tool | {timed} {judged} | size | integer |",
+        "| :-- |" + " --: |" * (2 * len(batches) + 3),
     ]
     for tool, one in row["tools"].items():
         if "error" in one:
-            lines.append(f"| {tool} | {one['error'][:80]} | | | | | | |")
+            lines.append(f"| {tool} | {one['error'][:80]} |" + " |" * (2 * len(batches) + 2))
             continue
         cells = []
-        for batch in _BATCHES:
+        for batch in batches:
             cells += [units.duration(one[f"p50_s@{batch}"]), _speed(one.get(f"ratio@{batch}"))]
         if row["judged"] == "noise":
             cells.append("" if one["sqnr_db"] is None else f"{one['sqnr_db']:.1f} dB")
@@ -252,6 +245,11 @@ def table(row: Mapping[str, Any]) -> str:
         cells += [units.size(one["bytes"]), units.share(one["integer_share"])]
         lines.append(f"| {tool} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def batches_of(row: Mapping[str, Any]) -> Sequence[int]:
+    """Return the batch sizes of a row; those of the first campaign are not written in it."""
+    return row.get("batches", (1, 8))  # type: ignore[no-any-return]
 
 
 def _speed(ratio: Sequence[float] | None) -> str:
@@ -265,9 +263,9 @@ def behind(row: Mapping[str, Any]) -> list[str]:
     """Say where a tool is surely faster than ours, or may be more accurate by more than 0.3 points."""
     said = []
     for tool, one in row["tools"].items():
-        if tool in (*OURS.values(), FLOAT) or "error" in one:
+        if tool.startswith(OURS) or tool == FLOAT or "error" in one:
             continue
-        for batch in _BATCHES:
+        for batch in batches_of(row):
             over = one.get(f"over_ours@{batch}")
             if over is not None and over[2] < 1:
                 said.append(f"{row['case']}, batch {batch}: {tool} takes {over[0]:.3f} of our time")

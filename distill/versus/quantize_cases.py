@@ -24,6 +24,7 @@ from distill.config import load_config
 from distill.errors import UserError
 from distill.export import ExportSettings, export_onnx
 from distill.export.strip import to_bytes
+from distill.models.resnet import ResNet
 from distill.tasks import load_task
 
 from . import networks
@@ -134,6 +135,27 @@ def settle(model: nn.Module, size: int) -> nn.Module:
     return networks.settled(model, crops(64, size, seed=9), seed=0)
 
 
+def resnet20(folder: Path) -> Path:
+    """Make a case of the ResNet-20 of 28x28 grey images, with random weights."""
+    model = networks.settled(ResNet(classes=10, channels=1), _grey(64, seed=9), seed=0)
+    rows = {part: {"image": _grey(_FEW[part], seed=number).numpy()} for number, part in enumerate(PARTS)}
+    return write_case(folder, exported(model, torch.from_numpy(rows["test"]["image"]), "image"), rows, "noise")
+
+
+def _grey(count: int, *, seed: int) -> Tensor:
+    return crops(count, 28, seed=seed).mean(1, keepdim=True)
+
+
+def perceptron(folder: Path, *, inputs: int = 64, width: int = 512, classes: int = 10) -> Path:
+    """Make a case of a perceptron for tables with two hidden layers and random weights."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)]
+    draw = np.random.default_rng(0)
+    rows = {part: {"row": draw.normal(size=(_FEW[part], inputs)).astype(np.float32)} for part in PARTS}
+    model = nn.Sequential(*layers).eval()
+    return write_case(folder, exported(model, torch.from_numpy(rows["test"]["row"]), "row"), rows, "noise")
+
+
 def encoder(folder: Path, *, layers: int = 12, width: int = 768, heads: int = 12, length: int = 128) -> Path:
     """Make a case of a text encoder with random weights, as large as BERT-base unless said otherwise."""
     torch.manual_seed(0)
@@ -164,7 +186,12 @@ def built_in(root: Path) -> Iterator[Path]:
         for size in (64, 224):
             folder = root / f"{name}-{size}"
             yield folder if folder.exists() else of_shape(folder, make(), size)
-    folder = root / "encoder-12x768"
-    yield folder if folder.exists() else encoder(folder)
-    folder = root / "efficientnet-lite1"
-    yield folder if folder.exists() else efficientnet(folder)
+    others = {
+        "resnet20-28": resnet20,
+        "perceptron-512": perceptron,
+        "encoder-12x768": encoder,
+        "efficientnet-lite1": efficientnet,
+    }
+    for name, build in others.items():
+        folder = root / name
+        yield folder if folder.exists() else build(folder)

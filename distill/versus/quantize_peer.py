@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,11 @@ def onnxruntime_defaults(model: str, rows: Rows, out: str) -> None:
     quantize_static(model, out, Reader(rows))
 
 
-def onnxruntime_tuned(model: str, rows: Rows, out: str) -> None:
-    """As its documentation advises for x86: preprocessed, unsigned activations, a scale for each channel."""
+def onnxruntime_tuned(model: str, rows: Rows, out: str, *, reduce_range: bool = False) -> None:
+    """As its documentation advises for x86: preprocessed, unsigned activations, a scale for each channel.
+
+    Without VNNI it advises ``reduce_range`` as well.
+    """
     from onnxruntime.quantization import QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -61,6 +65,7 @@ def onnxruntime_tuned(model: str, rows: Rows, out: str) -> None:
             out,
             Reader(rows),
             per_channel=True,
+            reduce_range=reduce_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
@@ -114,6 +119,7 @@ def neural_compressor(model: str, rows: Rows, out: str) -> None:
 TOOLS: dict[str, Callable[[str, Rows, str], None]] = {
     "onnxruntime": onnxruntime_defaults,
     "onnxruntime-tuned": onnxruntime_tuned,
+    "onnxruntime-tuned-7-bit": partial(onnxruntime_tuned, reduce_range=True),
     "nncf": nncf,
     "modelopt": modelopt,
     "neural-compressor": neural_compressor,

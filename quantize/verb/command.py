@@ -82,7 +82,7 @@ def run(words: Words, say: Progress | None = None) -> tuple[Choice, Report | Non
     """
     target, settings = _asked(words)
     core, rows = _read(words)
-    words = replace(words, batch=_batch(words, rows))
+    target = replace(target, batch_sizes=_batches(words, rows))
     with _told_of(words.model):
         judge = judge_of(core, rows)
         chosen, report = _chosen(words, core, rows, judge, target, settings, say)
@@ -161,7 +161,7 @@ def _read(words: Words) -> tuple[ModelProto, Rows]:
     return core, part_rows(arrays, inputs, where=where, labels=words.labels, samples=words.samples, seed=words.seed)
 
 
-def _batch(words: Words, rows: Rows) -> str:
+def _batches(words: Words, rows: Rows) -> tuple[int, ...]:
     """Return the batch sizes to time: what was said, or the one that the model is fixed at, or 1.
 
     Raises:
@@ -170,8 +170,7 @@ def _batch(words: Words, rows: Rows) -> str:
     said = words.batch or str(rows.batch or 1)
     if rows.batch is not None and counts("--batch", said) != (rows.batch,):
         raise UserError(f"--batch {said}: {words.model} is fixed at a batch of {rows.batch}; leave --batch out")
-    counts("--batch", said)
-    return said
+    return counts("--batch", said)
 
 
 def _chosen(
@@ -186,12 +185,13 @@ def _chosen(
     """Make, judge and measure what may be the fastest, choose, and measure every layer where that was asked for."""
     reports: list[Report] = []
 
-    def measure(models: Sequence[ModelProto]) -> list[Ratio | None]:
+    def measure(models: Sequence[ModelProto]) -> list[list[Ratio]]:
         made = _measured(models, target, words, rows)
         if made is None:
-            return [None] * len(models)
+            return [[] for _ in models]
         reports.append(made)
-        return [Ratio(1.0, 1.0, 1.0), *(row.ratio for row in made.cases[0].rows[1:])]
+        timed = zip(*(case.rows for case in made.cases), strict=True)
+        return [[row.ratio or Ratio(1.0, 1.0, 1.0) for row in sizes] for sizes in timed]
 
     chosen = choose(
         core,
@@ -249,7 +249,7 @@ def _measured(models: Sequence[ModelProto], target: Target, words: Words, rows: 
             paths[-1].write_bytes(to_bytes(model))
         options = Options(
             target=target,
-            batches=counts("--batch", words.batch or "1"),
+            batches=target.batch_sizes,
             threads=(words.threads,),
             timing=Timing(pairs=words.pairs, seconds_per_pair=words.seconds, seed=words.seed),
             given=rows.judged[0],

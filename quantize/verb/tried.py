@@ -35,6 +35,7 @@ def to_json(choice: Choice, *, model: str, target: str, max_drop: float, rows: i
                 **_lost(one.loss),
                 "file_bytes": one.file_bytes,
                 "ratio": None if one.ratio is None else asdict(one.ratio),
+                "ratios": [asdict(ratio) for ratio in one.ratios],
                 "record": None if one.record is None else asdict(one.record),
             }
             for one in choice.candidates

@@ -16,8 +16,12 @@ from distill.quantize.repair import Loss
 from distill.quantize.sensitivity import divergence
 
 
-def candidate(name: str, drop: float, ratio: float | None, *, width: float = 0.02, size: int = 100) -> Candidate:
-    bounds = None if ratio is None else Ratio(ratio, ratio - width, ratio + width)
+def candidate(
+    name: str, drop: float, ratio: float | tuple[float, ...] | None, *, width: float = 0.02, size: int = 100
+) -> Candidate:
+    """Make one that was timed at as many batch sizes as it has ratios."""
+    ratios = () if ratio is None else ratio if isinstance(ratio, tuple) else (ratio,)
+    bounds = tuple(Ratio(each, each - width, each + width) for each in ratios)
     return Candidate(name, ModelProto(), None, Loss(drop, drop), drop <= 0.01, size, bounds)
 
 
@@ -49,6 +53,28 @@ def test_the_fastest_that_keeps_the_budget_wins(others: list[Candidate], wins: s
     assert says in why
 
 
+@pytest.mark.parametrize(
+    ("others", "wins", "says"),
+    [
+        # Faster in the mean, but the first one is what others have at the second size.
+        ([candidate("int8", 0.0, (0.8, 0.6)), candidate("late", 0.0, (0.4, 0.7))], "int8", "1.44 times"),
+        ([candidate("int8", 0.0, (0.8, 0.6)), candidate("late", 0.0, (0.4, 0.61))], "late", "2.02 times"),
+        ([candidate("int8", 0.0, (0.8, 0.6)), candidate("late", 0.0, (0.4, 0.5))], "late", "2.24 times"),
+        # Slower than float32 at one size is slower, whatever it gains at the other.
+        ([candidate("int8", 0.0, (1.2, 0.3))], FLOAT, "nothing that keeps the budget is faster at each batch size"),
+        ([candidate("int8", 0.0, (1.2, 0.3)), candidate("late", 0.0, (0.9, 0.8))], "late", "1.18 times"),
+        # What is left need be no faster than one that cannot be chosen.
+        ([candidate("int8", 0.02, (0.4, 0.4)), candidate("late", 0.0, (0.9, 0.8))], "late", "1.18 times"),
+        # As fast within the noise at one size, surely faster in the mean.
+        ([candidate("int8", 0.0, (1.01, 0.5))], "int8", "1.41 times"),
+    ],
+)
+def test_one_file_serves_every_batch_size(others: list[Candidate], wins: str, says: str) -> None:
+    chosen, why = decide([PLAIN, *others], 0.01)
+    assert chosen.name == wins
+    assert says in why
+
+
 @pytest.fixture(autouse=True)
 def no_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no kernel's time on this machine decide what is tried."""
@@ -62,8 +88,8 @@ def chosen_of(core: ModelProto, rows: Any, ratios: Sequence[float], **asked: Any
         answers = run_onnx(model, rows)
         return Loss(float((answers.argmax(-1) != reference.argmax(-1)).mean()), divergence(reference, answers))
 
-    def measure(models: Sequence[ModelProto]) -> list[Ratio]:
-        return [Ratio(value, value * 0.98, value * 1.02) for value in ratios[: len(models)]]
+    def measure(models: Sequence[ModelProto]) -> list[list[Ratio]]:
+        return [[Ratio(value, value * 0.98, value * 1.02)] for value in ratios[: len(models)]]
 
     words = {"target": target("x86"), "calibration": rows, "rows": rows, "judge": judge, "measure": measure}
     return choose(core, QuantizeSettings(), **{**words, "max_drop": 0.1, **asked})
