@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 
-from distill.export.graph import add_constant, attribute, constant, consumers, initializers
+from distill.export.graph import add_constant, attribute, constant, consumers, initializers, remove_nodes
 from distill.export.simplify import simplify
 
 from .select import COMPUTE, is_depthwise
@@ -52,37 +52,44 @@ def _norms_to_convolutions(model: ModelProto) -> None:
 
 
 def products_to_gemm(model: ModelProto, keep_float: Collection[str] = ()) -> None:
-    """Turn MatMul [n, l, k] · [k, m] and Add [m] into Gemm between two reshapes, in place, where all but n are known.
+    """Turn MatMul and Add [m] into Gemm, in place: of [n, k] · [k, m], and between two reshapes of [n, l, k] · [k, m].
 
-    The integer Gemm adds its bias in 32 bits, where a sum of its own would round it to 8. Nodes keep their names; those
-    that write a tensor in ``keep_float`` stay as they are.
+    The integer Gemm adds its bias in 32 bits, where a sum of its own would round it to 8; and onnxruntime makes such a
+    Gemm itself before it looks for integer kernels, with a bias in float, which fits none. ``l`` has to be known. Nodes
+    keep their names; those that write a tensor in ``keep_float`` stay as they are.
     """
     graph = model.graph
     constants, readers = initializers(graph), consumers(graph)
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.input, *inferred.value_info)}
+    sums = []
     for node in list(graph.node):
         following = readers.get(node.output[0], [])
         if node.op_type != "MatMul" or node.input[1] not in constants or len(following) != 1:
             continue
         total, weight = following[0], constants[node.input[1]]
         bias = next((name for name in total.input if name in constants), "")
-        length = [dim.dim_value for dim in shapes.get(node.input[0], [])[1:-1]]
-        known = len(weight.dims) == 2 and len(length) == 1 and length[0] > 0
+        left = [dim.dim_value for dim in shapes.get(node.input[0], [])]
+        known = len(weight.dims) == 2 and (len(left) == 2 or (len(left) == 3 and left[1] > 0))
         if not known or total.op_type != "Add" or not bias or list(constants[bias].dims) != [weight.dims[1]]:
             continue
         result, (inner, outer) = total.output[0], weight.dims
         if {node.output[0], result} & set(keep_float):
             continue
-        rows = add_constant(graph, f"{result}/rows", np.array([-1, inner], np.int64))
-        back = add_constant(graph, f"{result}/back", np.array([-1, length[0], outer], np.int64))
-        place = next(number for number, other in enumerate(graph.node) if other is node)
         # A bias of its own: equal floats get unequal scales.
         own = add_constant(graph, f"{result}/bias", numpy_helper.to_array(constants[bias]))
+        if len(left) == 2:
+            node.CopyFrom(helper.make_node("Gemm", [*node.input, own], [result], name=node.name))
+            sums.append(total)
+            continue
+        rows = add_constant(graph, f"{result}/rows", np.array([-1, inner], np.int64))
+        back = add_constant(graph, f"{result}/back", np.array([-1, left[1], outer], np.int64))
+        place = next(number for number, other in enumerate(graph.node) if other is node)
         before = helper.make_node("Reshape", [node.input[0], rows], [f"{result}/in"], name=f"{node.name}/in")
         node.CopyFrom(helper.make_node("Gemm", [f"{result}/in", node.input[1], own], [f"{result}/out"], name=node.name))
         total.CopyFrom(helper.make_node("Reshape", [f"{result}/out", back], [result], name=total.name))
         graph.node.insert(place, before)
+    remove_nodes(graph, sums)
 
 
 def _name_and_unshare(graph: GraphProto) -> None:

@@ -20,7 +20,7 @@ from distill.export.parity import run_onnx
 from .calibrate import Array, Feed, Progress
 from .select import COMPUTE
 from .settings import QuantizeSettings
-from .static import Calibrated, write
+from .static import Calibrated, integer_graph
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def sensitivities(
     measured = []
     for number, (output, operator) in enumerate(layers):
         others = [one for one in outputs if one != output]
-        alone, _ = write(found, plain, target=target, calibration=calibration, keep_float=others)
+        alone, _ = integer_graph(found, plain, target=target, calibration=calibration, keep_float=others)
         saved = None if saved_s is None else saved_s.get(output)
         measured.append(Sensitivity(output, operator, divergence(reference, run_onnx(alone, rows)), saved))
         if progress is not None:

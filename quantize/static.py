@@ -189,6 +189,8 @@ def integer_graph(
     scheme, reduce_range = resolve(settings, target)
     chosen = select_nodes(found.model.graph, keep_float=keep_float, float_biases=_is_strict(target))
     names = [node.name for node in chosen if node.name in set(found.nodes)]
+    if not names:  # the quantiser would take an empty list for all
+        raise UserError("model: no layer is left that runs as an integer kernel, so there is nothing to quantise")
     model = found.model
     result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
     if settings.bias_correction:

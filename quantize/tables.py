@@ -78,8 +78,9 @@ def narrow_tables(graph: GraphProto, keep_float: Collection[str] = ()) -> list[s
                     helper.make_node("Mul", [f"{out}/float", f"{out}/scales"], [out], name=f"{out}/scaled"),
                 ]
             )
-        remove_nodes(graph, lookups)
         graph.initializer.remove(initializers(graph)[name])
     if found:
+        # At once: what is removed makes the nodes of the graph other objects.
+        remove_nodes(graph, [node for lookups in found.values() for node in lookups])
         sort_nodes(graph)
     return list(found)
