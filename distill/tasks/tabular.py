@@ -117,7 +117,8 @@ class TabularTask:
     def raw(self, batch: RowBatch) -> Feed:
         """Return the rows as they were before any preprocessing: one array an input of the shipped file."""
         rows = batch[2].cpu().numpy()
-        return {name: column[rows] for name, column in self._raw.items()}
+        taken = {name: column[rows] for name, column in self._raw.items()}
+        return {name: column.astype(str) if column.dtype == object else column for name, column in taken.items()}
 
     def fingerprint(self) -> str:
         """Return a hash of the features after preprocessing, the raw columns, the classes and the split."""
