@@ -114,7 +114,7 @@ def notation(text: str, mark: str = ".") -> str | None:
     if _GROUPS.fullmatch(bare):
         return "separators of thousands" if reason is None or not is_number(bare, mark) else reason
     if reason is None and is_number(bare, MARKS[1 - MARKS.index(mark)]):
-        return "another decimal mark than the others" if mark == "." else "a decimal point beside decimal commas"
+        return "a decimal comma beside decimal points" if mark == "." else "a decimal point beside decimal commas"
     return reason if reason is not None and any(is_number(bare, one) for one in MARKS) else None
 
 
