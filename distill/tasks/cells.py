@@ -73,7 +73,8 @@ class _Column:
         if self.codes or self.others or why:
             return Reading(None, why_text=why)
         self._check_thousands()
-        return Reading(self._values(), {text: n for text, n in self.counts.items() if text not in set(self.present)})
+        present = set(self.present)
+        return Reading(self._values(), {text: n for text, n in self.counts.items() if text not in present})
 
     def _plain(self, text: str) -> str | None:
         return numerals.plain(text, self.mark) if numerals.is_quantity(text, self.mark) else None

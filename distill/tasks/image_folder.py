@@ -194,7 +194,10 @@ def _pixels(path: Path, data: bytes, form: _Form) -> tuple[Pixels, bool]:
     with Image.open(io.BytesIO(data)) as image:
         if image.mode.startswith(("I", "F")):
             raise UserError(f"{path}: has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
-        upright = _orientation(image) == 1
+        # Pillow turns a TIFF as it loads it; and a PNG may say its orientation behind its pixels.
+        before = _orientation(image) if image.format == "TIFF" else 1
+        image.load()
+        upright = before == _orientation(image) == 1
         picture = image if upright else ImageOps.exif_transpose(image)
         # By way of RGBA: Pillow warns where it drops a palette's transparency on the straight way.
         picture = (picture.convert("RGBA") if picture.has_transparency_data else picture).convert(form.mode)

@@ -17,12 +17,12 @@ MARKS = (".", ",")
 """The decimal marks that are known."""
 
 _NUMBER = {
-    mark: re.compile(rf"[+-]?(\d+({re.escape(mark)}\d*)?|{re.escape(mark)}\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-    for mark in MARKS
+    mark: re.compile(rf"[+-]?(\d+({point}\d*)?|{point}\d+)(e[+-]?\d{{1,6}})?", re.ASCII | re.IGNORECASE)
+    for mark, point in ((".", r"\."), (",", ","))
 }
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.ASCII | re.IGNORECASE)
-# 0123, 1_000 and 0x1F: languages read numbers in them, tables mean the text.
-_CODE = re.compile(r"[+-]?(0\d[\d.,_]*|[\d.,]*\d_[\d.,_]*)(e[+-]?\d+)?|0x[\da-f]+", re.ASCII | re.IGNORECASE)
+_LEADING_ZERO = re.compile(r"[+-]?0\d", re.ASCII)
+_HEXADECIMAL = re.compile(r"0x[\da-f]+", re.ASCII | re.IGNORECASE)
 _GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(([., '’\u00a0\u2009\u202f])\d{3})(\2\d{3})*([.,]\d*)?", re.ASCII)
 _ONE_GROUP = {mark: re.compile(rf"[+-]?[1-9]\d{{0,2}}{re.escape(mark)}\d{{3}}", re.ASCII) for mark in MARKS}
 
@@ -33,8 +33,13 @@ def is_number(text: str, mark: str = ".") -> bool:
 
 
 def is_code(text: str) -> bool:
-    """Tell whether a text is digits that stand for themselves: a leading zero (0123), an underscore, 0x."""
-    return bool(_CODE.fullmatch(text))
+    """Tell whether a text is digits that stand for themselves: a leading zero (0123), an underscore, 0x.
+
+    Programming languages read numbers in them; a table means the text.
+    """
+    bare = text.replace("_", "")
+    digits = any(number.fullmatch(bare) for number in _NUMBER.values())
+    return (digits and (bare != text or bool(_LEADING_ZERO.match(bare)))) or bool(_HEXADECIMAL.fullmatch(text))
 
 
 def value_of(text: str, mark: str = ".") -> float:
@@ -101,8 +106,7 @@ def may_be_thousands(texts: Iterable[str], mark: str) -> bool:
 
 def notation(text: str, mark: str = ".") -> str | None:
     """Return what keeps a text from being a number that people would read as one; None for any other text."""
-    reason = None
-    bare = text
+    reason, bare = None, text
     if any(letter.isdecimal() and not letter.isascii() for letter in bare):
         bare = "".join(str(unicodedata.decimal(letter)) if letter.isdecimal() else letter for letter in bare)
         reason = "digits other than 0 to 9"

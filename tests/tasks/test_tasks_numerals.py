@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -48,11 +48,11 @@ def write(path: Path, columns: dict[str, Cell], delimiter: str = ",", encoding: 
 
 
 def read(
-    folder: Path, cell: Cell, *, name: str = "x", label: Cell = answer, delimiter: str = ",", **settings: Any
+    folder: Path, cell: Cell, *, name: str = "x", label: Cell = answer, delimiter: str = ",", **chosen: Any
 ) -> TabularTask:
     """Read a table with the column in question, one of plain numbers without any mark, and the class."""
     path = write(folder / "t.csv", {name: cell, "a": lambda row: str(row % 7), "y": label}, delimiter)
-    task = load_task(DataSettings(source="csv", path=path, target="y", **settings), seed=0)
+    task = load_task(DataSettings(source="csv", path=path, target="y", **chosen), seed=0)
     assert isinstance(task, TabularTask)
     return task
 
@@ -138,6 +138,7 @@ def test_decimal_commas(tmp_path: Path, texts: tuple[str, ...], delimiter: str) 
         (("1e3", "1000", "5"), "'1000' .* and '1e3' .* would be one number"),
         (("1e3", "1E3", "5"), "'1E3' .* and '1e3' .* would be one number"),
         (("1e3", "1e+3", "5"), "would be one number"),
+        (("1.5_0", "2"), "'1.5_0' "),
     ],
 )
 def test_codes_stay_text_and_are_told(tmp_path: Path, texts: tuple[str, ...], why: str) -> None:
@@ -259,8 +260,19 @@ def test_numbers_that_float32_cannot_standardise_or_tell_apart(tmp_path: Path) -
     assert any("its numbers are one in float32" in one for one in task.warnings)
 
 
+def test_an_exponent_beyond_reason_is_no_number(tmp_path: Path) -> None:
+    text = "1e99999999999999999999"
+    with pytest.raises(UserError, match=rf"1 of 120 cells are no numbers: '{text}'"):
+        read(tmp_path, lambda row: text if row == 3 else price(row))
+    assert read(tmp_path, price, label=of(text, "1")).labels == ("1", text)
+
+
 def test_dates_and_units_become_categories_with_a_warning(tmp_path: Path) -> None:
-    for cell in (lambda row: f"2020-13-{30 + row % 40}", lambda row: f"{150 + row % 40} cm"):
+    for cell in (
+        lambda row: f"2020-13-{30 + row % 40}",
+        lambda row: f"{row % 40:02}.02.2020",
+        lambda row: f"{150 + row % 40} cm",
+    ):
         task = read(tmp_path, cell)
         assert isinstance(column(task), CategoryColumn)
         assert any("begins like a number" in one and "line 2" in one for one in task.warnings)
@@ -368,6 +380,32 @@ def test_files_that_cannot_be_split_name_the_line(tmp_path: Path, data: bytes, s
     path.write_bytes(data)
     with pytest.raises(UserError, match=said):
         load_task(DataSettings(source="csv", path=path, target="y"), seed=0)
+
+
+ODD = (
+    "", "NA", "null", "?", "-", "--1", "0123", "1_2", "1e3", "1000", "1E3", "1e-45", "3e38", "-3e38", "1e400", "inf",
+    "nan", "1,5", "1.234,5", "1,234", "12 %", "$5", "٣", "²", "\u200b1", "0x1F", "(5)", "2020-13-45", '"q"', "a\nb", "a;b",
+    "a,b", "\ufeff", "1e99999999999999", "9" * 50, "5.", ".5", "+5", "-0", "0.0", ".", "1e", "Infinity", "DE",
+)  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.sampled_from(ODD), min_size=1, max_size=4), st.sampled_from([1, 5, 40]), st.sampled_from(",;\t"))
+def test_odd_cells_end_in_finite_features_or_in_one_line_for_the_user(
+    tmp_path_factory: pytest.TempPathFactory, odd: list[str], every: int, delimiter: str
+) -> None:
+    try:
+        task = read(
+            tmp_path_factory.mktemp("odd"),
+            lambda row: odd[row // every % len(odd)] if row % every == 0 else price(row),
+            label=lambda row: odd[row % len(odd)] or "none",
+            delimiter=delimiter,
+        )
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert torch.isfinite(task.data["train"].fetch(torch.arange(len(task.data["train"])), None)[0]).all()
+    assert all("\n" not in one for one in task.warnings)
 
 
 def test_one_long_cell_does_not_widen_every_row(tmp_path: Path) -> None:
