@@ -74,8 +74,8 @@ def load_image_folder(settings: DataSettings, *, seed: int, folder: Path, progre
     """
     assert settings.path is not None
     root = folder / settings.path.expanduser()
-    found = find_pictures(root)
-    labels, files, warnings = found.labels, found.files, found.warnings
+    pictures = find_pictures(root)
+    labels, files, warnings = pictures.labels, pictures.files, pictures.warnings
     if len(files) == 1:
         few = [number for number in range(len(labels)) if files["train"].target.count(number) < 3]
         if few:
