@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -11,17 +14,23 @@ from numpy.typing import NDArray
 
 from distill.errors import UserError
 from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn
+from distill.tasks import numerals
+from distill.tasks.cells import read_cells
 from distill.tasks.settings import DataSettings
 from distill.tasks.table import Table
+from distill.tasks.wording import first_of, quoted, yaml_list
 
 _MANY = 100
 _IDENTIFIER = 50
-_TYPOS = 0.1
+_FEW = 10
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """One array [N, 1] an input column, float32 with NaN or text with "" where missing, and what to do with them."""
+    """One array [N, 1] an input column, float32 with NaN or text with "" where missing, and what to do with them.
+
+    Text is an array of objects: NumPy's own would give every row the room of the longest cell.
+    """
 
     raw: dict[str, NDArray[Any]]
     preprocess: ColumnsPreprocess
@@ -35,91 +44,123 @@ def fit_columns(table: Table, names: Sequence[str], train: NDArray[np.int64], se
     that is constant over the training rows is left out, with a warning.
 
     Raises:
-        UserError: a column holds nothing, an infinite value, or a name for nearly every row.
+        UserError: a column holds nothing, cells that cannot be read, or a name for nearly every row.
     """
     raw: dict[str, NDArray[Any]] = {}
     fitted: list[NumericColumn | CategoryColumn] = []
     warnings: list[str] = []
+    missing: dict[str, Mapping[str, int]] = {}
     for name in names:
         cells = table.columns[name]
-        if not any(cells[row] for row in train):
-            home = "every row" if not any(cells) else "every training row"
-            raise UserError(f"column {name!r}: missing in {home}; add data.drop: [{name}]")
-        numbers = None if name in settings.categorical else _numbers(table, name, warnings)
-        column = (
-            _category(name, cells, train, name in settings.categorical, warnings)
-            if numbers is None
-            else _numeric(name, numbers, train, warnings)
-        )
+        named = name in settings.categorical
+        reading = None if named else read_cells(table, name, settings)
+        values = None if reading is None else reading.numbers
+        absent = [not text for text in cells] if values is None else np.isnan(values)
+        if all(absent[row] for row in train):
+            home = "every row" if all(absent) else "every training row"
+            raise UserError(f"column {name!r}: missing in {home}; add data.drop: {yaml_list(name)}")
+        if values is not None and reading is not None:
+            missing[name] = reading.missing
+            column: NumericColumn | CategoryColumn | None = _numeric(name, values, train, warnings)
+        else:
+            column = _category(table, name, train, named, reading.why_text if reading else "", warnings)
         if column is None:
-            warnings.append(f"column {name!r} has one value in all training rows: it is no input")
             continue
         fitted.append(column)
-        raw[name] = np.asarray(cells).reshape(-1, 1) if numbers is None else numbers.reshape(-1, 1)
+        raw[name] = (np.asarray(cells, object) if values is None else values.astype(np.float32)).reshape(-1, 1)
     if not fitted:
         raise UserError(f"{table.origin[0][0]}: no column is left as input; every one is dropped or constant")
+    gaps = [f"{name!r} {sum(n.values())} ({numerals.counted(n)})" for name, n in missing.items() if n]
+    if gaps:
+        warnings.append(f"missing values among numbers, read as the training mean: {first_of(gaps)}; see data.missing")
     return Fitted(raw, ColumnsPreprocess(tuple(fitted)), tuple(warnings))
 
 
-def class_numbers(table: Table, name: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Return the labels, sorted (as numbers if all are whole numbers), and each row's class number.
+def class_numbers(
+    table: Table, settings: DataSettings, warnings: list[str]
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the labels of ``data.target``, sorted (as numbers if all are numbers), and each row's class number.
+
+    Texts that differ in trailing decimal zeros, such as 0 and 0.0, are one class.
 
     Raises:
         UserError: a row has no class, or all have the same.
     """
-    cells = table.column(name, "data.target")
-    for row, cell in enumerate(cells):
-        if not cell:
-            raise UserError(f"{table.where(row)}: the target {name!r} is missing; fill it in or remove the row")
-    labels = sorted(set(cells))
-    if len(labels) == 1:
-        raise UserError(f"data.target={name!r}: every row is {labels[0]!r}; a classifier needs at least two classes")
-    if all(label.lstrip("+-").isdecimal() for label in labels):
-        labels.sort(key=lambda label: (int(label), label))
+    assert settings.target is not None
+    cells = named_cells(table, settings.target, "data.target", "target", settings, warnings)
+    counts = Counter(cells)
+    if len(counts) == 1:
+        raise UserError(
+            f"data.target={settings.target!r}: every row is {quoted(cells[0])}; a classifier needs at least two classes"
+        )
+    words = {word.lower() for word in settings.missing}
+    warnings += [
+        f"data.target={settings.target!r}: {quoted(label)} ({counts[label]} rows) is a class like the others; remove "
+        "the rows if it means that the class is unknown"
+        for label in sorted(counts)
+        if label.lower() in words
+    ]
+    labels = sorted(counts)
+    mark = settings.decimal or numerals.decimal_mark(labels)
+    if all(numerals.is_quantity(label, mark) for label in labels):
+        labels.sort(key=lambda label: (Decimal(label.replace(mark, ".")), label))
     number = {label: place for place, label in enumerate(labels)}
     return tuple(labels), np.asarray([number[cell] for cell in cells], np.int64)
 
 
-def _numbers(table: Table, name: str, warnings: list[str]) -> NDArray[np.float32] | None:
-    """Return the column as float32 with NaN, or None if it holds anything but numbers."""
-    cells = table.columns[name]
-    values = np.full(len(cells), np.nan)
-    strange = [row for row, cell in enumerate(cells) if cell and not _parse(cell, values, row)]
-    if strange:
-        if len(strange) <= _TYPOS * sum(map(bool, cells)):
-            warnings.append(
-                f"column {name!r} is read as categories: {len(strange)} value(s) are no numbers, such as "
-                f"{cells[strange[0]]!r} ({table.where(strange[0])}); write NA for missing, or name the column in "
-                "data.categorical"
-            )
-        return None
-    with np.errstate(over="ignore"):
-        numbers = values.astype(np.float32)
-    infinite = np.flatnonzero(np.isinf(numbers))
-    if len(infinite):
-        row = int(infinite[0])
-        raise UserError(f"{table.where(row)}: column {name!r} is {cells[row]}, no finite float32; mend it or write NA")
-    return numbers
+def named_cells(
+    table: Table, name: str, field: str, what: str, settings: DataSettings, warnings: list[str]
+) -> list[str]:
+    """Return the texts of a column that names classes or groups; numbers that are spelt in two ways get one spelling.
 
-
-def _parse(cell: str, values: NDArray[np.float64], row: int) -> bool:
-    try:
-        values[row] = float(cell)
-    except ValueError:
-        return False
-    return True
+    Raises:
+        UserError: there is no such column, or a cell is empty.
+    """
+    cells = table.column(name, field)
+    for row, cell in enumerate(cells):
+        if not cell:
+            raise UserError(f"{table.where(row)}: the {what} {name!r} is missing; fill it in or remove the row")
+    texts = set(cells)
+    mark = settings.decimal or numerals.decimal_mark(texts)
+    groups = numerals.alike(texts, mark)
+    if not groups:
+        return cells
+    shown = first_of((" and ".join(map(quoted, group)) for group in groups), 3)
+    warnings.append(
+        f"{field}={name!r}: {shown} are one {'class' if what == 'target' else what} each, in several spellings"
+    )
+    spelling = {
+        text: numerals.plain(text, mark)
+        for text in texts
+        if numerals.is_quantity(text, mark) and "e" not in text.lower()
+    }
+    return [spelling.get(cell, cell) for cell in cells]
 
 
 def _numeric(
-    name: str, numbers: NDArray[np.float32], train: NDArray[np.int64], warnings: list[str]
+    name: str, exact: NDArray[np.float64], train: NDArray[np.int64], warnings: list[str]
 ) -> NumericColumn | None:
+    numbers = exact.astype(np.float32)
     values = numbers[train].astype(np.float64)
     known = values[~np.isnan(values)]
     if (known == known[0]).all():
+        warnings.append(f"column {name!r} has one value in all training rows: it is no input")
+        if len(np.unique(exact[train][~np.isnan(values)])) > 1:
+            warnings[-1] += "; its numbers are one in float32, subtract a constant in the data to tell them apart"
+        elif len(known) < len(values):
+            gaps = len(values) - len(known)
+            warnings[-1] += f"; it is missing in {gaps}, which data.categorical: {yaml_list(name)} would keep apart"
         return None
     fill = float(known.mean())
     filled = np.where(np.isnan(values), fill, values)
     mean, deviation = float(filled.mean()), float(filled.std())
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = (numbers - np.float32(mean)) * np.float32(1 / deviation)
+    if np.isinf(scaled).any() or not np.isfinite(np.float32(1 / deviation)):
+        raise UserError(
+            f"column {name!r} goes from {known.min():.3g} to {known.max():.3g}, which float32 cannot standardise; "
+            "divide it by a constant in the data"
+        )
     # The shipped file takes float32: it cannot tell neighbours apart whose distance is below its spacing.
     if abs(mean) * 2.0**-23 > 0.01 * deviation:
         warnings.append(
@@ -130,17 +171,41 @@ def _numeric(
 
 
 def _category(
-    name: str, cells: list[str], train: NDArray[np.int64], named: bool, warnings: list[str]
+    table: Table, name: str, train: NDArray[np.int64], named: bool, why_text: str, warnings: list[str]
 ) -> CategoryColumn | None:
+    cells = table.columns[name]
     seen = [cells[row] for row in train]
     categories = sorted({cell for cell in seen if cell})
     if len(categories) == 1 and all(seen):
+        warnings.append(f"column {name!r} has one value in all training rows: it is no input")
         return None
+    reason = f" ({why_text})" if why_text else ""
     if not named and len(categories) > max(_IDENTIFIER, 0.5 * sum(map(bool, seen))):
         raise UserError(
             f"column {name!r}: {len(categories)} different values in {len(seen)} training rows, so it looks like a "
-            f"name or number of the row; add data.drop: [{name}], or data.categorical: [{name}] to keep it"
+            f"name or number of the row{reason}; add data.drop: {yaml_list(name)}, or data.categorical: "
+            f"{yaml_list(name)} to keep it"
         )
+    if why_text:
+        warnings.append(f"column {name!r} is read as {len(categories)} categories: {why_text}")
+    elif not named and len(categories) > _FEW:
+        _tell_digits(table, name, len(categories), warnings)
     if len(categories) > _MANY:
         warnings.append(f"column {name!r} has {len(categories)} categories, so it makes {len(categories) + 1} features")
+    groups = numerals.alike(set(cells))
+    if groups:
+        shown = first_of((" and ".join(map(quoted, group)) for group in groups), 3)
+        warnings.append(f"column {name!r}: {shown} are categories of their own; spell them alike if they are one")
     return CategoryColumn(name, tuple(categories))
+
+
+def _tell_digits(table: Table, name: str, categories: int, warnings: list[str]) -> None:
+    """Warn of quantities with units, dates and the like, which became categories."""
+    cells = [cell for cell in table.columns[name] if cell]
+    first = next((cell for cell in cells if re.match(r"[+-]?\d", cell) and not numerals.is_number(cell)), None)
+    if first is not None and sum(bool(re.match(r"[+-]?\d", cell)) for cell in cells) >= 0.9 * len(cells):
+        where = table.where(table.columns[name].index(first))
+        warnings.append(
+            f"column {name!r} is read as {categories} categories: {quoted(first)} ({where}) begins like a number; "
+            f"write numbers if it is a quantity, or name the column in data.categorical: {yaml_list(name)}"
+        )

@@ -28,7 +28,11 @@ class Digest:
             self._bytes(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         elif isinstance(value, np.ndarray):
             self._head("array", value.dtype.str, list(value.shape))
-            self._bytes(value.astype(str) if value.dtype == object else value)
+            if value.dtype == object:  # texts: as one array of characters each would take the longest one's room
+                for one in value.reshape(-1).tolist():
+                    self.add(str(one).encode("utf-8", "surrogatepass"))
+            else:
+                self._bytes(value)
         elif isinstance(value, bytes):
             self._head("bytes", len(value))
             self._hash.update(value)

@@ -2,185 +2,177 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distill.benchmarks.machine import usable_threads
 from distill.errors import UserError
-from distill.tasks.base import Task
+from distill.tasks.base import SPLITS, Task
 from distill.tasks.image import Pixels, Pool, image_task
+from distill.tasks.image_files import Files, find_pictures
 from distill.tasks.settings import DataSettings
 from distill.tasks.sources import Progress
-from distill.tasks.wording import did_you_mean, first_of
+from distill.tasks.wording import first_of
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-_SPLIT_FOLDERS = {
-    "train": ("train",),
-    "validation": ("validation", "val", "valid"),
-    "test": ("test",),
-}
 _IN_MEMORY_BYTES = 1 << 30
-_FIRST = 16
-"""Images that decide between greyscale and RGB."""
+_GREY = ("1", "L", "LA")
+_ORIENTATION = 0x0112
 
 # What Pillow raises on a damaged file, depending on the format.
 _DAMAGED = (OSError, SyntaxError, ValueError, struct.error, IndexError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
-class _Files:
-    """The image files of one split and the class number of each."""
-
-    paths: tuple[Path, ...]
-    target: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class _Form:
-    """What every image is brought to: ``side`` pixels square, mode L or RGB; ``resize`` False demands that size."""
+    """What every image is brought to: ``side`` pixels square, mode L or RGB."""
 
     side: int
     mode: Literal["L", "RGB"]
-    resize: bool
 
     @property
     def channels(self) -> int:
         return 1 if self.mode == "L" else 3
 
 
+@dataclass(frozen=True)
+class _Header:
+    """What an image file says of itself before it is decoded."""
+
+    path: Path
+    size: tuple[int, int]
+    mode: str
+    transparent: bool
+    frames: bool
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """One split's images, uint8 [N, side, side, C], with each file's digest and those that EXIF turns."""
+
+    pixels: Pixels
+    digests: list[bytes]
+    turned: list[Path]
+
+
 def load_image_folder(settings: DataSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
-    """Return the task of a folder of images, decoded once to bytes.
+    """Return the task of a folder of images, decoded once to bytes, upright as their EXIF orientation says.
 
     Raises:
         UserError: the folder is missing or holds no images, a class is empty or alone, a file cannot be decoded.
     """
     assert settings.path is not None
     root = folder / settings.path.expanduser()
-    homes = _split_folders(root)
-    labels = _classes(homes["train"])
-    files = {split: _files(home, labels) for split, home in homes.items()}
-    warnings = []
-    if len(homes) == 1:
-        few = [label for number, label in enumerate(labels) if files["train"].target.count(number) < 3]
+    pictures = find_pictures(root)
+    labels, files, warnings = pictures.labels, pictures.files, pictures.warnings
+    if len(files) == 1:
+        few = [number for number in range(len(labels)) if files["train"].target.count(number) < 3]
         if few:
             raise UserError(
-                f"{root / few[0]}: fewer than 3 images; each class needs one for train, validation and test each. "
-                "Add images or remove the folder"
+                f"{root / labels[few[0]]}: fewer than 3 images; each class needs one for train, validation and test "
+                "each. Add images or remove the folder"
             )
     else:
-        missing = [split for split in _SPLIT_FOLDERS if split not in homes]
+        missing = [split for split in SPLITS if split not in files]
         warnings += [f"{root} has no {split} folder: it is cut off train by seed" for split in missing]
-    form = _form(files["train"].paths, settings)
-    pools = {
-        split: Pool(_decode(one.paths, form, progress), np.asarray(one.target, np.int64))
-        for split, one in files.items()
-    }
+    headers = _headers([path for split in files.values() for path in split.paths])
+    form = _form(headers, settings)
+    warnings += _conversions(headers, form, settings)
+    decoded = {split: _decode(files[split].paths, form, progress) for split in files}
+    turned = [path for split in decoded.values() for path in split.turned]
+    if turned:
+        warnings.append(
+            f"{len(turned)} image(s) were turned upright by their EXIF orientation, such as {turned[0]}; what the "
+            "shipped file is fed with must be turned as well (Pillow: ImageOps.exif_transpose)"
+        )
+    warnings += _copies(files, decoded, labels)
+    pools = {split: Pool(images.pixels, np.asarray(files[split].target, np.int64)) for split, images in decoded.items()}
     return image_task("imagefolder", pools, labels, settings, seed=seed, warnings=warnings)
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    if not root.is_dir():
-        problem = "is a file" if root.exists() else "does not exist"
-        near = sorted(one.name for one in root.parent.iterdir() if one.is_dir()) if root.parent.is_dir() else []
-        hint = did_you_mean(root.name, near)
-        raise UserError(f"data.path={root}: {problem}; give a folder with one folder a class{hint}")
-    found = {}
-    for split, names in _SPLIT_FOLDERS.items():
-        present = [root / name for name in names if (root / name).is_dir()]
-        if len(present) > 1:
-            raise UserError(f"{root}: holds both {present[0].name} and {present[1].name}; keep one for {split}")
-        if present:
-            found[split] = present[0]
-    if "train" in found:
-        return found
-    if found:
-        raise UserError(f"{root}: has {first_of(one.name for one in found.values())} but no train folder; add it")
-    return {"train": root}
+def _headers(paths: Sequence[Path]) -> list[_Header]:
+    """Read the headers of all images; a damaged file has none, and is told when it is decoded."""
 
-
-def _classes(home: Path) -> list[str]:
-    # Sorted as text, as torchvision's ImageFolder does: a model that was trained there has its classes in this order.
-    labels = sorted(one.name for one in home.iterdir() if one.is_dir() and not one.name.startswith("."))
-    if not labels:
-        loose = [one.name for one in home.iterdir() if one.suffix.lower() in EXTENSIONS]
-        held = f"images lie in it directly ({first_of(sorted(loose), 2)})" if loose else "it holds no folders"
-        raise UserError(f"{home}: {held}; expected one folder a class: {home.name}/<class>/*.png")
-    if len(labels) == 1:
-        raise UserError(f"{home}: has the one class {labels[0]!r}; a classifier needs at least two")
-    return labels
-
-
-def _files(home: Path, labels: Sequence[str]) -> _Files:
-    """Return the image files below each class's folder, sorted; hidden files are none."""
-    known = {label: number for number, label in enumerate(labels)}
-    folders = sorted(one.name for one in home.iterdir() if one.is_dir() and one.name[0] != ".")
-    strange = [name for name in folders if name not in known]
-    if strange:
-        raise UserError(f"{home / strange[0]}: no such class in train{did_you_mean(strange[0], labels)}")
-    paths: list[Path] = []
-    target: list[int] = []
-    for label, number in known.items():
-        if not (home / label).is_dir():
-            continue  # a split may lack a class; the splits' check warns about it
-        mine = sorted(
-            Path(place) / name
-            for place, _, names in os.walk(home / label, followlinks=True)
-            for name in names
-            if name[0] != "." and name.lower().endswith(EXTENSIONS)
-        )
-        if not mine:
-            raise UserError(
-                f"{home / label}: holds no images ({', '.join(EXTENSIONS[:3])}, …); add some or remove the folder"
-            )
-        paths += mine
-        target += [number] * len(mine)
-    if not paths:
-        raise UserError(f"{home}: holds no images; expected one folder a class")
-    return _Files(tuple(paths), tuple(target))
-
-
-def _form(paths: Sequence[Path], settings: DataSettings) -> _Form:
-    """Decide size and channels; the first images are spread over the whole list, so over the classes."""
-    sample = paths[:: max(1, len(paths) // _FIRST)][:_FIRST]
-    sizes, modes = [], []
-    for path in sample:
+    def read(path: Path) -> _Header | None:
         try:
             with Image.open(path) as image:
-                sizes.append(image.size)
-                modes.append(image.mode)
-        except _DAMAGED as error:
-            raise UserError(_undecodable([path], error)) from error
-    grey = settings.channels == 1 or (settings.channels is None and all(mode in ("L", "1", "LA") for mode in modes))
+                # Phones write a second picture into a JPEG file (MPO): it is no animation.
+                frames = image.format != "MPO" and getattr(image, "is_animated", False)
+                return _Header(path, image.size, image.mode, image.has_transparency_data, frames)
+        except _DAMAGED:
+            return None
+
+    with ThreadPoolExecutor(max_workers=usable_threads()) as pool:
+        return [header for header in pool.map(read, paths) if header is not None]
+
+
+def _form(headers: Sequence[_Header], settings: DataSettings) -> _Form:
+    """Decide size and channels: greyscale only where every image is grey."""
+    grey = settings.channels == 1 or (
+        settings.channels is None and bool(headers) and all(header.mode in _GREY for header in headers)
+    )
     side = settings.image_size
     if side is None:
-        width, height = sizes[0]
-        if width != height or len(set(sizes)) > 1:
-            other = next((size for size in sizes if size != sizes[0]), sizes[0])
+        first = headers[0].size if headers else (1, 1)
+        other = next((header for header in headers if header.size != first), None)
+        for_example = "set the side of the square that they are brought to, for example image_size:"
+        if first[0] != first[1]:
+            second = first if other is None else other.size
             raise UserError(
-                f"data.image_size is missing: the images are {width}x{height}, {other[0]}x{other[1]}, …; "
-                "set the side of the square that they are brought to, for example image_size: 64"
+                f"data.image_size is missing: the images are {first[0]}x{first[1]}, {second[0]}x{second[1]}, …; "
+                f"{for_example} 64"
             )
-        side = width
-    return _Form(side, "L" if grey else "RGB", settings.image_size is not None)
+        if other is not None:
+            raise UserError(
+                f"data.image_size is missing: {other.path} is {other.size[0]}x{other.size[1]}, others are "
+                f"{first[0]}x{first[0]}; {for_example} {first[0]}"
+            )
+        side = first[0]
+    return _Form(side, "L" if grey else "RGB")
 
 
-def _decode(paths: Sequence[Path], form: _Form, progress: Progress | None) -> Pixels:
-    """Return all images as uint8 [N, side, side, C]; beyond 1 GiB they lie in a temporary file, not in memory."""
+def _conversions(headers: Sequence[_Header], form: _Form, settings: DataSettings) -> Iterator[str]:
+    """Say what is lost or added when images of several kinds are brought to one."""
+    grey = [header for header in headers if header.mode in _GREY]
+    if settings.channels is None and 0 < len(grey) < len(headers):
+        yield f"{len(grey)} of {len(headers)} images are grey, such as {grey[0].path}: all are read as RGB"
+    transparent = [header for header in headers if header.transparent]
+    if transparent:
+        yield f"{len(transparent)} image(s) have transparency, such as {transparent[0].path}: it is left out"
+    kinds = Counter(header.mode for header in headers if header.mode not in (*_GREY, "P", "PA", "RGB", "RGBA", "RGBX"))
+    if kinds:
+        shown = ", ".join(f"{count} {mode}" for mode, count in kinds.most_common())
+        yield f"images of other colour spaces are converted to {form.mode}, without a colour profile: {shown}"
+    moving = [header for header in headers if header.frames]
+    if moving:
+        yield f"{len(moving)} image(s) have several frames, such as {moving[0].path}: the first is taken"
+
+
+def _decode(paths: Sequence[Path], form: _Form, progress: Progress | None) -> _Decoded:
+    """Decode all images; beyond 1 GiB they lie in a temporary file, not in memory."""
     pixels = _room((len(paths), form.side, form.side, form.channels))
+    digests = [b""] * len(paths)
+    turned: list[Path] = []
     broken: list[tuple[Path, Exception]] = []
 
-    def one(number: int) -> None:
+    def decode(number: int) -> None:
         try:
-            pixels[number] = _read(paths[number], form)
+            data = paths[number].read_bytes()
+            digests[number] = hashlib.blake2b(data, digest_size=16).digest()
+            pixels[number], upright = _pixels(paths[number], data, form)
+            if not upright:
+                turned.append(paths[number])
         except UserError:
             raise
         except _DAMAGED as error:
@@ -188,33 +180,75 @@ def _decode(paths: Sequence[Path], form: _Form, progress: Progress | None) -> Pi
 
     # Threads are enough: Pillow lets go of the interpreter while it decodes.
     with ThreadPoolExecutor(max_workers=usable_threads()) as pool:
-        for done, _ in enumerate(pool.map(one, range(len(paths))), start=1):
+        for done, _ in enumerate(pool.map(decode, range(len(paths))), start=1):
             if progress is not None and (done % 64 == 0 or done == len(paths)):
                 progress("decode images", done, len(paths))
     if broken:
         broken.sort(key=lambda pair: pair[0])
         raise UserError(_undecodable([path for path, _ in broken], broken[0][1]))
-    return pixels
+    return _Decoded(pixels, digests, sorted(turned))
 
 
-def _read(path: Path, form: _Form) -> Pixels:
-    with Image.open(path) as image:
+def _pixels(path: Path, data: bytes, form: _Form) -> tuple[Pixels, bool]:
+    """Return an image as uint8 [side, side, C], and whether it lay upright in its file."""
+    with Image.open(io.BytesIO(data)) as image:
         if image.mode.startswith(("I", "F")):
             raise UserError(f"{path}: has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
-        picture = image.convert(form.mode)
+        # Pillow turns a TIFF as it loads it; and a PNG may say its orientation behind its pixels.
+        before = _orientation(image) if image.format == "TIFF" else 1
+        image.load()
+        upright = before == _orientation(image) == 1
+        picture = image if upright else ImageOps.exif_transpose(image)
+        # By way of RGBA: Pillow warns where it drops a palette's transparency on the straight way.
+        picture = (picture.convert("RGBA") if picture.has_transparency_data else picture).convert(form.mode)
     width, height = picture.size
     side = form.side
-    if not form.resize and (width, height) != (side, side):
-        raise UserError(
-            f"data.image_size is missing: {path} is {width}x{height}, others are {side}x{side}; "
-            f"set the side of the square that they are brought to, for example image_size: {side}"
-        )
     if (width, height) != (side, side):
         scale = side / min(width, height)
         wide, high = max(side, round(width * scale)), max(side, round(height * scale))
         left, top = (wide - side) // 2, (high - side) // 2
         picture = picture.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
-    return np.asarray(picture, np.uint8).reshape(side, side, form.channels)
+    return np.asarray(picture, np.uint8).reshape(side, side, form.channels), upright
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, upright, where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _DAMAGED:
+        return 1
+    return int(value) if value in range(1, 9) else 1
+
+
+def _copies(files: Mapping[str, Files], decoded: Mapping[str, _Decoded], labels: Sequence[str]) -> Iterator[str]:
+    """Warn of equal files: in two classes, in two splits, or where a split of ours may part them."""
+    places: dict[bytes, list[tuple[str, int, Path]]] = defaultdict(list)
+    for split, images in decoded.items():
+        for digest, number, path in zip(images.digests, files[split].target, files[split].paths, strict=True):
+            places[digest].append((split, number, path))
+    copies = [group for group in places.values() if len(group) > 1]
+    apart = [group for group in copies if len({number for _, number, _ in group}) > 1]
+    if apart:
+        yield f"{len(apart)} image(s) lie in two classes, equal byte for byte: {_pair(apart, 1)}; remove one of each"
+    leaks = [group for group in copies if len({split for split, _, _ in group}) > 1]
+    if leaks:
+        yield (
+            f"data leak: {len(leaks)} image(s) lie in two splits, equal byte for byte: {_pair(leaks, 0)}; remove one "
+            "of each"
+        )
+    inside = [group for group in copies if group not in apart and len({split for split, _, _ in group}) == 1]
+    if inside and len(files) < len(SPLITS):
+        yield (
+            f"{len(inside)} image(s) have copies, equal byte for byte: {_pair(inside, None)}; a copy in another split "
+            "is a data leak, remove it"
+        )
+
+
+def _pair(groups: Sequence[Sequence[tuple[str, int, Path]]], apart: Literal[0, 1] | None) -> str:
+    """Name two files of the first group, which differ in their split (0) or their class (1)."""
+    first = groups[0][0]
+    second = next(one for one in groups[0][1:] if apart is None or one[apart] != first[apart])
+    return f"{first[2]} and {second[2]}"
 
 
 def _room(shape: tuple[int, int, int, int]) -> Pixels:
@@ -238,5 +272,7 @@ def _room(shape: tuple[int, int, int, int]) -> Pixels:
 
 def _undecodable(paths: Sequence[Path], error: Exception) -> str:
     text = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, UnidentifiedImageError):
+        text = "its format is unknown"
     others = f"; so are {first_of(map(str, paths[1:]), 3)}" if len(paths) > 1 else ""
     return f"{paths[0]}: not a whole image ({text}){others}; replace or remove it"

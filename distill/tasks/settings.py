@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 Fraction = Annotated[float, Gt(0), Lt(1)]
@@ -21,10 +21,20 @@ _USED: dict[str, set[str]] = {
     "cifar10": _COMMON | _IMAGE | _FETCHED,
     "imagefolder": _COMMON | _IMAGE | {"path", "image_size", "channels", "test"},
     "breast-cancer": _COMMON | {"test"},
-    "csv": _COMMON | {"path", "target", "group", "split", "categorical", "drop", "test"},
+    "csv": _COMMON
+    | {"path", "target", "group", "split", "categorical", "numeric", "missing", "decimal", "drop", "test"},
 }
 """Which fields each source reads; a reference to the user's function reads ``_CUSTOM``."""
 _CUSTOM = {"source", "metric", "validation", "test", "args"}
+
+MISSING = ("NA", "N/A", "NaN", "null", "none", "?", "-")
+
+
+def _as_words(given: Any) -> Any:
+    """Take -999 and null, which YAML reads as a number and as nothing, for the words that they are in a table."""
+    if not isinstance(given, list | tuple):
+        return given
+    return tuple("null" if one is None else str(one) if type(one) in (int, float) else one for one in given)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -50,12 +60,22 @@ class DataSettings:
     categorical: tuple[str, ...] = Field(
         default=(), description="csv: columns to read as categories although they hold numbers (or many values)."
     )
+    numeric: tuple[str, ...] = Field(
+        default=(), description="csv: columns to read as numbers although their texts look like codes (0123, 1e3)."
+    )
+    missing: Annotated[tuple[str, ...], BeforeValidator(_as_words)] = Field(
+        default=MISSING,
+        description="csv: what means a missing value in a column of numbers, in any case, beside the empty cell.",
+    )
+    decimal: Literal[".", ","] | None = Field(
+        default=None, description="csv: the decimal mark. Default: for each column the one that its cells have."
+    )
     drop: tuple[str, ...] = Field(default=(), description="csv: columns that are no input, such as an identifier.")
     image_size: Annotated[int, Ge(4), Le(2048)] | None = Field(
         default=None, description="imagefolder: the shorter side is resized to this, then the centre is cut out."
     )
     channels: Literal[1, 3] | None = Field(
-        default=None, description="imagefolder: 1 for greyscale, 3 for RGB. Default: as the first images are."
+        default=None, description="imagefolder: 1 for greyscale, 3 for RGB. Default: RGB unless every image is grey."
     )
     mean: tuple[Annotated[float, Ge(0), Le(1)], ...] | None = Field(
         default=None,
@@ -125,8 +145,10 @@ class DataSettings:
             problems.append("target is missing; name the column that holds the class")
         if self.source in ("csv", "imagefolder") and self.path is None:
             problems.append(f"path is missing; source: {self.source} reads it")
+        both = [name for name in self.numeric if name in self.categorical]
+        problems += [f"numeric and categorical both name {name!r}; remove it from one" for name in both]
         if self.target is not None:
-            twice = [name for name in ("drop", "categorical") if self.target in getattr(self, name)]
+            twice = [name for name in ("drop", "categorical", "numeric") if self.target in getattr(self, name)]
             problems += [f"target={self.target!r} is also in {name}; remove it there" for name in twice]
         return problems
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,19 @@ Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 FEWEST = 10
 """Samples below which a split says nothing."""
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout"),
+}
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
+
+def split_named(name: str) -> str | None:
+    """Return the split that a folder, a file or a cell names, in any case, also as ``train_set`` or ``test-data``."""
+    word = name.lower().replace("hold-out", "holdout").replace("hold_out", "holdout")
+    return _SPLIT_OF.get(re.sub(r"[\s_-]*(set|data|split)$", "", word))
 
 
 def shuffled(count: int, seed: int, purpose: int = 0) -> Rows:
@@ -70,7 +84,9 @@ def by_group(groups: Sequence[str], sizes: Sequence[int], seed: int) -> list[Row
 
     Groups are taken in random order; one goes into a part while that brings its size nearer.
     """
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    names = sorted(set(groups))
+    number = {name: place for place, name in enumerate(names)}
+    member = np.asarray([number[name] for name in groups], np.int64)
     counts = np.bincount(member, minlength=len(names))
     part_of_group = np.full(len(names), len(sizes))
     waiting = [int(one) for one in shuffled(len(names), seed, purpose=3)]

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from distill.errors import UserError
+from distill.tasks.splits import split_named
 from distill.tasks.wording import did_you_mean
 
-MISSING = frozenset({"", "NA", "NaN", "nan", "?"})
-_SPLIT_FILES = {
-    "train": ("train.csv",),
-    "validation": ("validation.csv", "val.csv", "valid.csv"),
-    "test": ("test.csv",),
+DELIMITERS = ("\t", ";", ",")
+_SAMPLE = 100
+"""Records that decide which delimiter a file has."""
+_LONGEST_CELL = 1 << 27
+_BYTE_ORDER_MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of stripped text, "" where a value is missing; ``origin[row]`` is the row's file and line number.
+    """Columns of text, without white space around it; ``origin[row]`` is the file and the line where the row begins.
 
-    ``parts`` says which rows each split's file held; it is empty for a single file.
+    ``parts`` says which rows each split's file held; it is empty for a single file. ``delimiters`` are the files' own.
     """
 
-    columns: dict[str, list[str]]
-    origin: list[tuple[Path, int]]
-    parts: dict[str, range]
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    origin: list[tuple[Path, int]] = field(default_factory=list)
+    parts: dict[str, range] = field(default_factory=dict)
+    delimiters: set[str] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.origin)
@@ -46,93 +57,167 @@ class Table:
 def read_table(path: Path) -> Table:
     """Read one CSV file, or train.csv with validation.csv and test.csv in a folder.
 
-    Comma, semicolon or tab, as the header has it; UTF-8.
+    Comma, semicolon or tab, whichever gives the rows as many cells as the header; UTF-8, or what a byte order mark
+    says. A cell in quotes may hold delimiters, doubled quotes and line breaks. No cell is interpreted.
 
     Raises:
         UserError: a file is missing, empty, ragged, or has another header than train.csv.
     """
+    table = Table()
     if path.is_file():
-        table = Table({}, [], {})
         _append(table, path)
         return table
     if not path.is_dir():
         near = sorted(one.name for one in path.parent.glob("*.csv")) if path.parent.is_dir() else []
         raise UserError(f"data.path={path}: no such file or folder{did_you_mean(path.name, near)}")
-    files = {}
-    for split, names in _SPLIT_FILES.items():
-        present = [path / name for name in names if (path / name).is_file()]
-        if len(present) > 1:
-            raise UserError(f"{path}: holds both {present[0].name} and {present[1].name}; keep one for {split}")
-        if present:
-            files[split] = present[0]
-    if "train" not in files:
-        raise UserError(
-            f"data.path={path}: holds no train.csv; name a file, or put train.csv (and validation.csv, test.csv) there"
-        )
-    table = Table({}, [], {})
-    for split, file in files.items():
+    for split, file in _split_files(path).items():
         start = len(table)
         _append(table, file)
         table.parts[split] = range(start, len(table))
     return table
 
 
+def _split_files(folder: Path) -> dict[str, Path]:
+    """Return the file of each split, train first."""
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() != ".csv" or file.name.startswith(".") or not file.is_file():
+            continue
+        split = split_named(file.stem)
+        if split in files:
+            raise UserError(
+                f"{folder}: holds both {files[split].name} and {file.name}, which both mean {split}; rename one"
+            )
+        if split is not None:
+            files[split] = file
+    if "train" not in files:
+        raise UserError(
+            f"data.path={folder}: holds no train.csv; name a file, or put train.csv (and validation.csv, test.csv) "
+            "there"
+        )
+    return {split: files[split] for split in ("train", "validation", "test") if split in files}
+
+
 def _append(table: Table, path: Path) -> None:
     """Add a file's rows to the table's columns, by name."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            delimiter = _delimiter(path, lines.readline())
-            lines.seek(0)
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            header = _header(path, next(reader))
+        with path.open(encoding=_encoding(path), newline="") as lines, _long_cells():
+            delimiter = _delimiter(path, lines)
+            table.delimiters.add(delimiter)
+            reader = _records(path, lines, delimiter)
+            header = _header(path, next(reader)[1])
             if not table.columns:
                 table.columns.update({name: [] for name in header})
             _same_columns(path, header, table)
             _append_rows(table, path, header, reader)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num}: {error}") from error
+    except UnicodeError as error:
+        raise UserError(f"{path}{_undecodable_line(path)}: not UTF-8; save the file as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _append_rows(table: Table, path: Path, header: list[str], reader: Iterator[list[str]]) -> None:
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    return next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8")
+
+
+def _undecodable_line(path: Path) -> str:
+    """Return " line N" of the first byte that is not UTF-8."""
+    data = path.read_bytes()
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        return f" line {line}"
+    return ""
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let a cell be longer than the csv module's 131,072 characters: a text that the user drops may be."""
+    before = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _records(path: Path, lines: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each record's first line number and its cells, from the file's start.
+
+    Raises:
+        UserError: a quote is out of place or not closed; it names the line where the record begins.
+    """
+    lines.seek(0)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+    line = 1
+    try:
+        for cells in reader:
+            if any("\0" in cell for cell in cells):
+                raise UserError(f"{path} line {line}: holds a NUL character; save the file as UTF-8")
+            yield line, [cell.strip() for cell in cells]
+            line = reader.line_num + 1
+    except csv.Error as error:
+        hint = ": a quote is not closed" if "unexpected end" in str(error) else f" ({error})"
+        raise UserError(f"{path} line {line}: the row that begins here cannot be read{hint}; mend it") from error
+
+
+def _append_rows(table: Table, path: Path, header: list[str], reader: Iterator[tuple[int, list[str]]]) -> None:
     # One object for each distinct text: categories repeat, and so do many numbers.
     texts: dict[str, str] = {}
     columns = [table.columns[name] for name in header]
     before = len(table)
-    for cells in reader:
-        line: int = reader.line_num  # type: ignore[attr-defined]
-        if not cells or (len(cells) == 1 < len(header) and not cells[0].strip()):
+    for line, cells in reader:
+        if len(cells) < 2 and not any(cells):
             continue
-        if len(cells) != len(header):
+        # A separator at a row's end says nothing; a text behind the last column does.
+        if len(cells) < len(header) or any(cells[len(header) :]):
             raise UserError(f"{path} line {line}: {len(cells)} values; the header has {len(header)} columns")
-        for column, cell in zip(columns, cells, strict=True):
-            text = cell.strip()
-            column.append("" if text in MISSING else texts.setdefault(text, text))
+        for column, text in zip(columns, cells, strict=False):
+            column.append(texts.setdefault(text, text))
         table.origin.append((path, line))
     if len(table) == before:
         raise UserError(f"{path}: has a header and no rows")
 
 
-def _delimiter(path: Path, first: str) -> str:
-    if not first.strip():
+def _delimiter(path: Path, lines: TextIO) -> str:
+    """Return the delimiter that gives most of the first rows as many cells as the header, and the most cells."""
+    if not lines.readline().strip():
         raise UserError(f"{path}: is empty, or its first line is; expected a header")
-    best = max(",;\t", key=first.count)
-    if best not in first:
-        raise UserError(f"{path} line 1: one column only; expected a header with commas, semicolons or tabs")
-    return best
+    fits: dict[str, tuple[float, int]] = {}
+    problem: UserError | None = None
+    for delimiter in DELIMITERS:
+        lengths: list[int] = []
+        try:
+            lengths.extend(len(cells) for _, cells in islice(_records(path, lines, delimiter), _SAMPLE))
+        except UserError as error:  # a damaged row further down is told when it is read
+            problem = error
+        if lengths and lengths[0] > 1:
+            fits[delimiter] = sum(length == lengths[0] for length in lengths[1:]) / len(lengths), lengths[0]
+    if not fits:
+        if problem is not None:
+            raise problem
+        raise _one_column(path)
+    return max(fits, key=lambda delimiter: fits[delimiter])
 
 
-def _header(path: Path, cells: Iterable[str]) -> list[str]:
-    names = [cell.strip() for cell in cells]
+def _header(path: Path, names: list[str]) -> list[str]:
+    """Return the columns' names; separators at the line's end make no column."""
+    while names and not names[-1]:
+        names = names[:-1]
+    if len(names) < 2:
+        raise _one_column(path)
     for number, name in enumerate(names, start=1):
         if not name:
             raise UserError(f"{path} line 1: column {number} has no name; give it one, or leave a row index out")
         if names.index(name) != number - 1:
             raise UserError(f"{path} line 1: two columns are named {name!r}; rename one")
     return names
+
+
+def _one_column(path: Path) -> UserError:
+    return UserError(f"{path} line 1: one column only; expected a header with commas, semicolons or tabs")
 
 
 def _same_columns(path: Path, header: list[str], table: Table) -> None:

@@ -16,22 +16,22 @@ from distill.errors import UserError
 from distill.export import FeaturesPreprocess, Preprocess
 from distill.tasks import metrics as measure
 from distill.tasks.base import SPLITS, Data, Feed, Inputs, Task
-from distill.tasks.columns import class_numbers, fit_columns
+from distill.tasks.columns import class_numbers, fit_columns, named_cells
 from distill.tasks.digest import Digest
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
 from distill.tasks.settings import DataSettings
 from distill.tasks.sources import Progress
-from distill.tasks.splits import by_group, check_splits, part_size, stratified, unused_shares
+from distill.tasks.splits import by_group, check_splits, part_size, split_named, stratified, unused_shares
 from distill.tasks.table import Table, read_table
 
 Numbers = NDArray[np.int64]
 RowBatch = tuple[Tensor, Tensor, Tensor]
 """Features float32 [B, F], class numbers int64 [B], row numbers int64 [B] in the whole table."""
 
-_SPLIT_WORDS = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation"}
 _FEWEST_ROWS = 3
 _MANY_CLASSES = 20
-_OUTPUT = "logits"
+_TAKEN = frozenset({"logits", "atol", "rtol", "file", "allow_pickle"})
+"""Names that the shipped file's output and its vectors.npz need for themselves."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class TabularTask:
     def raw(self, batch: RowBatch) -> Feed:
         """Return the rows as they were before any preprocessing: one array an input of the shipped file."""
         rows = batch[2].cpu().numpy()
-        return {name: column[rows] for name, column in self._raw.items()}
+        taken = {name: column[rows] for name, column in self._raw.items()}
+        return {name: column.astype(str) if column.dtype == object else column for name, column in taken.items()}
 
     def fingerprint(self) -> str:
         """Return a hash of the features after preprocessing, the raw columns, the classes and the split."""
@@ -165,22 +166,28 @@ def load_csv(settings: DataSettings, *, seed: int, folder: Path, progress: Progr
     assert settings.path is not None
     assert settings.target is not None
     table = read_table(folder / settings.path.expanduser())
-    labels, target = class_numbers(table, settings.target)
-    for field in ("drop", "categorical"):
+    warnings: list[str] = []
+    labels, target = class_numbers(table, settings, warnings)
+    for field in ("drop", "categorical", "numeric"):
         for name in getattr(settings, field):
             table.column(name, f"data.{field}")
-    groups = None if settings.group is None else _groups(table, settings.group)
+    groups = None
+    if settings.group is not None:
+        groups = named_cells(table, settings.group, "data.group", "group", settings, warnings)
     given = _given_rows(table, settings)
     if len(given) == 1 and groups is None:
         _check_counts(settings.target, labels, target)
     rows, split_warnings = _split(given, target, groups, settings, seed)
     came_with = tuple(given) if len(given) > 1 else ()
     targets = {split: target[rows[split]] for split in SPLITS}
-    warnings = [*split_warnings, *check_splits(targets, labels, given=came_with, what="csv")]
+    warnings += [*split_warnings, *check_splits(targets, labels, given=came_with, what="csv")]
     apart = {settings.target, settings.group, settings.split, *settings.drop}
     names = [name for name in table.columns if name not in apart]
-    if _OUTPUT in names:
-        raise UserError(f"column {_OUTPUT!r}: the shipped file's output has this name; rename the column")
+    for name in names:
+        if name in _TAKEN:
+            raise UserError(
+                f"column {name!r}: the shipped file's output has this name, or its vectors.npz; rename the column"
+            )
     fitted = fit_columns(table, names, rows["train"], settings)
     return TabularTask(
         "csv",
@@ -205,7 +212,7 @@ def _given_rows(table: Table, settings: DataSettings) -> dict[str, Numbers]:
         raise UserError(f"data.split={settings.split!r}: the folder's files already say which split a row is in")
     rows: dict[str, list[int]] = {}
     for row, cell in enumerate(table.column(settings.split, "data.split")):
-        split = _SPLIT_WORDS.get(cell.lower())
+        split = split_named(cell)
         if split is None:
             raise UserError(
                 f"{table.where(row)}: column {settings.split!r} is {cell!r}; expected train, validation or test"
@@ -216,18 +223,10 @@ def _given_rows(table: Table, settings: DataSettings) -> dict[str, Numbers]:
     return {split: np.asarray(rows[split], np.int64) for split in SPLITS if split in rows}
 
 
-def _groups(table: Table, name: str) -> NDArray[np.str_]:
-    cells = table.column(name, "data.group")
-    for row, cell in enumerate(cells):
-        if not cell:
-            raise UserError(f"{table.where(row)}: the group {name!r} is missing; fill it in or remove the row")
-    return np.asarray(cells)
-
-
 def _split(
     given: Mapping[str, Numbers],
     target: Numbers,
-    groups: NDArray[np.str_] | None,
+    groups: Sequence[str] | None,
     settings: DataSettings,
     seed: int,
 ) -> tuple[dict[str, Numbers], list[str]]:
@@ -238,21 +237,23 @@ def _split(
     if len(given) > 1:
         warnings += [f"the data have no {split} split: it is cut off train by seed" for split in missing]
     pool = given["train"]
+    members: list[str] = []
     if groups is not None:
         _check_groups(given, groups)
-        count = len(set(groups[pool]))
+        members = [groups[row] for row in pool]
+        count = len(set(members))
         if count <= len(missing):
             raise UserError(f"data.group={settings.group!r}: {count} group(s) cannot fill {len(missing) + 1} splits")
     sizes = [part_size(len(pool), *shares[split]) for split in missing]
-    parts = stratified(target[pool], sizes, seed) if groups is None else by_group(list(groups[pool]), sizes, seed)
+    parts = stratified(target[pool], sizes, seed) if groups is None else by_group(members, sizes, seed)
     cut = {split: pool[part] for split, part in zip([*missing, "train"], parts, strict=True)}
     return {**given, **cut}, warnings
 
 
-def _check_groups(given: Mapping[str, Numbers], groups: NDArray[np.str_]) -> None:
+def _check_groups(given: Mapping[str, Numbers], groups: Sequence[str]) -> None:
     home: dict[str, str] = {}
     for split, rows in given.items():
-        for group in sorted(set(groups[rows].tolist())):
+        for group in sorted({groups[row] for row in rows}):
             if home.setdefault(group, split) != split:
                 raise UserError(f"data.group: the group {group!r} lies in {home[group]} and in {split}; keep it in one")
 

@@ -68,8 +68,11 @@ def test_missing_values_reach_the_shipped_file_as_nan_and_empty_text(tmp_path: P
     jobs = np.concatenate([raw["job"] for raw in raws])
     assert ages.dtype == np.float32
     assert ages.shape == jobs.shape == (120, 1)
-    assert int(np.isnan(ages).sum()) == sum(row[0].strip() in ("", "NA", "NaN", "?", "nan") for row in rows)
-    assert int((jobs == "").sum()) == sum(row[1].strip() in ("", "NA", "NaN", "?", "nan") for row in rows)
+    words = ("", "NA", "NaN", "?", "nan")
+    assert int(np.isnan(ages).sum()) == sum(row[0].strip() in words for row in rows)
+    # A word is a word in a column of words: only the empty cell is missing there.
+    assert int((jobs == "").sum()) == sum(not row[1].strip() for row in rows)
+    assert int((jobs == "?").sum()) == 2
     features = whole(task, "train")[0]
     assert torch.isfinite(features).all()
 
@@ -268,12 +271,15 @@ def test_files_of_a_split_must_agree(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_column_with_a_few_words_among_numbers_is_told(tmp_path: Path) -> None:
-    rows = samples.csv_rows()
-    rows = [[str(number % 7), *row[1:]] for number, row in enumerate(rows)]
-    rows[9][0] = "null"
-    task = load(samples.write_csv(tmp_path / "a.csv", rows))
-    assert any("'age' is read as categories: 1 value" in one and "line 11" in one for one in task.warnings)
+def test_a_column_with_a_few_words_among_numbers_is_refused_and_names_them(tmp_path: Path) -> None:
+    rows = [[str(number % 7), *row[1:]] for number, row in enumerate(samples.csv_rows())]
+    rows[9][0], rows[40][0] = "unknown", "3 or 4"
+    path = samples.write_csv(tmp_path / "a.csv", rows)
+    said = r"'age': 2 of 120 cells are no numbers: 'unknown' \(.*a.csv line 11\), '3 or 4' \(.*a.csv line 42\)"
+    with pytest.raises(UserError, match=said):
+        load(path)
+    assert isinstance(columns(load(path, categorical=["age"]))["age"], CategoryColumn)
+    assert isinstance(columns(load(path, missing=["unknown", "3 or 4"]))["age"], NumericColumn)
 
 
 def test_numbers_beyond_float32s_resolution_are_told(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ TABLES = [
     _csv("rare-class", _with(0, "1,2,perhaps"), "'perhaps'", "1 row", "add rows or remove"),
     _csv("a-quantity-for-target", _text([f"{n % 5},1,{n}.5" for n in range(60)]), "data.target", "quantities"),
     _csv("column-all-missing", _text([f",{n % 3},{n % 2}" for n in range(60)]), "'size'", "data.drop: [size]"),
+    _csv("column-of-nan", _text([f"NAN,{n % 3},{n % 2}" for n in range(60)]), "'size'", "data.drop: [size]"),
+    _csv("word-among-numbers", _with(3, "big,2,yes"), "'size'", "'big'", "rows.csv line 5", "data.missing"),
+    _csv("thousands", _text([f'"{n},000",1,{n % 2}' for n in range(1, 61)]), "'1,000'", "two ways", "data.decimal"),
+    _csv("per-cent", _text([f"{n} %,1,{n % 2}" for n in range(60)]), "'0 %'", "the sign %", "plain numbers"),
+    _csv("quote-open", _text(_rows()) + '"1,2,yes\n', "rows.csv line 62", "a quote is not closed"),
+    _csv("reserved-name", _text(_rows(), "file,age,bought"), "'file'", "vectors.npz", "rename the column"),
+    _csv("numeric-unknown", _text(_rows()), "data.numeric='agee'", "did you mean 'age'", numeric=["agee"]),
+    _csv("numeric-and-text", _text(_rows()), "numeric and categorical", "'age'", numeric=["age"], categorical=["age"]),
     _csv("infinite", _with(3, "inf,2,yes"), "rows.csv line 5", "'size'", "inf", "write NA"),
     _csv("split-unknown", _text(_rows()).replace("age", "part"), "line 2", "'part'", "expected train", split="part"),
     _csv("header-twice", _text(_rows(), "size,size,bought"), "line 1", "two columns", "'size'", "rename"),
@@ -95,6 +103,10 @@ def _images(name: str, files: Mapping[str, bytes], *says: str, prepare: Prepare 
     )
 
 
+def _two_names(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    (folder / "images/grey").symlink_to("dark")
+
+
 def _empty_class(folder: Path, patch: pytest.MonkeyPatch) -> None:
     (folder / "images/grey").mkdir()
 
@@ -106,6 +118,10 @@ IMAGES = [
     _images("a-file", {"images": b"x"}, "data.path", "images", "is a file"),
     _images("no-classes", {"images/a.png": _png(1)}, "images", "directly", "images/<class>"),
     _images("empty-class", _folder({}), "grey", "holds no images", "remove the folder", prepare=_empty_class),
+    _images("class-twice", _folder({}), "grey", "is a link to", "dark", "remove it", prepare=_two_names),
+    _images(
+        "test-twice", {f"images/{s}/a/1.png": _png(1) for s in ("train", "Test", "eval")}, "Test", "eval", "rename"
+    ),
     _images("one-class", _ONE_CLASS, "images", "'dark'", "at least two"),
     _images("truncated", _folder({"images/dark/21.png": _noise()[:90]}), "21.png", "not a whole image", "replace"),
     _images("text-for-png", _folder({"images/dark/21.png": b"hello"}), "21.png", "not a whole image", "replace"),
