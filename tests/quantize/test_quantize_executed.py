@@ -74,7 +74,7 @@ def test_what_counts_as_integer_runs_as_integer_whatever_stays_float(
         try:
             small, record = quantize_onnx(core, target=x86, calibration=[feed], keep_float=kept)
         except UserError as error:
-            assert (following, kept) == ("turned", ("p0", "p2")) and "no layer is left" in str(error)
+            assert following == "turned" and "p2" in kept and "no layer is left" in str(error)
             continue
         ran = Counter(executed(small, {"x": feed["x"][:1]}, tmp_path))
         assert record.nodes_quantized == sum(ran[kind] for kind in INTEGER - {"QLinearAdd"}), (kept, ran)
