@@ -45,10 +45,18 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """What the measure is called."""
+        """What the measure is called, with labels or as a metric of the user's own."""
         if self.metric is not None:
             return getattr(self.metric, "__name__", "metric")
         return {"numbers": "R²", "labels": "F1 of the labels"}.get(self.output.kind, "accuracy")
+
+    @property
+    def measure(self) -> str:
+        """What a drop is a difference of, or a share of."""
+        if not self.counts_changes:
+            return self.name
+        parts = {"numbers": "variance", "labels": "labels (F1)"}
+        return f"the share of {parts.get(self.output.kind, 'answers')} that changed"
 
     @property
     def counts_changes(self) -> bool:

@@ -41,6 +41,11 @@ def fitting_axes(shape: tuple[int, ...], labels: Array) -> list[int]:
     ]
 
 
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without the axes of size 1 behind the first."""
+    return (*shape[:1], *(size for size in shape[1:] if size != 1))
+
+
 def shown(array: Array) -> str:
     """Return the shape as errors show it."""
     return "[" + ", ".join(["rows", *map(str, array.shape[1:])]) + "]"
@@ -59,7 +64,7 @@ def checked_labels(output: Output, values: Array, labels: Array, where: str) -> 
         _check_classes(output, values, answers, labels, where)
         return labels.astype(np.int64)
     fits = labels.size == answers.size and len(labels) == len(answers)
-    if not fits or _squeezed(labels.shape) != _squeezed(answers.shape):
+    if not fits or squeezed(labels.shape) != squeezed(answers.shape):
         raise UserError(
             f"{where}: the labels have the shape {shown(labels)}, the answers {shown(answers)}: they must be 0 or 1, "
             "in the shape of the answers"
@@ -75,7 +80,7 @@ def checked_labels(output: Output, values: Array, labels: Array, where: str) -> 
 def _numbers(values: Array, labels: Array, where: str) -> Array:
     if labels.dtype.kind not in "iufb":
         raise UserError(f"{where}: the labels are {labels.dtype.name}; numbers are judged by numbers")
-    if _squeezed(labels.shape) != _squeezed(values.shape):
+    if squeezed(labels.shape) != squeezed(values.shape):
         raise UserError(
             f"{where}: the labels have the shape {shown(labels)}, the numbers {shown(values)}: they must be the same"
         )
@@ -115,7 +120,3 @@ def _extent(labels: Array) -> str:
     if labels.dtype.kind not in "iufb":
         return labels.dtype.name
     return f"from {labels.min():g} to {labels.max():g}"
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[:1], *(size for size in shape[1:] if size != 1))

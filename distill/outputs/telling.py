@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from distill.errors import UserError
 
 from .kinds import KINDS, Kind, Output
-from .labels import fitting_axes, is_binary, one_hot, shown, whole
+from .labels import fitting_axes, is_binary, one_hot, shown, squeezed, whole
 from .tail import UNKNOWN, Tail
 
 Array = NDArray[Any]
@@ -114,9 +114,11 @@ def tell_or_numbers(evidence: Evidence, *, kind: Kind | None, axis: int | None, 
         return Output("numbers")
 
 
-def note(evidence: Evidence, output: Output, *, said: bool) -> str:
-    """Say what was taken the answers for, and where to object when only the shape speaks for it."""
-    text = f"output {evidence.name} is judged as {output}"
+def note(evidence: Evidence, output: Output, *, said: bool, measure: str, own: bool = False) -> str:
+    """Say as what the answers are judged and by which measure, and how to object where only the shape speaks for it."""
+    if own:
+        return f"output {evidence.name} is judged by {measure}"
+    text = f"output {evidence.name} is judged as {output}, by {measure}"
     assumed = not said and evidence.labels is None and output.kind == "classes" and evidence.tail.family == "linear"
     return f"{text}; say --output numbers where it holds none" if assumed else text
 
@@ -176,19 +178,20 @@ def _by_labels(evidence: Evidence) -> Output:
     """Return what labels of this shape and these values can be right about."""
     values, labels = evidence.values, evidence.labels
     assert labels is not None
-    same = labels.shape == values.shape or (labels.size == values.size and len(labels) == len(values))
+    same = squeezed(labels.shape) == squeezed(values.shape)
     if labels.dtype.kind == "f" and same and not is_binary(labels):
         return Output("numbers")
     if evidence.tail.family == "mixed" and not evidence.summing_axes:
         raise UserError(f"{evidence.described()}: values of several kinds side by side; {_ASK}")
     yes_no = Output("binary" if evidence.columns == 1 else "labels", probabilities=evidence.likely)
+    marks = is_binary(labels) and squeezed(labels.shape) == squeezed(values.shape)
     moved = evidence.tail.scaled and evidence.tail.family in ("softmax", "sigmoid") and not evidence.summing_axes
-    if moved and (evidence.columns == 1 or (labels.shape == values.shape and is_binary(labels))):
+    if moved and (evidence.columns == 1 or marks):
         raise UserError(f"{evidence.described()} and constants, so that nothing tells where yes begins; {_ASK}")
     if evidence.columns == 1:
         # Other labels of one score are refused, with the words to add, where they are read.
         return yes_no
-    if labels.shape == values.shape and is_binary(labels):
+    if marks:
         if evidence.tail.family == "sigmoid" or not one_hot(labels):
             return yes_no
         return Output("classes", evidence.class_axis or 1, evidence.probabilities)

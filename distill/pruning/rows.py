@@ -105,7 +105,8 @@ class Samples:
         comparison = Comparison(output, values[judge], None if right is None else right[judge], metric)
         comparison.drop(comparison.before)  # finds at once what a metric refuses, or numbers that never vary
         target = _target(output, values, labels)
-        judged = note(evidence, output, said=kind is not None or axis is not None)
+        said = kind is not None or axis is not None
+        judged = note(evidence, output, said=said, measure=comparison.measure, own=metric is not None)
         return Rows(self, output, target, labels is not None, comparison, judged)
 
 

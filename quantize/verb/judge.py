@@ -105,9 +105,9 @@ def judge_of(
     others = [value.name for value in core.graph.output[1:]]
     remarks = [text for text in [comparison.remark(None, (_FLOAT, _FLOAT))] if text is not None]
     remarks += [f"only the first output, {name}, is judged; nothing compares {', '.join(others)}"] if others else []
-    text = note(evidence, output, said=kind is not None or axis is not None)
-    by = "share of what changed" if comparison.counts_changes else comparison.name
-    return Judge(rows.judged, comparison, tuple(remarks), f"{text}, by {by}")
+    said = kind is not None or axis is not None
+    text = note(evidence, output, said=said, measure=comparison.measure, own=metric is not None)
+    return Judge(rows.judged, comparison, tuple(remarks), text)
 
 
 _FLOAT = "the float32 model"
