@@ -162,7 +162,8 @@ def distance(teacher: Tensor, student: Tensor, output: Output | None = None) -> 
     if output.kind == "numbers":
         return (student - teacher).square().mean() / teacher.square().mean().clamp(min=1e-12)
     log_p, log_q = (torch.log_softmax(output.class_logits(one, torch), 1) for one in (teacher, student))
-    return functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1).mean()
+    positions = log_p[0, 0].numel()
+    return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True) / positions
 
 
 def _rounded(value: Tensor) -> Tensor:
