@@ -113,7 +113,8 @@ class Comparison:
         """
         truth = self.before if self.labels is None else self.labels
         mean = truth.mean(axis=0, dtype=np.float64, keepdims=True)
-        errors, spread = _columns((values - truth.reshape(values.shape)) ** 2.0), _columns((truth - mean) ** 2.0)
+        missed = np.subtract(values, truth.reshape(values.shape), dtype=np.float64)  # squares of 16 bits overflow
+        errors, spread = _columns(missed**2), _columns((truth - mean) ** 2)
         varied = spread.sum(axis=0) > 1e-12 * np.maximum(1e-30, (mean**2).sum()) * len(truth)
         if not varied.any():
             what = "the labels are" if self.labels is not None else "the model's numbers are"

@@ -156,6 +156,12 @@ def test_a_small_column_counts_as_much_as_a_large_one() -> None:
     assert Comparison(NUMBERS, before).drop(after).value == pytest.approx(0.5, abs=0.02)
 
 
+def test_numbers_of_16_bits_do_not_overflow() -> None:
+    before = (1000 * normal(50, 2)).astype(np.float16)
+    drop = Comparison(NUMBERS, before).drop(-before)
+    assert 3.5 < drop.value < 4.5
+
+
 def test_numbers_that_never_vary_cannot_be_judged() -> None:
     with pytest.raises(UserError, match="the same for all 5 judged rows; give rows that differ"):
         Comparison(NUMBERS, np.ones((5, 2))).drop(np.zeros((5, 2)))
