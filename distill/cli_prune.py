@@ -69,6 +69,22 @@ def prune(
     labels: Annotated[
         str | None, typer.Option(help="name of the labels in it; found by itself if usual", rich_help_panel=_LEARN)
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="what the logits hold: classes, binary, labels, numbers; told if it can be", rich_help_panel=_LEARN
+        ),
+    ] = None,
+    axis: Annotated[
+        int | None, typer.Option(help="axis of its classes, where that is not told", rich_help_panel=_LEARN)
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="file.py:function, called with outputs and labels; more is better, a drop is its difference",
+            rich_help_panel=_LEARN,
+        ),
+    ] = None,
     epochs: Annotated[
         int, typer.Option(help="of distillation from the unpruned model", min=0, rich_help_panel=_LEARN)
     ] = 0,

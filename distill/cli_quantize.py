@@ -18,6 +18,15 @@ def quantize(
         float, typer.Option(help="most that may be lost: accuracy with labels, changed answers without", min=0, max=1)
     ] = 0.01,
     labels: Annotated[str | None, typer.Option(help="name of the labels in the .npz; found by itself if usual")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="what the output holds: classes, binary, labels, numbers; told if it can be"),
+    ] = None,
+    axis: Annotated[int | None, typer.Option(help="axis of its classes, where that is not told")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="file.py:function, called with outputs and labels; more is better, a drop is its difference"),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="x86, arm, cuda or tensorrt; this machine when left out")] = None,
     precision: Annotated[str, typer.Option(help="auto, or only one of int8, dynamic, int4, fp16, bf16")] = "auto",
     calibration: Annotated[
@@ -57,6 +66,7 @@ def quantize(
     from typing import get_args
 
     from distill.errors import UserError
+    from distill.outputs import KINDS
     from distill.quantize.choose import Precision
     from distill.quantize.settings import CALIBRATIONS
     from distill.quantize.verb.command import Words, run
@@ -64,12 +74,17 @@ def quantize(
     for option, value, known in (
         ("--precision", precision, get_args(Precision)),
         ("--calibration", calibration, CALIBRATIONS),
+        ("--output", output, (None, *KINDS)),
     ):
         if value not in known:
-            raise UserError(f"{option} {value}: must be one of {', '.join(known)}")
+            raise UserError(f"{option} {value}: must be one of {', '.join(filter(None, known))}")
     said: dict[str, Any] = {
         name: value for name, value in locals().items() if name in Words.__dataclass_fields__ and value is not None
     }
+    if metric is not None:
+        from distill.tasks.references import load_reference
+
+        said["metric"] = load_reference(metric, field="--metric")
     words = Words(**said)
     from rich.console import Console
 

@@ -10,12 +10,14 @@ import numpy as np
 from distill.errors import UserError
 from distill.intervals import Estimate, wilson
 from distill.intervals import paired_drop as paired_drop  # others take it from here
+from distill.outputs import Output
 from distill.records import Drop, Quality, Verdict
 
 Array = np.ndarray[Any, Any]
 Metrics = Callable[[Array, Array], dict[str, float]]
 
 RESAMPLES = 400
+CLASSES = Output("classes")
 
 
 def judge_drop(drop: Estimate, limit: float) -> Drop:
@@ -41,7 +43,8 @@ def quality(
     ``RESAMPLES`` paired bootstrap resamples, equal for equal seeds.
     """
     n = len(target)
-    right = logits.argmax(1) == target
+    answers = CLASSES.answers(logits)
+    right = answers == target
     own = metrics(logits, target)
     theirs = metrics(teacher, target) if teacher is not None else {}
     # A task may call something else accuracy: top-5, or a weighted one. That has no binomial interval.
@@ -55,7 +58,8 @@ def quality(
     }
     if teacher is None:
         return Quality(split, n, estimates, None, None)
-    teacher_right = teacher.argmax(1) == target
+    expected = CLASSES.answers(teacher)
+    teacher_right = expected == target
     lost, won = int((teacher_right & ~right).sum()), int((~teacher_right & right).sum())
     if metric in counted:
         drop = paired_drop(lost, won, n)
@@ -63,8 +67,10 @@ def quality(
         drop = _percentiles(
             theirs[metric] - own[metric], [b[metric] - a[metric] for a, b in samples if metric in a and metric in b]
         )
-    agreement = wilson(float((logits.argmax(1) == teacher.argmax(1)).sum()), n)
-    return Quality(split, n, estimates, agreement, judge_drop(drop, limit), lost, won, _kl(teacher, logits))
+    agreement = wilson(float((answers == expected).sum()), n)
+    return Quality(
+        split, n, estimates, agreement, judge_drop(drop, limit), lost, won, CLASSES.divergence(teacher, logits)
+    )
 
 
 def _resample(
@@ -89,13 +95,3 @@ def _percentiles(value: float, sample: list[float]) -> Estimate:
         return Estimate(float(value), float("nan"), float("nan"))
     low, high = np.percentile(finite, [2.5, 97.5])
     return Estimate(float(value), float(min(low, value)), float(max(high, value)))
-
-
-def _kl(teacher: Array, student: Array) -> float:
-    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
-    return float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
-
-
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))  # type: ignore[no-any-return]

@@ -56,6 +56,7 @@ from distill.quantize.sensitivity import divergence
 from distill.runfolder import CHECKPOINT, digest
 from distill.shipped import Shipped
 from distill.tasks.base import Feed
+from distill.tasks.outputs import refuse_probabilities
 from distill.training import StepLoss, Teach, TrainRecord, TrainSettings, as_inputs, fit, forward, predict
 from distill.views import batches, fits_cache, shuffled, teacher_for
 
@@ -99,7 +100,8 @@ def try_models(ctx: Context) -> None:
     for field, settings in chosen.items():
         model = Recipe(settings.model, dict(settings.args), field, ctx.config.seed).build(ctx.task).eval()
         with torch.no_grad():
-            forward(model, ctx.task, batch, torch.device("cpu"), what=f"{field}.model={settings.model!r}")
+            what = f"{field}.model={settings.model!r}"
+            refuse_probabilities(forward(model, ctx.task, batch, torch.device("cpu"), what=what), what=what)
         if settings.model not in MODELS or ctx.task.module_preprocess is not None:
             key = ctx.key(settings.model, settings.args, code_of(model), _export(ctx), modules=())
             ctx.folder.memo("exports", key, partial(_try_export, ctx, model))

@@ -68,7 +68,8 @@ def class_axis(loss: Tensor, logits: Tensor) -> int | None:
         return None
     gradient = gradient.float()
     size = float(gradient.abs().sum())
-    for axis in dict.fromkeys((1 % max(1, logits.ndim), logits.ndim - 1)):
+    axes: list[int] = [1 % max(1, logits.ndim), logits.ndim - 1, *range(2, logits.ndim - 1)]
+    for axis in dict.fromkeys(axes):
         if axis and logits.shape[axis] > 1 and size > 0 and float(gradient.sum(axis).abs().sum()) <= _BLIND * size:
             return axis
     return None

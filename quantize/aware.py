@@ -20,6 +20,7 @@ from torch.nn import functional
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import attribute, initializers
+from distill.outputs import Output, of_shape
 
 from .calibrate import Feed, Progress
 from .select import is_depthwise
@@ -118,6 +119,7 @@ def train_aware(
     epochs: int = 8,
     learning_rate: float = 1e-4,
     seed: int = 0,
+    output: Output | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
     """Train a calibrated graph to keep its answers when it is rounded; the one given is not changed.
@@ -130,6 +132,7 @@ def train_aware(
         epochs: passes over them.
         learning_rate: of the weights; that of the scales is ten times as much. It falls to zero by a cosine.
         seed: of the order of batches.
+        output: what the answers are.
         progress: called with ("aware training", batches done, batches).
 
     Raises:
@@ -150,7 +153,7 @@ def train_aware(
             rows = {name: torch.from_numpy(value) for name, value in batches[number].items()}
             with torch.no_grad():
                 answer = teacher(**rows)
-            loss = distance(answer, student(**rows))
+            loss = distance(answer, student(**rows), output)
             if not bool(torch.isfinite(loss)):
                 raise UserError(f"aware training: the loss became {float(loss.detach())}; lower the learning rate")
             optimizer.zero_grad()
@@ -163,13 +166,14 @@ def train_aware(
     return replace(found, model=student.graph.written_into(found.model), ranges={**found.ranges, **student.ranges()})
 
 
-def distance(teacher: Tensor, student: Tensor) -> Tensor:
-    """Compare answers: Kullback-Leibler divergence of classes [n, k], relative squared error of anything else."""
-    if teacher.ndim == 2 and teacher.shape[1] > 1:
-        return functional.kl_div(
-            torch.log_softmax(student, 1), torch.log_softmax(teacher, 1), reduction="batchmean", log_target=True
-        )
-    return (student - teacher).square().mean() / teacher.square().mean().clamp(min=1e-12)
+def distance(teacher: Tensor, student: Tensor, output: Output | None = None) -> Tensor:
+    """Compare answers as `sensitivity.divergence` does, with gradients."""
+    output = output or of_shape(tuple(teacher.shape))
+    if output.kind == "numbers":
+        return (student - teacher).square().mean() / teacher.square().mean().clamp(min=1e-12)
+    log_p, log_q = (torch.log_softmax(output.class_logits(one, torch), 1) for one in (teacher, student))
+    positions = log_p[0, 0].numel()
+    return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True) / positions
 
 
 def _rounded(value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import initializers
 from distill.export.strip import strip, to_bytes
+from distill.outputs import Output
 
 from .calibrate import Feed, Progress
 from .half import to_half
@@ -60,6 +61,7 @@ class Choice:
     """What was chosen, and why; `candidates` in the order in which they were made, the float graph first.
 
     `attempts` are the ways that static int8 was tried, `sensitivity` is that of its layers where it came to that.
+    `judged` says as what the answers were judged.
     """
 
     chosen: Candidate
@@ -68,6 +70,7 @@ class Choice:
     attempts: tuple[Attempt, ...] = ()
     sensitivity: tuple[Sensitivity, ...] = ()
     warnings: tuple[str, ...] = ()
+    judged: str = ""
 
 
 def choose(
@@ -82,6 +85,7 @@ def choose(
     max_drop: float,
     precision: Precision = "auto",
     epochs: int = 0,
+    output: Output | None = None,
     progress: Progress | None = None,
 ) -> Choice:
     """Make every precision that may be the fastest on the target, and choose the fastest that keeps the budget.
@@ -98,6 +102,7 @@ def choose(
         max_drop: the budget, in what `judge` calls drop.
         precision: only this one beside float32, where it is not `auto`.
         epochs: of training while rounding, where no other repair of static int8 keeps the budget; 0 for none.
+        output: what the answers are, as in `repair`.
         progress: as in `repair`.
 
     Raises:
@@ -119,6 +124,7 @@ def choose(
                     judge=judge,
                     max_drop=max_drop,
                     epochs=epochs,
+                    output=output,
                     progress=progress,
                 )
                 attempts, sensitivity = tuple(done.attempts), tuple(done.sensitivity)

@@ -15,6 +15,7 @@ from onnx import ModelProto
 
 from distill.benchmarks.target import Target
 from distill.intervals import Estimate
+from distill.outputs import Output
 
 from .calibrate import Feed, Progress
 from .record import QuantizeRecord
@@ -81,6 +82,7 @@ def repair(
     max_drop: float,
     epochs: int = 0,
     timed: bool = True,
+    output: Output | None = None,
     progress: Progress | None = None,
 ) -> Repairs:
     """Quantise until the budget holds; the last attempt is the one that holds it, if any does.
@@ -96,12 +98,13 @@ def repair(
         epochs: of training on the samples while rounding, which needs torch; 0 for none.
         timed: whether what layers cost on this machine takes part in what stays float; without, equal input gives
             equal graphs.
+        output: what the answers are, for comparing layers and for training.
         progress: as in `quantize_onnx` and `train_aware`, and ("sensitivity", layers done, layers).
 
     Raises:
         UserError: as `quantize_onnx`.
     """
-    bench = _Workbench(core, target, calibration, judge, progress)
+    bench = _Workbench(core, target, calibration, judge, progress, output)
     done = Repairs([bench.attempt(settings)])
     _climb(bench, done, max_drop)
     if done.best.loss.drop <= max_drop:
@@ -164,6 +167,7 @@ class _Workbench:
     calibration: Iterable[Feed]
     judge: Judge
     progress: Progress | None
+    output: Output | None
     found: dict[QuantizeSettings, Calibrated] = field(default_factory=dict)
 
     def calibrated(self, settings: QuantizeSettings) -> Calibrated:
@@ -194,7 +198,13 @@ class _Workbench:
         plain = replace(settings, bias_correction=False)
         batches = list(self.calibration)
         learned = train_aware(
-            self.calibrated(plain), plain, target=self.target, batches=batches, epochs=epochs, progress=self.progress
+            self.calibrated(plain),
+            plain,
+            target=self.target,
+            batches=batches,
+            epochs=epochs,
+            output=self.output,
+            progress=self.progress,
         )
         model, record = write(learned, plain, target=self.target)
         return Attempt(f"{_named(plain)}, trained for {epochs} epochs", plain, model, record, self.judge(model))
@@ -230,6 +240,7 @@ def _leave_float(
         rows=rows,
         saved_s=saved_seconds(base, settings, target=bench.target, feed=rows[0]) if timed else None,
         calibration=bench.calibration,
+        output=bench.output,
         progress=bench.progress,
     )
     mixed: dict[int, Attempt] = {}

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from onnx import ModelProto
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.parity import run_onnx
+from distill.outputs import Output, of_shape
 
 from .calibrate import Array, Feed, Progress
 from .select import COMPUTE
@@ -48,30 +48,15 @@ class Sensitivity:
         return self.divergence / self.saved_s if self.saved_s > 0 else float("inf")
 
 
-def divergence(reference: Array, other: Array) -> float:
-    """Compare two networks' answers to the same rows.
+def divergence(reference: Array, other: Array, output: Output | None = None) -> float:
+    """Compare two networks' answers to the same rows, as `Output.divergence` does.
 
-    For classes ([n, k] with k from 2 on): KL(softmax(reference) ‖ softmax(other)), the mean over rows, in nats. For any
-    other shape: the squared error over the squared reference. Infinite where the answers are not finite.
+    Where nobody says what the output holds, [n, k] with k from 2 on are logits of classes, and anything else numbers.
 
     Raises:
         ValueError: the shapes differ.
     """
-    if reference.shape != other.shape:
-        raise ValueError(f"answers of the shapes {reference.shape} and {other.shape} cannot be compared")
-    one, two = reference.astype(np.float64), other.astype(np.float64)
-    if not np.isfinite(two).all():
-        return float("inf")
-    if one.ndim == 2 and one.shape[1] > 1:
-        log_p, log_q = _log_softmax(one), _log_softmax(two)
-        return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
-    energy = float((one**2).sum())
-    return float(((one - two) ** 2).sum()) / energy if energy else float(not np.array_equal(one, two))
-
-
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    return (output or of_shape(reference.shape)).divergence(reference, other)
 
 
 def layers_of(found: Calibrated) -> list[tuple[str, str]]:
@@ -92,6 +77,7 @@ def sensitivities(
     rows: Sequence[Feed],
     saved_s: Mapping[str, float] | None = None,
     calibration: Iterable[Feed] = (),
+    output: Output | None = None,
     progress: Progress | None = None,
 ) -> list[Sensitivity]:
     """Measure every layer alone, in order of the graph.
@@ -103,6 +89,7 @@ def sensitivities(
         rows: batches on which the answers are compared, 128 to 512 samples.
         saved_s: output -> seconds that the layer's integer kernel saves in a call.
         calibration: the samples, where the settings ask for bias correction.
+        output: what the answers are.
         progress: called with ("sensitivity", layers done, layers).
     """
     layers = layers_of(found)
@@ -110,11 +97,11 @@ def sensitivities(
     reference = run_onnx(found.model, rows)
     plain = replace(settings, tables=False)  # else every divergence has that of the tables in it
     measured = []
-    for number, (output, operator) in enumerate(layers):
-        others = [one for one in outputs if one != output]
+    for number, (layer, operator) in enumerate(layers):
+        others = [one for one in outputs if one != layer]
         alone, _ = integer_graph(found, plain, target=target, calibration=calibration, keep_float=others)
-        saved = None if saved_s is None else saved_s.get(output)
-        measured.append(Sensitivity(output, operator, divergence(reference, run_onnx(alone, rows)), saved))
+        saved = None if saved_s is None else saved_s.get(layer)
+        measured.append(Sensitivity(layer, operator, divergence(reference, run_onnx(alone, rows), output), saved))
         if progress is not None:
             progress("sensitivity", number + 1, len(layers))
     return measured

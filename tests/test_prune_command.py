@@ -23,6 +23,7 @@ from distill.prune.sparse.zeros import check_pattern
 
 FILES = {"model.onnx", "model.safetensors", "model.json", "prune.json", "report.md", "report.html"}
 UNTIMED = ("--no-timing",)
+BINARY = ("--output", "binary")
 X = rows(5, seed=1)
 
 
@@ -109,7 +110,7 @@ def test_rows_choose_teach_and_judge(capsys: Any) -> None:
 
 @pytest.mark.usefixtures("unexported")
 def test_without_labels_changed_answers_are_counted(capsys: Any) -> None:
-    assert typed("--model", "net.py:one", "--ratio", 0.5, "--data", "rows.npz", "--out", "out", *UNTIMED) == 0
+    assert typed("--model", "net.py:one", "--ratio", 0.5, "--data", "rows.npz", *BINARY, "--out", "out", *UNTIMED) == 0
     said = said_of(capsys)
     assert "answers, 40 rows" in said
     assert "the 40 rows that were learnt from also judge" in said

@@ -27,9 +27,10 @@ from distill.tasks.sources import cache_folder
 
 from .folder import RECORD, new_folder, require_place
 from .learning import Progress, settled, taught
+from .losses import answer_loss
 from .outcome import Latency, Outcome, Status
 from .page import html
-from .rows import Rows, answer_loss, on, read_rows
+from .rows import Rows, Samples, on, read_rows
 from .shipping import Shipping
 from .source import Inputs, built, logits_in, logits_of, made_up, named_inputs, told_of
 from .text import markdown
@@ -94,7 +95,7 @@ def _unmeasured(words: Words, wanted: Asked) -> str | None:
 def _started(words: Words, wanted: Asked) -> Start:
     """Build the model, read the rows or make some up, and export it, which finds most faults before any work."""
     model = built(words.model, wanted.arguments, words.weights, words.seed)
-    rows, inputs, tensors = _given(words, model)
+    samples, inputs, tensors = _given(words, model)
     example = inputs.call({name: value[:_EXAMPLE] for name, value in tensors.items()})
     if not logits_of(model, example, inputs.take).isfinite().all():
         raise UserError("its answers are NaN or infinite; check its weights")
@@ -106,12 +107,16 @@ def _started(words: Words, wanted: Asked) -> Start:
         words.format,
         wanted.benchmark,
         {name: value[:_SAMPLES].numpy() for name, value in tensors.items()},
-        None if rows is None else rows.first(words.batch),
+        None if samples is None else samples.first(words.batch),
     )
-    return Start(model, rows, shipping.exported(model), shipping)
+    core = shipping.exported(model)
+    rows = None
+    if samples is not None:
+        rows = samples.told(core, kind=words.output, axis=words.axis, metric=wanted.metric)
+    return Start(model, rows, core, shipping)
 
 
-def _given(words: Words, model: nn.Module) -> tuple[Rows | None, Inputs, dict[str, torch.Tensor]]:
+def _given(words: Words, model: nn.Module) -> tuple[Samples | None, Inputs, dict[str, torch.Tensor]]:
     """Return the rows, if there are any, how inputs are passed, and rows or made-up ones by input name."""
     take = logits_in(words.logits)
     if words.data is None:
@@ -120,8 +125,8 @@ def _given(words: Words, model: nn.Module) -> tuple[Rows | None, Inputs, dict[st
         return None, inputs, {name: tensors[name] for name in inputs.names}
     if words.input:
         raise UserError(f"--input {words.input[0]}: the rows of --data {words.data} say the shape; leave it out")
-    rows = read_rows(words.data, words.labels, model, take=take, size=words.batch_size, seed=words.seed)
-    return rows, rows.inputs, {name: value[rows.learn] for name, value in rows.tensors.items()}
+    samples = read_rows(words.data, words.labels, model, take=take, size=words.batch_size, seed=words.seed)
+    return samples, samples.inputs, {name: value[samples.learn] for name, value in samples.tensors.items()}
 
 
 def _device(words: Words) -> torch.device:
@@ -280,6 +285,8 @@ def _judged(
     found = [] if sparse is None else [*sparse.warnings]
     if quality is not None and not quality.apart:
         found.append(f"the {quality.rows} rows that were learnt from also judge; of 200 or more a fifth is kept apart")
+    if quality is not None and quality.remark is not None:
+        found.append(quality.remark)
     return replace(
         outcome,
         file_bytes=(len(to_bytes(start.core)), len(to_bytes(after))),

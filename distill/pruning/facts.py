@@ -68,7 +68,7 @@ def summary(outcome: Outcome) -> list[tuple[str, str, str, str]]:
     found.append(_latency(outcome))
     if outcome.quality is not None:
         one = outcome.quality
-        name = f"accuracy, {one.rows} rows" if one.labelled else f"answers, {one.rows} rows"
+        name = f"{one.measure}, {one.rows} rows" if one.labelled else f"answers, {one.rows} rows"
         shown = (units.percent(one.before), units.percent(one.after)) if one.labelled else (units.DASH, units.DASH)
         lost = f"drop {units.drop(one.drop)}" if one.labelled else f"changed {units.metric(one.drop, one.rows)}"
         found.append((name, *shown, lost))
@@ -110,6 +110,8 @@ def how(outcome: Outcome) -> list[tuple[str, str]]:
         ("whole blocks gone", ", ".join(record.blocks) or "none"),
         ("epochs of distillation from the unpruned model", str(outcome.epochs)),
     ]
+    if outcome.quality is not None and outcome.quality.judged:
+        found.append(("answers", outcome.quality.judged))
     if outcome.sparse is not None:
         one = outcome.sparse
         found.append(

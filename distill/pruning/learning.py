@@ -12,7 +12,8 @@ from torch import nn
 from distill.errors import UserError
 from distill.prune import recalibrate
 
-from .rows import Rows, device_of, inputs_of, soft_loss
+from .losses import soft_loss
+from .rows import Rows, device_of, inputs_of
 
 Progress = Callable[[str, int, int], None]
 _WARM = 0.1  # share of the steps in which the rate rises

@@ -3,48 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from onnx import ModelProto
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
-from distill.intervals import Estimate, paired_drop, wilson
-from distill.losses import soft_targets
+from distill.export.outputs import tail_of
+from distill.intervals import Estimate
+from distill.outputs import (
+    UNKNOWN,
+    Comparison,
+    Evidence,
+    Kind,
+    Metric,
+    Output,
+    checked_labels,
+    note,
+    tell_or_numbers,
+)
 from distill.prune.examples import Example
 from distill.quantize.verb.rows import label_name, read_arrays
 
+from .losses import Batch
 from .source import Inputs, Take, logits_of, named_inputs, parameters_of
 
 _ENOUGH = 200  # rows from which on a fifth is kept from learning, to judge by
-_TEMPERATURE = 2.0
-_WEIGHT = 0.9  # of the unpruned model's answers beside labels
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A few rows as the model's arguments, the answers they are to have, and the unpruned model's logits."""
-
-    inputs: Example
-    target: Tensor
-    soft: Tensor
-    take: Take
-
-    def logits(self, model: nn.Module) -> Tensor:
-        """Return a model's logits [rows, classes, …] in float32, with their gradients."""
-        args, kwargs = self.inputs
-        return as_classes(self.take(model(*args, **kwargs))).float()
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What became of the answers on rows: accuracies with labels, else the share that changed.
+    """What became of the answers on rows: a measure before and after, or the share that changed.
 
-    `drop` is absolute, with its interval; `apart` says whether these rows were kept from learning.
+    `measure` is what is measured with labels: accuracy, F1, R² or the user's own; `labelled` says whether it was.
+    `drop` is absolute, with its interval; `apart` says whether these rows were kept from learning. `judged` says as
+    what the outputs were judged, `remark` what makes the comparison prove little.
     """
 
     rows: int
@@ -53,20 +50,23 @@ class Quality:
     after: float | None
     drop: Estimate
     apart: bool
+    measure: str = "accuracy"
+    judged: str = ""
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Samples by input name, what the unpruned model answers, and what is right where labels say so.
+class Samples:
+    """Samples by input name, the unpruned model's outputs for them, and labels where there are some.
 
-    `learn` and `judge` are row numbers; they are the same rows where there are few.
+    `learn` and `judge` are row numbers; they are the same rows where there are few. `where` is what messages call them.
     """
 
+    where: str
     inputs: Inputs
     tensors: dict[str, Tensor]
     soft: Tensor
-    target: Tensor
-    labelled: bool
+    labels: np.ndarray | None
     learn: Tensor
     judge: Tensor
     size: int
@@ -74,12 +74,75 @@ class Rows:
     @property
     def apart(self) -> bool:
         """Whether other rows judge than those that are learnt from."""
-        return len(self.learn) < len(self.target)
+        return len(self.learn) < len(self.soft)
+
+    def first(self, count: int) -> dict[str, np.ndarray]:
+        """Return the first rows to learn from, as arrays by input name."""
+        return {name: value[self.learn[:count]].numpy() for name, value in self.tensors.items()}
+
+    def told(self, core: ModelProto, *, kind: Kind | None, axis: int | None, metric: Metric | None) -> Rows:
+        """Find out what the model's output holds, and check the labels by it.
+
+        Args:
+            core: the unpruned model's graph.
+            kind: what the user says that the output holds.
+            axis: the axis of its classes, as the user says.
+            metric: the user's own measure of outputs and labels.
+
+        Raises:
+            UserError: nothing tells what the output holds, or the labels can never equal an answer.
+        """
+        values, labels = self.soft.numpy(), None if metric is not None else self.labels
+        shapes = {tuple(tensor.shape[1:]) for tensor in self.tensors.values()}
+        name = core.graph.output[0].name if core.graph.output else "logits"
+        tail = tail_of(core, name, values.ndim) if core.graph.output else UNKNOWN
+        evidence = Evidence(name, values, tail, labels, shapes)
+        output = tell_or_numbers(evidence, kind=kind, axis=axis, own=metric is not None)
+        if labels is not None:
+            labels = checked_labels(output, values, labels, self.where)
+        judge = self.judge.numpy()
+        right = self.labels if metric is not None else labels
+        comparison = Comparison(output, values[judge], None if right is None else right[judge], metric)
+        comparison.drop(comparison.before)  # finds at once what a metric refuses, or numbers that never vary
+        target = _target(output, values, labels)
+        said = kind is not None or axis is not None
+        judged = note(evidence, output, said=said, measure=comparison.measure, own=metric is not None)
+        return Rows(self, output, target, labels is not None, comparison, judged)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples, with what the model's output holds and what is right: the labels, or the model's own answers."""
+
+    samples: Samples
+    output: Output
+    target: Tensor
+    labelled: bool
+    comparison: Comparison
+    judged: str
+
+    @property
+    def learn(self) -> Tensor:
+        """The numbers of the rows to learn from."""
+        return self.samples.learn
+
+    @property
+    def size(self) -> int:
+        """Rows in a batch."""
+        return self.samples.size
 
     def batch(self, rows: Tensor, device: torch.device) -> Batch:
         """Return the rows of these numbers on a device."""
-        inputs = self.inputs.call({name: value[rows] for name, value in self.tensors.items()})
-        return Batch(on(inputs, device), self.target[rows].to(device), self.soft[rows].to(device), self.inputs.take)
+        samples = self.samples
+        inputs = samples.inputs.call({name: value[rows] for name, value in samples.tensors.items()})
+        return Batch(
+            on(inputs, device),
+            self.target[rows].to(device),
+            samples.soft[rows].to(device),
+            samples.inputs.take,
+            self.output,
+            _spread(samples.soft).to(device),
+        )
 
     def batches(self, device: torch.device, seed: int) -> Iterator[Batch]:
         """Yield the rows to learn from, shuffled by a seed; a last batch of one row is left out."""
@@ -88,25 +151,28 @@ class Rows:
             if len(part) > 1:
                 yield self.batch(part, device)
 
-    def first(self, count: int) -> dict[str, np.ndarray]:
-        """Return the first rows to learn from, as arrays by input name."""
-        return {name: value[self.learn[:count]].numpy() for name, value in self.tensors.items()}
-
     def quality(self, model: nn.Module) -> Quality:
         """Compare a model's answers with the unpruned one's, on the rows that judge."""
-        device = device_of(model)
-        parts = [self.batch(part, device) for part in torch.split(self.judge, self.size)]
-        now = torch.cat([answers_of(logits_of(model, part.inputs, part.take)).cpu() for part in parts])
-        before, right = answers_of(self.soft[self.judge]), self.target[self.judge]
-        count = len(now)
-        if not self.labelled:
-            return Quality(count, False, None, None, wilson(_total(now != before), count), self.apart)
-        was, still = before == right, now == right
-        drop = paired_drop(_total(was & ~still), _total(~was & still), count)
-        return Quality(count, True, _total(was) / count, _total(still) / count, drop, self.apart)
+        device, samples, comparison = device_of(model), self.samples, self.comparison
+        parts = [self.batch(part, device) for part in torch.split(samples.judge, samples.size)]
+        after = torch.cat([logits_of(model, part.inputs, part.take).cpu() for part in parts]).numpy()
+        found = Quality(
+            len(after),
+            not comparison.counts_changes,
+            None,
+            None,
+            comparison.drop(after),
+            samples.apart,
+            comparison.name,
+            self.judged,
+            comparison.remark(after, ("the unpruned model", "the pruned model")),
+        )
+        if comparison.counts_changes:
+            return found
+        return replace(found, before=comparison.value(comparison.before), after=comparison.value(after))
 
 
-def read_rows(path: Path, labels: str | None, model: nn.Module, *, take: Take, size: int, seed: int) -> Rows:
+def read_rows(path: Path, labels: str | None, model: nn.Module, *, take: Take, size: int, seed: int) -> Samples:
     """Read samples and labels, and run the model on all of them.
 
     Args:
@@ -138,11 +204,11 @@ def read_rows(path: Path, labels: str | None, model: nn.Module, *, take: Take, s
             f"{where}: the model's own answers are NaN or infinite for {broken} of {total} rows; check its weights, "
             "and that the rows are scaled as those that it was trained on"
         )
-    target = answers_of(soft) if key is None else _labels(arrays[key], key, soft, where)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     held = total // 5 if total >= _ENOUGH else 0
     learn, judge = order[held:], order[:held] if held else order
-    return Rows(inputs, tensors, soft, target, key is not None, learn, judge, size)
+    labelled = None if key is None else arrays[key]
+    return Samples(where, inputs, tensors, soft, labelled, learn, judge, size)
 
 
 def _length(arrays: Mapping[str, np.ndarray], where: str) -> int:
@@ -166,50 +232,25 @@ def _tensor(name: str, values: np.ndarray, where: str) -> Tensor:
         raise UserError(f"{where}: {name} is {values.dtype.name}, which no tensor can hold") from error
 
 
-def _labels(values: np.ndarray, name: str, logits: Tensor, where: str) -> Tensor:
-    """Refuse labels that can never equal an answer: no class numbers, of another shape, or of classes that are not."""
-    answers = answers_of(logits)
-    if values.dtype.kind not in "iub" or values.shape != tuple(answers.shape):
-        raise UserError(
-            f"{where}: the labels {name!r} are {values.dtype.name} {list(values.shape)}; they must be class numbers of "
-            f"the shape {list(answers.shape)}"
-        )
-    found = torch.from_numpy(values.astype(np.int64))
-    classes = as_classes(logits).shape[1]
-    low, high = int(found.min()), int(found.max())
-    if low < 0 or high >= classes:
-        raise UserError(
-            f"{where}: the labels {name!r} go from {low} to {high}, the model has the classes 0 to {classes - 1}; "
-            "number them like its outputs"
-        )
-    return found
+def _target(output: Output, values: np.ndarray, labels: np.ndarray | None) -> Tensor:
+    """Return what is right for each row: the labels, or what the unpruned model answers.
 
-
-def as_classes(logits: Tensor) -> Tensor:
-    """Return logits [n, classes, …]; one logit a row stands against a second class of logit 0."""
-    flat = logits.unsqueeze(1) if logits.ndim == 1 else logits
-    return torch.cat([torch.zeros_like(flat), flat], 1) if flat.shape[1] == 1 else flat
-
-
-def answers_of(logits: Tensor) -> Tensor:
-    """Return the strongest class of each row [n], of dense logits [n, classes, …] that of each position [n, …]."""
-    return as_classes(logits).argmax(1)
-
-
-def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the cross-entropy against labels, or against the unpruned model's own answers where there are none.
-
-    The divergence from that model's soft logits would not do: of the model from itself it is 0, and so is its gradient.
+    Numbers of its own are moved by a standard deviation up or down: at the very numbers no loss has a gradient.
     """
-    return F.cross_entropy(batch.logits(model), batch.target)
+    if output.kind != "numbers":
+        return torch.from_numpy(np.asarray(output.answers(values) if labels is None else labels, np.int64))
+    if labels is not None:
+        return torch.from_numpy(labels.astype(np.float32))
+    soft = torch.from_numpy(values).float()
+    signs = torch.randint(2, soft.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
+    return soft + signs * _spread(soft).sqrt()
 
 
-def soft_loss(model: nn.Module, batch: Batch, labelled: bool) -> Tensor:
-    """Return what training after pruning lowers: the divergence from the unpruned model, and a little of the labels."""
-    logits = batch.logits(model)
-    positions = max(1, logits[0, 0].numel())
-    soft = soft_targets(logits, as_classes(batch.soft), _TEMPERATURE) / positions
-    return soft if not labelled else _WEIGHT * soft + (1 - _WEIGHT) * F.cross_entropy(logits, batch.target)
+def _spread(soft: Tensor) -> Tensor:
+    """Return the variance of each column [columns], or of all values where there are further axes."""
+    wide = soft.float()
+    found = wide.var(0) if wide.ndim == 2 else wide.var()
+    return torch.where(found > 0, found, torch.ones_like(found))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -221,11 +262,6 @@ def on(example: Example, device: torch.device) -> Example:
     """Return the arguments on a device."""
     args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)
     return tuple(args), dict(kwargs)
-
-
-def _total(hits: Tensor) -> float:
-    """Add up each row's share of hits."""
-    return float(hits.reshape(len(hits), -1).float().mean(1).sum())
 
 
 def inputs_of(batches: Iterator[Batch]) -> Iterator[Example]:

@@ -30,6 +30,8 @@ def render(outcome: Outcome) -> RenderableType:
         parts.append(Text(f"whole blocks gone: {units.line(', '.join(outcome.record.blocks))}"))
     parts += [_figures(outcome), Text(facts.measured_on(outcome), style="dim")]
     parts.append(Text(f"importance: {outcome.record.importance}", style="dim"))
+    if outcome.quality is not None and outcome.quality.judged:
+        parts.append(Text(units.line(outcome.quality.judged), style="dim"))
     parts += [Text(f"warning: {units.line(text)}", style="yellow") for text in dict.fromkeys(outcome.warnings)]
     return Group(*parts)
 

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from distill.benchmarks import BenchmarkSettings, Target, resolve_target
 from distill.benchmarks.words import named_values, positive
 from distill.errors import UserError
+from distill.outputs import KINDS, Kind, Metric
 from distill.prune.settings import TARGETS, PruneSettings
 from distill.prune.sparse.zeros import Pattern, read_pattern
+from distill.tasks.references import load_reference
 
 FROM_DATA = ("gauss_newton", "taylor", "hessian")
 _DEVICES = ("auto", "cpu", "cuda")
@@ -35,6 +37,9 @@ class Words:
     data: Path | None = None
     labels: str | None = None
     logits: str | None = None
+    output: Kind | None = None
+    axis: int | None = None
+    metric: str | None = None
     importance: str | None = None
     round_to: int = 8
     max_ratio: float = 0.7
@@ -61,13 +66,14 @@ class Words:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the words mean: how to prune, for what, how it is timed, the model's arguments, the pattern of zeros."""
+    """What the words mean: how to prune, for what, how it is timed, the model's arguments, zeros, the user's metric."""
 
     settings: PruneSettings
     target: Target
     benchmark: BenchmarkSettings
     arguments: dict[str, Any]
     sparsity: Pattern | None
+    metric: Metric | None
 
 
 def asked(words: Words) -> Asked:
@@ -91,7 +97,15 @@ def asked(words: Words) -> Asked:
         raise UserError(
             f"--importance {settings.importance}: needs --data with rows to compute a loss on; group_norm needs none"
         )
-    for option, needs in (("--labels", words.labels is not None), ("--epochs", words.epochs > 0)):
+    if words.output not in (None, *KINDS):
+        raise UserError(f"--output {words.output}: must be one of {', '.join(KINDS)}")
+    for option, needs in (
+        ("--labels", words.labels is not None),
+        ("--epochs", words.epochs > 0),
+        ("--output", words.output is not None),
+        ("--axis", words.axis is not None),
+        ("--metric", words.metric is not None),
+    ):
         if needs and words.data is None:
             raise UserError(f"{option}: needs --data rows.npz, real inputs by the names of forward's parameters")
     if words.speedup is not None and not words.timing:
@@ -110,7 +124,8 @@ def asked(words: Words) -> Asked:
     benchmark = BenchmarkSettings(
         batch_sizes=(words.batch,), threads=words.threads, session_pairs=words.pairs, seconds_per_pair=words.seconds
     )
-    return Asked(settings, target, benchmark, _arguments(words.arg), _pattern(words.sparsity))
+    metric = None if words.metric is None else load_reference(words.metric, field="--metric")
+    return Asked(settings, target, benchmark, _arguments(words.arg), _pattern(words.sparsity), metric)
 
 
 def _settings(words: Words) -> PruneSettings:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from distill.errors import UserError
 
+_SUM = 1e-4  # how far probabilities of 32 bits may add up beside 1
+
 
 def plain_logits(output: Any) -> Any:
     """Return a tensor as it is, and of a mapping or an object its ``logits``.
@@ -47,6 +49,23 @@ def checked_logits(logits: Any, classes: int) -> Tensor:
     if not logits.is_floating_point():
         raise UserError(f"the model returned logits of type {logits.dtype}; expected floating point, not class numbers")
     return logits
+
+
+def refuse_probabilities(logits: Tensor, *, what: str) -> None:
+    """Refuse rows [B, classes] that are probabilities: a loss takes their softmax again, and a teacher's says little.
+
+    ``what`` opens the message.
+
+    Raises:
+        UserError: each of several different rows adds up to 1, with nothing below 0.
+    """
+    rows = logits.detach().double()
+    apart = len(rows) > 1 and bool((rows != rows[:1]).any())
+    if apart and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < _SUM).all()):
+        raise UserError(
+            f"{what}: the model returned probabilities, whose rows add up to 1; expected logits. Leave out its "
+            "last softmax, or let a custom task's logits(output) return output.clamp(min=1e-7).log()"
+        )
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from distill.benchmarks.words import counts, positive
 from distill.errors import Exit, UserError
 from distill.export.metadata import write_metadata
 from distill.export.strip import to_bytes
+from distill.outputs import Kind, Metric, Output
 
 from ..calibrate import Progress
 from ..choose import FLOAT, Candidate, Choice, Precision, choose, decide
@@ -53,6 +54,9 @@ class Words:
     calibration: str = "minmax"
     reduce_range: bool | None = None
     samples: int = 512
+    output: Kind | None = None
+    axis: int | None = None
+    metric: Metric | None = None
     epochs: int = 0
     sensitivity: bool = False
     batch: str | None = None
@@ -84,12 +88,13 @@ def run(words: Words, say: Progress | None = None) -> tuple[Choice, Report | Non
     core, rows = _read(words)
     target = replace(target, batch_sizes=_batches(words, rows))
     with _told_of(words.model):
-        judge = judge_of(core, rows)
+        judge = judge_of(core, rows, kind=words.output, axis=words.axis, metric=words.metric)
         chosen, report = _chosen(words, core, rows, judge, target, settings, say)
     found = [*rows.remarks, *judge.remarks, *(target.warnings if words.reduce_range is None else ())]
     found += remarks.of_choice(chosen, target, rows=rows.count, max_drop=words.max_drop)
     found += remarks.of_core(core) if report is None else ()
-    chosen = replace(chosen, warnings=(*chosen.warnings, *found))
+    found += judge.remarks_on(chosen.chosen.name, chosen.chosen.model)
+    chosen = replace(chosen, warnings=(*chosen.warnings, *found), judged=judge.note)
     within = any(one.within for one in chosen.candidates[1:])
     if within:
         write_whole(words.out, to_bytes(_packed(chosen.chosen, core, target)))
@@ -204,6 +209,7 @@ def _chosen(
         max_drop=words.max_drop,
         precision=words.precision,
         epochs=words.epochs,
+        output=judge.output,
         progress=say,
     )
     report = _named(reports[0], [one.name for one in chosen.candidates if one.within]) if reports else None
@@ -212,12 +218,18 @@ def _chosen(
     if all(one.loss.fault for one in chosen.candidates[1:]):
         chosen = replace(chosen, why="no other precision gives answers that can be used")
     if words.sensitivity and not chosen.sensitivity:
-        chosen = _with_sensitivity(chosen, core, settings, target, rows, say)
+        chosen = _with_sensitivity(chosen, core, settings, target, rows, judge.output, say)
     return chosen, report
 
 
 def _with_sensitivity(
-    chosen: Choice, core: ModelProto, settings: QuantizeSettings, target: Target, rows: Rows, say: Progress | None
+    chosen: Choice,
+    core: ModelProto,
+    settings: QuantizeSettings,
+    target: Target,
+    rows: Rows,
+    output: Output,
+    say: Progress | None,
 ) -> Choice:
     """Measure every layer of static int8, as it was written last if it was; why not is a warning."""
     settings = chosen.attempts[-1].settings if chosen.attempts else settings
@@ -231,6 +243,7 @@ def _with_sensitivity(
             rows=rows.judged,
             saved_s=saved_seconds(base, settings, target=target, feed=rows.judged[0]),
             calibration=rows.calibration,
+            output=output,
             progress=say,
         )
     except UserError as error:

@@ -10,60 +10,112 @@ import numpy as np
 from onnx import ModelProto
 
 from distill.errors import UserError
+from distill.export.outputs import tail_of
 from distill.export.parity import run_onnx
-from distill.intervals import Estimate, paired_drop, wilson
+from distill.outputs import Comparison, Evidence, Kind, Metric, Output, checked_labels, note, tell_or_numbers
 
 from ..calibrate import Array, Feed
 from ..half.narrow import SIXTEEN_BITS, emulate
 from ..repair import Loss
-from ..sensitivity import divergence
 from .rows import Rows
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Compares graphs with the float one on `rows`: by accuracy where there are labels, else by changed answers.
+    """Compares graphs with the float one on `rows`, by what their output holds.
 
-    `reference` are the float one's logits [n, …] and `answers` what they say [n] (of dense predictions [n, …]), in the
-    shape of which the labels are, if there are any. `remarks` say what makes the comparison prove little.
+    `remarks` say what makes the comparison prove little, `note` what the output is judged as.
     """
 
     rows: Sequence[Feed]
-    reference: Array
-    answers: Array
-    labels: Array | None
+    comparison: Comparison
     remarks: tuple[str, ...]
+    note: str
 
     def __call__(self, model: ModelProto) -> Loss:
         """Return what a graph loses; answers that are none lose without end."""
-        # The CPU takes 16-bit graphs to float32 as a whole: what overflows on a GPU would not show.
-        logits = run_onnx(emulate(model) if _has_halves(model) else model, self.rows)
-        broken = int((~_finite(logits)).sum())
+        reference, values = self.comparison.before, self.answer(model)
+        broken = int((~_finite(values)).sum())
         if broken:
-            return Loss(inf, inf, fault=f"its answers are NaN or infinite for {broken} of {len(logits)} rows")
-        if self.reference.any() and not logits.any():
+            return Loss(inf, inf, fault=f"its answers are NaN or infinite for {broken} of {len(values)} rows")
+        if reference.any() and not values.any():
             return Loss(inf, inf, fault="its answers are all zero")
-        drop = drop_of(self.answers, answers_of(logits), self.labels)
-        return Loss(drop.value, divergence(self.reference, logits), drop)
+        if _all_equal(values) and not _all_equal(reference):
+            return Loss(inf, inf, fault=f"its answers are equal for all {len(values)} rows, whatever is in them")
+        drop = self.comparison.drop(values)
+        return Loss(drop.value, self.output.divergence(reference, values), drop)
+
+    def answer(self, model: ModelProto) -> Array:
+        """Return a graph's output for the rows."""
+        # The CPU takes 16-bit graphs to float32 as a whole: what overflows on a GPU would not show.
+        return run_onnx(emulate(model) if _has_halves(model) else model, self.rows)
+
+    def remarks_on(self, name: str, model: ModelProto) -> tuple[str, ...]:
+        """Say where the answers of a graph that may ship prove little, though the float one's do not."""
+        found = self.comparison.remark(self.answer(model), (_FLOAT, name))
+        return () if found is None or self.comparison.remark(None, (_FLOAT, name)) else (found,)
+
+    @property
+    def output(self) -> Output:
+        """What the output holds."""
+        return self.comparison.output
 
     @property
     def unit(self) -> str:
         """What `divergence` is measured in."""
-        classes = self.reference.ndim == 2 and self.reference.shape[1] > 1
-        return "nats a sample" if classes else "share of the answers' energy"
+        return self.output.unit
 
 
 def _has_halves(model: ModelProto) -> bool:
     return any(tensor.data_type in SIXTEEN_BITS for tensor in model.graph.initializer)
 
 
-def judge_of(core: ModelProto, rows: Rows) -> Judge:
+def judge_of(
+    core: ModelProto, rows: Rows, *, kind: Kind | None = None, axis: int | None = None, metric: Metric | None = None
+) -> Judge:
     """Run the float graph, and make the judge of others.
 
+    Args:
+        core: the float graph.
+        rows: samples, and labels where there are some.
+        kind: what the user says that the output holds.
+        axis: the axis of its classes, as the user says.
+        metric: the user's own measure of outputs and labels.
+
     Raises:
-        UserError: its answers are no numbers for rows, are not finite, or are of other classes than the labels.
+        UserError: nothing tells what the output holds; its answers are no numbers for rows, or not finite; or the
+            labels can never equal an answer.
     """
     _check_output(core)
+    name = core.graph.output[0].name
+    reference = _reference(core, rows)
+    evidence = Evidence(
+        name=name,
+        values=reference,
+        tail=tail_of(core, name, reference.ndim),
+        labels=None if metric is not None else rows.labels,
+        inputs={value.shape[1:] for value in rows.judged[0].values()},
+    )
+    output = tell_or_numbers(evidence, kind=kind, axis=axis, own=metric is not None)
+    labels = rows.labels
+    if labels is not None and metric is None:
+        labels = checked_labels(output, reference, labels, rows.where)
+    comparison = Comparison(output, reference, labels, metric)
+    comparison.drop(reference)  # finds at once what a metric of the user's, or numbers that never vary, refuse
+    others = [value.name for value in core.graph.output[1:]]
+    remarks = [text for text in [comparison.remark(None, (_FLOAT, _FLOAT))] if text is not None]
+    remarks += [f"only the first output, {name}, is judged; nothing compares {', '.join(others)}"] if others else []
+    said = kind is not None or axis is not None
+    text = note(evidence, output, said=said, measure=comparison.measure, own=metric is not None)
+    return Judge(rows.judged, comparison, tuple(remarks), text)
+
+
+_FLOAT = "the float32 model"
+_FIRST_AXIS = "the first axis of its first output must be the batch"
+
+
+def _reference(core: ModelProto, rows: Rows) -> Array:
+    """Return the float graph's answers. Raises UserError for what is no score of each row."""
     try:
         reference = run_onnx(core, rows.judged)
     except ValueError as error:  # arrays that cannot be joined along their first axis
@@ -81,43 +133,16 @@ def judge_of(core: ModelProto, rows: Rows) -> Judge:
             f"the float32 model's own answers are NaN or infinite for {broken} of {rows.count} rows; check its "
             "weights, and that the rows are scaled as those that it was trained on"
         )
-    answers = answers_of(reference)
-    if rows.labels is not None:
-        _check_labels(rows.labels, answers, reference, rows.where)
-    return Judge(rows.judged, reference, answers, rows.labels, _remarks(core, answers))
+    return reference
 
 
-_FIRST_AXIS = "the first axis of its first output must be the batch"
+def _finite(values: Array) -> Array:
+    """Tell of each row whether all its values are finite."""
+    return np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
 
 
-def answers_of(logits: Array) -> Array:
-    """Return the strongest class of each row [n], of dense logits [n, classes, …] that of each position [n, …].
-
-    Of one logit a row it is whether it is above zero.
-    """
-    flat = logits.reshape(len(logits), -1) if logits.ndim < 3 else logits
-    return np.asarray(flat[:, 0] > 0 if flat.shape[1] == 1 else flat.argmax(axis=1))
-
-
-def drop_of(before: Array, after: Array, labels: Array | None) -> Estimate:
-    """Return the accuracy lost, paired; without labels the share of answers that changed.
-
-    Positions of a dense prediction depend on each other, so a row counts as one sample with a share of its positions.
-    """
-    if labels is None:
-        return wilson(_total(after != before), len(before))
-    right, still = before == labels, after == labels
-    return paired_drop(_total(right & ~still), _total(~right & still), len(before))
-
-
-def _total(hits: Array) -> float:
-    """Add up each row's share of hits."""
-    return float(hits.reshape(len(hits), -1).mean(axis=1).sum())
-
-
-def _finite(logits: Array) -> Array:
-    """Tell of each row whether all its logits are finite."""
-    return np.asarray(np.isfinite(logits).reshape(len(logits), -1).all(axis=1))
+def _all_equal(values: Array) -> bool:
+    return bool((values == values[:1]).all())
 
 
 def _check_output(core: ModelProto) -> None:
@@ -130,44 +155,3 @@ def _check_output(core: ModelProto) -> None:
         )
     if first.type.tensor_type.HasField("shape") and not first.type.tensor_type.shape.dim:
         raise UserError(f"its first output, {first.name!r}, is one number for all rows; {_FIRST_AXIS}")
-
-
-def _check_labels(labels: Array, answers: Array, logits: Array, where: str) -> None:
-    """Refuse labels that can never equal an answer: of another shape, no class numbers, or of classes that are not."""
-    if labels.shape != answers.shape:
-        mend = "they must be class numbers, in the shape of the answers"
-        if labels.shape == logits.shape:
-            mend = "they look one-hot; write the class numbers, labels.argmax(axis=1)"
-        elif labels.size == answers.size:
-            mend = f"write them flat, labels.reshape({', '.join(['-1', *map(str, answers.shape[1:])])})"
-        raise UserError(f"{where}: the labels have the shape {_rows(labels)}, the answers {_rows(answers)}: {mend}")
-    if labels.dtype.kind not in "iub":
-        raise UserError(
-            f"{where}: the labels are {labels.dtype.name}: they must be class numbers; write "
-            "labels.astype('int64') where they are, and leave them out where they are no classes"
-        )
-    classes = max(2, 1 if logits.ndim == 1 else logits.shape[1])
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise UserError(
-            f"{where}: the labels go from {low} to {high}, the model has the classes 0 to {classes - 1}; number "
-            "them like its outputs"
-        )
-
-
-def _rows(array: Array) -> str:
-    return "[" + ", ".join(["rows", *map(str, array.shape[1:])]) + "]"
-
-
-def _remarks(core: ModelProto, answers: Array) -> tuple[str, ...]:
-    """Say what makes a comparison of answers prove little."""
-    found = []
-    if (answers == answers.flat[0]).all():
-        found.append(
-            f"the float32 model gives all {len(answers)} judged rows the same answer (class {int(answers.flat[0])}), "
-            "so a small drop proves nothing; give rows of several classes"
-        )
-    first, *others = (value.name for value in core.graph.output)
-    if others:
-        found.append(f"only the first output, {first}, is judged; nothing compares {', '.join(others)}")
-    return tuple(found)

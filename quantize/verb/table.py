@@ -30,6 +30,8 @@ def render(choice: Choice, report: Report | None, width: int = 120) -> Renderabl
         mark = "no answers" if one.loss.fault else mark
         table.add_row(units.line(one.name), *_cells(one, row, model, between), mark)
     parts: list[RenderableType] = [table]
+    if choice.judged:
+        parts.append(Text(units.line(choice.judged), style="dim"))
     if choice.sensitivity:
         parts.append(_sensitivity(choice))
     remarks = [*choice.warnings]

@@ -26,6 +26,7 @@ def to_json(choice: Choice, *, model: str, target: str, max_drop: float, rows: i
         "target": target,
         "max_drop": max_drop,
         "rows": rows,
+        "judged": choice.judged,
         "chosen": choice.chosen.name,
         "why": choice.why,
         "candidates": [
@@ -50,7 +51,7 @@ def to_json(choice: Choice, *, model: str, target: str, max_drop: float, rows: i
 def _lost(loss: Loss) -> dict[str, Any]:
     return {
         "drop": _finite(loss.drop),
-        "interval": None if loss.interval is None else [loss.interval.low, loss.interval.high],
+        "interval": None if loss.interval is None else [_finite(loss.interval.low), _finite(loss.interval.high)],
         "divergence": _finite(loss.divergence),
         "fault": loss.fault,
     }

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from quantize_zoo import target
-from small_graphs import CLASSES, FEATURES, floats, graph, rows, save_external, weight
+from small_graphs import CLASSES, FEATURES, floats, graph, linear, rows, save_external, weight
 
 from distill.quantize import quantize_onnx, to_blocks, to_half
 
@@ -55,6 +55,35 @@ def option(name: str, says: tuple[str, ...], *words: str, prepare: Prepare | Non
 
 def save(made: onnx.ModelProto) -> Prepare:
     return lambda: onnx.save(made, "bad.onnx")
+
+
+def own_metric() -> None:
+    Path("own.py").write_text("def fails(out, labels): return 1 / 0\ndef nothing(out, labels): return float('nan')\n")
+
+
+def beside() -> onnx.ModelProto:
+    """Put boxes beside scores."""
+    nodes = [
+        helper.make_node("Sigmoid", ["z"], ["s"]),
+        helper.make_node("Gemm", ["x", "w", "b"], ["z"]),
+        helper.make_node("Concat", ["z", "s"], ["logits"], axis=1),
+    ]
+    return graph([nodes[1], nodes[0], nodes[2]], outputs=[floats("logits", "batch", 2 * CLASSES)])
+
+
+def narrow() -> onnx.ModelProto:
+    """Give one logit a row."""
+    weights = {"w": linear()["w"][:, :1], "b": linear()["b"][:1]}
+    return graph(outputs=[floats("logits", "batch", 1)], weights=weights)
+
+
+def normed() -> onnx.ModelProto:
+    """Give vectors of length 1."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["z"]),
+        helper.make_node("LpNormalization", ["z"], ["logits"], axis=1),
+    ]
+    return graph(nodes)
 
 
 def arrays(**values: Any) -> Prepare:
@@ -132,7 +161,13 @@ MODELS = [
     model("blocks", ("quantised already", "MatMulNBits"), lambda: onnx.save(big_blocks(), "bad.onnx")),
     model("opset-11", ("opset 11", "13 or newer", "export again"), save(graph(opset=11)), late=True),
     model("opset-12", ("opset 12", "13 or newer", "export again"), save(graph(opset=12)), late=True),
-    model("nothing-to-quantise", ("no Conv, Gemm or MatMul",), save(graph([RELU])), late=True),
+    Wrong(
+        "model-nothing-to-quantise",
+        ("bad.onnx", "no Conv, Gemm or MatMul"),
+        save(graph([RELU])),
+        ("bad.onnx", *PLAIN[1:], "--output", "numbers"),
+        late=True,
+    ),
     model("nan-weights", ("NaN or infinite for 60 of 60 rows", "check its weights"), save(graph(weights=NOT_A_NUMBER))),
     model("unknown-operator", ("cannot load",), save(graph([helper.make_node("Frobnicate", ["x"], ["logits"])]))),
     model("weights-cut", ("cannot load",), save(cut())),
@@ -233,7 +268,21 @@ LABELS = [
     labels("unknown", ("--labels z", "x, labels"), CLASS, ("--labels", "z")),
     labels("input", ("--labels x", "is an input"), CLASS, ("--labels", "x")),
 ]
+OUTPUTS = [
+    model("several-kinds", ("Concat of", "--output", "--metric"), save(beside())),
+    model("one-logit", ("behind Gemm", "--output binary"), save(narrow())),
+    model("embedding", ("behind LpNormalization", "--output numbers"), save(normed())),
+]
 OPTIONS = [
+    option("output", ("--output boxes", "classes, binary, labels, numbers"), "--output", "boxes"),
+    option("axis-of-rows", ("--axis 0", "can hold classes: 1"), "--axis", "0"),
+    option("axis-too-far", ("--axis 7", "can hold classes: 1"), "--axis", "7"),
+    option("axis-of-numbers", ("--axis 1", "beside --output numbers"), "--axis", "1", "--output", "numbers"),
+    option("binary-of-several", ("--output binary", "[rows, 3]", "--output labels"), "--output", "binary"),
+    option("metric-missing", ("--metric", "no file"), "--metric", "none.py:f1"),
+    option("metric-no-reference", ("--metric", "file.py:function"), "--metric", "f1"),
+    option("metric-raises", ("--metric", "ZeroDivisionError"), "--metric", "own.py:fails", prepare=own_metric),
+    option("metric-no-number", ("--metric", "nan"), "--metric", "own.py:nothing", prepare=own_metric),
     option("drop-nan", ("--max-drop",), "--max-drop", "nan"),
     option("drop-negative", ("--max-drop",), "--max-drop", "-0.1"),
     option("drop-percent", ("--max-drop",), "--max-drop", "1%"),
@@ -284,7 +333,7 @@ PLACES = [
     option("plot-no-folder", ("--plot no/p.svg", "does not exist"), "--plot", "no/p.svg"),
     option("plot-record", ("--plot a", "is what --record writes"), "--record", "a", "--plot", "./a"),
 ]
-CASES = [*MODELS, *DATA, *LABELS, *OPTIONS, *PLACES]
+CASES = [*MODELS, *DATA, *LABELS, *OUTPUTS, *OPTIONS, *PLACES]
 
 
 def big_blocks() -> onnx.ModelProto:

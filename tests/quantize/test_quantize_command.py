@@ -264,7 +264,8 @@ def test_a_model_without_layers_to_measure_is_quantised_all_the_same(files: Path
     half.graph.initializer[1].CopyFrom(numpy_helper.from_array(rows(1)[0], "b"))
     onnx.save(half, "sum.onnx")
     np.savez("few.npz", x=rows())
-    assert typed("sum.onnx", "--data", "few.npz", "--out", "q.onnx", "--precision", "fp16", "--sensitivity") == 0
+    words = ("sum.onnx", "--data", "few.npz", "--out", "q.onnx", "--precision", "fp16", "--output", "numbers")
+    assert typed(*words, "--sensitivity") == 0
     assert "--sensitivity: no layer could be measured: model: it has no Conv" in warned(capsys)
 
 

@@ -4,14 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx import helper
-from quantize_zoo import normal
-from small_graphs import GEMM, floats, graph, linear, rows
+from onnx import ModelProto, helper
+from small_graphs import CLASSES, FEATURES, GEMM, floats, graph, linear, rows, weight
 
+from distill.errors import UserError
 from distill.intervals import paired_drop, wilson
-from distill.quantize.verb.judge import answers_of, drop_of, judge_of
+from distill.outputs import Output
+from distill.quantize.verb.judge import judge_of
 from distill.quantize.verb.rows import Rows
 
 
@@ -29,9 +28,10 @@ def test_changed_answers_and_lost_accuracy_are_counted() -> None:
     other = graph(weights=linear() | {"w": -linear()["w"]})
     judge = judge_of(graph(), given_rows())
     after = np.argmax(rows() @ -linear()["w"] + linear()["b"], axis=1)
-    changed = int((after != judge.answers).sum())
+    answers = judge.output.answers(judge.comparison.before)
+    changed = int((after != answers).sum())
     assert judge(other).interval == wilson(changed, 60)
-    labelled = judge_of(graph(), given_rows(judge.answers))
+    labelled = judge_of(graph(), given_rows(answers))
     assert labelled(other).interval == paired_drop(changed, 0, 60)
     assert labelled(other).drop == pytest.approx(changed / 60)
 
@@ -51,41 +51,10 @@ def test_labels_of_one_logit_are_zero_and_one() -> None:
     labels = np.arange(60) % 2
     judge = judge_of(one, given_rows(labels))
     assert judge(one).drop == 0
-    assert judge.unit == "share of the answers' energy"
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 1000))
-def test_positions_of_a_dense_prediction_count_as_shares_of_their_row(count: int, side: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    before, after, truth = (rng.integers(0, 3, (count, side, 2)) for _ in range(3))
-    changed, lost = drop_of(before, after, None), drop_of(before, after, truth)
-    assert changed.value == pytest.approx((before != after).mean())
-    assert lost.value == pytest.approx((before == truth).mean() - (after == truth).mean())
-    assert lost.low <= lost.value <= lost.high
-    # As wide as that of so many rows, however many positions they have.
-    assert changed.high - changed.low == pytest.approx(
-        wilson(changed.value * count, count).high - wilson(changed.value * count, count).low
-    )
-
-
-def test_intervals_of_shares_cover_where_positions_of_a_row_change_together() -> None:
-    rng = np.random.default_rng(0)
-    covered = []
-    for _ in range(600):
-        shares = rng.beta(0.2, 1.8, 80)  # of a mean of a tenth, most rows with hardly any or many
-        before = np.zeros((80, 50), int)
-        after = (rng.random((80, 50)) < shares[:, None]).astype(int)
-        found = drop_of(before, after, None)
-        covered.append(found.low <= 0.1 <= found.high)
-    assert np.mean(covered) >= 0.95
-
-
-@pytest.mark.parametrize(
-    ("shape", "answers"), [((4,), (4,)), ((4, 1), (4,)), ((4, 3), (4,)), ((4, 3, 5), (4, 5)), ((4, 3, 5, 6), (4, 5, 6))]
-)
-def test_every_row_or_position_has_one_answer(shape: tuple[int, ...], answers: tuple[int, ...]) -> None:
-    assert answers_of(normal(*shape)).shape == answers
+    assert judge.unit == "nats an answer"
+    with pytest.raises(UserError, match="--output binary"):
+        judge_of(one, given_rows())
+    assert judge_of(one, given_rows(), kind="numbers").unit == "share of the answers' energy"
 
 
 def test_what_makes_a_comparison_prove_little_is_remarked() -> None:
@@ -95,3 +64,55 @@ def test_what_makes_a_comparison_prove_little_is_remarked() -> None:
     two = graph(nodes, outputs=[floats("logits", "batch", 3), floats("other", "batch", 3)])
     assert any("nothing compares other" in text for text in judge_of(two, given_rows()).remarks)
     assert judge_of(graph(), given_rows()).remarks == ()
+
+
+def sigmoid_graph(shift: float = 0.0) -> ModelProto:
+    """One probability a row, of which about half are above 0.5; the same for every row where it is shifted."""
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["z"]), helper.make_node("Sigmoid", ["z"], ["logits"])]
+    weights = {"w": linear()["w"][:, :1] * (0 if shift else 1), "b": np.array([shift], np.float32)}
+    return graph(nodes, outputs=[floats("logits", "batch", 1)], weights=weights)
+
+
+def test_a_probability_is_judged_at_a_half_and_a_constant_is_no_answer() -> None:
+    judge = judge_of(sigmoid_graph(), given_rows())
+    assert judge.output.kind == "binary"
+    assert "above 0.5 is yes" in judge.note
+    assert judge(sigmoid_graph()).drop == 0
+    constant = judge(sigmoid_graph(shift=2.0))
+    assert constant.drop == math.inf
+    assert constant.fault == "its answers are equal for all 60 rows, whatever is in them"
+
+
+def test_a_graph_that_says_one_thing_only_is_remarked() -> None:
+    judge = judge_of(graph(), given_rows())
+    stuck = graph(weights=linear() | {"b": np.array([0, 100, 0], np.float32)})
+    assert judge.remarks_on("int8", graph()) == ()
+    (text,) = judge.remarks_on("int8", stuck)
+    assert "int8 gives all 60 judged rows the same answer (class 1), which the float32 model does not" in text
+
+
+def test_scores_by_position_are_judged_along_the_classes() -> None:
+    """The maximum over positions would not see a class that all positions lose alike."""
+    x = [floats("x", "batch", 4, FEATURES)]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["logits"])]
+    outputs, values = [floats("logits", "batch", 4, CLASSES)], weight(60, 4, FEATURES, seed=3)
+    scales = np.array([0.1, 1, 1], np.float32)
+    labels = (values @ linear()["w"]).argmax(2)
+    rows = Rows(where="rows", calibration=[], judged=[{"x": values}], labels=labels, batch=None, remarks=())
+    judge = judge_of(graph(nodes, x, outputs, {"w": linear()["w"]}), rows)
+    assert judge.output == Output("classes", 2)
+    changed = (values @ (linear()["w"] * scales)).argmax(2) != labels
+    assert changed.mean() > 0.1
+    assert judge(graph(nodes, x, outputs, {"w": linear()["w"] * scales})).drop == pytest.approx(changed.mean())
+
+
+def test_a_metric_of_the_users_judges_whatever_it_is() -> None:
+    def least(values: np.ndarray, labels: np.ndarray | None) -> float:
+        assert labels is not None
+        assert labels.shape == (len(values), 2, 2)
+        return float(values.min())
+
+    judge = judge_of(graph(), given_rows(np.zeros((60, 2, 2))), metric=least)
+    assert judge.note == "output logits is judged by least"
+    lower = graph(weights=linear() | {"b": linear()["b"] - 1})
+    assert judge(lower).drop == pytest.approx(1, abs=1e-5)

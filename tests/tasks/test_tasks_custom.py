@@ -14,6 +14,7 @@ import torch
 from distill.errors import UserError
 from distill.tasks import DataSettings, load_task
 from distill.tasks.custom import CustomTask
+from distill.tasks.outputs import refuse_probabilities
 
 
 @pytest.fixture(autouse=True)
@@ -234,3 +235,11 @@ def test_a_model_that_returns_something_else_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             task.logits(output)
+
+
+def test_probabilities_are_no_logits() -> None:
+    probabilities = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.8, 0.1]])
+    with pytest.raises(UserError, match=r"teacher: the model returned probabilities.*its last softmax"):
+        refuse_probabilities(probabilities, what="teacher")
+    for logits in (probabilities.log(), torch.full((2, 4), 0.25), torch.eye(2) * 2, probabilities[:1]):
+        refuse_probabilities(logits, what="teacher")
