@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,7 +14,6 @@ from distill.benchmarks.records import Model, Row
 
 from ..choose import Candidate, Choice
 
-_COLUMNS = ("drop", "size", "p50", "speed-up", "integer", "")
 _WIDE = 100  # columns of a terminal from which on an interval stands beside its value, and not below it
 
 
@@ -22,13 +23,14 @@ def render(choice: Choice, report: Report | None, width: int = 120) -> Renderabl
     between = " " if width >= _WIDE else "\n"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("precision", overflow="fold")
-    for column in _COLUMNS:
+    sizes = [case.batch for case in report.cases] if report is not None else []
+    for column in ("drop", "size", *(["batch"] if len(sizes) > 1 else []), "p50", "speed-up", "integer", ""):
         table.add_column(column, justify="right", no_wrap=True)
     for one in choice.candidates:
-        row, model = measured.get(one.name, (None, None))
+        rows, model = measured.get(one.name, ((), None))
         mark = "ships" if one is choice.chosen else "" if one.within else "over budget"
         mark = "no answers" if one.loss.fault else mark
-        table.add_row(units.line(one.name), *_cells(one, row, model, between), mark)
+        table.add_row(units.line(one.name), *_cells(one, rows, model, sizes, between), mark)
     parts: list[RenderableType] = [table]
     if choice.judged:
         parts.append(Text(units.line(choice.judged), style="dim"))
@@ -48,23 +50,28 @@ def render(choice: Choice, report: Report | None, width: int = 120) -> Renderabl
     return Group(*parts)
 
 
-def _measured(report: Report | None) -> dict[str, tuple[Row, Model]]:
-    """Find each timed candidate's row and file in the report, which calls the files as the candidates are called."""
+def _measured(report: Report | None) -> dict[str, tuple[Sequence[Row], Model]]:
+    """Find each timed candidate's rows and file in the report, which calls the files as the candidates are called."""
     if report is None:
         return {}
-    return {model.facts.name: (row, model) for row, model in zip(report.cases[0].rows, report.models, strict=True)}
+    by_file = zip(*(case.rows for case in report.cases), strict=True)
+    return {model.facts.name: (rows, model) for model, rows in zip(report.models, by_file, strict=True)}
 
 
-def _cells(one: Candidate, row: Row | None, model: Model | None, between: str) -> list[str]:
-    speed = units.DASH
-    if one.ratio is not None and one.record is not None:
-        low, high = 1 / one.ratio.high, 1 / one.ratio.low
-        speed = f"{1 / one.ratio.value:.2f}×{between}[{low:.2f}, {high:.2f}]"
+def _cells(one: Candidate, rows: Sequence[Row], model: Model | None, sizes: Sequence[int], between: str) -> list[str]:
+    """Lay out one candidate; of several batch sizes each has a line, on a narrow terminal without the intervals."""
+    speeds = []
+    for row in rows:
+        speeds.append(units.DASH)
+        if row.ratio is not None and one.record is not None:
+            interval = f"{between}[{1 / row.ratio.high:.2f}, {1 / row.ratio.low:.2f}]"
+            speeds[-1] = f"{1 / row.ratio.value:.2f}×{interval if len(sizes) == 1 or between == ' ' else ''}"
     return [
         _drop(one, between) if one.record is not None else "baseline",
         units.size(one.file_bytes),
-        units.duration(None if row is None else row.p50_s),
-        speed,
+        *(["\n".join(map(str, sizes))] if len(sizes) > 1 else []),
+        "\n".join(units.duration(row.p50_s) for row in rows) or units.DASH,
+        "\n".join(speeds) or units.DASH,
         units.DASH if model is None or not model.compute_nodes else units.share(model.integer_share),
     ]
 
