@@ -102,11 +102,18 @@ def output_names(graph: GraphProto) -> set[str]:
 
 def replace_input(graph: GraphProto, old: str, new: str) -> None:
     """Let every node, at any depth, that reads ``old`` read ``new``."""
-    for part in all_graphs(graph):
-        for node in part.node:
-            for index, name in enumerate(node.input):
-                if name == old:
-                    node.input[index] = new
+    for node in graph.node:
+        replace_reads(node, old, new)
+
+
+def replace_reads(node: NodeProto, old: str, new: str) -> None:
+    """Let a node, and all that its nested graphs hold, read ``new`` where it reads ``old``."""
+    node.input[:] = [new if name == old else name for name in node.input]
+    for nested in attribute_graphs(node):
+        replace_input(nested, old, new)
+        for value in nested.output:
+            if value.name == old:
+                value.name = new
 
 
 def rename_all(graph: GraphProto, new: Callable[[str], str], *, keep: Collection[str] = ()) -> None:

@@ -167,13 +167,10 @@ def merge_equal_initializers(graph: GraphProto) -> None:
         key = (tensor.data_type, tuple(tensor.dims), _payload(tensor))
         if tensor.name not in outputs and first.setdefault(key, tensor.name) != tensor.name:
             renamed[tensor.name] = first[key]
-    if renamed:
-        for part in all_graphs(graph):
-            for node in part.node:
-                for index, name in enumerate(node.input):
-                    if name in renamed:
-                        node.input[index] = renamed[name]
-        drop_dead(graph)
+    for part in all_graphs(graph):
+        for node in part.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+    drop_dead(graph)
 
 
 def _payload(tensor: TensorProto) -> bytes | tuple[bytes, ...]:

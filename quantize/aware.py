@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.graph import attribute, initializers
+from distill.export.graph import attribute, initializers, operator
 
 from .calibrate import Feed, Progress
 from .settings import QuantizeSettings
@@ -172,7 +172,7 @@ def _roundings(graph: GraphProto) -> tuple[dict[str, _Rounding], dict[str, float
     constants = initializers(graph)
     found, scales = {}, {}
     for node in graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
+        if operator(node) == "QuantizeLinear" and node.input[0] not in constants:
             zero = numpy_helper.to_array(constants[node.input[2]])
             low, high = _LIMITS[zero.dtype]
             found[node.input[0]] = _Rounding(node.input[1], int(zero), low, high)
@@ -184,8 +184,8 @@ def _weight_axes(graph: GraphProto, names: set[str], *, per_channel: bool) -> di
     """Name the weights that are rounded, with the axis of their scales; None for one scale."""
     constants, found = initializers(graph), dict[str, int | None]()
     for node in graph.node:
-        if node.name in names and node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
-            first = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
+        if node.name in names and operator(node) in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
+            first = operator(node) == "Conv" or bool(attribute(node, "transB", 0))
             axis = 0 if first else len(constants[node.input[1]].dims) - 1
             found[node.input[1]] = axis if per_channel else None
     return found

@@ -159,6 +159,8 @@ def _pool(given: Given, attributes: Attributes, outputs: int, *, largest: bool) 
     if largest:
         padded = _padded(x, attributes, kernel, -torch.inf)
         return functional.max_pool2d(padded, kernel, strides, 0, list(attributes.get("dilations", [1, 1])))
+    if set(attributes.get("dilations", [1])) != {1}:
+        raise UserError("model: an AveragePool with dilations cannot be trained here")
     pads = list(attributes.get("pads", [0] * 4))
     if any(pads) and not attributes.get("count_include_pad", 0):
         counted = functional.avg_pool2d(_padded(torch.ones_like(x), attributes, kernel), kernel, strides)
@@ -247,7 +249,13 @@ def _gather(given: Given, attributes: Attributes, outputs: int) -> Tensor:
 def _clip(given: Given, attributes: Attributes, outputs: int) -> Tensor:
     low = given[1] if len(given) > 1 else attributes.get("min")
     high = given[2] if len(given) > 2 else attributes.get("max")
-    return torch.clamp(given[0], low, high)
+    x: Tensor = given[0]
+    return x if low is None and high is None else torch.clamp(x, low, high)
+
+
+def _divide(given: Given, attributes: Attributes, outputs: int) -> Tensor:
+    a, b = given
+    return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
 def _shape(given: Given, attributes: Attributes, outputs: int) -> Tensor:
@@ -279,7 +287,7 @@ OPERATORS: dict[str, Callable[[Given, Attributes, int], Any]] = {
     "Clip": _clip,
     "Concat": lambda g, a, n: torch.cat(list(g), int(a["axis"])),
     "Conv": _conv,
-    "Div": _plain(torch.div),
+    "Div": _divide,
     "Dropout": lambda g, a, n: g[0],
     "Equal": _plain(torch.eq),
     "Erf": _plain(torch.erf),
@@ -313,7 +321,7 @@ OPERATORS: dict[str, Callable[[Given, Attributes, int], Any]] = {
     "Squeeze": _squeeze,
     "Sub": _plain(torch.sub),
     "Tanh": _plain(torch.tanh),
-    "Transpose": lambda g, a, n: g[0].permute(list(a["perm"])) if "perm" in a else g[0].T,
+    "Transpose": lambda g, a, n: g[0].permute(list(a["perm"]) if "perm" in a else list(range(g[0].ndim))[::-1]),
     "Unsqueeze": _unsqueeze,
     "Where": _plain(torch.where),
 }
