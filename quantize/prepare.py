@@ -23,6 +23,7 @@ from distill.export.graph import (
 )
 from distill.export.simplify import simplify
 
+from .half.operands import element_types
 from .select import COMPUTE
 
 _IMAGE_RANK = 4
@@ -39,7 +40,17 @@ def prepare(core: ModelProto, *, fold_norms: bool) -> ModelProto:
     if fold_norms:
         _norms_to_convolutions(model)
     _name_and_unshare(model.graph)
+    _state_types(model)
     return model
+
+
+def _state_types(model: ModelProto) -> None:
+    """Write down which tensors hold floats where the standard cannot tell: behind onnxruntime's own operators."""
+    known = {value.name for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    known |= {value.name for value in (*model.graph.input, *model.graph.output)}
+    for name, kind in element_types(model).items():
+        if kind == TensorProto.FLOAT and name not in known:
+            model.graph.value_info.append(helper.make_tensor_value_info(name, kind, None))
 
 
 def _norms_to_convolutions(model: ModelProto) -> None:
