@@ -37,6 +37,8 @@ def session(model: ModelProto, level: Any = _FULL) -> ort.InferenceSession:
     """Open a model in onnxruntime, on one thread and without a word."""
     options = ort.SessionOptions()
     options.graph_optimization_level, options.log_severity_level, options.intra_op_num_threads = level, 4, 1
+    if level == _PLAIN:  # other kernels take weights that are constants, and round their sums in another order
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -170,19 +172,21 @@ def round_everything(model: ModelProto, feeds: list[Feed]) -> ModelProto:
     rounded = strip(model)
     graph = rounded.graph
     ends = {value.name for value in graph.output}
-    names = [v.name for v in graph.input] + [name for node in graph.node for name in node.output if name]
+    names = [name for node in graph.node if node.op_type != "Constant" for name in node.output if name]
     probe = ModelProto()
     probe.CopyFrom(rounded)
     known = {value.name for value in probe.graph.output}
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     opened = session(probe, _PLAIN)
-    wanted = [value.name for value in opened.get_outputs() if value.type == "tensor(float)"]
-    ranges: dict[str, list[Array]] = {name: [] for name in wanted}
+    wanted = [value.name for value in opened.get_outputs() if value.type == "tensor(float)" and value.name in names]
+    ranges: dict[str, list[Array]] = {name: [] for name in (*wanted, *feeds[0])}
     for feed in feeds:
+        for name, value in feed.items():
+            ranges[name].append(np.ravel(value))
         for name, value in zip(wanted, opened.run(wanted, feed), strict=True):
             ranges[name].append(np.ravel(value))
     held = {t.name: np.ravel(arrays.to_array(t)) for t in graph.initializer if t.data_type == FLOAT and len(t.dims) > 1}
-    values = {name: np.concatenate(parts) for name, parts in ranges.items()} | held
+    values = {name: np.concatenate(parts) for name, parts in ranges.items() if parts[0].dtype == np.float32} | held
     nodes = []
     for name, numbers in values.items():
         if name in ends or not numbers.size or not np.isfinite(numbers).all():
