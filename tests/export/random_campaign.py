@@ -1,6 +1,6 @@
 """Thousands of random graphs, in worker processes that may crash or hang: what fails is cut down and written to a file.
 
-    python tests/export/random_campaign.py --graphs 20000 --out failures.jsonl
+python tests/export/random_campaign.py --graphs 20000 --out failures.jsonl
 """
 
 from __future__ import annotations

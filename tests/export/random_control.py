@@ -74,7 +74,9 @@ def loop(g: Builder) -> None:
     captured = g.value()
     if captured.shape != x.shape:
         captured = x
-    on, state, made, half, number, going = (f"{name}{len(g.nodes)}" for name in ("on", "state", "made", "half", "i", "go"))
+    on, state, made, half, number, going = (
+        f"{name}{len(g.nodes)}" for name in ("on", "state", "made", "half", "i", "go")
+    )
     nodes = [
         helper.make_node("Mul", [state, half], [made]),
         helper.make_node("Add", [made, captured.name], [f"{made}.2"]),
@@ -133,7 +135,7 @@ def _renamed(graph: GraphProto, mark: str) -> GraphProto:
 
 
 def function(g: Builder) -> None:
-    """An operator that the file itself defines, whose name may be one of the standard's, of the same opset or another."""
+    """An operator that the file itself defines, of its opset or another; it may have the name of a standard one."""
     x = g.value()
     name = g.pick(["Act", "Identity", "Relu", "Reshape"])
     if not any(made.name == name for made in g.functions):

@@ -29,7 +29,11 @@ def concat(g: Builder) -> None:
     axis = int(g.rng.integers(1, len(x.shape)))
     same = [v for v in g.values if v.kind == FLOAT and len(v.shape) == len(x.shape)]
     same = [v for v in same if v.shape[:axis] + v.shape[axis + 1 :] == x.shape[:axis] + x.shape[axis + 1 :]]
-    g.add("Concat", [x.name, *(g.pick(same).name for _ in range(int(g.pick([1, 2]))))], axis=axis if g.chance(0.5) else axis - len(x.shape))
+    g.add(
+        "Concat",
+        [x.name, *(g.pick(same).name for _ in range(int(g.pick([1, 2]))))],
+        axis=axis if g.chance(0.5) else axis - len(x.shape),
+    )
 
 
 def slice_(g: Builder) -> None:

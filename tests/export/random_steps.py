@@ -126,13 +126,18 @@ def product(g: Builder) -> None:
             return
         made = g.add("MatMul", [x.name, g.constant(weight)])[0]
         if g.chance(0.6):
-            g.add("Add", [made.name, g.constant(g.normal(outer))] if g.chance(0.5) else [g.constant(g.normal(outer)), made.name])
+            g.add(
+                "Add",
+                [made.name, g.constant(g.normal(outer))] if g.chance(0.5) else [g.constant(g.normal(outer)), made.name],
+            )
         return
     turned = bool(g.chance(0.5))
     attributes: dict[str, Any] = {"transB": 1} if turned else {"transB": 0} if g.chance(0.3) else {}
     if g.chance(0.3):
         attributes |= {"alpha": float(g.pick([1.0, 0.5])), "beta": float(g.pick([1.0, 2.0]))}
-    bias = [[], [g.constant(g.normal(outer))], [g.constant(g.normal(1, outer))], [g.constant(0.5)]][int(g.rng.integers(4))]
+    bias = [[], [g.constant(g.normal(outer))], [g.constant(g.normal(1, outer))], [g.constant(0.5)]][
+        int(g.rng.integers(4))
+    ]
     g.add("Gemm", [x.name, g.constant(weight.T if turned else weight), *bias], **attributes)
 
 
@@ -205,7 +210,11 @@ def norm(g: Builder) -> None:
 def softmax(g: Builder) -> None:
     """Softmax over some axis."""
     x = g.value(ranks=(1, 2, 3, 4), least=1)
-    g.add(g.pick(["Softmax", "LogSoftmax"]), [x.name], **({"axis": int(g.pick([-1, len(x.shape) - 1]))} if g.chance(0.6) else {}))
+    g.add(
+        g.pick(["Softmax", "LogSoftmax"]),
+        [x.name],
+        **({"axis": int(g.pick([-1, len(x.shape) - 1]))} if g.chance(0.6) else {}),
+    )
 
 
 def clip(g: Builder) -> None:
@@ -221,7 +230,11 @@ def pad(g: Builder) -> None:
     pads = np.zeros((2, len(x.shape)), np.int64)
     pads[:, -1] = g.rng.integers(0, 2, 2)
     more = [g.constant(g.pick([0.0, 1.0, -2.0]))] if mode == "constant" and g.chance(0.5) else []
-    g.add("Pad", [x.name, g.constant(pads.reshape(-1), np.int64), *more], **({"mode": mode} if mode != "constant" or g.chance(0.5) else {}))
+    g.add(
+        "Pad",
+        [x.name, g.constant(pads.reshape(-1), np.int64), *more],
+        **({"mode": mode} if mode != "constant" or g.chance(0.5) else {}),
+    )
 
 
 def resize(g: Builder) -> None:
@@ -305,8 +318,9 @@ def unread_input(g: Builder) -> None:
 
 
 def dequantized(g: Builder) -> None:
-    """A weight that is stored in 8 bits."""
+    """A weight that is stored in 8 bits, by which onnxruntime may multiply in integers."""
     x = g.value(ranks=(2,), least=1)
+    g.continuous = False
     stored = g.constant(g.rng.integers(-100, 100, (x.shape[-1], 3)), np.int8)
     zero = [g.constant(0, np.int8)] if g.chance(0.5) else []
     weight = g.add("DequantizeLinear", [stored, g.constant(0.01), *zero])[0]
