@@ -10,6 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+STANDARD = ("", "ai.onnx")  # two spellings of the standard's own operator domain
+
 
 def attribute_graphs(node: NodeProto) -> Iterator[GraphProto]:
     """Yield the graphs that a node holds in its attributes (If, Loop, Scan)."""
@@ -34,15 +36,24 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
         yield from part.node
 
 
+def operator(node: NodeProto) -> str:
+    """Return the name of a node's operator, behind its domain where that is not the standard's.
+
+    Another domain's operator may have a name of the standard's and do something else.
+    """
+    return node.op_type if node.domain in STANDARD else f"{node.domain}::{node.op_type}"
+
+
 def initializers(graph: GraphProto) -> dict[str, TensorProto]:
-    """Map each initializer's name to its tensor."""
-    return {tensor.name: tensor for tensor in graph.initializer}
+    """Map the name of each constant to its tensor; one that is an input as well is only a default value."""
+    inputs = {value.name for value in graph.input}
+    return {tensor.name: tensor for tensor in graph.initializer if tensor.name not in inputs}
 
 
 def constant(graph: GraphProto, name: str) -> NDArray[np.generic] | None:
-    """Return the value of an initializer, or None where ``name`` is computed."""
+    """Return the value of a constant, or None where ``name`` is computed or may be given by the caller."""
     for tensor in graph.initializer:
-        if tensor.name == name:
+        if tensor.name == name and all(value.name != name for value in graph.input):
             return np.asarray(numpy_helper.to_array(tensor))
     return None
 
@@ -76,32 +87,53 @@ def use_counts(graph: GraphProto) -> Counter[str]:
     return counts
 
 
+def defined_names(graph: GraphProto) -> Iterator[str]:
+    """Yield the names of the tensors that a graph defines itself, not those of nested graphs."""
+    yield from (value.name for value in graph.input)
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (tensor.values.name for tensor in graph.sparse_initializer)
+    yield from (name for node in graph.node for name in node.output if name)
+
+
+def output_names(graph: GraphProto) -> set[str]:
+    """Return the names of a graph's outputs: tensors that are read even where no node reads them."""
+    return {value.name for value in graph.output}
+
+
 def replace_input(graph: GraphProto, old: str, new: str) -> None:
     """Let every node, at any depth, that reads ``old`` read ``new``."""
-    for part in all_graphs(graph):
-        for node in part.node:
-            for index, name in enumerate(node.input):
-                if name == old:
-                    node.input[index] = new
+    for node in graph.node:
+        replace_reads(node, old, new)
+
+
+def replace_reads(node: NodeProto, old: str, new: str) -> None:
+    """Let a node, and all that its nested graphs hold, read ``new`` where it reads ``old``."""
+    node.input[:] = [new if name == old else name for name in node.input]
+    for nested in attribute_graphs(node):
+        replace_input(nested, old, new)
+        for value in nested.output:
+            if value.name == old:
+                value.name = new
 
 
 def rename_all(graph: GraphProto, new: Callable[[str], str], *, keep: Collection[str] = ()) -> None:
     """Rename every tensor at every depth by one function, so that scopes stay as they were; "" means absent."""
     fixed = {"", *keep}
-
-    def rename(name: str) -> str:
-        return name if name in fixed else new(name)
-
     for part in all_graphs(graph):
-        for value in (*part.input, *part.output, *part.value_info):
-            value.name = rename(value.name)
-        for node in part.node:
-            node.input[:] = [rename(name) for name in node.input]
-            node.output[:] = [rename(name) for name in node.output]
-        for tensor in part.initializer:
-            tensor.name = rename(tensor.name)
-        for sparse in part.sparse_initializer:
-            sparse.values.name = rename(sparse.values.name)
+        rename_here(part, lambda name: name if name in fixed else new(name))
+
+
+def rename_here(graph: GraphProto, new: Callable[[str], str]) -> None:
+    """Rename the tensors that a graph defines and reads by a function, nested graphs left out."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = new(value.name)
+    for node in graph.node:
+        node.input[:] = [new(name) for name in node.input]
+        node.output[:] = [new(name) for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = new(tensor.name)
+    for sparse in graph.sparse_initializer:
+        sparse.values.name = new(sparse.values.name)
 
 
 def attribute(node: NodeProto, name: str, default: object = None) -> object:
@@ -121,9 +153,7 @@ def add_constant(graph: GraphProto, name: str, value: NDArray[np.generic]) -> st
 
 def fresh_name(graph: GraphProto, name: str) -> str:
     """Return ``name``, or ``name`` with a number behind it where the graph uses it already."""
-    taken = {tensor.name for part in all_graphs(graph) for tensor in part.initializer}
-    taken |= {value.name for part in all_graphs(graph) for value in part.input}
-    taken |= {output for node in all_nodes(graph) for output in node.output}
+    taken = {used for part in all_graphs(graph) for used in defined_names(part)}
     number, free = 0, name
     while free in taken:
         number, free = number + 1, f"{name}_{number + 1}"
@@ -184,11 +214,8 @@ def _reads(node: NodeProto) -> Iterator[str]:
 
 def opset_of(proto: ModelProto, domain: str = "") -> int:
     """Return the imported version of an operator domain, 0 where it is not imported."""
-    return max((entry.version for entry in proto.opset_import if entry.domain in _same_domain(domain)), default=0)
-
-
-def _same_domain(domain: str) -> tuple[str, ...]:
-    return ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
+    same = STANDARD if domain in STANDARD else (domain,)
+    return max((entry.version for entry in proto.opset_import if entry.domain in same), default=0)
 
 
 def copy_of(proto: ModelProto) -> ModelProto:

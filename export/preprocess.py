@@ -12,7 +12,8 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from distill.errors import UserError
 
-from .graph import add_constant, copy_of, input_shape, rename_all
+from .canonical import canonical
+from .graph import add_constant, input_shape, output_names, rename_all
 from .raw_input import feed_raw_uint8
 from .strip import strip
 
@@ -180,13 +181,14 @@ class Front:
         self, proto: ModelProto, input_name: str, shape: tuple[int, ...], specs: tuple[InputSpec, ...]
     ) -> None:
         _check_fit(proto, input_name, shape, specs)
-        self.model = copy_of(proto)
+        self.model = canonical(proto)
         self.graph = self.model.graph
         self._prefix = _free_prefix("core/", specs)
         self._new = _free_prefix("pre/", specs)
-        self.target = self._prefix + input_name  # what the new nodes have to compute
+        outputs = output_names(proto.graph)  # which keep their names, even one that is the input itself
+        self.target = input_name if input_name in outputs else self._prefix + input_name  # what the new nodes compute
         self._nodes: list[NodeProto] = []
-        kept = [v.name for v in (*proto.graph.input, *proto.graph.output) if v.name != input_name]
+        kept = {value.name for value in proto.graph.input} - {input_name} | outputs
         rename_all(self.graph, lambda name: self._prefix + name, keep=kept)
         new = [helper.make_tensor_value_info(s.name, _element_type(s.dtype), list(s.shape)) for s in specs]
         inputs = [entry for value in self.graph.input for entry in (new if value.name == self.target else [value])]
@@ -240,7 +242,7 @@ def _check_fit(proto: ModelProto, input_name: str, shape: tuple[int, ...], specs
     if not fits:
         made = ", ".join(map(str, ("N", *shape)))
         raise UserError(f"preprocessing makes [{made}], the model's {input_name!r} takes {expected}")
-    taken = [v.name for v in (*proto.graph.input, *proto.graph.output) if v.name != input_name]
+    taken = {value.name for value in proto.graph.input} - {input_name} | output_names(proto.graph)
     for spec in specs:
         if spec.name in taken:
             raise UserError(f"input {spec.name!r}: the model has an input or output of that name already; rename one")

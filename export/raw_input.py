@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .graph import add_constant, consumers, fresh_name, initializers, producers, remove_nodes
+from .graph import add_constant, consumers, fresh_name, initializers, operator, output_names, producers, remove_nodes
 
 # Operators that only move values: what comes out has the scale of what went in.
 MOVERS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Slice"})
@@ -19,21 +19,23 @@ def feed_raw_uint8(graph: GraphProto, value: str, pixels: str, scale: str, zero:
     biases behind it are written anew, because an integer kernel takes them in units of input scale × weight scale.
 
     Returns:
-        False, with the graph unchanged, where ``value`` is read by anything but uint8 quantisers.
+        False, with the graph unchanged, where ``value`` is read by anything but uint8 quantisers of one scale.
     """
     readers = consumers(graph)
-    outputs = {entry.name for entry in graph.output}
     movers = _leading_movers(value, readers)
     quantised = movers[-1].output[0] if movers else value
     quantizers = readers.get(quantised, [])
     dequantizers = [node for q in quantizers for node in readers.get(q.output[0], [])]
     if not quantizers or not all(_is_uint8_quantizer(graph, node) for node in quantizers):
         return False
-    if any(node.op_type != "DequantizeLinear" for node in dequantizers):
+    if any(operator(node) != "DequantizeLinear" for node in dequantizers):
         return False
-    if outputs & {value, quantised, *(q.output[0] for q in quantizers)}:
+    if output_names(graph) & {value, *(node.output[0] for node in (*movers, *quantizers))}:
         return False
-    old = (quantizers[0].input[1], quantizers[0].input[2])
+    scales = {(node.input[1], node.input[2]) for node in (*quantizers, *dequantizers)}
+    if len(scales) > 1:
+        return False
+    old = scales.pop()
     if movers:
         movers[0].input[0] = pixels
     for node in dequantizers:
@@ -46,14 +48,14 @@ def feed_raw_uint8(graph: GraphProto, value: str, pixels: str, scale: str, zero:
 def _leading_movers(value: str, readers: dict[str, list[NodeProto]]) -> list[NodeProto]:
     """Name the nodes that only move an input's values before it is quantised, as the flattening of a perceptron."""
     found: list[NodeProto] = []
-    while len(readers.get(value, [])) == 1 and readers[value][0].op_type in MOVERS:
+    while len(readers.get(value, [])) == 1 and operator(readers[value][0]) in MOVERS:
         found.append(readers[value][0])
         value = found[-1].output[0]
     return found
 
 
 def _is_uint8_quantizer(graph: GraphProto, node: NodeProto) -> bool:
-    if node.op_type != "QuantizeLinear" or len(node.input) < 3:
+    if operator(node) != "QuantizeLinear" or len(node.input) < 3:
         return False
     zero = initializers(graph).get(node.input[2])
     return zero is not None and zero.data_type == TensorProto.UINT8
@@ -69,14 +71,14 @@ def _follow(
     """Give a dequantiser new parameters, and all that inherited the old ones from it."""
     dequantizer.input[1:] = new
     for node in readers.get(dequantizer.output[0], []):
-        if node.op_type in _BIASED and len(node.input) > 2:
+        if operator(node) in _BIASED and len(node.input) > 2:
             _rescale_bias(graph, node, old[0], new[0])
-        elif node.op_type in MOVERS:
+        elif operator(node) in MOVERS:
             for quantizer in readers.get(node.output[0], []):
-                if quantizer.op_type == "QuantizeLinear" and tuple(quantizer.input[1:3]) == old:
+                if operator(quantizer) == "QuantizeLinear" and tuple(quantizer.input[1:3]) == old:
                     quantizer.input[1:] = new
                     for inner in readers.get(quantizer.output[0], []):
-                        if inner.op_type == "DequantizeLinear":
+                        if operator(inner) == "DequantizeLinear":
                             _follow(graph, inner, old, new, readers)
 
 
@@ -84,7 +86,8 @@ def _rescale_bias(graph: GraphProto, node: NodeProto, old: str, new: str) -> Non
     """Write the bias of a convolution or Gemm in units of the new input scale, through a dequantiser of its own."""
     made = producers(graph).get(node.input[2])
     constants = initializers(graph)
-    if made is None or made.op_type != "DequantizeLinear" or constants[made.input[0]].data_type != TensorProto.INT32:
+    stored = constants.get(made.input[0]) if made is not None and operator(made) == "DequantizeLinear" else None
+    if made is None or stored is None or stored.data_type != TensorProto.INT32:
         return
     old_scale, new_scale = (np.float64(numpy_helper.to_array(constants[name])) for name in (old, new))
     bias, unit = (numpy_helper.to_array(constants[name]) for name in made.input[:2])

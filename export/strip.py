@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
+from typing import Any
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, inliner, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
 
 from distill.errors import UserError
 
+from .canonical import canonical
 from .graph import (
+    STANDARD,
     all_graphs,
     all_nodes,
-    copy_of,
     initializers,
+    operator,
     opset_of,
+    output_names,
     remove_nodes,
     rename_all,
     replace_input,
-    sort_nodes,
     use_counts,
 )
 
@@ -29,7 +32,10 @@ _TOOL_KEYS = ("pkg.", "onnx.", "onnxscript.")
 # Attributes that the standard fills in by itself although its schema declares no default value.
 _IMPLIED = {"dilations": 1, "strides": 1, "pads": 0, "output_padding": 0}
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool"})
-_ML_VERSION = 2  # the oldest with string LabelEncoder
+_ML, _ML_VERSION = "ai.onnx.ml", 2  # the oldest with string LabelEncoder
+# How many outputs these have says what they compute, although the standard calls each of them optional.
+_COUNTED = frozenset({"BatchNormalization", "Attention"})
+_IR_CONSTANTS = 4  # the first in which constants need not be inputs
 
 
 def strip(proto: ModelProto) -> ModelProto:
@@ -38,19 +44,23 @@ def strip(proto: ModelProto) -> ModelProto:
     Gone are documentation, stack traces, tool metadata, value_info, node names, unused or repeated constants,
     attributes that repeat their default, and operator domains that no node uses. Nodes stand in the order of their
     data. Tensors get short names; the names of the inputs and outputs stay, and so does metadata that does not come
-    from a tool. The IR version is the lowest that the opsets allow. The model that is given is not changed.
+    from a tool. The IR version is the lowest that the content allows. An input that has a default value keeps it, but
+    in files of IR versions below 4, which list every constant as an input. The model that is given is not changed.
+
+    Raises:
+        UserError: some values lie in another file, which has not been read.
     """
-    slim = inliner.inline_local_functions(copy_of(proto)) if proto.functions else copy_of(proto)
+    slim = canonical(proto)
     graph = slim.graph
-    sort_nodes(graph)
     constants_to_initializers(graph)
     drop_identities(graph)
     drop_dead(graph)
+    drop_unread_outputs(slim)
     merge_equal_initializers(graph)
     _drop_text(slim)
     _drop_default_attributes(slim)
-    _shorten_names(graph)
     _pack_initializers(graph)
+    _shorten_names(graph)
     _minimal_imports(slim)
     return slim
 
@@ -71,7 +81,7 @@ def constants_to_initializers(graph: GraphProto) -> None:
     """Turn Constant nodes that hold a tensor or numbers into initializers, where equal ones can be merged."""
     gone = []
     for node in graph.node:
-        if node.op_type != "Constant" or not node.attribute:
+        if operator(node) != "Constant" or not node.attribute:
             continue
         tensor = _tensor_of(node)
         if tensor is not None:
@@ -99,65 +109,73 @@ def _tensor_of(node: NodeProto) -> TensorProto | None:
 
 
 def drop_identities(graph: GraphProto) -> None:
-    """Remove Identity nodes; one that links an input or a constant straight to an output has to stay."""
-    outputs = {value.name for value in graph.output}
+    """Remove Identity nodes, but for those that write an output of the graph or of a nested one."""
+    outputs = {name for part in all_graphs(graph) for name in output_names(part)}
     gone = []
     for node in graph.node:
-        if node.op_type == "Identity" and node.output[0] not in outputs:
+        if operator(node) == "Identity" and node.output[0] not in outputs:
             replace_input(graph, node.output[0], node.input[0])
-            for part in all_graphs(graph):
-                for value in part.output:
-                    if part is not graph and value.name == node.output[0]:
-                        value.name = node.input[0]
             gone.append(node)
     remove_nodes(graph, gone)
 
 
 def drop_dead(graph: GraphProto) -> None:
-    """Remove nodes whose results nobody reads, then constants that nobody reads."""
+    """Remove nodes whose results nobody reads, then constants that nobody reads; inputs stay."""
     while True:
         used = use_counts(graph)
         dead = [node for node in graph.node if not any(used[name] for name in node.output if name)]
         if not dead:
             break
         remove_nodes(graph, dead)
-    for node in graph.node:  # an optional last output that nobody reads costs its name
-        while len(node.output) > 1 and not used[node.output[-1]]:
-            node.output.pop()
     for part in all_graphs(graph):
-        kept = [tensor for tensor in part.initializer if used[tensor.name]]
-        if len(kept) != len(part.initializer):
-            copies = [_copy_tensor(tensor) for tensor in kept]
+        inputs = {value.name for value in part.input}  # an input's default value stays, read or not
+        read = [tensor for tensor in part.initializer if used[tensor.name] or tensor.name in inputs]
+        if len(read) != len(part.initializer):
+            copies = [_copy_tensor(tensor) for tensor in read]
             del part.initializer[:]
             part.initializer.extend(copies)
-    names = set(initializers(graph))
-    inputs = [value for value in graph.input if value.name not in names]  # pre-IR-4 graphs list constants as inputs
-    if len(inputs) != len(graph.input):
-        del graph.input[:]
-        graph.input.extend(inputs)
+
+
+def drop_unread_outputs(model: ModelProto) -> None:
+    """Remove the names of last outputs that nobody reads, where the operator's schema lets them be left out.
+
+    Others count: how many outputs a Split has says how it splits, and those of an If, Loop or Scan belong to the
+    outputs of their nested graphs. Of operators without a schema nothing is known, so they keep all.
+    """
+    used = use_counts(model.graph)
+    for node in model.graph.node:
+        if len(node.output) < 2 or used[node.output[-1]] or operator(node) in _COUNTED:
+            continue
+        schema = _schema_of(model, node)
+        while schema is not None and len(node.output) > 1 and not used[node.output[-1]]:
+            if not _is_optional(schema, len(node.output) - 1):
+                break
+            node.output.pop()
+
+
+def _is_optional(schema: defs.OpSchema, place: int) -> bool:
+    declared = schema.outputs
+    return place < len(declared) and declared[place].option == defs.OpSchema.FormalParameterOption.Optional
 
 
 def merge_equal_initializers(graph: GraphProto) -> None:
     """Keep one of all constants that have the same type, shape and bytes."""
-    outputs = {value.name for value in graph.output}
-    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    outputs = output_names(graph)
+    first: dict[tuple[int, tuple[int, ...], bytes | tuple[bytes, ...]], str] = {}
     renamed: dict[str, str] = {}
-    for tensor in graph.initializer:
+    for tensor in initializers(graph).values():
         key = (tensor.data_type, tuple(tensor.dims), _payload(tensor))
         if tensor.name not in outputs and first.setdefault(key, tensor.name) != tensor.name:
             renamed[tensor.name] = first[key]
-    if renamed:
-        for part in all_graphs(graph):
-            for node in part.node:
-                for index, name in enumerate(node.input):
-                    if name in renamed:
-                        node.input[index] = renamed[name]
-        drop_dead(graph)
+    for part in all_graphs(graph):
+        for node in part.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+    drop_dead(graph)
 
 
-def _payload(tensor: TensorProto) -> bytes:
+def _payload(tensor: TensorProto) -> bytes | tuple[bytes, ...]:
     if tensor.data_type == TensorProto.STRING:
-        return b"\0".join(tensor.string_data)
+        return tuple(tensor.string_data)
     return numpy_helper.to_array(tensor).tobytes()
 
 
@@ -175,27 +193,38 @@ def _drop_text(proto: ModelProto) -> None:
     del proto.metadata_props[:]
     helper.set_model_props(proto, dict(kept))
     for graph in all_graphs(proto.graph):
-        for name in ("doc_string", "value_info", "quantization_annotation", "metadata_props"):
-            graph.ClearField(name)
         graph.name = "g"
-        for node in graph.node:
-            for name in ("name", "doc_string", "metadata_props", "overload", "device_configurations"):
-                if name in NodeProto.DESCRIPTOR.fields_by_name:
-                    node.ClearField(name)
-            for entry in node.attribute:
-                entry.ClearField("doc_string")
+        _clear(graph, "doc_string", "value_info", "quantization_annotation", "metadata_props")
         for value in (*graph.input, *graph.output):
-            value.ClearField("doc_string")
-            value.ClearField("metadata_props")
-        for tensor in graph.initializer:
-            tensor.ClearField("doc_string")
-            tensor.ClearField("metadata_props")
+            _clear(value, "doc_string", "metadata_props")
+        _drop_node_text(graph.node, with_overloads=bool(proto.functions))
+    for function in proto.functions:
+        _clear(function, "doc_string", "value_info", "metadata_props")
+        _drop_node_text(function.node, with_overloads=True)
+
+
+def _drop_node_text(nodes: Iterable[NodeProto], *, with_overloads: bool) -> None:
+    for node in nodes:
+        _clear(node, "name", "doc_string", "metadata_props", "device_configurations")
+        if not with_overloads:  # which name one of several functions
+            _clear(node, "overload")
+        for entry in node.attribute:
+            _clear(entry, "doc_string")
+            for tensor in (*([entry.t] if entry.HasField("t") else []), *entry.tensors):
+                _clear(tensor, "name", "doc_string", "metadata_props")
+
+
+def _clear(message: Any, *fields: str) -> None:
+    """Clear fields, of which older versions of onnx lack some."""
+    for field in fields:
+        if field in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(field)
 
 
 def _drop_default_attributes(proto: ModelProto) -> None:
     """Remove attributes that say what the standard says anyway."""
     for node in all_nodes(proto.graph):
-        known = _defaults(node, opset_of(proto, node.domain))
+        known = _defaults(_schema_of(proto, node))
         kept = [entry for entry in node.attribute if not _is_default(node, entry, known)]
         if len(kept) != len(node.attribute):
             copies = [onnx.AttributeProto.FromString(entry.SerializeToString()) for entry in kept]
@@ -203,20 +232,26 @@ def _drop_default_attributes(proto: ModelProto) -> None:
             node.attribute.extend(copies)
 
 
-def _defaults(node: NodeProto, version: int) -> dict[str, object]:
+def _schema_of(proto: ModelProto, node: NodeProto) -> defs.OpSchema | None:
+    """Find what the standard says of a node's operator; None for one of a runtime's own, or of the file's."""
+    if any((node.domain, node.op_type) == (function.domain, function.name) for function in proto.functions):
+        return None
     try:
-        schema = defs.get_schema(node.op_type, version, node.domain)
-    except defs.SchemaError:  # an operator of a runtime's own domain
-        return {}
-    declared = {name: item.default_value for name, item in schema.attributes.items()}
+        return defs.get_schema(node.op_type, opset_of(proto, node.domain), node.domain)
+    except defs.SchemaError:
+        return None
+
+
+def _defaults(schema: defs.OpSchema | None) -> dict[str, object]:
+    declared = {name: item.default_value for name, item in schema.attributes.items()} if schema else {}
     return {name: helper.get_attribute_value(value) for name, value in declared.items() if value.name}
 
 
 def _is_default(node: NodeProto, entry: onnx.AttributeProto, known: dict[str, object]) -> bool:
     value = helper.get_attribute_value(entry)
     if entry.name in known:
-        return bool(value == known[entry.name])
-    if node.op_type in _WINDOWED and node.domain == "" and entry.name in _IMPLIED:
+        return repr(value) == repr(known[entry.name])  # 0.0 equals -0.0, which is another number
+    if operator(node) in _WINDOWED and entry.name in _IMPLIED:
         return all(number == _IMPLIED[entry.name] for number in value)
     return False
 
@@ -249,25 +284,43 @@ def _shorten_names(graph: GraphProto) -> None:
 
 
 def _pack_initializers(graph: GraphProto) -> None:
-    """Write numbers as raw bytes and put the constants in the order of their first use."""
+    """Write numbers as raw bytes and put the constants in the order of their first use, at any depth."""
+    order: dict[str, int] = {}
     for part in all_graphs(graph):
-        order = {name: place for place, name in enumerate(n for node in part.node for n in node.input)}
-        tensors = sorted((_raw(tensor) for tensor in part.initializer), key=lambda t: (order.get(t.name, -1), t.name))
+        for name in (name for node in part.node for name in node.input):
+            order.setdefault(name, len(order))
+    for part in all_graphs(graph):
+        tensors = sorted((_raw(tensor) for tensor in part.initializer), key=lambda t: order.get(t.name, -1))
         del part.initializer[:]
         part.initializer.extend(tensors)
 
 
 def _raw(tensor: TensorProto) -> TensorProto:
     if tensor.data_type == TensorProto.STRING or tensor.HasField("raw_data"):
-        return _copy_tensor(tensor)
-    return numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name)
+        packed = _copy_tensor(tensor)
+    else:
+        packed = numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name)
+    _clear(packed, "doc_string", "metadata_props", "data_location", "external_data")
+    return packed
 
 
 def _minimal_imports(proto: ModelProto) -> None:
-    """Import only the operator domains that are used, and take the lowest IR version that they allow."""
-    used = {"" if node.domain == "ai.onnx" else node.domain for node in all_nodes(proto.graph)} | {""}
-    versions = {domain: opset_of(proto, domain) or _ML_VERSION for domain in sorted(used)}
+    """Import only the operator domains that are used, and take the lowest IR version that the content allows."""
+    used = {"" if node.domain in STANDARD else node.domain for node in all_nodes(proto.graph)} | {""}
+    used |= {entry.domain for function in proto.functions for entry in function.opset_import}
+    versions = {domain: opset_of(proto, domain) or (_ML_VERSION if domain == _ML else 1) for domain in sorted(used)}
     del proto.opset_import[:]
     proto.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
-    standard = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx.ml", "ai.onnx.training")]
-    proto.ir_version = helper.find_min_ir_version_for(standard)
+    standard = [entry for entry in proto.opset_import if entry.domain in ("", _ML, "ai.onnx.training")]
+    proto.ir_version = max(_IR_CONSTANTS, _lowest_ir_version(proto, standard))
+
+
+def _lowest_ir_version(proto: ModelProto, standard: list[onnx.OperatorSetIdProto]) -> int:
+    """Return the IR version that came with the opsets; the file's own where it holds what came at another time."""
+    tensors = (tensor for part in all_graphs(proto.graph) for tensor in part.initializer)
+    if proto.functions or any(tensor.data_type >= TensorProto.FLOAT8E4M3FN for tensor in tensors):
+        return int(proto.ir_version)
+    try:
+        return int(helper.find_min_ir_version_for(standard))
+    except ValueError:  # an opset that is newer than the installed onnx
+        return int(proto.ir_version)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.graph import attribute, initializers
+from distill.export.graph import attribute, initializers, operator
 from distill.outputs import Output, of_shape
 
 from .calibrate import Feed, Progress
@@ -186,7 +186,7 @@ def _roundings(graph: GraphProto) -> tuple[dict[str, _Rounding], dict[str, float
     constants = initializers(graph)
     found, scales = {}, {}
     for node in graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
+        if operator(node) == "QuantizeLinear" and node.input[0] not in constants:
             zero = numpy_helper.to_array(constants[node.input[2]])
             low, high = _LIMITS[zero.dtype]
             found[node.input[0]] = _Rounding(node.input[1], int(zero), low, high)
@@ -200,8 +200,8 @@ def _weight_roundings(
     """Say how each weight that is rounded is, by its name."""
     constants, found = initializers(graph), dict[str, _WeightRounding]()
     for node in graph.node:
-        if node.name in names and node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
-            first = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
+        if node.name in names and operator(node) in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
+            first = operator(node) == "Conv" or bool(attribute(node, "transB", 0))
             axis = 0 if first else len(constants[node.input[1]].dims) - 1
             steps = _REDUCED_STEPS if reduce_range and not is_depthwise(node, constants) else _WEIGHT_STEPS
             found[node.input[1]] = _WeightRounding(axis if per_channel else None, steps)

@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from distill.benchmarks.machine import usable_threads
 from distill.errors import UserError
-from distill.export.graph import add_constant, consumers, copy_of, initializers, producers
+from distill.export.graph import add_constant, consumers, copy_of, initializers, operator, producers
 from distill.export.parity import session_of
 
 from .calibrate import Array, Feed, Progress, channel_reduction, run_batch, slices
@@ -35,7 +35,7 @@ def rounded_weights(quantized: GraphProto, names: Iterable[str]) -> dict[str, Ar
     found = {}
     for node in quantized.node:
         source = makers.get(node.input[1]) if node.name in wanted and len(node.input) > 1 else None
-        if source is not None and source.op_type == "DequantizeLinear" and source.input[0] in constants:
+        if source is not None and operator(source) == "DequantizeLinear" and source.input[0] in constants:
             found[node.name] = _dequantized(source, constants)
     return found
 
@@ -92,12 +92,12 @@ def correct_biases(
 
 def _bias_of(graph: GraphProto, node: NodeProto) -> NodeProto | None:
     """Find the node whose last input is, or can become, the bias of a layer: itself, or a sum behind a MatMul."""
-    if node.op_type in ("Conv", "Gemm"):
+    if operator(node) in ("Conv", "Gemm"):
         return node
-    if node.op_type != "MatMul":
+    if operator(node) != "MatMul":
         return None
     constants, readers = initializers(graph), consumers(graph).get(node.output[0], [])
-    if len(readers) != 1 or readers[0].op_type != "Add":
+    if len(readers) != 1 or operator(readers[0]) != "Add":
         return None
     other = [name for name in readers[0].input if name != node.output[0]]
     return readers[0] if len(other) == 1 and other[0] in constants and len(constants[other[0]].dims) == 1 else None
@@ -132,7 +132,7 @@ def _channel_mean(model: ModelProto, node: NodeProto, rank: int, output: str) ->
     """Make the nodes that average a layer's output over everything but its channels."""
     source, nodes = node.output[0], []
     axes = [0, *range(2, rank)]
-    if node.op_type != "Conv":
+    if operator(node) != "Conv":
         shape = add_constant(model.graph, f"{output}/shape", np.array([-1, _channels(model, node)], np.int64))
         nodes.append(helper.make_node("Reshape", [source, shape], [f"{output}/flat"]))
         source, axes = f"{output}/flat", [0]
@@ -142,7 +142,7 @@ def _channel_mean(model: ModelProto, node: NodeProto, rank: int, output: str) ->
 
 def _channels(model: ModelProto, node: NodeProto) -> int:
     weight = initializers(model.graph)[node.input[1]]
-    transposed = node.op_type == "Gemm" and any(one.name == "transB" and one.i for one in node.attribute)
+    transposed = operator(node) == "Gemm" and any(one.name == "transB" and one.i for one in node.attribute)
     return int(weight.dims[0 if transposed else -1])
 
 

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from distill.benchmarks import Ratio
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.graph import initializers
+from distill.export.graph import initializers, operator
 from distill.export.strip import strip, to_bytes
 from distill.outputs import Output
 
@@ -202,7 +202,7 @@ def _kinds(core: ModelProto, target: Target) -> tuple[Precision, ...]:
 def _product_bytes(core: ModelProto) -> int:
     """Count the bytes of constant matrices that activations are multiplied by."""
     constants = initializers(core.graph)
-    names = {node.input[1] for node in core.graph.node if node.op_type in ("MatMul", "Gemm")}
+    names = {node.input[1] for node in core.graph.node if operator(node) in ("MatMul", "Gemm")}
     sizes = [constants[name] for name in names if name in constants and len(constants[name].dims) == 2]
     return sum(4 * tensor.dims[0] * tensor.dims[1] for tensor in sizes)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
-from distill.export.graph import attribute, consumers, copy_of, initializers
+from distill.export.graph import attribute, consumers, copy_of, initializers, operator, output_names
 
 from .calibrate import Array
 
@@ -88,18 +88,18 @@ def equalize(model: ModelProto) -> tuple[ModelProto, int]:
 def _layer(graph: GraphProto, node: NodeProto) -> _Layer | None:
     """Read a layer with constant weights in float64, or None for any other node."""
     constants = initializers(graph)
-    if node.op_type not in ("Conv", "Gemm") or node.input[1] not in constants:
+    if operator(node) not in ("Conv", "Gemm") or node.input[1] not in constants:
         return None
     bias = node.input[2] if len(node.input) > 2 else ""
     if bias and (bias not in constants or len(constants[bias].dims) != 1):
         return None
     weight = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
-    transposed = node.op_type == "Gemm" and not attribute(node, "transB", 0)
+    transposed = operator(node) == "Gemm" and not attribute(node, "transB", 0)
     return _Layer(
         node=node,
         weight=weight.T.copy() if transposed else weight,
         bias=numpy_helper.to_array(constants[bias]).astype(np.float64) if bias else None,
-        groups=int(attribute(node, "group", 1)) if node.op_type == "Conv" else 1,  # type: ignore[call-overload]
+        groups=int(attribute(node, "group", 1)) if operator(node) == "Conv" else 1,  # type: ignore[call-overload]
         transposed=transposed,
     )
 
@@ -107,16 +107,16 @@ def _layer(graph: GraphProto, node: NodeProto) -> _Layer | None:
 def _follower(graph: GraphProto, node: NodeProto) -> NodeProto | None:
     """Find the layer that alone reads a layer's output, across what is homogeneous."""
     readers = consumers(graph)
-    outputs = {value.name for value in graph.output}
+    outputs = output_names(graph)
     name = node.output[0]
     while name not in outputs:
         following = readers.get(name, [])
         if len(following) != 1 or following[0].input[0] != name:
             return None
         follower = following[0]
-        if follower.op_type in ("Conv", "Gemm"):
+        if operator(follower) in ("Conv", "Gemm"):
             return follower
-        if follower.op_type not in _HOMOGENEOUS or len(follower.output) != 1:
+        if operator(follower) not in _HOMOGENEOUS or len(follower.output) != 1:
             return None
         name = follower.output[0]
     return None

@@ -7,7 +7,17 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
-from distill.export.graph import add_constant, consumers, fresh_name, producers, remove_nodes, replace_input
+from distill.export.graph import (
+    add_constant,
+    consumers,
+    fresh_name,
+    operator,
+    output_names,
+    producers,
+    remove_nodes,
+    replace_input,
+    replace_reads,
+)
 
 from .select import MOVERS
 
@@ -39,14 +49,13 @@ def free_float_readers(
         product = makers[found.input[0]]
         _bypass(graph, product, found, readers.get(found.output[0], []), gone.get(product.name))
     for quantizer in graph.node:
-        maker = makers.get(quantizer.input[0])
-        if quantizer.op_type != "QuantizeLinear" or (maker is not None and maker.name in integer_nodes):
+        maker = makers.get(quantizer.input[0]) if operator(quantizer) == "QuantizeLinear" else None
+        if operator(quantizer) != "QuantizeLinear" or (maker is not None and maker.name in integer_nodes):
             continue
         for node in readers.get(quantizer.output[0], []):
             for reader in readers.get(node.output[0], []):
                 if not _reads_integers(reader, readers, integer_nodes):
-                    names = [quantizer.input[0] if name == node.output[0] else name for name in reader.input]
-                    reader.input[:] = names
+                    replace_reads(reader, node.output[0], quantizer.input[0])
     _spell_out_rectifiers(graph, integer_nodes)
 
 
@@ -57,9 +66,9 @@ def _spell_out_rectifiers(graph: GraphProto, integer_nodes: Collection[str]) -> 
     nothing then, and the product's weights are made float in every call.
     """
     makers, readers = producers(graph), consumers(graph)
-    for node in [node for node in graph.node if node.op_type in ("Relu", "Clip")]:
+    for node in [node for node in graph.node if operator(node) in ("Relu", "Clip")]:
         maker = makers.get(node.input[0])
-        if maker is None or maker.op_type not in ("Gemm", "MatMul") or maker.name not in integer_nodes:
+        if maker is None or operator(maker) not in ("Gemm", "MatMul") or maker.name not in integer_nodes:
             continue
         if any(reader.op_type == "QuantizeLinear" for reader in readers.get(node.output[0], [])):
             continue
@@ -84,28 +93,30 @@ def _is_idle(
     rectifiers: Collection[str],
 ) -> bool:
     """Whether a pair can go without taking any node off its integer kernel."""
-    maker = makers.get(quantizer.input[0]) if quantizer.op_type == "QuantizeLinear" else None
+    maker = makers.get(quantizer.input[0]) if operator(quantizer) == "QuantizeLinear" else None
     if maker is None or len(readers[quantizer.input[0]]) != 1:
         return False
     dequantizers = readers.get(quantizer.output[0], [])
     ends = [reader for node in dequantizers for reader in readers.get(node.output[0], [])]
     if any(_reads_integers(reader, readers, integer_nodes) for reader in ends):
         return False
-    if maker.op_type in _POOLS:
-        outputs = {value.name for value in graph.output}
-        return all(reader.op_type in MOVERS and reader.output[0] in outputs for reader in ends)
+    outputs = output_names(graph)
+    if len(outputs & {quantizer.input[0], *(node.output[0] for node in dequantizers)}) > 1:
+        return False  # one tensor cannot have the names of two outputs
+    if operator(maker) in _POOLS:
+        return all(operator(reader) in MOVERS and reader.output[0] in outputs for reader in ends)
     # A pair that has taken a rectifier's work goes only behind a product, whose kernel gives floats.
-    return maker.op_type in ("Gemm", "MatMul") or (maker.op_type in MOVERS and maker.name not in rectifiers)
+    return operator(maker) in ("Gemm", "MatMul") or (operator(maker) in MOVERS and maker.name not in rectifiers)
 
 
 def _reads_integers(reader: NodeProto, readers: dict[str, list[NodeProto]], integer_nodes: Collection[str]) -> bool:
     """Whether a reader of a dequantised value is itself fused into an integer kernel."""
     if reader.name not in integer_nodes:
         return False
-    if reader.op_type in ("Gemm", "MatMul"):
+    if operator(reader) in ("Gemm", "MatMul"):
         return True
     followers = [node for name in reader.output for node in readers.get(name, [])]
-    return any(node.op_type == "QuantizeLinear" for node in followers)
+    return any(operator(node) == "QuantizeLinear" for node in followers)
 
 
 def _bypass(
@@ -116,7 +127,7 @@ def _bypass(
     rectifier: NodeProto | None = None,
 ) -> None:
     """Let the readers of a pair read what went into it, rectified if need be; a graph output keeps its name."""
-    outputs = {value.name for value in graph.output}
+    outputs = output_names(graph)
     at_output = [node.output[0] for node in dequantizers if node.output[0] in outputs]
     source = quantizer.input[0]
     name = at_output[0] if at_output else source

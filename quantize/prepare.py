@@ -8,11 +8,25 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from distill.export.graph import add_constant, attribute, constant, consumers, initializers, remove_nodes
+from distill.export.canonical import freeze_defaults
+from distill.export.graph import (
+    add_constant,
+    attribute,
+    constant,
+    consumers,
+    fresh_name,
+    initializers,
+    operator,
+    output_names,
+    producers,
+    remove_nodes,
+    use_counts,
+)
 from distill.export.simplify import simplify
 
+from .half.operands import element_types
 from .select import COMPUTE, is_depthwise
 
 _IMAGE_RANK = 4
@@ -25,20 +39,33 @@ def prepare(core: ModelProto, *, fold_norms: bool) -> ModelProto:
     which has an integer kernel; its weights are one number a channel, so per-channel int8 keeps them exactly.
     """
     model = simplify(core)
+    freeze_defaults(model)
     if fold_norms:
         _norms_to_convolutions(model)
     _name_and_unshare(model.graph)
+    _state_types(model)
     return model
+
+
+def _state_types(model: ModelProto) -> None:
+    """Write down which tensors hold floats where the standard cannot tell: behind onnxruntime's own operators."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    known = {value.name for value in (*inferred.value_info, *inferred.output)}
+    unknown = [name for name in producers(model.graph) if name not in known]
+    types = element_types(model) if unknown else {}
+    for name in unknown:
+        if types[name] == TensorProto.FLOAT:
+            model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
 def _norms_to_convolutions(model: ModelProto) -> None:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.value_info}
     for node in model.graph.node:
-        if node.op_type != "BatchNormalization" or ranks.get(node.input[0]) != _IMAGE_RANK or len(node.output) > 1:
+        if operator(node) != "BatchNormalization" or ranks.get(node.input[0]) != _IMAGE_RANK or len(node.output) > 1:
             continue
         values = [constant(model.graph, name) for name in node.input[1:5]]
-        if any(value is None for value in values):
+        if any(value is None or value.dtype != np.float32 for value in values):
             continue
         gain, shift, mean, variance = (np.asarray(value, np.float64) for value in values)
         factor = gain / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))  # type: ignore[arg-type]
@@ -59,19 +86,20 @@ def products_to_gemm(model: ModelProto, keep_float: Collection[str] = ()) -> Non
     keep their names; those that write a tensor in ``keep_float`` stay as they are.
     """
     graph = model.graph
-    constants, readers = initializers(graph), consumers(graph)
+    constants, readers, ends = initializers(graph), consumers(graph), output_names(graph)
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.input, *inferred.value_info)}
     sums = []
     for node in list(graph.node):
         following = readers.get(node.output[0], [])
-        if node.op_type != "MatMul" or node.input[1] not in constants or len(following) != 1:
+        if operator(node) != "MatMul" or node.input[1] not in constants or len(following) != 1:
             continue
         total, weight = following[0], constants[node.input[1]]
         bias = next((name for name in total.input if name in constants), "")
         left = [dim.dim_value for dim in shapes.get(node.input[0], [])]
-        known = len(weight.dims) == 2 and (len(left) == 2 or (len(left) == 3 and left[1] > 0))
-        if not known or total.op_type != "Add" or not bias or list(constants[bias].dims) != [weight.dims[1]]:
+        floats = weight.data_type == TensorProto.FLOAT and node.output[0] not in ends
+        known = floats and len(weight.dims) == 2 and (len(left) == 2 or (len(left) == 3 and left[1] > 0))
+        if not known or operator(total) != "Add" or not bias or list(constants[bias].dims) != [weight.dims[1]]:
             continue
         result, (inner, outer) = total.output[0], weight.dims
         if {node.output[0], result} & set(keep_float):
@@ -85,26 +113,26 @@ def products_to_gemm(model: ModelProto, keep_float: Collection[str] = ()) -> Non
         rows = add_constant(graph, f"{result}/rows", np.array([-1, inner], np.int64))
         back = add_constant(graph, f"{result}/back", np.array([-1, left[1], outer], np.int64))
         place = next(number for number, other in enumerate(graph.node) if other is node)
-        before = helper.make_node("Reshape", [node.input[0], rows], [f"{result}/in"], name=f"{node.name}/in")
-        node.CopyFrom(helper.make_node("Gemm", [f"{result}/in", node.input[1], own], [f"{result}/out"], name=node.name))
-        total.CopyFrom(helper.make_node("Reshape", [f"{result}/out", back], [result], name=total.name))
+        flat, product = fresh_name(graph, f"{result}/in"), fresh_name(graph, f"{result}/out")
+        before = helper.make_node("Reshape", [node.input[0], rows], [flat], name=f"{node.name}/in")
+        node.CopyFrom(helper.make_node("Gemm", [flat, node.input[1], own], [product], name=node.name))
+        total.CopyFrom(helper.make_node("Reshape", [product, back], [result], name=total.name))
         graph.node.insert(place, before)
     remove_nodes(graph, sums)
 
 
 def _name_and_unshare(graph: GraphProto) -> None:
-    """Name every node, and give each product its own weights and bias: equal floats get unequal scales."""
-    constants = initializers(graph)
-    seen: set[str] = set()
+    """Name every node, and give each product weights and a bias that nothing else reads: it may be scaled."""
+    constants, used = initializers(graph), use_counts(graph)
     for number, node in enumerate(graph.node):
         node.name = f"n{number}"
-        if node.op_type not in COMPUTE:
+        if operator(node) not in COMPUTE:
             continue
         for index in range(1, len(node.input)):
             name = node.input[index]
-            if name in constants and name in seen:
+            if name in constants and used[name] > 1:
                 node.input[index] = add_constant(graph, name, numpy_helper.to_array(constants[name]))
-            seen.add(name)
+                used[name] -= 1
 
 
 def weight_overrides(
@@ -125,10 +153,10 @@ def weight_overrides(
     constants = initializers(graph)
     overrides: dict[str, list[dict[str, Any]]] = {}
     for node in graph.node:
-        if node.name not in names or node.op_type not in ("Conv", "Gemm") or node.input[1] not in constants:
+        if node.name not in names or operator(node) not in ("Conv", "Gemm") or node.input[1] not in constants:
             continue
         wide = {"reduce_range": False} if reduce_range and is_depthwise(node, constants) else {}
-        axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
+        axis = 0 if operator(node) == "Conv" or attribute(node, "transB", 0) else 1
         limits = (
             _limits_of_dead_channels(numpy_helper.to_array(constants[node.input[1]]), axis) if per_channel else None
         )

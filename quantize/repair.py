@@ -14,6 +14,7 @@ from itertools import accumulate
 from onnx import ModelProto
 
 from distill.benchmarks.target import Target
+from distill.export.graph import operator
 from distill.intervals import Estimate
 from distill.outputs import Output
 
@@ -151,7 +152,7 @@ def _per_layer(bench: _Workbench, done: Repairs) -> Iterator[Attempt]:
     A product's kernel applies a scale for each column one by one, which small networks feel; a convolution's does not.
     """
     last = done.attempts[-1]
-    operators = {node.op_type for node in bench.core.graph.node}
+    operators = {operator(node) for node in bench.core.graph.node}
     if last.settings.per_channel and "Conv" not in operators and operators & {"Gemm", "MatMul"}:
         settings = replace(last.settings, per_channel=False)
         known = next((one for one in done.attempts if one.settings == settings), None)
@@ -258,7 +259,7 @@ def _leave_float(
 
 def _ladder(core: ModelProto, settings: QuantizeSettings) -> Iterator[list[dict[str, object]]]:
     """List groups of changes, cheapest first; of a group each is tried on the best before it."""
-    operators = {node.op_type for node in core.graph.node}
+    operators = {operator(node) for node in core.graph.node}
     yield [{"calibration": name} for name in ("percentile", "mse", "entropy", "average")]
     yield [{"bias_correction": True}]
     # A graph that was changed may be better off with the plain ranges again.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from distill.export.graph import attribute, consumers, initializers, producers
+from distill.export.graph import attribute, consumers, initializers, operator, output_names, producers
 
 # What a network spends its time on.
 COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
@@ -37,13 +37,14 @@ def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = (), float_b
     """
     constants = initializers(graph)
     integers = _borders(graph, constants, keep_float)
+    outputs = output_names(graph)
     chosen = []
     for node in graph.node:
-        if node.domain not in ("", "ai.onnx") or set(node.output) & set(keep_float):
+        if set(node.output) & set(keep_float):
             continue
-        if not _wanted(node, constants, integers):
+        if not _wanted(node, constants, integers) or _bounds_an_output(node, outputs):
             continue
-        if float_biases and node.op_type == "Add" and set(node.input) & constants.keys():
+        if float_biases and operator(node) == "Add" and set(node.input) & constants.keys():
             continue
         chosen.append(node)
         integers.update(node.output)
@@ -57,13 +58,13 @@ def _borders(graph: GraphProto, constants: dict[str, TensorProto], keep_float: C
     readers = consumers(graph)
     floats = set(keep_float)
     for node in graph.node:
-        if node.op_type in _RECTIFIERS and node.input[0] in floats:
+        if operator(node) in _RECTIFIERS and node.input[0] in floats:
             floats.update(node.output)
     return {
         name
         for name in floats
         if any(
-            reader.op_type in COMPUTE and _computes(reader, constants) and not set(reader.output) & set(keep_float)
+            operator(reader) in COMPUTE and _computes(reader, constants) and not set(reader.output) & set(keep_float)
             for reader in readers.get(name, [])
         )
     }
@@ -80,22 +81,27 @@ def _is_last_bias(
 
     A product can give floats: its sum is then not rounded to 8 bits twice only to be dequantised.
     """
-    if node.op_type != "Add" or any(id(reader) in chosen for reader in readers.get(node.output[0], [])):
+    if operator(node) != "Add" or any(id(reader) in chosen for reader in readers.get(node.output[0], [])):
         return False
     values = [name for name in node.input if name not in constants]
     if len(values) != 1 or len(readers.get(values[0], [])) != 1:
         return False
     maker = makers.get(values[0])
-    return maker is not None and maker.op_type == "MatMul" and id(maker) in chosen
+    return maker is not None and operator(maker) == "MatMul" and id(maker) in chosen
+
+
+def _bounds_an_output(node: NodeProto, outputs: Collection[str]) -> bool:
+    """Whether a rectifier reads an output of the graph, which would get the range of the rectifier in integers."""
+    return operator(node) in _RECTIFIERS and node.input[0] in outputs
 
 
 def _wanted(node: NodeProto, constants: dict[str, TensorProto], integers: set[str]) -> bool:
-    if node.op_type in COMPUTE:
+    if operator(node) in COMPUTE:
         return _computes(node, constants)
-    if node.op_type in MOVERS:
+    if operator(node) in MOVERS:
         return node.input[0] in integers
-    if node.op_type in ELEMENTWISE or node.op_type in _JOINERS:
-        data = node.input[:1] if node.op_type == "Clip" else node.input
+    if operator(node) in ELEMENTWISE or operator(node) in _JOINERS:
+        data = node.input[:1] if operator(node) == "Clip" else node.input
         activations = [name for name in data if name and name not in constants]
         return bool(activations) and all(name in integers for name in activations)
     return False
@@ -107,9 +113,9 @@ def _computes(node: NodeProto, constants: dict[str, TensorProto]) -> bool:
     if weight is not None and weight.data_type != TensorProto.FLOAT:
         return False
     bias = node.input[2] if len(node.input) > 2 else ""
-    if node.op_type == "MatMul":
+    if operator(node) == "MatMul":
         return node.input[0] not in constants and (weight is None or len(weight.dims) == 2)
-    if node.op_type == "Gemm":
+    if operator(node) == "Gemm":
         plain = not attribute(node, "transA", 0) and attribute(node, "alpha", 1.0) == 1.0
         flat = not bias or (bias in constants and len(constants[bias].dims) == 1)
         return weight is not None and plain and flat and attribute(node, "beta", 1.0) == 1.0
@@ -118,21 +124,21 @@ def _computes(node: NodeProto, constants: dict[str, TensorProto]) -> bool:
 
 def is_compute(node: NodeProto, constants: Collection[str]) -> bool:
     """Whether a node counts as work: a product, or a sum of two activations such as a shortcut."""
-    if node.op_type in COMPUTE or node.op_type == "ConvTranspose":
+    if operator(node) in COMPUTE or operator(node) == "ConvTranspose":
         return True
-    return node.op_type == "Add" and not any(name in constants for name in node.input)
+    return operator(node) == "Add" and not any(name in constants for name in node.input)
 
 
 def is_depthwise(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     """Whether a node is a convolution in which each output channel reads one input channel of its own."""
-    weight = constants.get(node.input[1]) if node.op_type == "Conv" else None
+    weight = constants.get(node.input[1]) if operator(node) == "Conv" else None
     return weight is not None and weight.dims[1] == 1 and attribute(node, "group", 1) == weight.dims[0]
 
 
 def count_float(graph: GraphProto, chosen: Collection[str]) -> Counter[str]:
     """Count by kind the nodes that compute and were not chosen; ``chosen`` holds node names."""
     constants = initializers(graph)
-    return Counter(n.op_type for n in graph.node if is_compute(n, constants) and n.name not in chosen)
+    return Counter(operator(n) for n in graph.node if is_compute(n, constants) and n.name not in chosen)
 
 
 def float_tensors(graph: GraphProto, chosen: list[NodeProto], floats: Collection[str]) -> list[str]:

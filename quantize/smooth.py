@@ -13,7 +13,17 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from distill.benchmarks.machine import usable_threads
-from distill.export.graph import add_constant, attribute, consumers, copy_of, initializers, sort_nodes
+from distill.export.graph import (
+    add_constant,
+    attribute,
+    consumers,
+    copy_of,
+    fresh_name,
+    initializers,
+    operator,
+    replace_reads,
+    sort_nodes,
+)
 from distill.export.parity import session_of
 
 from .calibrate import Array, Feed, Progress, channel_reduction, run_batch, slices
@@ -59,7 +69,7 @@ def smooth(
 def _products(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
     """List the products that read a normalisation over the last axis, whose gain is known; none for other nodes."""
     constants = initializers(graph)
-    if node.op_type != "LayerNormalization" or len([name for name in node.output if name]) != 1:
+    if operator(node) != "LayerNormalization" or len([name for name in node.output if name]) != 1:
         return []
     if attribute(node, "axis", -1) not in (-1,) or any(name not in constants for name in node.input[1:] if name):
         return []
@@ -68,8 +78,8 @@ def _products(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
     return [
         reader
         for reader in consumers(graph).get(node.output[0], [])
-        if reader.op_type in ("MatMul", "Gemm")
-        and reader.input[0] == node.output[0]
+        if operator(reader) in ("MatMul", "Gemm")
+        and [place for place, name in enumerate(reader.input) if name == node.output[0]] == [0]
         and reader.input[1] in constants
         and len(constants[reader.input[1]].dims) == 2
         and not attribute(reader, "transA", 0)
@@ -129,7 +139,7 @@ def _move(graph: GraphProto, node: NodeProto, products: list[NodeProto], scale: 
     if not others:
         return
     factor = add_constant(graph, f"{node.output[0]}/scale", scale.astype(np.float32))
-    undone = f"{node.output[0]}/undone"
+    undone = fresh_name(graph, f"{node.output[0]}/undone")
     graph.node.append(helper.make_node("Mul", [node.output[0], factor], [undone], name=undone))
     for reader in others:
-        reader.input[:] = [undone if name == node.output[0] else name for name in reader.input]
+        replace_reads(reader, node.output[0], undone)

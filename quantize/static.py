@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from distill.benchmarks.saturation import saturating_share
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.graph import copy_of, initializers, opset_of, producers, sort_nodes
+from distill.export.graph import copy_of, initializers, operator, opset_of, producers, sort_nodes
 from distill.export.strip import strip, to_bytes
 
 from .bias import correct_biases, rounded_weights
@@ -109,7 +109,7 @@ def calibrated(
     if not _is_strict(target):
         products_to_gemm(model, keep_float)
     chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=_is_strict(target))
-    if not any(node.op_type in COMPUTE for node in chosen):
+    if not any(operator(node) in COMPUTE for node in chosen):
         raise UserError("model: it has no Conv, Gemm or MatMul with constant weights, so there is nothing to quantise")
     inferred = onnx.shape_inference.infer_shapes(model)
     tensors = float_tensors(model.graph, chosen, _float_names(inferred.graph))
@@ -170,7 +170,7 @@ def _fused_graph(
         if not fuses_here(resolve(settings, target)[0], strict=_is_strict(target)):
             return result, names
         loose = unfused_nodes(result, names)
-        layers = [node for node in found.model.graph.node if node.name in loose and node.op_type in COMPUTE]
+        layers = [node for node in found.model.graph.node if node.name in loose and operator(node) in COMPUTE]
         if not layers:
             return result, names - loose
         floats.update(name for node in layers for name in node.output)
@@ -267,7 +267,9 @@ def _insert_pairs(
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
+    # A range without width gets a zero point of 0 whatever the type, and a rectifier before it would be lost.
+    wide = {name: (low, high if (low, high) != (0, 0) else 1.0) for name, (low, high) in ranges.items()}
+    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in wide.items()}
     strict = _is_strict(target)
     options: dict[str, Any] = {
         "ActivationSymmetric": strict,
@@ -279,9 +281,13 @@ def _insert_pairs(
             model.graph, names, per_channel=settings.per_channel, reduce_range=reduce_range
         ),
     }
+    twin = copy_of(model)
+    passed = {value.name for value in model.graph.input}  # of inputs that are outputs it would make a second definition
+    del twin.graph.output[:]
+    twin.graph.output.extend(value for value in model.graph.output if value.name not in passed)
     with silent():
         quantizer = QDQQuantizer(
-            copy_of(model),
+            twin,
             settings.per_channel,
             reduce_range,
             QuantType.QInt8,
@@ -293,6 +299,8 @@ def _insert_pairs(
             options,
         )
         result = cast(ModelProto, quantizer.quantize_model())
+    del result.graph.output[:]
+    result.graph.output.extend(model.graph.output)
     _drop_bias_zero_points(result.graph)
     return result
 
@@ -301,7 +309,7 @@ def _drop_bias_zero_points(graph: GraphProto) -> None:
     """Leave the zero points of biases out: they are 0, which is the default, and WebGPU refuses those of 32 bits."""
     constants = initializers(graph)
     for node in graph.node:
-        source = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        source = constants.get(node.input[0]) if operator(node) == "DequantizeLinear" else None
         if source is not None and source.data_type == TensorProto.INT32:
             del node.input[2:]
 

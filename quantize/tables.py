@@ -8,7 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from distill.export.graph import add_constant, attribute, consumers, initializers, remove_nodes, sort_nodes
+from distill.export.graph import (
+    add_constant,
+    attribute,
+    consumers,
+    fresh_name,
+    initializers,
+    operator,
+    output_names,
+    remove_nodes,
+    sort_nodes,
+)
 
 _LEAST_BYTES = 1 << 16  # below which a table is not worth the three nodes
 _INT8_MAX = 127
@@ -21,7 +31,7 @@ def tables_of(graph: GraphProto, keep_float: Collection[str] = ()) -> dict[str, 
     A table is left out where one of its lookups writes a tensor in ``keep_float``.
     """
     readers = consumers(graph)
-    outputs = {value.name for value in graph.output}
+    outputs = output_names(graph)
     return {
         name: readers[name]
         for name, value in initializers(graph).items()
@@ -36,7 +46,7 @@ def tables_of(graph: GraphProto, keep_float: Collection[str] = ()) -> dict[str, 
 
 def _looks_up(node: NodeProto, table: str, keep_float: Collection[str]) -> bool:
     return (
-        node.op_type == "Gather"
+        operator(node) == "Gather"
         and node.input[0] == table
         and node.input[1] != table
         and attribute(node, "axis", 0) in (0, -2)
@@ -68,14 +78,13 @@ def narrow_tables(graph: GraphProto, keep_float: Collection[str] = ()) -> list[s
         narrow, scale = add_constant(graph, f"{name}/rows", rows), add_constant(graph, f"{name}/scales", scales)
         for node in lookups:
             out, ids = node.output[0], node.input[1]
+            parts = [fresh_name(graph, f"{out}/{part}") for part in ("rows", "scales", "float")]
             graph.node.extend(
                 [
-                    helper.make_node("Gather", [narrow, ids], [f"{out}/rows"], name=f"{out}/rows"),
-                    helper.make_node("Gather", [scale, ids], [f"{out}/scales"], name=f"{out}/scales"),
-                    helper.make_node(
-                        "Cast", [f"{out}/rows"], [f"{out}/float"], name=f"{out}/float", to=TensorProto.FLOAT
-                    ),
-                    helper.make_node("Mul", [f"{out}/float", f"{out}/scales"], [out], name=f"{out}/scaled"),
+                    helper.make_node("Gather", [narrow, ids], [parts[0]], name=parts[0]),
+                    helper.make_node("Gather", [scale, ids], [parts[1]], name=parts[1]),
+                    helper.make_node("Cast", [parts[0]], [parts[2]], name=parts[2], to=TensorProto.FLOAT),
+                    helper.make_node("Mul", [parts[2], parts[1]], [out], name=f"{out}/scaled"),
                 ]
             )
         graph.initializer.remove(initializers(graph)[name])

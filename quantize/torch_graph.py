@@ -45,6 +45,9 @@ class GraphModule(nn.Module):
         unknown = sorted({node.op_type for node in graph.node if node.op_type not in OPERATORS or node.domain})
         if unknown:
             raise UserError(f"model: its operators {', '.join(unknown)} cannot be trained here")
+        several = sorted({node.op_type for node in graph.node if len(node.output) > 1} - {"Split"})
+        if several:
+            raise UserError(f"model: second outputs of {', '.join(several)} cannot be trained here")
         self.nodes = [NodeProto.FromString(node.SerializeToString()) for node in graph.node]
         self.attributes = [{one.name: helper.get_attribute_value(one) for one in node.attribute} for node in graph.node]
         self.inputs = [value.name for value in graph.input]
@@ -52,6 +55,9 @@ class GraphModule(nn.Module):
         self.places: dict[str, str] = {}
         trained = {name for node in graph.node for name in _trained(node)}
         for number, tensor in enumerate(graph.initializer):
+            if tensor.data_type not in _TYPES:
+                kind = TensorProto.DataType.Name(tensor.data_type)
+                raise UserError(f"model: constants of the type {kind}, as {tensor.name!r}, cannot be trained here")
             value = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
             place = f"{re.sub(r'[^0-9A-Za-z_]', '_', tensor.name)}_{number}"
             self.places[tensor.name] = place
@@ -159,6 +165,8 @@ def _pool(given: Given, attributes: Attributes, outputs: int, *, largest: bool) 
     if largest:
         padded = _padded(x, attributes, kernel, -torch.inf)
         return functional.max_pool2d(padded, kernel, strides, 0, list(attributes.get("dilations", [1, 1])))
+    if set(attributes.get("dilations", [1])) != {1}:
+        raise UserError("model: an AveragePool with dilations cannot be trained here")
     pads = list(attributes.get("pads", [0] * 4))
     if any(pads) and not attributes.get("count_include_pad", 0):
         counted = functional.avg_pool2d(_padded(torch.ones_like(x), attributes, kernel), kernel, strides)
@@ -241,13 +249,19 @@ def _gather(given: Given, attributes: Attributes, outputs: int) -> Tensor:
     axis = int(attributes.get("axis", 0)) % x.ndim
     index = torch.where(index < 0, index + x.shape[axis], index)
     picked = x.index_select(axis, index.reshape(-1))
-    return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return picked.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def _clip(given: Given, attributes: Attributes, outputs: int) -> Tensor:
     low = given[1] if len(given) > 1 else attributes.get("min")
     high = given[2] if len(given) > 2 else attributes.get("max")
-    return torch.clamp(given[0], low, high)
+    x: Tensor = given[0]
+    return x if low is None and high is None else torch.clamp(x, low, high)
+
+
+def _divide(given: Given, attributes: Attributes, outputs: int) -> Tensor:
+    a, b = given
+    return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
 def _shape(given: Given, attributes: Attributes, outputs: int) -> Tensor:
@@ -279,13 +293,13 @@ OPERATORS: dict[str, Callable[[Given, Attributes, int], Any]] = {
     "Clip": _clip,
     "Concat": lambda g, a, n: torch.cat(list(g), int(a["axis"])),
     "Conv": _conv,
-    "Div": _plain(torch.div),
+    "Div": _divide,
     "Dropout": lambda g, a, n: g[0],
     "Equal": _plain(torch.eq),
     "Erf": _plain(torch.erf),
     "Exp": _plain(torch.exp),
     "Expand": lambda g, a, n: _expand(g[0], _ints(g[1])),
-    "Flatten": lambda g, a, n: g[0].flatten(int(a.get("axis", 1))) if a.get("axis", 1) == 1 else _flat(g[0], a),
+    "Flatten": lambda g, a, n: _flat(g[0], int(a.get("axis", 1))),
     "Gather": _gather,
     "Gelu": lambda g, a, n: functional.gelu(g[0], approximate=_text(a.get("approximate"), "none")),
     "Gemm": _gemm,
@@ -313,7 +327,7 @@ OPERATORS: dict[str, Callable[[Given, Attributes, int], Any]] = {
     "Squeeze": _squeeze,
     "Sub": _plain(torch.sub),
     "Tanh": _plain(torch.tanh),
-    "Transpose": lambda g, a, n: g[0].permute(list(a["perm"])) if "perm" in a else g[0].T,
+    "Transpose": lambda g, a, n: g[0].permute(list(a["perm"]) if "perm" in a else list(range(g[0].ndim))[::-1]),
     "Unsqueeze": _unsqueeze,
     "Where": _plain(torch.where),
 }
@@ -323,6 +337,6 @@ def _expand(x: Tensor, shape: list[int]) -> Tensor:
     return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape)))
 
 
-def _flat(x: Tensor, attributes: Attributes) -> Tensor:
-    axis = int(attributes["axis"]) % (x.ndim + 1)
+def _flat(x: Tensor, axis: int) -> Tensor:
+    axis = axis + x.ndim if axis < 0 else axis
     return x.reshape(int(np.prod(x.shape[:axis], dtype=np.int64)), -1)

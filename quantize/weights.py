@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from distill.benchmarks.saturation import saturating_share
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.graph import add_constant, attribute, copy_of, initializers, opset_of
+from distill.export.canonical import freeze_defaults
+from distill.export.graph import add_constant, attribute, copy_of, initializers, operator, opset_of
 from distill.export.simplify import simplify
 from distill.export.strip import strip, to_bytes
 
@@ -57,7 +58,11 @@ def to_dynamic(
             per_channel=True,
             reduce_range=target.reduce_range,
             weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
+            extra_options={
+                "DefaultTensorType": TensorProto.FLOAT,  # where no type can be inferred
+                "MatMulConstBOnly": True,
+                "WeightSymmetric": True,
+            },
         )
         made = onnx.load(str(written))
     narrow_tables(made.graph, keep_float)
@@ -107,6 +112,7 @@ def _with_products(core: ModelProto, keep_float: Collection[str]) -> tuple[Model
     if opset_of(core) < _MIN_OPSET:
         raise UserError(f"model: opset {opset_of(core)}, {_MIN_OPSET} or newer is needed; export again")
     model = simplify(core)
+    freeze_defaults(model)
     # Shapes that name constants trip onnxruntime's dynamic quantiser.
     del model.graph.value_info[:]
     nodes: list[NodeProto] = []
@@ -126,7 +132,7 @@ def _as_product(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
     """Split a plain Gemm with constant weights; any other node stays."""
     constants = initializers(graph)
     plain = (
-        node.op_type == "Gemm"
+        operator(node) == "Gemm"
         and node.input[1] in constants
         and not attribute(node, "transA", 0)
         and attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
@@ -153,7 +159,7 @@ def _products(graph: GraphProto, keep_float: Collection[str]) -> list[str]:
     return [
         node.name
         for node in graph.node
-        if node.op_type == "MatMul"
+        if operator(node) == "MatMul"
         and node.input[1] in constants
         and len(constants[node.input[1]].dims) == 2
         and not set(node.output) & kept

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, islice
 
 import numpy as np
-from onnx import ModelProto, TensorProto, inliner
+from onnx import ModelProto, TensorProto
 
 from distill.errors import UserError
-from distill.export.graph import opset_of, sort_nodes
+from distill.export.canonical import freeze_defaults
+from distill.export.graph import opset_of
 from distill.export.simplify import simplify
 from distill.export.strip import strip
 
@@ -80,10 +81,10 @@ def _prepared(core: ModelProto, kind: Kind) -> ModelProto:
         raise UserError(f"model: {reason}; convert the float32 export instead")
     if kind == "bf16" and opset_of(core) < _BFLOAT_OPSET:
         raise UserError(f"model: opset {opset_of(core)}, and bf16 needs {_BFLOAT_OPSET} or newer; export again")
-    model = simplify(inliner.inline_local_functions(core) if core.functions else core)
+    model = simplify(core)
+    freeze_defaults(model)
     if not any(tensor.data_type == TensorProto.FLOAT for tensor in model.graph.initializer):
         raise UserError(f"model: it has no float32 constants, so there is nothing to convert to {kind}")
-    sort_nodes(model.graph)
     for number, node in enumerate(model.graph.node):
         node.name = f"n{number}"
     return model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from distill.export.graph import consumers, initializers, producers
+from distill.export.graph import consumers, initializers, operator, producers
 
 from ..select import COMPUTE
 from .operands import operands
@@ -84,7 +84,7 @@ def islands(
         if element == TensorProto.BFLOAT16 and node.op_type not in BFLOAT_KERNELS:
             found[node.name] = NO_KERNEL
         elif operands(node, types, element, model) is None:
-            found[node.name] = INTEGERS if node.op_type == "Cast" else NO_TYPE
+            found[node.name] = INTEGERS if operator(node) == "Cast" else NO_TYPE
         if node.op_type in FLOAT32_OPERATORS or _is_square(node):
             found[node.name] = BY_KIND
         if set(node.output) & set(keep_float):
@@ -147,7 +147,7 @@ def _touches_float(node: NodeProto, types: Mapping[str, int]) -> bool:
 
 def _is_square(node: NodeProto) -> bool:
     """Whether a product is a square, which leaves the range where the number is above 256: so are variances made."""
-    return node.op_type == "Mul" and node.input[0] == node.input[1]
+    return operator(node) == "Mul" and node.input[0] == node.input[1]
 
 
 def _shape_nodes(graph: GraphProto) -> list[NodeProto]:
@@ -157,7 +157,7 @@ def _shape_nodes(graph: GraphProto) -> list[NodeProto]:
     found = []
     for node in graph.node:
         sources = [name for name in node.input if name and name not in constants]
-        if node.op_type in _SHAPES:
+        if operator(node) in _SHAPES:
             lengths.update(node.output)
         elif sources and all(name in lengths for name in sources):
             lengths.update(node.output)
@@ -172,20 +172,20 @@ def _written_out_norms(graph: GraphProto) -> set[str]:
     digits: a row of zeros would become NaN, whether a sample has one or not.
     """
     readers, tiny, constants = consumers(graph), too_small(graph), initializers(graph).keys()
-    paths = [[node] for node in graph.node if _is_square(node) or node.op_type == "Pow"]
-    paths += [[node] for node in graph.node if node.op_type in _GUARDS and set(node.input) & tiny]
+    paths = [[node] for node in graph.node if _is_square(node) or operator(node) == "Pow"]
+    paths += [[node] for node in graph.node if operator(node) in _GUARDS and set(node.input) & tiny]
     found: set[str] = set()
     while paths:
         path = paths.pop()
         result = path[-1].output[0]
         for reader in readers.get(result, []):
-            if reader.op_type in _DIVIDES:
+            if operator(reader) in _DIVIDES:
                 # What is multiplied by a reciprocal meets numbers that only float32 holds.
-                ends = readers.get(reader.output[0], []) if reader.op_type != "Div" else []
-                if reader.op_type != "Div" or reader.input[1] == result:
+                ends = readers.get(reader.output[0], []) if operator(reader) != "Div" else []
+                if operator(reader) != "Div" or reader.input[1] == result:
                     found.update(node.name for node in (*path, reader, *ends))
-            elif reader.op_type in _PASSES_ON or (
-                reader.op_type in _GUARDS and {*reader.input} - {result} <= constants
+            elif operator(reader) in _PASSES_ON or (
+                operator(reader) in _GUARDS and {*reader.input} - {result} <= constants
             ):
                 paths.append([*path, reader])
     return found

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from distill.benchmarks.machine import usable_threads
-from distill.export.graph import add_constant, copy_of, initializers
+from distill.export.graph import add_constant, copy_of, initializers, operator
 from distill.export.parity import session_of
 
 from ..calibrate import Feed, run_batch
@@ -114,15 +114,15 @@ def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProt
     names = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
     tensors = [name for name in names if types.get(name) == TensorProto.FLOAT and name not in constants]
     probes, nodes = list[_Probe](), list[NodeProto]()
-    for operator in ("ReduceMin", "ReduceMax"):
+    for reduction in ("ReduceMin", "ReduceMax"):
         for tensor in tensors:
             probes.append(_Probe(tensor, f"probe/{len(probes)}", "largest"))
-            nodes.append(helper.make_node(operator, [tensor], [probes[-1].output], keepdims=0))
+            nodes.append(helper.make_node(reduction, [tensor], [probes[-1].output], keepdims=0))
     for tensor in _magnified(graph, tensors):
         probes.append(_Probe(tensor, f"probe/{len(probes)}", "smallest"))
         nodes += _smallest(graph, tensor, probes[-1].output)
     for node in graph.node:
-        if node.op_type == "ReduceMean" and node.output[0] in tensors:
+        if operator(node) == "ReduceMean" and node.output[0] in tensors:
             probes.append(_Probe(node.output[0], f"probe/{len(probes)}", "summed"))
             nodes += _sums(node, probes[-1].output)
     graph.node.extend(nodes)
@@ -132,7 +132,7 @@ def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProt
 
 
 def _magnified(graph: GraphProto, tensors: Sequence[str]) -> list[str]:
-    read = [node.input[_MAGNIFY[node.op_type]] for node in graph.node if node.op_type in _MAGNIFY]
+    read = [node.input[_MAGNIFY[operator(node)]] for node in graph.node if operator(node) in _MAGNIFY]
     return [name for name in dict.fromkeys(read) if name in set(tensors)]
 
 
@@ -159,5 +159,5 @@ def _sums(mean: NodeProto, output: str) -> list[NodeProto]:
 
 def _from_integers(graph: GraphProto, types: Mapping[str, int]) -> set[str]:
     """Name what is cast from integers: positions and counts, of which every one matters."""
-    casts = [node for node in graph.node if node.op_type == "Cast" and types.get(node.input[0]) in _INTEGERS]
+    casts = [node for node in graph.node if operator(node) == "Cast" and types.get(node.input[0]) in _INTEGERS]
     return {node.output[0] for node in casts}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from distill.export.graph import all_graphs, copy_of, initializers, sort_nodes
+from distill.export.graph import all_graphs, copy_of, initializers, operator, sort_nodes
 
 from .operands import element_types, operands
 
@@ -41,7 +41,7 @@ def narrow(model: ModelProto, kept: Collection[str], element: int, types: Mappin
         for place in found.outputs:
             made.add(node.output[place])
             node.output[place] = twins.of(node.output[place])
-        if node.op_type == "Cast" and found.outputs:
+        if operator(node) == "Cast" and found.outputs:
             next(entry for entry in node.attribute if entry.name == "to").i = element
     constants = initializers(graph)
     for name, twin in twins.names.items():
@@ -101,7 +101,7 @@ def emulate(model: ModelProto) -> ModelProto:
             if element not in SIXTEEN_BITS:
                 continue
             exact, rounded = f"{name}/exact", f"{name}/rounded"
-            if node.op_type == "Cast":
+            if operator(node) == "Cast":
                 node.output[place] = rounded
             else:
                 node.output[place] = exact
