@@ -19,6 +19,7 @@ from distill.export.graph import (
     initializers,
     operator,
     output_names,
+    producers,
     use_counts,
 )
 from distill.export.simplify import simplify
@@ -46,11 +47,13 @@ def prepare(core: ModelProto, *, fold_norms: bool) -> ModelProto:
 
 def _state_types(model: ModelProto) -> None:
     """Write down which tensors hold floats where the standard cannot tell: behind onnxruntime's own operators."""
-    known = {value.name for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
-    known |= {value.name for value in (*model.graph.input, *model.graph.output)}
-    for name, kind in element_types(model).items():
-        if kind == TensorProto.FLOAT and name not in known:
-            model.graph.value_info.append(helper.make_tensor_value_info(name, kind, None))
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    known = {value.name for value in (*inferred.value_info, *inferred.output)}
+    unknown = [name for name in producers(model.graph) if name not in known]
+    types = element_types(model) if unknown else {}
+    for name in unknown:
+        if types[name] == TensorProto.FLOAT:
+            model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
 def _norms_to_convolutions(model: ModelProto) -> None:
