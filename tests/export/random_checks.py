@@ -126,17 +126,16 @@ KINDS = ("static", "dynamic", "blocks", "fp16")
 
 def quantized(graph: RandomGraph, feeds: list[Feed], kind: str, number: int = 0) -> ModelProto | None:
     """Quantise a graph in one way; None where that is refused in words."""
-    batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]} if len(feeds) > 1 else feeds[0]
-    if any(value.ndim == 0 for value in batch.values()):
+    if any(value.ndim == 0 for value in feeds[0].values()):
         return None
     try:
         if kind == "static":
-            return quantize_onnx(graph.model, target=TARGETS[number % len(TARGETS)], calibration=[batch])[0]
+            return quantize_onnx(graph.model, target=TARGETS[number % len(TARGETS)], calibration=feeds)[0]
         if kind == "dynamic":
             return to_dynamic(graph.model, target=TARGETS[-1])[0]
         if kind == "blocks":
             return to_blocks(graph.model, bits=8, block=16)[0]
-        return to_half(graph.model, samples=[batch])[0]
+        return to_half(graph.model, samples=feeds)[0]
     except UserError:
         return None
 

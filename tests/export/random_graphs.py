@@ -164,6 +164,10 @@ class Builder:
             value = self.pick(fits)
             if value.name not in inputs or self.chance(0.1):
                 chosen[value.name] = value
+        stored = [t for t in self.stored if t.data_type == FLOAT and t.name not in inputs]
+        if stored and self.chance(0.05):  # a constant as an output
+            tensor = self.pick(stored)
+            chosen[tensor.name] = Value(tensor.name, FLOAT, tuple(tensor.dims))
         stated = [self._stated(value) for value in chosen.values()]
         graph = helper.make_graph(self.nodes, "random", self.inputs, stated, self.stored)
         used = {"": self.opset, **dict.fromkeys(self.domains, 1)}

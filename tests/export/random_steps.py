@@ -107,6 +107,8 @@ def pool(g: Builder) -> None:
         return
     kernel = [int(g.pick([1, 2, 2])) for _ in x.shape[2:]]
     attributes = {"kernel_shape": kernel} | window(g, kernel, dilated=False)
+    if attributes.get("auto_pad", "").startswith("SAME"):  # onnxruntime fails at windows that leave gaps
+        attributes.pop("strides", None)
     if op != "LpPool" and g.chance(0.3):
         attributes["ceil_mode"] = int(g.pick([0, 1]))
     if op == "AveragePool" and g.chance(0.4):

@@ -140,6 +140,16 @@ def test_what_a_function_of_the_file_computes_is_quantised() -> None:
     assert quantize_onnx(core, target=X86, calibration=[{"x": rows(16, 4)}])[1].nodes_quantized == 2
 
 
+def test_noise_like_a_tensor_is_of_its_type() -> None:
+    core = model_of(
+        """(float[n, 4] x) => (float[n, 3] y) {
+            p = MatMul (x, w) r = RandomNormalLike <seed: float = 1.0> (p) y = Add (p, r) }""",
+        {"w": (4, 3)},
+    )
+    small, _ = to_half(core)
+    assert answers(small, rows(8, 4))[0].shape == (8, 3)
+
+
 def test_sixteen_bits_stop_at_sequences_and_at_graphs_of_integers() -> None:
     through = model_of(
         """(float[n, 4] x) => (float[n, 1] y) <int64 i = {0}> {
