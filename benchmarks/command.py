@@ -20,6 +20,7 @@ from .jobs import Timing
 from .judging import accept, rejudge
 from .junit import junit
 from .markdown import summary
+from .places import require_apart, require_places, write_output
 from .records import Part, Report, load_part, save_reports, to_json
 from .rule import Rule
 from .target import Target, resolve_target, target_of_provider
@@ -175,28 +176,39 @@ def _option(name: str) -> str:
 
 
 def _require_writable(words: Words) -> None:
-    """Find out before a measurement whether its results can be kept; results of an earlier run do not stay beside it.
+    """Find out before a measurement whether its results can be kept, and make the folders that they go into.
 
     Raises:
-        UserError: a path is a folder, its folder is a file, or it cannot be written.
+        UserError: a path is a folder, its folder is a file, it cannot be written, is named twice, or is read.
     """
-    read = [words.rejudge, words.baseline, words.release_baseline, *words.merge, *words.import_]
-    for option, path in (("--out", words.out), ("--junit", words.junit), ("--summary", words.summary)):
-        if path is None:
-            continue
+    said = {
+        "--out": words.out,
+        "--junit": words.junit,
+        "--summary": _summary(words),
+        "--save-baseline": words.save_baseline,
+    }
+    outputs = {option: path for option, path in said.items() if path is not None}
+    for option, path in outputs.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{option} {path}: its folder cannot be made ({error.strerror})") from error
-        if path.is_dir():
-            raise UserError(f"{option} {path}: is a folder; give the name of a file")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UserError(f"{option} {path}: cannot be written (no permission)")
-        known = [one for one in read if one is not None and one.exists()]
-        if option != "--summary" and path.exists() and not any(path.samefile(one) for one in known):
-            path.unlink()
     if words.save_baseline is not None:
         require_own_place(words.save_baseline, Path(words.models[0]))
+        outputs["the model of --save-baseline"] = words.save_baseline.with_suffix(".onnx")
+    require_places(outputs)
+    read = {"--inputs": words.inputs, "--manifest": words.manifest, "--accept": words.accept}
+    read |= {"--baseline": words.baseline, "--release-baseline": words.release_baseline}
+    inputs = [("the model itself", Path(name)) for name in words.models]
+    inputs += [(f"what {option} reads", path) for option, path in read.items() if path is not None]
+    # A baseline takes the place of the one that it is compared with.
+    require_apart({option: path for option, path in outputs.items() if "--save-baseline" not in option}, inputs)
+
+
+def _summary(words: Words) -> Path | None:
+    """Return where a Markdown summary is appended: the place that was named, or GitHub's."""
+    step = os.environ.get("GITHUB_STEP_SUMMARY")
+    return words.summary or (Path(step) if step else None)
 
 
 def _reports(task: str, words: Words) -> tuple[list[Report], Part | None]:
@@ -307,13 +319,9 @@ def _tell(words: Words, reports: Sequence[Report], part: Part | None) -> None:
     if words.out is not None:
         save_reports(words.out, reports, part)
     if words.junit is not None:
-        words.junit.parent.mkdir(parents=True, exist_ok=True)
-        words.junit.write_text(junit(reports), encoding="utf-8")
-    place = words.summary or (
-        Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None
-    )
+        write_output("--junit", words.junit, junit(reports))
+    place = _summary(words)
     if place is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
         with place.open("a", encoding="utf-8") as file:
             file.write("\n".join(summary(one) for one in reports))
     if os.environ.get("GITHUB_ACTIONS") == "true":

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from .bundle import external_files
+from .external import external_files
 from .inputs import Signature, load_proto, signature
 
 # Not of float16: a CPU calculates with those in float32, where they are normal, and a GPU takes them at full speed.

@@ -5,15 +5,14 @@ Seconds, bytes and fractions throughout; words and units are for the exporters.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distill import files
 from distill.errors import NotComparableError, UserError
 
 from .facts import Facts
@@ -193,14 +192,10 @@ def to_json(reports: Sequence[Report], part: Part | None = None) -> str:
 
 def save_reports(path: Path, reports: Sequence[Report], part: Part | None = None) -> None:
     """Write reports whole or not at all. Raises UserError where the path cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(to_json(reports, part), encoding="utf-8")
-        os.replace(partial, path)
+        files.write_whole(path, to_json(reports, part))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
