@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill import clean
 from distill.errors import Exit, UserError
 
 from . import boards, manifest, runner
@@ -81,7 +82,7 @@ def run(words: Words) -> Exit:
         place, baseline = words.export_runner, words.baseline
         assert place is not None
         boards.export(place, words.models, _options(words), _ask(words), baseline)
-        print(f"wrote {place}; there, `python3 runner.py` writes result.json, which --import reads")
+        print(clean.log_line(f"wrote {place}; there, `python3 runner.py` writes result.json, which --import reads"))
         return Exit.OK
     reports, part = _reports(task, words)
     warn = words.if_incomparable == "warn"
@@ -229,7 +230,7 @@ def _reports(task: str, words: Words) -> tuple[list[Report], Part | None]:
         assert words.manifest is not None
         whole = manifest.read(words.manifest, options, ask)
         mine = manifest.part(whole, words.shard)
-        return manifest.run(whole, mine, say=lambda text: print(text, file=sys.stderr)), mine
+        return manifest.run(whole, mine, say=lambda text: print(clean.log_line(text), file=sys.stderr)), mine
     if task == "measure":
         made = bench(words.models, options)
         name = Path(words.models[0]).name
@@ -308,10 +309,10 @@ def _keep(words: Words, reports: Sequence[Report]) -> None:
     same = any(one.mode == "identical" for one in gates) and place.exists()
     if against or same or not reports[0].cases:
         why = f"since the verdict is {' and '.join(against)}" if against else "as the file is the baseline's own"
-        print(f"--save-baseline {place}: left as it was, {why}", file=sys.stderr)
+        print(clean.log_line(f"--save-baseline {place}: left as it was, {why}"), file=sys.stderr)
         return
     save_baseline(place, reports[0], Path(words.models[0]))
-    print(f"--save-baseline {place}: kept", file=sys.stderr)
+    print(clean.log_line(f"--save-baseline {place}: kept"), file=sys.stderr)
 
 
 def _tell(words: Words, reports: Sequence[Report], part: Part | None) -> None:
@@ -329,12 +330,10 @@ def _tell(words: Words, reports: Sequence[Report], part: Part | None) -> None:
         for line in workflow_commands(reports):
             print(line, file=sys.stderr if words.as_json else sys.stdout)
     if words.as_json:
-        sys.stdout.write(to_json(reports, part))
+        sys.stdout.write(clean.json_text(to_json(reports, part)))
         return
-    from rich.console import Console
-
     from .table import render
 
-    console = Console(highlight=False)
+    console = clean.console()
     for one in reports:
         console.print(render(one, console.width))

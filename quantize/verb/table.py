@@ -28,7 +28,7 @@ def render(choice: Choice, report: Report | None, width: int = 120) -> Renderabl
         row, model = measured.get(one.name, (None, None))
         mark = "ships" if one is choice.chosen else "" if one.within else "over budget"
         mark = "no answers" if one.loss.fault else mark
-        table.add_row(units.line(one.name), *_cells(one, row, model, between), mark)
+        table.add_row(*map(Text, (units.line(one.name), *_cells(one, row, model, between), mark)))
     parts: list[RenderableType] = [table]
     if choice.sensitivity:
         parts.append(_sensitivity(choice))
@@ -92,5 +92,6 @@ def _sensitivity(choice: Choice) -> Table:
     for layer in worst[:10]:
         stays = "stays float" if layer.output in floats else ""
         saves = units.duration(layer.saved_s)
-        table.add_row(units.line(layer.output), layer.operator, f"{layer.divergence:.2g}", saves, stays)
+        cells = (units.line(layer.output), units.line(layer.operator), f"{layer.divergence:.2g}", saves, stays)
+        table.add_row(*map(Text, cells))
     return table
