@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderHook
 
 _SIGN = "\N{REPLACEMENT CHARACTER}"
 # What acts on the place that shows it, or is not seen: controls (with line separators), lone surrogates, marks that
@@ -86,7 +86,7 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     from rich.console import Console
 
     made = Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
-    made.push_render_hook(_Hook())
+    made.push_render_hook(cast("RenderHook", _Hook()))
     return made
 
 
