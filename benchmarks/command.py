@@ -22,7 +22,7 @@ from .judging import accept, rejudge
 from .junit import junit
 from .markdown import summary
 from .places import require_apart, require_places, write_output
-from .records import Part, Report, load_part, save_reports, to_json
+from .records import DAMAGED, Part, Report, load_part, said_of, save_reports, to_json
 from .rule import Rule
 from .target import Target, resolve_target, target_of_provider
 from .verdicts import exit_code
@@ -220,11 +220,11 @@ def _reports(task: str, words: Words) -> tuple[list[Report], Part | None]:
         stored, part = load_part(words.rejudge)
         if not any(report.gates for report in stored) and words.max_p50_ms is None:
             raise UserError(f"--rejudge {words.rejudge}: holds no gate, so there is nothing to judge again")
-        return _again(stored, words, accepted), part
+        return _again(task, [_with_remark(one, words.rejudge) for one in stored], words, accepted), part
     if task == "merge":
         return manifest.merged(words.merge), None
     if task == "import":
-        return _again([boards.brought_home(path) for path in words.import_], words, accepted), None
+        return _again(task, [boards.brought_home(path) for path in words.import_], words, accepted), None
     options, ask = _options(words), _ask(words, accepted)
     if task == "manifest":
         assert words.manifest is not None
@@ -244,7 +244,7 @@ def _reports(task: str, words: Words) -> tuple[list[Report], Part | None]:
     return reports, None
 
 
-def _again(stored: Sequence[Report], words: Words, accepted: Mapping[str, str]) -> list[Report]:
+def _again(task: str, stored: Sequence[Report], words: Words, accepted: Mapping[str, str]) -> list[Report]:
     """Judge what was measured before: by the limits that are given now, and by those of then where none is."""
     changed: dict[str, object] = {}
     if words.max_regression is not None:
@@ -253,13 +253,31 @@ def _again(stored: Sequence[Report], words: Words, accepted: Mapping[str, str]) 
         changed["max_p50_s"] = positive("--max-p50-ms", words.max_p50_ms) / 1000
     if words.max_size_growth is not None:
         changed["max_size_growth"] = fraction("--max-size-growth", words.max_size_growth, zero=True)
+    limits = {"--max-regression": words.max_regression, "--max-size-growth": words.max_size_growth}
+    said = [option for option, value in limits.items() if value is not None]
     reports = []
     for one in stored:
         made = one
+        if said and not one.gates:
+            name = one.models[-1].facts.name if one.models else "it"
+            raise UserError(f"{said[0]}: {name} was measured without a baseline, so there is nothing to judge by it")
         if not one.gates and words.max_p50_ms is not None:
             made = by_budget(one, _ask(words, {}), f"{one.models[-1].facts.name} by its budget")
-        reports.append(rejudge(made, **changed))
+        try:
+            reports.append(rejudge(made, **changed))
+        except DAMAGED as error:
+            raise UserError(f"{_FLAGS[task]}: a damaged report ({said_of(error)}); make it again") from error
     return [accept(one, accepted) for one in manifest.corrected_for_family(reports)]
+
+
+def _with_remark(stored: Report, path: Path) -> Report:
+    """Say where a stored report is judged more leniently than a gate is by default, which only the file says."""
+    found = [
+        f"{path} itself allows {gate.name} a slow-down of {100 * gate.tolerance:g} %; say --max-regression for yours"
+        for gate in stored.gates
+        if gate.tolerance > Rule().tolerance
+    ]
+    return dataclasses.replace(stored, warnings=tuple(dict.fromkeys((*stored.warnings, *found))))
 
 
 def _options(words: Words) -> Options:
