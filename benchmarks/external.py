@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx.external_data_helper import ExternalDataInfo
 
 from distill.errors import UserError
 
@@ -36,10 +37,18 @@ def external_files(path: Path, proto: ModelProto) -> list[Path]:
         proto: what was read from it, without the external data.
 
     Raises:
-        UserError: one lies elsewhere, is missing, or is no regular file. None of them has been opened then.
+        UserError: one lies elsewhere, is missing, too short, or no regular file. None of them has been opened then.
     """
-    located = dict.fromkeys(place_of(tensor) for tensor in external_tensors(proto))
-    return list(dict.fromkeys(external_file(path, location) for location in located))
+    found: dict[str, Path] = {}
+    for tensor in external_tensors(proto):
+        info = part_of(path, tensor)
+        if info.location not in found:
+            found[info.location] = external_file(path, info.location)
+        if (info.offset or 0) + (info.length or 0) > found[info.location].stat().st_size:
+            raise UserError(
+                f"{path}: its external data {info.location!r} end too early for {tensor.name!r}; copy them again"
+            )
+    return list(dict.fromkeys(found.values()))
 
 
 def external_file(path: Path, location: str) -> Path:
@@ -66,9 +75,12 @@ def external_file(path: Path, location: str) -> Path:
     return file
 
 
-def place_of(tensor: TensorProto) -> str:
-    """Return the location that a tensor names; "" where it names none."""
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+def part_of(path: Path, tensor: TensorProto) -> ExternalDataInfo:
+    """Return where a tensor's data lie: location, offset and length. Raises UserError for what is no such place."""
+    try:
+        return ExternalDataInfo(tensor)
+    except ValueError as error:  # such as a negative offset
+        raise UserError(f"{path}: {error}; export it again") from error
 
 
 def _is_external(tensor: TensorProto) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 
 from distill.benchmarks.callables import TorchCallable
-from distill.benchmarks.external import external_file, external_files, external_tensors
+from distill.benchmarks.external import external_file, external_files, external_tensors, part_of
 from distill.benchmarks.inputs import load_proto
 from distill.errors import UserError
 from distill.export.parity import first_line
@@ -48,10 +47,7 @@ def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
     if not proto.graph.output:
         raise UserError(f"{path}: its graph has no output; export it again")
     extra = external_files(path, proto)
-    try:
-        tensors = [(tensor, ExternalDataInfo(tensor)) for tensor in external_tensors(proto)]
-    except ValueError as error:  # a place that is no place, such as a negative offset
-        raise UserError(f"{path}: {error}; export it again") from error
+    tensors = [(tensor, part_of(path, tensor)) for tensor in external_tensors(proto)]
     size = sum(file.stat().st_size for file in (path, *extra))
     # Several tensors may name the same bytes.
     read = sum(info.length or 0 for _, info in tensors)
@@ -70,23 +66,16 @@ def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
     """
     file = external_file(path, info.location)
     with file.open("rb") as opened:
-        rest = max(0, os.fstat(opened.fileno()).st_size - (info.offset or 0))
-        length = rest if info.length is None else info.length
-        fits = length <= rest
-        if fits:
-            opened.seek(info.offset or 0)
-            tensor.raw_data = opened.read(length)
+        opened.seek(info.offset or 0)
+        tensor.raw_data = opened.read(-1 if info.length is None else info.length)
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
     try:
-        if fits:
-            onnx.numpy_helper.to_array(tensor)
-    except ValueError:
-        fits = False
-    if not fits:
+        onnx.numpy_helper.to_array(tensor)
+    except ValueError as error:
         raise UserError(
             f"{path}: its external data {info.location!r} end too early for {tensor.name!r}; copy them again"
-        )
+        ) from error
 
 
 def export_callable(made: TorchCallable, arrays: Mapping[str, Array], labels: str | None) -> ModelProto:
