@@ -220,7 +220,9 @@ def _reports(task: str, words: Words) -> tuple[list[Report], Part | None]:
         stored, part = load_part(words.rejudge)
         if not any(report.gates for report in stored) and words.max_p50_ms is None:
             raise UserError(f"--rejudge {words.rejudge}: holds no gate, so there is nothing to judge again")
-        return _again(task, [_with_remark(one, words.rejudge) for one in stored], words, accepted), part
+        if words.max_regression is None:
+            stored = [_with_remark(one, words.rejudge) for one in stored]
+        return _again(task, stored, words, accepted), part
     if task == "merge":
         return manifest.merged(words.merge), None
     if task == "import":

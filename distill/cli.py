@@ -247,7 +247,7 @@ def _code_of(error: BaseException) -> int:
 
 
 def _complain(text: str, code: Exit) -> int:
-    for line in clean.text(text).split("\n"):
+    for line in clean.text(text).rstrip("\n").split("\n"):
         typer.echo(clean.log_line(f"error: {line}"), err=True)
     return code
 
