@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import units
+from distill import clean
+
 from .records import Report
 from .rule import Verdict
 from .verdicts import details, headline
@@ -26,10 +27,5 @@ def workflow_commands(reports: Sequence[Report]) -> list[str]:
             command = _COMMANDS.get(gate.verdict) or ("warning" if gate.mode == "none" else None)
             if command:
                 text = "\n".join([headline(gate), *details(gate)])
-                lines.append(f"::{command} title=distill bench::{_escaped(text)}")
+                lines.append(f"::{command} title=distill bench::{clean.workflow(text)}")
     return lines
-
-
-def _escaped(text: str) -> str:
-    """Escape what would end the command, as GitHub's toolkit does."""
-    return units.clean(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx
 import yaml
 
+from distill import files
 from distill.errors import UserError
 
-from .bundle import external_files
+from .external import external_files
 from .gate import kept_model
+from .inputs import load_proto
 from .records import Report, save_reports
 
 _HEX = 64
@@ -31,6 +32,14 @@ def require_own_place(path: Path, model: Path) -> None:
         raise UserError(f"--save-baseline {path}: must end in .json; the model is kept beside it as .onnx")
     if path.is_dir():
         raise UserError(f"--save-baseline {path}: is a folder; give the name of a file")
+    folder = path.with_suffix(".model")
+    for place in (path, path.with_suffix(".onnx")):
+        if place.exists() and not place.is_file():
+            raise UserError(f"--save-baseline {path}: {place} is no regular file; choose another name")
+    if folder.is_symlink() or (folder.exists() and not (folder / "model.onnx").is_file()):
+        raise UserError(
+            f"--save-baseline {path}: {folder} is there already, and was not kept by it; choose another name"
+        )
     kept = kept_model(path)
     if kept is not None and not path.exists() and not kept.samefile(model):
         raise UserError(f"--save-baseline {path}: {kept} is there already, and was not kept by it; choose another name")
@@ -51,7 +60,7 @@ def save_baseline(path: Path, report: Report, model: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if before is None or not before.samefile(model):
-            extra = external_files(model, onnx.load(str(model), load_external_data=False))
+            extra = external_files(model, load_proto(model))
             if extra:
                 _replace_folder(model, extra, folder)
                 kept.unlink(missing_ok=True)
@@ -66,7 +75,7 @@ def save_baseline(path: Path, report: Report, model: Path) -> None:
 
 def _replace_folder(model: Path, extra: Sequence[Path], folder: Path) -> None:
     """Put a file and its external data into a folder, which is whole or the one before."""
-    partial, home = folder.with_name(f".{folder.name}.partial"), Path(os.path.normpath(model.absolute().parent))
+    partial, home = folder.with_name(f".{folder.name}.partial"), model.absolute().parent
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     shutil.copyfile(model, partial / "model.onnx")
@@ -85,9 +94,8 @@ def _replace_folder(model: Path, extra: Sequence[Path], folder: Path) -> None:
 
 
 def _replace(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with source.open("rb") as held, files.whole(target) as file:
+        shutil.copyfileobj(held, file)
 
 
 def only_last(report: Report) -> Report:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -10,18 +12,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from distill.errors import UserError
 
 from . import remarks
 from .bench import Options, case_of, feeds_of, model_of, named, settled, target_record
-from .bundle import write_bundle
-from .facts import Facts
+from .bundle import JOB, write_bundle
+from .facts import Facts, read_facts
 from .gate import Ask, baseline_file, by_budget, require_same_inputs
 from .jobs import ArmSpec, inspect_job, stored, time_job
 from .judging import with_gate
 from .machine import fingerprint, of_board
 from .process import checked, read_result
-from .records import Report
+from .records import DAMAGED, Report, report_of, require_sound, said_of
 from .rule import Rule
 
 
@@ -33,6 +37,11 @@ def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, base
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--export-runner {folder}: is not empty; give a new folder")
+    home = folder.absolute().parent
+    while not home.exists():
+        home = home.parent
+    if not home.is_dir() or not os.access(folder if folder.exists() else home, os.W_OK):
+        raise UserError(f"--export-runner {folder}: no folder can be made in {home}; choose another place")
     paths = [Path(one) for one in models]
     if baseline is not None:
         paths.insert(0, baseline_file(baseline))
@@ -72,15 +81,21 @@ def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, base
         try:
             write_bundle(folder, {"task": "bundle", "jobs": jobs, "sent": sent})
         except BaseException:
-            shutil.rmtree(folder)
+            for left in folder.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
             raise
 
 
 def brought_home(path: Path) -> Report:
-    """Read a board's result, and judge it by the rule that it was sent with.
+    """Read a board's result, and judge it by what this side knows: a result can loosen no limit.
+
+    Beside the job of its bundle (as `--export-runner` wrote it) the result has to be of that very job, which then says
+    what was measured and by which limits it is judged. Alone it is believed what was measured, with a warning, and its
+    limits hold only where they are stricter than the default.
 
     Raises:
-        UserError: the file is missing. NotMeasuredError: it is half a file, or says what went wrong on the board.
+        UserError: the file is missing, damaged, or of another bundle than the one that it lies in.
+        NotMeasuredError: it is half a file, or says what went wrong on the board.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -90,17 +105,46 @@ def brought_home(path: Path) -> Report:
     sent = answer.get("sent")
     if not sent or "board" not in answer:
         raise UserError(f"--import {path}: not the result of a bundle that --export-runner wrote")
+    job = path.parent / JOB
     try:
-        return _judged(path, sent, answer)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise UserError(
-            f"--import {path}: a damaged result, or one of another version ({type(error).__name__}: {error})"
-        ) from error
+        if job.is_file():
+            sent = _own_job(path, job, sent)
+            return _judged(path, sent, answer)
+        default, allowed = Rule().tolerance, float(sent["tolerance"])
+        # What is no number is no less than the default.
+        made = _judged(path, {**sent, "tolerance": allowed if allowed < default else default}, answer)
+    except DAMAGED as error:
+        raise UserError(f"--import {path}: a damaged result, or one of another version ({said_of(error)})") from error
+    found = [
+        "judged without its bundle: that these are the files that were sent is the board's word; put "
+        f"{path.name} into the folder that --export-runner wrote"
+    ]
+    if not allowed <= default:
+        found.append(
+            f"{path.name} would allow a slow-down of {100 * allowed:g} %, which is not its to say: "
+            f"{100 * default:g} % was allowed, unless --max-regression says otherwise"
+        )
+    return dataclasses.replace(made, warnings=(*made.warnings, *found))
+
+
+def _own_job(path: Path, job: Path, sent: object) -> dict[str, Any]:
+    """Return what was sent, as the bundle on this side has it, once the result and the bundle's files agree with it."""
+    stored = json.loads(job.read_text(encoding="utf-8"))
+    own: dict[str, Any] = stored["sent"]
+    if own != sent:
+        raise UserError(f"--import {path}: is the result of another bundle than that of {job}; name the one it is of")
+    home = job.parent.resolve()
+    for of, inner in zip(own["answers"], stored["jobs"], strict=True):
+        if "file" in of:
+            model, known = job.parent / inner["arms"][0]["model"], own["facts"][of["file"]]
+            if not model.resolve().is_relative_to(home) or read_facts(model).sha256 != known["sha256"]:
+                raise UserError(f"--import {path}: {model} is not the file that was sent (another sha256)")
+    return own
 
 
 def _judged(path: Path, sent: dict[str, Any], answer: dict[str, Any]) -> Report:
-    """Put a board's answers together as a local measurement is, and judge them by what was sent along."""
-    facts = [Facts(**one) for one in sent["facts"]]
+    """Put a board's answers together as a local measurement is, and judge them by what was sent."""
+    facts = [TypeAdapter(Facts).validate_python(one) for one in sent["facts"]]
     models, cases = [], []
     for of, one in zip(sent["answers"], answer["answers"], strict=True):
         if "file" in of:
@@ -109,6 +153,7 @@ def _judged(path: Path, sent: dict[str, Any], answer: dict[str, Any]) -> Report:
         else:
             case = sent["cases"][of["case"]]
             done = checked(one, f"{path}: the timing at batch {case['batch']}, {case['threads']} thread(s)")
+            require_sound(done["pairs"], len(case["shapes"]))
             cases.append(case_of(done, case["batch"], case["threads"], case["shapes"]))
     where = of_board(answer["board"])
     made = Report(
@@ -125,5 +170,8 @@ def _judged(path: Path, sent: dict[str, Any], answer: dict[str, Any]) -> Report:
         rule=Rule(tolerance=sent["tolerance"]), max_p50_s=sent["max_p50_s"], max_size_growth=sent["max_size_growth"]
     )
     if sent["gated"]:
-        return with_gate(made, ask.opened(f"{facts[-1].name} against {facts[0].name}", "duet"))
-    return made if ask.max_p50_s is None else by_budget(made, ask, f"{facts[-1].name} by its budget")
+        made = with_gate(made, ask.opened(f"{facts[-1].name} against {facts[0].name}", "duet"))
+    elif ask.max_p50_s is not None:
+        made = by_budget(made, ask, f"{facts[-1].name} by its budget")
+    # Read again as any stored report is, which looks at every field.
+    return report_of(dataclasses.asdict(made))

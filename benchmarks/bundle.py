@@ -7,50 +7,16 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-from onnx import ModelProto, TensorProto
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-from distill.errors import UserError
+from .external import external_files
+from .inputs import load_proto
 
 RUNNER = Path(__file__).with_name("runner.py")
 JOB, RESULT = "job.json", "result.json"
-
-
-def external_files(path: Path, proto: ModelProto) -> list[Path]:
-    """List the files that hold a model's external data, beside it; links, as caches of models have them, are followed.
-
-    Raises:
-        UserError: one is missing, or lies outside the model's own folder (which onnxruntime refuses, and rightly).
-    """
-    locations = dict.fromkeys(
-        ExternalDataInfo(tensor).location for tensor in _tensors(proto) if uses_external_data(tensor)
-    )
-    home, found = path.absolute().parent, []
-    for location in locations:
-        file = Path(os.path.normpath(home / location))
-        if not file.is_relative_to(os.path.normpath(home)):
-            raise UserError(
-                f"{path}: its external data {location!r} lie outside its own folder; export it again with the data "
-                "beside the model"
-            )
-        if not file.is_file():
-            raise UserError(f"{path}: its external data {location!r} are missing; copy them beside the model")
-        found.append(file)
-    return found
-
-
-def _tensors(proto: ModelProto) -> list[TensorProto]:
-    found = list(proto.graph.initializer)
-    for node in proto.graph.node:
-        found += [attribute.t for attribute in node.attribute if attribute.HasField("t")]
-    return found
 
 
 def write_bundle(folder: Path, job: Mapping[str, Any]) -> None:
@@ -76,8 +42,8 @@ def _placed(known: dict[str, str], path: str, place: Path, *, model: bool) -> st
     home.mkdir()
     shutil.copyfile(source, home / source.name)
     if model:
-        for extra in external_files(source, onnx.load(str(source), load_external_data=False)):
-            target = home / extra.relative_to(os.path.normpath(source.absolute().parent))
+        for extra in external_files(source, load_proto(source)):
+            target = home / extra.relative_to(source.absolute().parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(extra, target)
     known[path] = f"{place.name}/{home.name}/{source.name}"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill import clean
 from distill.errors import Exit, UserError
 
 from . import boards, manifest, runner
@@ -20,7 +21,8 @@ from .jobs import Timing
 from .judging import accept, rejudge
 from .junit import junit
 from .markdown import summary
-from .records import Part, Report, load_part, save_reports, to_json
+from .places import require_apart, require_places, write_output
+from .records import DAMAGED, Part, Report, load_part, said_of, save_reports, to_json
 from .rule import Rule
 from .target import Target, resolve_target, target_of_provider
 from .verdicts import exit_code
@@ -80,7 +82,7 @@ def run(words: Words) -> Exit:
         place, baseline = words.export_runner, words.baseline
         assert place is not None
         boards.export(place, words.models, _options(words), _ask(words), baseline)
-        print(f"wrote {place}; there, `python3 runner.py` writes result.json, which --import reads")
+        print(clean.log_line(f"wrote {place}; there, `python3 runner.py` writes result.json, which --import reads"))
         return Exit.OK
     reports, part = _reports(task, words)
     warn = words.if_incomparable == "warn"
@@ -175,28 +177,39 @@ def _option(name: str) -> str:
 
 
 def _require_writable(words: Words) -> None:
-    """Find out before a measurement whether its results can be kept; results of an earlier run do not stay beside it.
+    """Find out before a measurement whether its results can be kept, and make the folders that they go into.
 
     Raises:
-        UserError: a path is a folder, its folder is a file, or it cannot be written.
+        UserError: a path is a folder, its folder is a file, it cannot be written, is named twice, or is read.
     """
-    read = [words.rejudge, words.baseline, words.release_baseline, *words.merge, *words.import_]
-    for option, path in (("--out", words.out), ("--junit", words.junit), ("--summary", words.summary)):
-        if path is None:
-            continue
+    said = {
+        "--out": words.out,
+        "--junit": words.junit,
+        "--summary": _summary(words),
+        "--save-baseline": words.save_baseline,
+    }
+    outputs = {option: path for option, path in said.items() if path is not None}
+    for option, path in outputs.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{option} {path}: its folder cannot be made ({error.strerror})") from error
-        if path.is_dir():
-            raise UserError(f"{option} {path}: is a folder; give the name of a file")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UserError(f"{option} {path}: cannot be written (no permission)")
-        known = [one for one in read if one is not None and one.exists()]
-        if option != "--summary" and path.exists() and not any(path.samefile(one) for one in known):
-            path.unlink()
     if words.save_baseline is not None:
         require_own_place(words.save_baseline, Path(words.models[0]))
+        outputs["the model of --save-baseline"] = words.save_baseline.with_suffix(".onnx")
+    require_places(outputs)
+    read = {"--inputs": words.inputs, "--manifest": words.manifest, "--accept": words.accept}
+    read |= {"--baseline": words.baseline, "--release-baseline": words.release_baseline}
+    inputs = [("the model itself", Path(name)) for name in words.models]
+    inputs += [(f"what {option} reads", path) for option, path in read.items() if path is not None]
+    # A baseline takes the place of the one that it is compared with.
+    require_apart({option: path for option, path in outputs.items() if "--save-baseline" not in option}, inputs)
+
+
+def _summary(words: Words) -> Path | None:
+    """Return where a Markdown summary is appended: the place that was named, or GitHub's."""
+    step = os.environ.get("GITHUB_STEP_SUMMARY")
+    return words.summary or (Path(step) if step else None)
 
 
 def _reports(task: str, words: Words) -> tuple[list[Report], Part | None]:
@@ -207,17 +220,19 @@ def _reports(task: str, words: Words) -> tuple[list[Report], Part | None]:
         stored, part = load_part(words.rejudge)
         if not any(report.gates for report in stored) and words.max_p50_ms is None:
             raise UserError(f"--rejudge {words.rejudge}: holds no gate, so there is nothing to judge again")
-        return _again(stored, words, accepted), part
+        if words.max_regression is None:
+            stored = [_with_remark(one, words.rejudge) for one in stored]
+        return _again(task, stored, words, accepted), part
     if task == "merge":
         return manifest.merged(words.merge), None
     if task == "import":
-        return _again([boards.brought_home(path) for path in words.import_], words, accepted), None
+        return _again(task, [boards.brought_home(path) for path in words.import_], words, accepted), None
     options, ask = _options(words), _ask(words, accepted)
     if task == "manifest":
         assert words.manifest is not None
         whole = manifest.read(words.manifest, options, ask)
         mine = manifest.part(whole, words.shard)
-        return manifest.run(whole, mine, say=lambda text: print(text, file=sys.stderr)), mine
+        return manifest.run(whole, mine, say=lambda text: print(clean.log_line(text), file=sys.stderr)), mine
     if task == "measure":
         made = bench(words.models, options)
         name = Path(words.models[0]).name
@@ -231,7 +246,7 @@ def _reports(task: str, words: Words) -> tuple[list[Report], Part | None]:
     return reports, None
 
 
-def _again(stored: Sequence[Report], words: Words, accepted: Mapping[str, str]) -> list[Report]:
+def _again(task: str, stored: Sequence[Report], words: Words, accepted: Mapping[str, str]) -> list[Report]:
     """Judge what was measured before: by the limits that are given now, and by those of then where none is."""
     changed: dict[str, object] = {}
     if words.max_regression is not None:
@@ -240,13 +255,31 @@ def _again(stored: Sequence[Report], words: Words, accepted: Mapping[str, str]) 
         changed["max_p50_s"] = positive("--max-p50-ms", words.max_p50_ms) / 1000
     if words.max_size_growth is not None:
         changed["max_size_growth"] = fraction("--max-size-growth", words.max_size_growth, zero=True)
+    limits = {"--max-regression": words.max_regression, "--max-size-growth": words.max_size_growth}
+    said = [option for option, value in limits.items() if value is not None]
     reports = []
     for one in stored:
         made = one
+        if said and not one.gates:
+            name = one.models[-1].facts.name if one.models else "it"
+            raise UserError(f"{said[0]}: {name} was measured without a baseline, so there is nothing to judge by it")
         if not one.gates and words.max_p50_ms is not None:
             made = by_budget(one, _ask(words, {}), f"{one.models[-1].facts.name} by its budget")
-        reports.append(rejudge(made, **changed))
+        try:
+            reports.append(rejudge(made, **changed))
+        except DAMAGED as error:
+            raise UserError(f"{_FLAGS[task]}: a damaged report ({said_of(error)}); make it again") from error
     return [accept(one, accepted) for one in manifest.corrected_for_family(reports)]
+
+
+def _with_remark(stored: Report, path: Path) -> Report:
+    """Say where a stored report is judged more leniently than a gate is by default, which only the file says."""
+    found = [
+        f"{path} itself allows {gate.name} a slow-down of {100 * gate.tolerance:g} %; say --max-regression for yours"
+        for gate in stored.gates
+        if gate.tolerance > Rule().tolerance
+    ]
+    return dataclasses.replace(stored, warnings=tuple(dict.fromkeys((*stored.warnings, *found))))
 
 
 def _options(words: Words) -> Options:
@@ -296,10 +329,10 @@ def _keep(words: Words, reports: Sequence[Report]) -> None:
     same = any(one.mode == "identical" for one in gates) and place.exists()
     if against or same or not reports[0].cases:
         why = f"since the verdict is {' and '.join(against)}" if against else "as the file is the baseline's own"
-        print(f"--save-baseline {place}: left as it was, {why}", file=sys.stderr)
+        print(clean.log_line(f"--save-baseline {place}: left as it was, {why}"), file=sys.stderr)
         return
     save_baseline(place, reports[0], Path(words.models[0]))
-    print(f"--save-baseline {place}: kept", file=sys.stderr)
+    print(clean.log_line(f"--save-baseline {place}: kept"), file=sys.stderr)
 
 
 def _tell(words: Words, reports: Sequence[Report], part: Part | None) -> None:
@@ -307,13 +340,9 @@ def _tell(words: Words, reports: Sequence[Report], part: Part | None) -> None:
     if words.out is not None:
         save_reports(words.out, reports, part)
     if words.junit is not None:
-        words.junit.parent.mkdir(parents=True, exist_ok=True)
-        words.junit.write_text(junit(reports), encoding="utf-8")
-    place = words.summary or (
-        Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None
-    )
+        write_output("--junit", words.junit, junit(reports))
+    place = _summary(words)
     if place is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
         with place.open("a", encoding="utf-8") as file:
             file.write("\n".join(summary(one) for one in reports))
     if os.environ.get("GITHUB_ACTIONS") == "true":
@@ -321,12 +350,10 @@ def _tell(words: Words, reports: Sequence[Report], part: Part | None) -> None:
         for line in workflow_commands(reports):
             print(line, file=sys.stderr if words.as_json else sys.stdout)
     if words.as_json:
-        sys.stdout.write(to_json(reports, part))
+        sys.stdout.write(clean.json_text(to_json(reports, part)))
         return
-    from rich.console import Console
-
     from .table import render
 
-    console = Console(highlight=False)
+    console = clean.console()
     for one in reports:
         console.print(render(one, console.width))

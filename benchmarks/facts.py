@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from .bundle import external_files
+from .external import external_files
 from .inputs import Signature, load_proto, signature
 from .saturation import saturating_share
 

@@ -36,6 +36,7 @@ def load_proto(path: str | Path) -> onnx.ModelProto:
     path = Path(path)
     if not path.is_file():
         what = "is a folder, not an .onnx file" if path.is_dir() else "does not exist"
+        what = "is no regular file" if path.exists() and not path.is_dir() else what
         raise UserError(f"{path}: {what}; give the path of an .onnx file")
     try:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)

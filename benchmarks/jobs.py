@@ -13,7 +13,8 @@ import numpy as np
 
 from distill.errors import NotMeasuredError
 
-from .inputs import Feeds
+from .external import external_files
+from .inputs import Feeds, load_proto
 from .process import run_job
 from .sessions import provider_options
 from .settings import BenchmarkSettings
@@ -124,7 +125,13 @@ def prepared(arms: Sequence[ArmSpec], target: Target, what: str) -> Iterator[lis
 def stored(
     arms: Sequence[ArmSpec], target: Target, folder: Path, options: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """Write the arms' inputs into a folder, and the arms as `runner.py` takes them."""
+    """Write the arms' inputs into a folder, and the arms as `runner.py` takes them.
+
+    Raises UserError for a file whose external data lie elsewhere: a session would read them.
+    """
+    for arm in arms:
+        if arm.torch is None:
+            external_files(arm.path, load_proto(arm.path))
     folder.mkdir(parents=True, exist_ok=True)
     return [
         {

@@ -15,6 +15,7 @@ from .records import Case, Check, Gate, Model, Report
 from .rule import Judgement, Rule, Verdict, judge, judge_budget
 from .stats import t_quantile
 
+_UNREAD: tuple[Verdict, ...] = ("not measured", "incomparable", "inconclusive")
 _WORST: tuple[Verdict, ...] = ("fail", "not measured", "incomparable", "inconclusive", "improved", "pass")
 
 
@@ -26,7 +27,8 @@ def with_gate(made: Report, found: Gate) -> Report:
 def conclude(made: Report, found: Gate) -> Gate:
     """Draw a gate's verdicts from what was measured and what it asks."""
     if found.mode == "unread":
-        return found
+        # Nothing was measured: whoever says that it passed made that up.
+        return found if found.verdict in _UNREAD else dataclasses.replace(found, verdict="not measured")
     cases = tuple(_judgement(case, number, found) for number, case in enumerate(made.cases))
     budgets = tuple(_budget(case, found) for case in made.cases)
     done = dataclasses.replace(found, cases=cases, budgets=budgets, checks=static_checks(made, found))
@@ -163,7 +165,9 @@ def accept(made: Report, accepted: Mapping[str, str]) -> Report:
 def rejudge(stored: Report, **changed: Any) -> Report:
     """Judge a stored report again; `changed` are fields of its gates that are to be others (`tolerance`, …).
 
-    What follows from other reports (`rejected`) is left to `manifest.corrected_for_family`.
+    What follows from other reports (`rejected`) is left to `manifest.corrected_for_family`, what is accepted to
+    `accept`: a file accepts nothing.
     """
-    gates = tuple(conclude(stored, dataclasses.replace(one, rejected=(), **changed)) for one in stored.gates)
+    changed |= {"rejected": (), "accepted": None}
+    gates = tuple(conclude(stored, dataclasses.replace(one, **changed)) for one in stored.gates)
     return dataclasses.replace(stored, gates=gates)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from distill import clean
+
 from . import units
 from .records import Report
 from .rule import Verdict
@@ -31,7 +33,7 @@ def junit(reports: Sequence[Report]) -> str:
                 suite, "testcase", classname="latency", name=units.line(gate.name), time=f"{seconds:.3f}"
             )
             kind = _ELEMENTS.get(gate.verdict)
-            text = "\n".join(units.clean(one) for one in details(gate))
+            text = "\n".join(clean.text(one) for one in details(gate))
             if kind:
                 counts[kind] += 1
                 inner = ElementTree.SubElement(case, kind, message=units.line(headline(gate)))

@@ -23,7 +23,7 @@ from .bench import Options
 from .facts import read_facts
 from .gate import Ask, outcome, unread
 from .judging import accept, conclude, verdict_of
-from .records import Gate, Part, Report, load_part
+from .records import DAMAGED, Gate, Part, Report, load_part, said_of
 from .rule import ALPHA, LOOKS, holm
 from .words import counts, fraction, positive, read_npz, sizes
 
@@ -215,6 +215,21 @@ def corrected_for_family(reports: Sequence[Report]) -> list[Report]:
     return done
 
 
+def _judged_again(path: Path, stored: Report) -> Report:
+    """Draw a shard's verdicts again from what it measured.
+
+    Raises:
+        UserError: it is damaged, or judged by another rule than that of the gate.
+    """
+    for gate in stored.gates:
+        if gate.looks != LOOKS or gate.alpha not in (ALPHA, ALPHA / max(1, gate.family)):
+            raise UserError(f"--merge {path}: {gate.name} is judged by another rule than that of this gate")
+    try:
+        return dataclasses.replace(stored, gates=tuple(conclude(stored, gate) for gate in stored.gates))
+    except DAMAGED as error:
+        raise UserError(f"--merge {path}: a damaged report ({said_of(error)}); make it again") from error
+
+
 def merged(paths: Sequence[Path]) -> list[Report]:
     """Join the shards of one manifest.
 
@@ -234,7 +249,7 @@ def merged(paths: Sequence[Path]) -> list[Report]:
         if mine.number in parts:
             raise UserError(f"--merge {path}: is shard {mine.number}/{mine.count}, and so is {parts[mine.number]}")
         parts[mine.number] = path
-        reports += found
+        reports += [_judged_again(path, one) for one in found]
     assert first is not None
     missing = [f"{number}/{first.count}" for number in range(1, first.count + 1) if number not in parts]
     if missing:

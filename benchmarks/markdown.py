@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from . import units
+from distill.clean import markdown as _text
+
 from .records import Report
 from .table import COLUMNS, FILE_COLUMNS, file_cells, row_cells
 from .verdicts import details, headline
@@ -26,9 +27,11 @@ def summary(report: Report) -> str:
     machine = report.machine
     lines += [
         "",
-        f"{_text(machine['cpu'])}, {machine['threads']['usable']} usable thread(s), {machine['system']} "
-        f"{machine['kernel']}, {report.target['provider']}, onnxruntime {machine['versions'].get('onnxruntime')}, "
-        f"{report.at}",
+        _text(
+            f"{machine['cpu']}, {machine['threads']['usable']} usable thread(s), {machine['system']} "
+            f"{machine['kernel']}, {report.target['provider']}, onnxruntime {machine['versions'].get('onnxruntime')}, "
+            f"{report.at}"
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -37,11 +40,3 @@ def summary(report: Report) -> str:
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     return lines + ["| " + " | ".join(_text(cell) for cell in row) + " |" for row in rows]
-
-
-def _text(value: object) -> str:
-    """Keep what a file or a user calls itself from being read as Markdown or HTML."""
-    text = units.line(value).replace("\\", "\\\\")
-    for character in "|<>`*_[]":
-        text = text.replace(character, f"&#{ord(character)};")
-    return text

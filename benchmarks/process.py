@@ -97,7 +97,7 @@ def read_result(text: str, where: str) -> dict[str, Any]:
     """Read the JSON of a runner. Raises NotMeasuredError for half a file, or for something else."""
     try:
         answer = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotMeasuredError(
             f"{where} is not a whole result of runner.py ({error}, {len(text)} characters); it has to be the file "
             f"{RESULT} in the bundle, or standard output"

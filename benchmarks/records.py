@@ -5,21 +5,26 @@ Seconds, bytes and fractions throughout; words and units are for the exporters.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
+from distill import files
 from distill.errors import NotComparableError, UserError
 
 from .facts import Facts
 from .rule import Judgement, Verdict
 
 SCHEMA = 2
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
+"""What reading or judging a file raises that was damaged, or written by somebody else."""
 Mode = Literal["duet", "history", "incomparable", "identical", "none", "budget", "unread"]
 
 
@@ -193,15 +198,19 @@ def to_json(reports: Sequence[Report], part: Part | None = None) -> str:
 
 def save_reports(path: Path, reports: Sequence[Report], part: Part | None = None) -> None:
     """Write reports whole or not at all. Raises UserError where the path cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(to_json(reports, part), encoding="utf-8")
-        os.replace(partial, path)
+        files.write_whole(path, to_json(reports, part))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def said_of(error: Exception) -> str:
+    """Say in one line what is wrong with a file."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{type(error).__name__}: {error}"
 
 
 def load_reports(path: Path) -> list[Report]:
@@ -218,7 +227,7 @@ def load_part(path: Path) -> tuple[list[Report], Part | None]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not the JSON of a benchmark ({error})") from error
     if not isinstance(raw, dict) or "schema" not in raw or not ({"models", "cases"} <= raw.keys() or "reports" in raw):
         raise UserError(f"{path}: JSON, but not that of `python -m distill bench`")
@@ -228,51 +237,52 @@ def load_part(path: Path) -> tuple[list[Report], Part | None]:
             "--save-baseline"
         )
     try:
-        part = Part(**raw["part"]) if "part" in raw else None
-        return [_report(one) for one in raw.get("reports", [raw])], part
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: a damaged benchmark ({type(error).__name__}: {error}); make it again") from error
+        part = TypeAdapter(Part).validate_python(raw["part"]) if "part" in raw else None
+        return [report_of(one) for one in raw.get("reports", [raw])], part
+    except DAMAGED as error:
+        raise UserError(f"{path}: a damaged benchmark ({said_of(error)}); make it again") from error
 
 
-def _report(raw: Mapping[str, Any]) -> Report:
+def report_of(raw: Mapping[str, Any]) -> Report:
+    """Make a report of its JSON values: every field of its type, and its parts as many as one another.
+
+    Raises:
+        ValueError: it is damaged, or was made up.
+    """
+    found: Report = _adapter().validate_python(raw)
     # What the exporters say of every report; a file that lacks it is damaged.
-    for key in ("cpu", "threads", "system", "kernel", "versions"):
-        raw["machine"][key]
-    raw["machine"]["threads"]["usable"], raw["target"]["provider"]
-    return Report(
-        **{
-            **raw,
-            "models": tuple(_model(one) for one in raw["models"]),
-            "cases": tuple(_case(one) for one in raw["cases"]),
-            "gates": tuple(_gate(one) for one in raw["gates"]),
-            "warnings": tuple(raw["warnings"]),
-        }
-    )
+    for key in ("cpu", "system", "kernel"):
+        str(found.machine[key])
+    int(found.machine["threads"]["usable"]), dict(found.machine["versions"]), str(found.target["provider"])
+    for case in found.cases:
+        if not len(case.arms) == len(case.rows) == len(case.shapes) or not all(
+            0 <= arm < len(found.models) for arm in case.arms
+        ):
+            raise ValueError("a case whose rows are not those of its files")
+        require_sound(case.pairs, len(case.arms))
+    for gate in found.gates:
+        limits = (gate.tolerance, *(one for one in (gate.max_p50_s, gate.first) if one is not None))
+        if not all(0 < one < math.inf for one in limits) or not 0 < gate.alpha < 1 or not gate.looks:
+            raise ValueError("a gate whose limits are none")
+        if any(len(one) not in (0, len(found.cases)) for one in (gate.cases, gate.budgets, gate.rejected)):
+            raise ValueError("a gate with verdicts on other cases")
+        if gate.before is not None and len(gate.before.medians) != len(found.cases):
+            raise ValueError("a gate with a baseline of other cases")
+    return found
 
 
-def _model(raw: Mapping[str, Any]) -> Model:
-    return Model(**{**raw, "facts": Facts(**raw["facts"]), "warnings": tuple(raw["warnings"])})
+def require_sound(pairs: Sequence[Mapping[str, Any]], arms: int) -> None:
+    """Refuse session pairs that no clock can have measured. Raises ValueError."""
+    if not pairs or not all(pair["turns"] for pair in pairs):
+        raise ValueError("no session pairs")
+    for pair in pairs:
+        for arm, median, calls, alone, fastest in pair["turns"]:
+            times = all(isinstance(one, int | float) and 0 < one < math.inf for one in (median, fastest))
+            counts = all(isinstance(one, int) for one in (arm, calls, alone))
+            if not (times and counts and 0 <= arm < max(arms, 1) and 0 <= alone <= calls):
+                raise ValueError(f"a turn of {[arm, median, calls, alone, fastest]}")
 
 
-def _case(raw: Mapping[str, Any]) -> Case:
-    rows = tuple(Row(**{**row, "ratio": Ratio(**row["ratio"]) if row["ratio"] else None}) for row in raw["rows"])
-    return Case(**{**raw, "arms": tuple(raw["arms"]), "rows": rows, "warnings": tuple(raw["warnings"])})
-
-
-def _gate(raw: Mapping[str, Any]) -> Gate:
-    before = raw["before"] and Before(
-        _model(raw["before"]["model"]),
-        tuple(None if one is None else tuple(one) for one in raw["before"]["medians"]),
-    )
-    return Gate(
-        **{
-            **raw,
-            "looks": tuple(raw["looks"]),
-            "before": before,
-            "cases": tuple(Judgement(**one) if one else None for one in raw["cases"]),
-            "budgets": tuple(raw["budgets"]),
-            "checks": tuple(Check(**one) for one in raw["checks"]),
-            "reasons": tuple(raw["reasons"]),
-            "rejected": tuple(raw["rejected"]),
-        }
-    )
+@cache
+def _adapter() -> TypeAdapter[Report]:
+    return TypeAdapter(Report)

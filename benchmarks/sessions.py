@@ -9,6 +9,7 @@ from typing import Any
 from distill.errors import NotMeasuredError, UserError
 
 from . import runner
+from .external import external_files
 from .inputs import load_proto
 from .process import run_job
 from .target import Target
@@ -39,7 +40,7 @@ def open_session(
     `profile_to` is the prefix of a profile that the session writes, `optimized_to` the path of the optimised graph.
     Raises UserError for a missing or broken file, NotMeasuredError where the provider did not load.
     """
-    load_proto(path)
+    external_files(Path(path), load_proto(path))
     options = runner.session_options(target.threads)
     if profile_to is not None:
         options.enable_profiling = True

@@ -61,7 +61,7 @@ def files(report: Report) -> Table:
     """Lay out what the files are."""
     table = _table(FILE_COLUMNS)
     for model in report.models:
-        table.add_row(*file_cells(model))
+        table.add_row(*map(Text, file_cells(model)))
     return table
 
 
@@ -100,7 +100,7 @@ def latencies(report: Report, case: Case, *, narrow: bool = False) -> Table:
     table.title = f"batch {case.batch}, {case.threads} thread(s), {len(case.pairs)} session pairs"
     for arm, row in zip(case.arms, case.rows, strict=True):
         cells = row_cells(row)
-        table.add_row(units.line(report.models[arm].facts.name), *(cells[column] for column in kept))
+        table.add_row(*map(Text, (units.line(report.models[arm].facts.name), *(cells[column] for column in kept))))
     return table
 
 

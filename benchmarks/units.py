@@ -7,8 +7,10 @@ sign for "not run, not measured, not recorded". Intervals are two-sided 95 % int
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
+
+from distill.clean import line as line
+from distill.clean import text as clean_text
 
 DASH = "–"
 """What a report shows where nothing was run or measured."""
@@ -23,7 +25,6 @@ MANY = 2000
 _LATENCY = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B"))
 _COUNT = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def number(value: Any) -> float | None:
@@ -35,16 +36,6 @@ def number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
-
-
-def clean(value: Any) -> str:
-    """Return ``value`` as text without control characters, terminal escapes, bidi overrides and lone surrogates."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value).replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def line(value: Any) -> str:
-    """Return ``value`` as clean text on one line."""
-    return " ".join(clean(value).split())
 
 
 def significant(value: Any, digits: int = 3) -> str:
@@ -181,7 +172,7 @@ def by_name(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if number(value) is None:
-        return DASH if value is None or isinstance(value, int | float) else clean(value)
+        return DASH if value is None or isinstance(value, int | float) else clean_text(value)
     for ending, write in (("_s", duration), ("_bytes", size), ("_share", share), ("agreement", share)):
         if name.endswith(ending):
             return write(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,5 +82,5 @@ def read_npz(path: Path) -> dict[str, Array]:
             return {name: stored[name] for name in stored.files}
     except OSError as error:
         raise UserError(f"--inputs {path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"--inputs {path}: must be an .npz of plain arrays ({' '.join(str(error).split())})") from error

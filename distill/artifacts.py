@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distill.benchmarks.external import external_tensors
 from distill.errors import UserError
 from distill.export import export_onnx, strip, to_bytes
 from distill.export.settings import ExportSettings
@@ -76,12 +77,20 @@ class Artifact:
 
 def graph_hash(path: Path) -> str:
     """Return sixteen hexadecimal digits that stand for a file's graph; metadata does not count."""
-    try:
-        proto = onnx.load(path)
-    except (DecodeError, OSError) as error:
-        raise damaged(path, error, remove=path.parent) from error
+    proto = read_proto(path)
     del proto.metadata_props[:]
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()[:16]
+
+
+def read_proto(path: Path) -> ModelProto:
+    """Read a graph that a run wrote: it holds its data itself, and what says otherwise was not written by a run."""
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise damaged(path, error, remove=path.parent) from error
+    if any(external_tensors(proto)):
+        raise damaged(path, ValueError("it names other files for its data"), remove=path.parent)
+    return proto
 
 
 def save_model(folder: Path, model: nn.Module, recipe: Recipe) -> None:
@@ -216,7 +225,7 @@ class Calibration:
 
 def graph_inputs(path: Path) -> list[str]:
     """Return the names of a file's inputs, in order."""
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = read_proto(path).graph
     constants = {value.name for value in graph.initializer}
     return [value.name for value in graph.input if value.name not in constants]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from distill import clean
 from distill.cli_bench import bench
 from distill.cli_prune import prune
 from distill.cli_quantize import quantize
@@ -97,13 +99,11 @@ def run(
         console=Console("quiet" if quiet else "auto"),
     )
     if as_json:
-        sys.stdout.write(result.to_json())
+        sys.stdout.write(clean.json_text(result.to_json()))
     else:
-        from rich.console import Console as RichConsole
-
         from distill.report import render
 
-        RichConsole(highlight=False).print(render(result))
+        clean.console().print(render(result))
     raise typer.Exit(result.exit_code)
 
 
@@ -115,7 +115,7 @@ def validate(config: Config = None, set_: Set = None, as_json: AsJson = False, d
 
     found = estimate(load_config(config, set_ or ()))
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(clean.json_text(json.dumps(found, indent=1)))
     else:
         show(found)
 
@@ -127,7 +127,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
 
     found = examine()
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(clean.json_text(json.dumps(found, indent=1)))
     else:
         show(found)
     if found["problems"]:
@@ -141,7 +141,7 @@ def presets(as_json: AsJson = False) -> None:
 
     found = shipped()
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(clean.json_text(json.dumps(found, indent=1)))
         return
     width = max(len(name) for name in found)
     for name, what in found.items():
@@ -165,8 +165,8 @@ def init(
     from distill.templates import write_example
 
     for path in write_example(folder):
-        typer.echo(f"wrote {path}")
-    typer.echo(f"\nnow: python -m distill run {folder / 'config.yaml'}")
+        typer.echo(clean.log_line(f"wrote {path}"))
+    typer.echo("\n" + clean.log_line(f"now: python -m distill run {folder / 'config.yaml'}"))
 
 
 app.command()(bench)
@@ -223,7 +223,10 @@ def _code_of(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else Exit.OK
     if isinstance(error, _USAGE):
-        error.show()
+        shown = io.StringIO()
+        error.show(file=shown)
+        for line in clean.text(shown.getvalue()).splitlines():
+            typer.echo(clean.log_line(line), err=True)
         return Exit.USER
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return _complain(f"interrupted; {_goes_on()}", Exit.INTERRUPTED)
@@ -244,9 +247,8 @@ def _code_of(error: BaseException) -> int:
 
 
 def _complain(text: str, code: Exit) -> int:
-    lines = text.splitlines() or [""]
-    for line in lines:
-        typer.echo(f"error: {line}", err=True)
+    for line in clean.text(text).rstrip("\n").split("\n"):
+        typer.echo(clean.log_line(f"error: {line}"), err=True)
     return code
 
 

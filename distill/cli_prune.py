@@ -124,8 +124,7 @@ def prune(
         for name, value in given.items()
         if name in Words.__dataclass_fields__ and value is not None
     }
-    from rich.console import Console as RichConsole
-
+    from distill import clean
     from distill.console import Console
     from distill.pruning.command import run
     from distill.pruning.table import render
@@ -134,9 +133,9 @@ def prune(
         outcome = run(Words(**said), console.progress)
     written = f"wrote {out}" if outcome.exit_code == 0 else f"{out} was not written"
     if as_json:
-        sys.stdout.write(outcome.to_json())
+        sys.stdout.write(clean.json_text(outcome.to_json()))
     else:
-        shown = RichConsole(highlight=False, markup=False)
+        shown = clean.console()
         shown.print(render(outcome))
         shown.print(f"{written}: {outcome.why}", soft_wrap=True)
     raise typer.Exit(int(outcome.exit_code))

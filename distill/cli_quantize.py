@@ -86,14 +86,19 @@ def quantize(
 
         said["metric"] = load_reference(metric, field="--metric")
     words = Words(**said)
-    from rich.console import Console
+    from rich.text import Text
 
+    from distill import clean
     from distill.quantize.verb.table import render
 
     # Of what takes minutes a person wants to see the hand move; a file or a pipe gets the result alone.
-    with Console(stderr=True).status("reading") as status:
-        choice, report, code = run(words, lambda what, done, total: status.update(f"{what}: {done} of {total}"))
-    console = Console(highlight=False, markup=False)
+    with clean.console(stderr=True).status("reading") as status:
+
+        def say(what: str, done: int, total: int) -> None:
+            status.update(Text(clean.log_line(f"{what}: {done} of {total}")))
+
+        choice, report, code = run(words, say)
+    console = clean.console()
     console.print(render(choice, report, console.width))
     written = f"wrote {out}" if code == 0 else f"{out} was not written"
     console.print(f"{written}: {choice.why}", soft_wrap=True)

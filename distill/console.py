@@ -6,8 +6,9 @@ import time
 from types import TracebackType
 from typing import Literal
 
-from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from distill import clean
 
 Mode = Literal["auto", "quiet"]
 LOG_EVERY_S = 60.0
@@ -21,7 +22,7 @@ class Console:
     """
 
     def __init__(self, mode: Mode = "auto") -> None:
-        self._rich = RichConsole(stderr=True, quiet=mode == "quiet", highlight=False)
+        self._rich = clean.console(stderr=True, quiet=mode == "quiet")
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._begun: dict[str, float] = {}
@@ -30,7 +31,7 @@ class Console:
     def __enter__(self) -> Console:
         if self._rich.is_terminal and not self._rich.quiet:
             self._bars = Progress(
-                TextColumn("{task.description:<28}"),
+                TextColumn("{task.description:<28}", markup=False),
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -50,7 +51,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._rich.print(text, markup=False, soft_wrap=True)
+        self._rich.print(clean.log_line(text), soft_wrap=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show how far a step is; the form that every long loop of the product calls."""
@@ -58,7 +59,7 @@ class Console:
             self._log(what, done, total)
             return
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
+            self._tasks[what] = self._bars.add_task(clean.log_line(what), total=total)
         self._bars.update(self._tasks[what], completed=done, total=total)
         if done >= total:
             # Steps come again: each time with a bar and a clock of its own.

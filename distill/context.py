@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from distill import files
 from distill.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
 from distill.benchmarks import (
     BenchmarkSettings,
@@ -127,9 +128,9 @@ class Context:
     def _cached(self, name: str, compute: Any) -> Array:
         path = self.folder.cache / f"{name}-{self.data_key}.safetensors"
         if not path.is_file():
-            temporary = path.with_suffix(".tmp")
-            save_file({"values": np.ascontiguousarray(compute())}, temporary)
-            temporary.replace(path)
+            values = np.ascontiguousarray(compute())
+            with files.replacing(path) as partial:
+                save_file({"values": values}, partial)
         try:
             return load_file(path)["values"]
         except (SafetensorError, OSError) as error:

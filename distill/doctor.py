@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from distill import clean
 from distill.benchmarks import conflicting_wheels, providers_that_load, usable_threads
 from distill.benchmarks.machine import VNNI, affinity_cores, cgroup_cores, cpu_flags, cpu_model, family, gpus
 
@@ -114,7 +114,7 @@ def torchvision_mend(torch_version: str, cuda: str | None) -> str:
 
 def show(found: dict[str, Any]) -> None:
     """Print what ``examine`` found."""
-    console = Console(highlight=False)
+    console = clean.console()
     for title, rows in _sections(found):
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=16, style="dim")

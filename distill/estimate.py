@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from distill import clean
 from distill.artifacts import Recipe
 from distill.benchmarks import why_unmeasurable
 from distill.config import ModelSettings, RunConfig
@@ -83,7 +83,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     """Print what ``estimate`` found."""
-    console = Console(highlight=False)
+    console = clean.console()
     data = ", ".join(f"{count:,} {name}" for name, count in found["data"].items())
     console.print(
         Text.assemble(
@@ -96,7 +96,6 @@ def show(found: dict[str, Any]) -> None:
         step = f", {_time(model['step_s'])} a step of {model['batch_size']}" if model["step_s"] else ", not trained"
         console.print(
             f"  {name}: {model['model']}, {model['parameters']:,} parameters, {model['macs']:,} MACs{step}",
-            markup=False,
         )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("estimate")

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 
-from distill.artifacts import Artifact, graph_inputs, shipped_feed, weights_hash, write_proto
+from distill.artifacts import Artifact, graph_inputs, read_proto, shipped_feed, weights_hash, write_proto
 from distill.benchmarks.saturation import saturating_share
 from distill.config import config_hash, settings_hash
 from distill.context import Context
@@ -66,7 +66,7 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
     labels = ctx.task.labels
 
     def build(folder: Path) -> None:
-        proto = write_metadata(onnx.load(final.onnx), _provenance(ctx, final, teacher, deployable), labels=labels)
+        proto = write_metadata(read_proto(final.onnx), _provenance(ctx, final, teacher, deployable), labels=labels)
         write_proto(folder / "model.onnx", proto)
         (folder / "labels.json").write_text(json.dumps(list(labels), ensure_ascii=False) + "\n", encoding="utf-8")
         np.savez(folder / "vectors.npz", **_vectors(ctx, final.onnx))
@@ -137,7 +137,7 @@ def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bo
 
 def _relies_on_vnni(ctx: Context, final: Artifact) -> bool:
     """Whether sums of its integer products saturate on an x86 processor without VNNI."""
-    return ctx.target.name == "x86" and saturating_share(onnx.load(final.onnx)) > 0
+    return ctx.target.name == "x86" and saturating_share(read_proto(final.onnx)) > 0
 
 
 def oldest_runtime(path: Path, interpreters: tuple[Path, ...]) -> str:
@@ -165,14 +165,14 @@ def _vectors(ctx: Context, path: Path) -> dict[str, Any]:
 
 def final_is_float(path: Path) -> bool:
     """Tell whether a file computes in float32 throughout."""
-    graph = onnx.load(path).graph
+    graph = read_proto(path).graph
     quantized = any(node.op_type == "QuantizeLinear" for node in graph.node)
     half = any(value.data_type == onnx.TensorProto.FLOAT16 for value in graph.initializer)
     return not quantized and not half
 
 
 def _card(ctx: Context, final: Artifact) -> str:
-    graph = onnx.load(final.onnx).graph
+    graph = read_proto(final.onnx).graph
     inputs = ", ".join(
         f"`{one.name}` {onnx.TensorProto.DataType.Name(one.type.tensor_type.elem_type).lower()} "
         f"[{', '.join(d.dim_param or str(d.dim_value) for d in one.type.tensor_type.shape.dim)}]"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from distill import files
 from distill.errors import UserError
 
 _VERSIONS = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning")
@@ -73,12 +73,7 @@ def damaged(path: Path, error: BaseException, *, remove: Path) -> UserError:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    files.write_whole(path, text)
 
 
 class RunFolder:
@@ -116,6 +111,7 @@ class RunFolder:
                 f"run folder {path}: cannot be written ({error.strerror or error}); choose another with --out"
             ) from error
         try:
+            files.sweep(path)
             yield folder
         finally:
             lock.release()

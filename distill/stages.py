@@ -35,6 +35,7 @@ from distill.artifacts import (
     core_feed,
     example,
     load_model,
+    read_proto,
     save_model,
     weights_hash,
     write_onnx,
@@ -253,7 +254,7 @@ def shipped(ctx: Context) -> Shipped:
     def write(model: nn.Module, path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_onnx(Path(folder), model, ctx.task, ctx.export)
-            core = onnx.load(Path(folder, "core.onnx"))
+            core = read_proto(Path(folder, "core.onnx"))
         if wanted != "float32":
             inputs = tuple(value.name for value in core.graph.input)
             # Which ranges it finds is no matter of time.
@@ -279,7 +280,7 @@ def quantize(ctx: Context, base: Artifact, teacher: Artifact) -> Made:
     key = ctx.key("quantize", how, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
 
     def build(folder: Path) -> dict[str, Any]:
-        core = onnx.load(base.core)
+        core = read_proto(base.core)
         inputs = tuple(value.name for value in core.graph.input)
         calibration = Calibration(ctx.task, inputs, settings.samples, ctx.config.seed)
         if ctx.target.precision == "int8":

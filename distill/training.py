@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings_dataclass
 from torch import Tensor, nn
 
+from distill import files
 from distill.errors import DistillError, UserError
 from distill.state import load_state
 from distill.tasks.base import Batch, Data, Task
@@ -325,9 +326,8 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state:
         for name, value in slots.items():
             tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     about = json.dumps({"epoch": state.epoch, "curves": state.curves, "best_epoch": state.best_epoch})
-    temporary = path.with_suffix(".tmp")
-    save_file({name: value.clone() for name, value in tensors.items()}, temporary, metadata={"state": about})
-    temporary.replace(path)
+    with files.replacing(path) as partial:
+        save_file({name: value.clone() for name, value in tensors.items()}, partial, metadata={"state": about})
 
 
 def _resume(

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distill import files
 from distill.runfolder import damaged
 from distill.tasks.base import Batch, Data, Task
 
@@ -70,9 +71,8 @@ class CachedTeacher:
         # Half precision is about 3 decimal digits of a logit: far below what the temperature lets through.
         logits = torch.from_numpy(self._compute(view)).clamp(-65000, 65000).half()
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_file({"logits": logits}, temporary)
-        temporary.replace(path)
+        with files.replacing(path) as partial:
+            save_file({"logits": logits}, partial)
         return logits
 
 

@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
+from distill.benchmarks.external import external_files, external_tensors
 from distill.benchmarks.machine import usable_threads
 from distill.errors import NotMeasuredError, UserError
 
@@ -126,7 +127,10 @@ def session_of(
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if provider == "CPUExecutionProvider" and _has_half(model):
+    proto = _read(model)
+    if proto is not None:
+        _require_own_data(model, proto)
+    if provider == "CPUExecutionProvider" and proto is not None and _has_half(proto):
         # Its last optimisation level, for data layouts, crashes on some fp16 graphs with attention.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if provider not in ort.get_available_providers():
@@ -143,11 +147,22 @@ def session_of(
     return session
 
 
-def _has_half(model: str | Path | ModelProto) -> bool:
+def _read(model: str | Path | ModelProto) -> ModelProto | None:
     try:
-        proto = model if isinstance(model, ModelProto) else onnx.load(os.fspath(model), load_external_data=False)
+        return model if isinstance(model, ModelProto) else onnx.load(os.fspath(model), load_external_data=False)
     except Exception:  # a file that cannot be read is onnxruntime's to explain
-        return False
+        return None
+
+
+def _require_own_data(model: str | Path | ModelProto, proto: ModelProto) -> None:
+    """Refuse a model whose external data lie elsewhere, before a session reads them. Raises UserError."""
+    if not isinstance(model, ModelProto):
+        external_files(Path(model), proto)
+    elif any(external_tensors(proto)):  # onnxruntime would look for them in the current folder
+        raise UserError("the graph names other files for its data; load them into it first")
+
+
+def _has_half(proto: ModelProto) -> bool:
     return any(tensor.data_type == TensorProto.FLOAT16 for tensor in proto.graph.initializer)
 
 

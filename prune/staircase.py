@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from distill import files
 from distill.benchmarks.kernels import kernel_seconds
 from distill.benchmarks.machine import fingerprint
 from distill.benchmarks.target import Target, why_unmeasurable
@@ -246,6 +246,4 @@ def _write(path: Path, known: Mapping[str, float]) -> None:
     """Keep what was measured; another process may write at the same time, and what it adds is kept too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**_read(path), **known}, indent=0)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    files.write_whole(path, text)

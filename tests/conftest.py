@@ -92,7 +92,7 @@ def own_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if not name.startswith(("distill", "torch", "onnx", "numpy", "sklearn", "scipy", "optuna")):
+        if not name.startswith(("distill", "torch", "onnx", "numpy", "sklearn", "scipy", "optuna", "rich")):
             del sys.modules[name]
 
 

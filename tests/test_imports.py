@@ -16,7 +16,7 @@ import distill
 ROOT = Path(distill.__file__).parent
 PACKAGES = ("benchmarks", "export", "quantize", "prune")
 # What every part may import: it imports nothing of the product itself.
-LEAVES = ("errors", "intervals", "state")
+LEAVES = ("clean", "errors", "files", "intervals", "state")
 # What every part may import as well: it imports leaves only.
 SHARED = ("outputs",)
 # What each may import of the product besides itself and the leaves.

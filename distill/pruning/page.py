@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 import distill.report
-from distill.benchmarks import units
+from distill import clean
 
 from . import facts
 from .histogram import histogram_svg
@@ -52,4 +52,4 @@ def _environment() -> jinja2.Environment:
 
 def _finalize(value: Any) -> Any:
     """Let no control character or bidi override of a user's text into the page."""
-    return units.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return clean.text(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -41,14 +41,14 @@ def _layers(cut: list[facts.Layer]) -> Table:
     heads = ("before", "after", "left", *(("alone, before", "after") if timed else ()))
     table = _table(("layer, output channels", *heads))
     for one in cut[:_MOST]:
-        table.add_row(_short(one.name), *one.cells[: len(heads)])
+        table.add_row(*map(Text, (_short(one.name), *one.cells[: len(heads)])))
     return table
 
 
 def _figures(outcome: Outcome) -> Table:
     table = _table(("", "before", "after", ""))
     for row in facts.summary(outcome):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from distill.benchmarks import units
-from distill.report.markdown import escape
+from distill.clean import fenced
+from distill.clean import markdown as escape
 
 from . import facts
 from .outcome import Outcome
@@ -26,13 +27,13 @@ def _lines(outcome: Outcome, out: str) -> Iterator[str]:
     yield from _table(("", "before", "after", ""), facts.summary(outcome))
     yield f"Timed on: {escape(facts.measured_on(outcome))}."
     yield from _titled("Load it")
-    yield from ("```python", units.clean(facts.loading(out)), "```", "", escape(facts.MOVED))
+    yield from (fenced(facts.loading(out), "python"), "", escape(facts.MOVED))
     if outcome.warnings:
         yield from _titled("Warnings")
         yield from (f"- {escape(text)}" for text in dict.fromkeys(outcome.warnings))
     yield from _titled("How")
     yield from _table(("", ""), facts.how(outcome), right=0)
-    yield from ("```sh", units.line(outcome.command), "```")
+    yield fenced(units.line(outcome.command), "sh")
     yield from _titled("Layers")
     yield "Output channels, and the seconds of a layer's kernel alone at the timed batch."
     yield ""

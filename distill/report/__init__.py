@@ -5,10 +5,9 @@ All but `write_reports` are pure: equal results give equal text, and a number th
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
+from distill import files
 from distill.errors import UserError
 from distill.records import RunResult
 
@@ -33,18 +32,12 @@ def write_reports(result: RunResult, folder: str | Path) -> tuple[Path, Path]:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write to a temporary name in the same folder, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(text.encode("utf-8", "replace"))
-        os.replace(temporary, path)
+        files.write_whole(path, text.encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(
             f"folder={path.parent}: {path.name} cannot be written ({error.strerror or error}); "
             "free some space or choose a folder that you may write to"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return path

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from distill import clean
 from distill.benchmarks import units as fmt
 from distill.records import RunResult
 
@@ -47,8 +48,8 @@ def _context(result: RunResult) -> dict[str, Any]:
         "leaks": [words for _, words in facts.warnings(result) if "leak" in words.lower()],
         "machine": list(facts.flatten(result.machine)),
         "target": list(facts.flatten(result.target)),
-        "config": fmt.clean(reproduce.as_yaml(result)),
-        "command": fmt.clean(reproduce.command(result)),
+        "config": clean.text(reproduce.as_yaml(result)),
+        "command": clean.text(reproduce.command(result)),
         "files": facts.files(result),
         "dash": fmt.DASH,
     }
@@ -120,7 +121,7 @@ def _environment() -> jinja2.Environment:
 
 def _finalize(value: Any) -> Any:
     """Let no control character, bidi override or lone surrogate of a user's text into the page."""
-    return fmt.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return clean.text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _finite(value: Any) -> Any:

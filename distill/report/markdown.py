@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from distill.benchmarks import units as fmt
+from distill.clean import code, fenced
+from distill.clean import markdown as escape
 from distill.records import RunResult, StageRecord
 
 from . import facts, reproduce
 from .details import control_against_student, splits, stage_facts
-
-_SPECIAL = re.compile(r"([\\`*_<>#|~&$]|\](?=[(\[:]))")
 
 
 def markdown(result: RunResult) -> str:
@@ -21,11 +19,6 @@ def markdown(result: RunResult) -> str:
         if one or (lines and lines[-1]):  # a fenced block comes as one line, so its own empty lines stay
             lines.append(one)
     return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def escape(text: str) -> str:
-    """Return text for one line of Markdown: no markup, no table cell and no HTML can start in it."""
-    return _SPECIAL.sub(r"\\\1", fmt.line(text)).replace("://", ":&#47;&#47;")
 
 
 def _lines(result: RunResult) -> Iterator[str]:
@@ -52,7 +45,7 @@ def _lines(result: RunResult) -> Iterator[str]:
     yield "Save the configuration above as `config.yaml`; the decisions are read from the record of this run."
     yield ""
     yield from _fenced(reproduce.command(result), "sh")
-    yield from _list("Files", [f"{what}: {_code(path)}" for what, path in facts.files(result)])
+    yield from _list("Files", [f"{what}: {code(path)}" for what, path in facts.files(result)])
 
 
 def _budget(result: RunResult) -> Iterator[str]:
@@ -129,13 +122,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: int) ->
 
 
 def _fenced(text: str, language: str) -> Iterator[str]:
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    yield f"{fence}{language}"
-    yield fmt.clean(text).rstrip("\n")
-    yield fence
+    yield fenced(text, language)
     yield ""
-
-
-def _code(text: str) -> str:
-    return f"`{fmt.line(text).replace('`', chr(39))}`"

@@ -14,6 +14,7 @@ from onnx import ModelProto
 from distill.benchmarks import Options, Ratio, Report, bench, resolve_target, why_unmeasurable
 from distill.benchmarks.callables import TorchCallable
 from distill.benchmarks.jobs import Timing
+from distill.benchmarks.places import require_apart, require_places, write_output
 from distill.benchmarks.target import Target
 from distill.benchmarks.words import counts, positive
 from distill.errors import Exit, UserError
@@ -30,7 +31,6 @@ from ..static import calibrated
 from ..timing import saved_seconds
 from . import remarks
 from .judge import Judge, judge_of
-from .places import require_apart, require_places, write_whole
 from .plot import sensitivity_svg
 from .rows import Rows, inputs_of, part_rows, read_arrays
 from .source import export_callable, read_graph
@@ -97,14 +97,14 @@ def run(words: Words, say: Progress | None = None) -> tuple[Choice, Report | Non
     chosen = replace(chosen, warnings=(*chosen.warnings, *found), judged=judge.note)
     within = any(one.within for one in chosen.candidates[1:])
     if within:
-        write_whole(words.out, to_bytes(_packed(chosen.chosen, core, target)))
+        write_output("--out", words.out, to_bytes(_packed(chosen.chosen, core, target)))
     if words.record is not None:
         text = to_json(chosen, model=words.model, target=target.name, max_drop=words.max_drop, rows=rows.count)
-        write_whole(words.record, text.encode())
+        write_output("--record", words.record, text)
     if words.plot is not None and chosen.sensitivity:
         called = len(next(iter(rows.judged[0].values())))
         text = sensitivity_svg(chosen.sensitivity, kept_float(chosen), unit=judge.unit, rows=called)
-        write_whole(words.plot, text.encode())
+        write_output("--plot", words.plot, text)
     return chosen, report, Exit.OK if within else Exit.VERDICT_NO
 
 

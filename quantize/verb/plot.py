@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
@@ -15,8 +14,6 @@ _NAMES, _BARS, _TEXT, _MARGIN = 250, 360, 250, 16  # widths in pixels
 _TOP, _ROW, _BAR, _BOTTOM = 76, 22, 14, 56  # heights
 _DECADES = 12  # at most; what is smaller has a bar of no length
 _LONGEST = 32  # characters of a name
-# Of a name: what XML cannot hold, beside what `units.line` takes out.
-_FORBIDDEN = re.compile("[\ufffe\uffff]")
 # Without variables, which viewers other than browsers do not know.
 _STYLE = """
 .sensitivity text {
@@ -136,7 +133,7 @@ def _said(layer: Sensitivity, *, stays: bool) -> str:
 
 
 def _name(layer: Sensitivity) -> str:
-    return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", units.line(f"{layer.output} {layer.operator}"))
+    return units.line(f"{layer.output} {layer.operator}")
 
 
 def _short(name: str) -> str:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import ModelProto, TensorProto
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import ExternalDataInfo
 
-from distill.benchmarks.bundle import external_files
 from distill.benchmarks.callables import TorchCallable
+from distill.benchmarks.external import external_file, external_files, external_tensors, part_of
 from distill.benchmarks.inputs import load_proto
 from distill.errors import UserError
-from distill.export.graph import all_graphs
 from distill.export.parity import first_line
 
 from ..calibrate import Array
@@ -48,35 +46,25 @@ def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
         raise UserError(f"{path}: {held}; give the float32 export")
     if not proto.graph.output:
         raise UserError(f"{path}: its graph has no output; export it again")
-    try:
-        extra = external_files(path, proto)
-        tensors = [(tensor, ExternalDataInfo(tensor)) for tensor in _external(proto)]
-    except ValueError as error:  # a place that is no place, such as a negative offset
-        raise UserError(f"{path}: {error}; export it again") from error
-    if sum(file.stat().st_size for file in (path, *extra)) > _MOST_BYTES:
+    extra = external_files(path, proto)
+    tensors = [(tensor, part_of(path, tensor)) for tensor in external_tensors(proto)]
+    size = sum(file.stat().st_size for file in (path, *extra))
+    # Several tensors may name the same bytes.
+    read = sum(info.length or 0 for _, info in tensors)
+    if max(size, read) > _MOST_BYTES:
         raise UserError(f"{path}: is larger than 2 GB with its external data, and an ONNX graph in memory cannot be")
     for tensor, info in tensors:
-        _take_in(tensor, info, extra, path)
+        _take_in(tensor, info, path)
     return proto, extra
 
 
-def _external(proto: ModelProto) -> Iterator[TensorProto]:
-    """Yield every tensor, at any depth, whose data lie in another file."""
-    for graph in all_graphs(proto.graph):
-        yield from filter(uses_external_data, graph.initializer)
-        for node in graph.node:
-            yield from (one.t for one in node.attribute if one.HasField("t") and uses_external_data(one.t))
-
-
-def _take_in(tensor: TensorProto, info: ExternalDataInfo, known: Collection[Path], path: Path) -> None:
+def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
     """Put a tensor's external data into the tensor; onnx's own reader follows no links, as caches of models have them.
 
     Raises:
-        UserError: the data are not in a file that was checked, or end too early.
+        UserError: the data lie elsewhere, or end too early.
     """
-    file = Path(os.path.normpath(path.absolute().parent / info.location))
-    if file not in known:
-        raise UserError(f"{path}: a nested graph keeps {info.location!r} beside it; save the model as one file")
+    file = external_file(path, info.location)
     with file.open("rb") as opened:
         opened.seek(info.offset or 0)
         tensor.raw_data = opened.read(-1 if info.length is None else info.length)

@@ -30,7 +30,7 @@ def render(choice: Choice, report: Report | None, width: int = 120) -> Renderabl
         rows, model = measured.get(one.name, ((), None))
         mark = "ships" if one is choice.chosen else "" if one.within else "over budget"
         mark = "no answers" if one.loss.fault else mark
-        table.add_row(units.line(one.name), *_cells(one, rows, model, sizes, between), mark)
+        table.add_row(*map(Text, (units.line(one.name), *_cells(one, rows, model, sizes, between), mark)))
     parts: list[RenderableType] = [table]
     if choice.judged:
         parts.append(Text(units.line(choice.judged), style="dim"))
@@ -101,5 +101,6 @@ def _sensitivity(choice: Choice) -> Table:
     for layer in worst[:10]:
         stays = "stays float" if layer.output in floats else ""
         saves = units.duration(layer.saved_s)
-        table.add_row(units.line(layer.output), layer.operator, f"{layer.divergence:.2g}", saves, stays)
+        cells = (units.line(layer.output), units.line(layer.operator), f"{layer.divergence:.2g}", saves, stays)
+        table.add_row(*map(Text, cells))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,8 +68,42 @@ def test_first_run_keeps_a_baseline_and_a_slower_model_fails_by_it(
     assert json.loads(written.read_text(encoding="utf-8"))["gates"][0]["verdict"] == "fail"
 
 
+def test_paths_that_begin_like_options_are_paths(
+    gate_step: Callable[..., subprocess.CompletedProcess[str]], conv: Conv, tmp_path: Path
+) -> None:
+    (tmp_path / "-o.onnx").write_bytes(conv().read_bytes())
+    (tmp_path / "--strict").mkdir()
+    more = "--seconds 0.05 --pairs 2 \n --max-p50-ms 60000"
+    done = gate_step(model="-o.onnx", **{"save-baseline": "--strict/main.json", "arguments": more})
+    assert done.returncode == 2, done.stderr  # --max-regression without a baseline: the words arrived as they were
+    assert "--max-regression: would be ignored" in done.stderr
+    words = {"baseline": "--strict/main.json", "save-baseline": "--strict/main.json", "arguments": more}
+    done = gate_step(model="-o.onnx", **words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "--strict/main.onnx").read_bytes() == conv().read_bytes()
+    (tmp_path / "-p").touch()
+    done = gate_step(model="--help", baseline="*", arguments="--strict --batch *")
+    assert done.returncode == 2
+    assert "*" in done.stderr  # neither a list of files nor the help
+
+
+def test_actions_are_pinned_by_commit_and_a_fork_plants_no_baseline() -> None:
+    for name in ("action.yml", "docs/gate.yml", "README.md"):
+        used = re.findall(r"uses: (actions/\S+)(.*)", (ROOT / name).read_text(encoding="utf-8"))
+        assert used
+        assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", one) for one, _ in used), name
+        assert all(re.fullmatch(r" # v\d+\.\d+\.\d+", version) for _, version in used), name
+    workflow = yaml.safe_load((ROOT / "docs/gate.yml").read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read", "actions": "read"}
+    steps = workflow["jobs"]["gate"]["steps"]
+    fetch = next(one["run"] for one in steps if "Fetch" in one.get("name", ""))
+    assert "--event push" in fetch
+    assert "--branch main" in fetch
+    assert "push" in next(one["if"] for one in steps if "upload-artifact" in one.get("uses", ""))
+
+
 def test_what_it_installs_is_what_the_gate_imports(action: dict[str, Any]) -> None:
-    listed = step(action, "Install")["run"].split('pip" install --quiet', 1)[1].splitlines()[0].split()
+    listed = step(action, "Install")["run"].split('pip" install --quiet --', 1)[1].splitlines()[0].split()
     code = "import sys; import distill.cli, distill.cli_bench, distill.benchmarks.command, distill.benchmarks.table; "
     code += "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

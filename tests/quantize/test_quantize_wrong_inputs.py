@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(
 
 
 @pytest.mark.parametrize("words", [("--max-drop", "0.5"), ("--max-drop", "0.5", "--record", "r.json")])
-@pytest.mark.parametrize("where", ["distill.quantize.verb.command.choose", "distill.quantize.verb.places.os.replace"])
+@pytest.mark.parametrize("where", ["distill.quantize.verb.command.choose", "distill.files.os.replace"])
 def test_ctrl_c_leaves_nothing(
     where: str, words: tuple[str, ...], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,14 +90,12 @@ def test_ctrl_c_leaves_nothing(
 def test_a_disk_that_fills_up_leaves_the_earlier_file(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:10])
-        raise OSError(28, "No space left on device", str(self))
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device", "q.onnx")
 
     before = contents(place)
     monkeypatch.setattr("distill.quantize.verb.command.why_unmeasurable", lambda _: "not here")
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("distill.files.os.fsync", full)
     assert typed(*PLAIN, "--max-drop", "0.5") == 2
     monkeypatch.undo()
     assert "the disk is full" in capsys.readouterr().err

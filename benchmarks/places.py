@@ -1,16 +1,16 @@
-"""Where the verb `quantize` writes: checked before hours of work, and written whole or not at all."""
+"""Where a verb writes: checked before minutes of work, and written whole or not at all."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from distill import files
 from distill.errors import UserError
 
 
 def require_places(outputs: Mapping[str, Path]) -> None:
-    """Find out before any work whether files can be written.
+    """Find out before any work whether files can be written; nothing that is there is touched.
 
     Args:
         outputs: option -> path.
@@ -18,18 +18,16 @@ def require_places(outputs: Mapping[str, Path]) -> None:
     Raises:
         UserError: a path is a folder, lies in none or in one without permission, or two are the same.
     """
-    seen: dict[Path, str] = {}
+    seen: list[tuple[str, Path]] = []
     for option, path in outputs.items():
-        folder = path.absolute().parent
-        if path.is_dir():
-            raise UserError(f"{option} {path}: is a folder; give the name of a file")
-        if not folder.is_dir():
-            raise UserError(f"{option} {path}: the folder {folder} does not exist; make it first")
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"{option} {path}: no permission to write into {folder}")
-        other = seen.setdefault(path.resolve(), option)
-        if other != option:
+        why = files.why_unwritable(path)
+        if why is not None:
+            raise UserError(f"{option} {path}: {why}")
+        other = next((name for name, known in seen if files.same_file(path, known)), None)
+        if other is not None:
             raise UserError(f"{option} {path}: is what {other} writes; give another name")
+        if not path.exists() or path.is_file():  # a pipe or a device may take several
+            seen.append((option, path))
 
 
 def require_apart(outputs: Mapping[str, Path], inputs: Iterable[tuple[str, Path]]) -> None:
@@ -48,12 +46,15 @@ def require_apart(outputs: Mapping[str, Path], inputs: Iterable[tuple[str, Path]
                 raise UserError(f"{option} {path}: is {what}, which stays as it is; give another name")
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; nothing is left of one that is interrupted."""
-    partial = path.with_name(f".{path.name}.partial")
+def write_output(option: str, path: Path, content: bytes | str) -> None:
+    """Write what an option asks for, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written. OSError: the disk is full.
+    """
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        files.write_whole(path, content)
+    except OSError as error:
+        if files.disk_is_full(error):
+            raise
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror or error})".lstrip()) from error

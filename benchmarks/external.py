@@ -1,0 +1,108 @@
+"""The files beside a model that hold its external data: found, and refused where they lie outside its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx.external_data_helper import ExternalDataInfo
+
+from distill.errors import UserError
+
+# In place of a file onnxruntime reads its own memory there, at the offset that the model names.
+_MEMORY = "*/_ORT_MEM_ADDR_/*"
+
+
+def external_tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Yield every tensor of a model, at any depth, whose data lie in another file."""
+    graphs = [proto.graph]
+    for training in proto.training_info:
+        graphs += [training.initialization, training.algorithm]
+    for graph in graphs:
+        yield from filter(_is_external, _of_graph(graph))
+    for function in proto.functions:
+        yield from filter(_is_external, _of_nodes(function.node))
+
+
+def external_files(path: Path, proto: ModelProto) -> list[Path]:
+    """List the files that hold a model's external data, as they are named beside it.
+
+    A link is followed where what it names lies in the folder of the model's own file, once links are followed: that is
+    how a cache of models lays a model and its data side by side.
+
+    Args:
+        path: the model's file.
+        proto: what was read from it, without the external data.
+
+    Raises:
+        UserError: one lies elsewhere, is missing, too short, or no regular file. None of them has been opened then.
+    """
+    found: dict[str, Path] = {}
+    for tensor in external_tensors(proto):
+        info = part_of(path, tensor)
+        if info.location not in found:
+            found[info.location] = external_file(path, info.location)
+        if (info.offset or 0) + (info.length or 0) > found[info.location].stat().st_size:
+            raise UserError(
+                f"{path}: its external data {info.location!r} end too early for {tensor.name!r}; copy them again"
+            )
+    return list(dict.fromkeys(found.values()))
+
+
+def external_file(path: Path, location: str) -> Path:
+    """Return the file that a location beside a model names. Raises what `external_files` raises."""
+    where = f"{path}: its external data {location!r}"
+    parts = {part for kind in (PurePosixPath, PureWindowsPath) for part in kind(location).parts}
+    anchored = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
+    if not location or "\0" in location or ".." in parts or anchored or location == _MEMORY:
+        raise UserError(
+            f"{where} lie outside its own folder; export it again with the data beside the model, in one folder"
+        )
+    home = path.absolute().parent
+    file = home / location
+    real, homes = os.path.realpath(file), {os.path.realpath(home), os.path.dirname(os.path.realpath(path))}
+    if not any(Path(real).is_relative_to(one) for one in homes):
+        raise UserError(
+            f"{where} are a link to outside its own folder ({real}); if you trust the model, copy its folder with "
+            "`cp -rL`, which puts the data themselves there"
+        )
+    if file.exists() and not file.is_file():
+        raise UserError(f"{where} are no regular file; copy them beside the model")
+    if not file.is_file():
+        raise UserError(f"{where} are missing; copy them beside the model")
+    return file
+
+
+def part_of(path: Path, tensor: TensorProto) -> ExternalDataInfo:
+    """Return where a tensor's data lie: location, offset and length. Raises UserError for what is no such place."""
+    try:
+        return ExternalDataInfo(tensor)
+    except ValueError as error:  # such as a negative offset
+        raise UserError(f"{path}: {error}; export it again") from error
+
+
+def _is_external(tensor: TensorProto) -> bool:
+    return tensor.data_location == TensorProto.EXTERNAL
+
+
+def _of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from _of_sparse(sparse)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from _of_sparse(sparse)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _of_graph(graph)
+
+
+def _of_sparse(sparse: SparseTensorProto) -> Iterator[TensorProto]:
+    yield from (sparse.values, sparse.indices)
