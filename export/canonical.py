@@ -32,8 +32,8 @@ def canonical(proto: ModelProto) -> ModelProto:
             node.domain = ""
     if model.ir_version < _FIRST_IR_WITH_DEFAULTS:
         freeze_defaults(model)
-    sort_nodes(model.graph)
     _separate_scopes(model.graph)
+    sort_nodes(model.graph)
     return model
 
 

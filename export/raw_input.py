@@ -32,10 +32,9 @@ def feed_raw_uint8(graph: GraphProto, value: str, pixels: str, scale: str, zero:
         return False
     if output_names(graph) & {value, *(node.output[0] for node in (*movers, *quantizers))}:
         return False
-    scales = {(node.input[1], node.input[2]) for node in (*quantizers, *dequantizers)}
-    if len(scales) > 1:
+    old = (quantizers[0].input[1], quantizers[0].input[2])
+    if any(tuple(node.input[1:3]) != old for node in (*quantizers, *dequantizers)):
         return False
-    old = scales.pop()
     if movers:
         movers[0].input[0] = pixels
     for node in dequantizers:

@@ -47,6 +47,7 @@ def simplify(proto: ModelProto) -> ModelProto:
     graph = slim.graph
     constants_to_initializers(graph)
     drop_identities(graph)
+    drop_dead(graph)  # a reader that nobody reads would keep its neighbours as they are
     _drop_stated_shapes(graph)
     tensors = _tensors(slim)
     for node in list(graph.node):

@@ -47,7 +47,7 @@ def free_float_readers(
         product = makers[found.input[0]]
         _bypass(graph, product, found, readers.get(found.output[0], []), gone.get(product.name))
     for quantizer in graph.node:
-        maker = makers.get(quantizer.input[0])
+        maker = makers.get(quantizer.input[0]) if operator(quantizer) == "QuantizeLinear" else None
         if operator(quantizer) != "QuantizeLinear" or (maker is not None and maker.name in integer_nodes):
             continue
         for node in readers.get(quantizer.output[0], []):

@@ -19,10 +19,12 @@ from distill.export.graph import (
     initializers,
     operator,
     output_names,
+    producers,
     use_counts,
 )
 from distill.export.simplify import simplify
 
+from .half.operands import element_types
 from .select import COMPUTE
 
 _IMAGE_RANK = 4
@@ -39,7 +41,19 @@ def prepare(core: ModelProto, *, fold_norms: bool) -> ModelProto:
     if fold_norms:
         _norms_to_convolutions(model)
     _name_and_unshare(model.graph)
+    _state_types(model)
     return model
+
+
+def _state_types(model: ModelProto) -> None:
+    """Write down which tensors hold floats where the standard cannot tell: behind onnxruntime's own operators."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    known = {value.name for value in (*inferred.value_info, *inferred.output)}
+    unknown = [name for name in producers(model.graph) if name not in known]
+    types = element_types(model) if unknown else {}
+    for name in unknown:
+        if types[name] == TensorProto.FLOAT:
+            model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
 def _norms_to_convolutions(model: ModelProto) -> None:

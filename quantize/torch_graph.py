@@ -45,6 +45,9 @@ class GraphModule(nn.Module):
         unknown = sorted({node.op_type for node in graph.node if node.op_type not in OPERATORS or node.domain})
         if unknown:
             raise UserError(f"model: its operators {', '.join(unknown)} cannot be trained here")
+        several = sorted({node.op_type for node in graph.node if len(node.output) > 1} - {"Split"})
+        if several:
+            raise UserError(f"model: second outputs of {', '.join(several)} cannot be trained here")
         self.nodes = [NodeProto.FromString(node.SerializeToString()) for node in graph.node]
         self.attributes = [{one.name: helper.get_attribute_value(one) for one in node.attribute} for node in graph.node]
         self.inputs = [value.name for value in graph.input]
@@ -52,6 +55,9 @@ class GraphModule(nn.Module):
         self.places: dict[str, str] = {}
         trained = {name for node in graph.node for name in _trained(node)}
         for number, tensor in enumerate(graph.initializer):
+            if tensor.data_type not in _TYPES:
+                kind = TensorProto.DataType.Name(tensor.data_type)
+                raise UserError(f"model: constants of the type {kind}, as {tensor.name!r}, cannot be trained here")
             value = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
             place = f"{re.sub(r'[^0-9A-Za-z_]', '_', tensor.name)}_{number}"
             self.places[tensor.name] = place
@@ -243,7 +249,7 @@ def _gather(given: Given, attributes: Attributes, outputs: int) -> Tensor:
     axis = int(attributes.get("axis", 0)) % x.ndim
     index = torch.where(index < 0, index + x.shape[axis], index)
     picked = x.index_select(axis, index.reshape(-1))
-    return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return picked.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def _clip(given: Given, attributes: Attributes, outputs: int) -> Tensor:
@@ -293,7 +299,7 @@ OPERATORS: dict[str, Callable[[Given, Attributes, int], Any]] = {
     "Erf": _plain(torch.erf),
     "Exp": _plain(torch.exp),
     "Expand": lambda g, a, n: _expand(g[0], _ints(g[1])),
-    "Flatten": lambda g, a, n: g[0].flatten(int(a.get("axis", 1))) if a.get("axis", 1) == 1 else _flat(g[0], a),
+    "Flatten": lambda g, a, n: _flat(g[0], int(a.get("axis", 1))),
     "Gather": _gather,
     "Gelu": lambda g, a, n: functional.gelu(g[0], approximate=_text(a.get("approximate"), "none")),
     "Gemm": _gemm,
@@ -331,6 +337,6 @@ def _expand(x: Tensor, shape: list[int]) -> Tensor:
     return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape)))
 
 
-def _flat(x: Tensor, attributes: Attributes) -> Tensor:
-    axis = int(attributes["axis"]) % (x.ndim + 1)
+def _flat(x: Tensor, axis: int) -> Tensor:
+    axis = axis + x.ndim if axis < 0 else axis
     return x.reshape(int(np.prod(x.shape[:axis], dtype=np.int64)), -1)

@@ -35,7 +35,9 @@ FLOAT32_OPERATORS = frozenset(
     | {"SkipLayerNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
     | {"Softmax", "LogSoftmax", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp", "ReduceSum", "Exp", "Pow", "CumSum"}
     | {"Erf", "TopK", "NonMaxSuppression", "Upsample", "Range"}
-    | {"RoiAlign", "GridSample", "EyeLike"}
+    | {"RoiAlign", "GridSample"}
+    # Where they do not say which type they make, it is that of what they read, which their schemas do not tell.
+    | {"EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
 )
 # What onnxruntime's CUDA provider has bfloat16 kernels for, by docs/OperatorKernels.md of old and new releases: a node
 # without one does not load there. The standard itself has bfloat16 convolutions from opset 22 on only.

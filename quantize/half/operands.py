@@ -66,10 +66,13 @@ def operands(node: NodeProto, types: Mapping[str, int], element: int, model: Mod
         element: TensorProto.FLOAT16 or BFLOAT16.
         model: it says which opsets are meant.
 
-    A node that holds graphs stays float32 with them.
+    A node that holds graphs stays float32 with them, and so does one that reads or writes a sequence or an optional:
+    whoever takes the tensors out of it expects them as they were.
     """
     signature = _signature(node.op_type, opset_of(model, node.domain), node.domain)
     if signature is None or any(True for _ in attribute_graphs(node)):
+        return None
+    if not all(types.get(name) for name in (*node.input, *node.output) if name):
         return None
     inputs = [(place, signature.input(place)) for place in _floats(node.input, types)]
     outputs = [(place, signature.output(place)) for place in _floats(node.output, types)]
