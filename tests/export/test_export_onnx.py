@@ -171,3 +171,55 @@ def test_an_example_that_does_not_fit_is_refused(call, reason):
 def test_settings_out_of_bounds_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         ExportSettings(**settings)
+
+
+class Bag(nn.Module):
+    """A classifier of bags of words, which exports as a loop with two outputs, one of which nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(50, 8, mode="mean"), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.bag(x))
+
+
+class Parts(nn.Module):
+    """A layer of whose parts the last is not used, as a gate that is left out."""
+
+    def __init__(self, cut) -> None:
+        super().__init__()
+        self.wide, self.head, self.cut = nn.Linear(6, 24), nn.Linear(8, 3), cut
+
+    def forward(self, x):
+        a, b, _ = self.cut(self.wide(x))
+        return self.head(a * b.sigmoid())
+
+
+class Branch(nn.Module):
+    """Two ways with two results each, of which the second is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        ways = (lambda x: (self.wide(x), x.clone()), lambda x: (-self.wide(x), x * 2))
+        return self.head(torch.cond(x.sum() > 0, *ways, (x,))[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (Bag(), torch.randint(0, 50, (2, 7))),
+        (Parts(lambda x: x.chunk(3, 1)), torch.randn(2, 6)),
+        (Parts(lambda x: x.split([8, 8, 8], 1)), torch.randn(2, 6)),
+        (Branch(), torch.randn(2, 6)),
+    ],
+    ids=["bag", "chunk", "split", "cond"],
+)
+def test_results_that_are_not_used_do_not_change_the_rest(model: nn.Module, example: torch.Tensor) -> None:
+    core = export_onnx(model, args=(example,), input_names=["x"])
+    onnx.checker.check_model(core)
+    found = run_onnx(core, [{"x": example.numpy()}])
+    np.testing.assert_allclose(found, model(example).detach().numpy(), rtol=1e-4, atol=1e-5)
