@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from distill.export.graph import attribute, consumers, initializers, operator, output_names, producers
+from distill.export.graph import all_graphs, attribute, consumers, initializers, operator, output_names, producers
 
 # What a network spends its time on.
 COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
@@ -38,11 +38,12 @@ def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = (), float_b
     constants = initializers(graph)
     integers = _borders(graph, constants, keep_float)
     outputs = output_names(graph)
+    nested = {name for part in list(all_graphs(graph))[1:] for reader in part.node for name in reader.input}
     chosen = []
     for node in graph.node:
         if set(node.output) & set(keep_float):
             continue
-        if not _wanted(node, constants, integers) or _bounds_an_output(node, outputs):
+        if not _wanted(node, constants, integers) or _bounds_others(node, outputs, nested):
             continue
         if float_biases and operator(node) == "Add" and set(node.input) & constants.keys():
             continue
@@ -90,9 +91,13 @@ def _is_last_bias(
     return maker is not None and operator(maker) == "MatMul" and id(maker) in chosen
 
 
-def _bounds_an_output(node: NodeProto, outputs: Collection[str]) -> bool:
-    """Whether a rectifier reads an output of the graph, which would get the range of the rectifier in integers."""
-    return operator(node) in _RECTIFIERS and node.input[0] in outputs
+def _bounds_others(node: NodeProto, outputs: Collection[str], nested: Collection[str]) -> bool:
+    """Whether a rectifier cannot become the range of what it reads, as the quantiser makes it, without others noticing.
+
+    An output of the graph that it reads would be rectified, too, and a nested graph that reads what it gives would read
+    what went in.
+    """
+    return operator(node) in _RECTIFIERS and (node.input[0] in outputs or node.output[0] in nested)
 
 
 def _wanted(node: NodeProto, constants: dict[str, TensorProto], integers: set[str]) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 from onnx import numpy_helper as arrays
 from random_graphs import BOOL, FLOAT, INT64, Builder, Skip, Step, Value
 
 _PLAIN = ("Relu", "Neg", "Abs", "Sigmoid", "Tanh")
 
 
-def _typed(names: Sequence[str], kinds: Sequence[int] | None = None, ranks: Sequence[int] = ()) -> list:
+def _typed(names: Sequence[str], kinds: Sequence[int] | None = None, ranks: Sequence[int] = ()) -> list[ValueInfoProto]:
     kinds = kinds or [FLOAT] * len(names)
     shapes = [[None] * rank for rank in ranks] or [None] * len(names)
     return [helper.make_tensor_value_info(*entry) for entry in zip(names, kinds, shapes, strict=True)]
@@ -143,7 +143,7 @@ def function(g: Builder) -> None:
     g.add(name, [x.name], 2, domain="mine", shapes=[(FLOAT, x.shape)] * 2, alpha=float(g.pick([0.01, 0.3])))
 
 
-def _function(g: Builder, name: str):
+def _function(g: Builder, name: str) -> FunctionProto:
     leaky = helper.make_node("LeakyRelu", ["p"], ["q"])
     leaky.attribute.append(AttributeProto(name="alpha", ref_attr_name="alpha", type=AttributeProto.FLOAT))
     nodes = [

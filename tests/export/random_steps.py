@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from random_graphs import BOOL, FLOAT, INT64, Builder, Skip, Step, Value, add_input
 
 _UNARY: dict[str, tuple[int, dict[str, Any]]] = {
@@ -171,7 +171,7 @@ def chain(g: Builder) -> None:
         if count == 0 and g.chance(0.5):
             x = batch_norm_of(g, x)
         x = g.add(g.pick(["Relu", "LeakyRelu", "HardSwish" if g.opset > 13 else "Relu"]), [x.name])[0]
-    x = g.add(g.pick(["GlobalAveragePool", "MaxPool"]), [x.name], **{})[0] if g.chance(0) else mean_of(g, x, (2, 3))
+    x = mean_of(g, x, (2, 3)) if g.chance(0.7) else g.add("GlobalAveragePool", [x.name])[0]
     if len(x.shape) == 4:
         x = g.add("Flatten", [x.name])[0]
     g.add("Gemm", [x.name, g.constant(g.normal(x.shape[1], 3)), g.constant(g.normal(3))])
@@ -306,10 +306,7 @@ def overridable(g: Builder) -> None:
     """A constant that the caller may replace."""
     x = g.value(ranks=(2,), least=1)
     name = g.constant(g.normal(x.shape[-1]), plain=True)
-    stored = g.stored[-1]
-    from onnx import helper
-
-    g.inputs.append(helper.make_tensor_value_info(name, FLOAT, list(stored.dims)))
+    g.inputs.append(helper.make_tensor_value_info(name, FLOAT, list(g.stored[-1].dims)))
     g.add("Add", [x.name, name])
 
 
