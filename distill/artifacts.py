@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from onnx import ModelProto, TensorProto
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distill.documents import read_json
 from distill.errors import UserError
 from distill.export import export_onnx, strip, to_bytes
 from distill.export.settings import ExportSettings
@@ -74,12 +76,34 @@ class Artifact:
         return graph_hash(self.onnx)
 
 
+def read_graph(path: Path) -> ModelProto:
+    """Read a stage's ONNX file; it is whole, so data that lie outside of it are none of a run's.
+
+    Raises:
+        UserError: it is damaged, or reads another file.
+    """
+    if not path.is_file():
+        raise damaged(path, "there is no such file", remove=path.parent)
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise damaged(path, error, remove=path.parent) from error
+    if any(one.data_location == TensorProto.EXTERNAL for one in _all_tensors(proto)):
+        raise damaged(path, "it keeps its data in another file", remove=path.parent)
+    return proto
+
+
+def _all_tensors(message: Message) -> Iterator[TensorProto]:
+    """Yield the tensors of a model, of nested graphs and functions too."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from [part] if isinstance(part, TensorProto) else _all_tensors(part)
+
+
 def graph_hash(path: Path) -> str:
     """Return sixteen hexadecimal digits that stand for a file's graph; metadata does not count."""
-    try:
-        proto = onnx.load(path)
-    except (DecodeError, OSError) as error:
-        raise damaged(path, error, remove=path.parent) from error
+    proto = read_graph(path)
     del proto.metadata_props[:]
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()[:16]
 
@@ -94,19 +118,30 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe) -> None:
     (folder / "model.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_model(folder: Path, task: Task) -> tuple[nn.Module, Recipe]:
-    """Build the model that ``save_model`` wrote, widths and weights."""
-    path = folder / "model.json"
+def load_model(folder: Path, task: Task, recipe: Recipe) -> nn.Module:
+    """Build the model that ``save_model`` wrote, widths and weights, by the recipe that the caller knows.
+
+    A run folder may come from a stranger, and a file never chooses code: the recipe in it only has to agree.
+
+    Raises:
+        UserError: a file is damaged, or tells of another recipe.
+    """
+    model, path = recipe.build(task), folder / "model.json"
+    known = json.loads(json.dumps(dataclasses.asdict(recipe)))
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        path = folder / "model.safetensors"
-        weights = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        about = read_json(path, finite=True)
+        agrees = {**about, "structure": None} == {**known, "structure": None}
+        if agrees:
+            model = apply_structure(model, about["structure"])
+            path = folder / "model.safetensors"
+            load_state(model, load_file(path))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, UserError) as error:
         raise damaged(path, error, remove=folder) from error
-    recipe = Recipe(about["model"], about["args"], about["field"], about["seed"])
-    model = apply_structure(recipe.build(task), about["structure"])
-    load_state(model, weights)
-    return model.eval(), recipe
+    if not agrees:
+        raise damaged(
+            path, f"names another model than {recipe.field}.model={recipe.model!r} with its args", remove=folder
+        )
+    return model.eval()
 
 
 def example(task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:

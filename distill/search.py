@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import nn
 from distill.artifacts import Artifact, Recipe, example, weights_hash
 from distill.config import DistillSettings, ModelSettings, PruneSection, RunConfig
 from distill.context import Context
+from distill.errors import UserError
 from distill.prune import count, prune_channels, recalibrate
 from distill.prune.settings import TARGETS, PruneSettings
 from distill.runfolder import digest, sources
@@ -57,11 +59,39 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
     ctx.console.progress("searching", settings.trials, settings.trials)
     finished = _finished(study)[: settings.trials]
     best = pick(finished, goal)
+    require_allowed(ctx.config, best.params, f"{ctx.folder.path / JOURNAL}: a trial")
     reached = dict(zip(("metric", "macs"), best.values, strict=True))
     trials = [{"params": one.params, "values": list(one.values)} for one in finished]
     # Its place among the finished ones: Optuna's own number also counts the trials that a kill cut off.
     found = {"chosen": best.params, "trial": finished.index(best), **reached, "goal": goal, "trials": trials}
     return _with(ctx.config, best.params), found
+
+
+def space(config: RunConfig) -> dict[str, tuple[float, float]]:
+    """Return what a search may choose, by its place in the configuration: the lowest value and the highest."""
+    ranges, pruning = config.search, config.prune
+    low, high = ((config.distill or DistillSettings()).learning_rate * factor for factor in ranges.learning_rate)
+    found = {"distill.temperature": ranges.temperature, "distill.weight": ranges.weight}
+    found["distill.learning_rate"] = low, high
+    if pruning is not None and pruning.asked[0] == "ratio":
+        found["prune.ratio"] = ranges.ratio
+    return found
+
+
+def require_allowed(config: RunConfig, chosen: Mapping[str, Any], where: str) -> None:
+    """Refuse a choice that no search of this configuration makes; ``where`` opens the message.
+
+    Raises:
+        UserError: a key is none that a search chooses, or a value lies outside of its range.
+    """
+    known = space(config)
+    for name, value in chosen.items():
+        if name not in known:
+            raise UserError(f"{where} sets {name!r}, which a search does not choose; it chooses {', '.join(known)}")
+        low, high = known[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            key = name.rpartition(".")[2]
+            raise UserError(f"{where}: {name}={value!r}: must be in [{low:g}, {high:g}]; search.{key} says so")
 
 
 def pick(trials: list[FrozenTrial], goal: float) -> FrozenTrial:
@@ -113,14 +143,13 @@ def _try(
     ctx: Context, teacher: Artifact, trial: Trial, distillation: DistillSettings, pruning: PruneSection | None
 ) -> tuple[float, float]:
     """Train a student briefly with proposed values, prune it, and return (validation metric, MACs)."""
-    ranges = ctx.config.search
-    low, high = (distillation.learning_rate * factor for factor in ranges.learning_rate)
+    ranges = space(ctx.config)
     proposed = dataclasses.replace(
         distillation,
-        temperature=trial.suggest_float("distill.temperature", *ranges.temperature),
-        weight=trial.suggest_float("distill.weight", *ranges.weight),
-        learning_rate=trial.suggest_float("distill.learning_rate", low, high, log=True),
-        epochs=max(1, math.ceil(distillation.epochs * ranges.epochs)),
+        temperature=trial.suggest_float("distill.temperature", *ranges["distill.temperature"]),
+        weight=trial.suggest_float("distill.weight", *ranges["distill.weight"]),
+        learning_rate=trial.suggest_float("distill.learning_rate", *ranges["distill.learning_rate"], log=True),
+        epochs=max(1, math.ceil(distillation.epochs * ctx.config.search.epochs)),
     )
     teach, loss = teaching(ctx, teacher, proposed)
     train = TrainSettings(**{f.name: getattr(proposed, f.name) for f in dataclasses.fields(TrainSettings)})
@@ -130,7 +159,7 @@ def _try(
     if pruning is not None:
         model, _ = prune_channels(
             model,
-            _sketch(pruning, trial, ranges.ratio),
+            _sketch(pruning, trial, ctx.config.search.ratio),
             example=example(ctx.task),
             batches=None,
             loss=None,

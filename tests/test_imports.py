@@ -16,7 +16,7 @@ import distill
 ROOT = Path(distill.__file__).parent
 PACKAGES = ("benchmarks", "export", "quantize", "prune")
 # What every part may import: it imports nothing of the product itself.
-LEAVES = ("errors", "intervals", "state")
+LEAVES = ("documents", "errors", "intervals", "state")
 # What each may import of the product besides itself and the leaves.
 ALLOWED = {
     "benchmarks": set(),
@@ -41,7 +41,7 @@ ORDER = (
         "runfolder",
         "shipped",
     ),
-    ("config", "records", "artifacts", "quality", "budget", "smoke"),
+    ("config", "records", "artifacts", "quality", "budget", "decisions", "smoke"),
     ("context",),
     ("stages", "packing", "report"),
     ("search",),
