@@ -56,7 +56,7 @@ class _Decisions:
     search: _Search | None = None
     prune: Decision | None = None
     quantize: Decision | None = None
-    widths: list[_Step] | None = Field(default=None, alias=WIDTHS)
+    widths: list[_Step] | None = Field(default=None, alias="prune-widths")
 
 
 def read_decisions(path: Path) -> dict[str, Any]:

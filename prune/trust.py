@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as registration
+from torch.nn.parameter import is_lazy
 
 from distill.errors import UserError
 from distill.prune.building import LIBRARIES, OF_WEIGHTS, package
@@ -94,7 +95,7 @@ def at_most(size: int, where: Path) -> Iterator[None]:
 
     def count(module: nn.Module, name: str, tensor: Any) -> None:
         nonlocal taken
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor is None:
+        if tensor is None or is_lazy(tensor):
             return
         taken += max(_OBJECT_BYTES, tensor.numel() * tensor.element_size())
         if taken > size:
@@ -162,10 +163,10 @@ def _architecture(kind: str, name: str) -> dict[str, Any]:
     library = package(kind)
     if kind == "transformers":
         family = library.CONFIG_MAPPING[name]
-        return dict.fromkeys(inspect.signature(family.__init__).parameters) | family().to_dict()
-    function = (
-        library.model_entrypoint(name.split(".")[0]) if kind == "timm" else library.models.get_model_builder(name)
-    )
+        defaults: dict[str, Any] = family().to_dict()
+        return dict.fromkeys(inspect.signature(family.__init__).parameters) | defaults
+    of_timm = kind == "timm"
+    function = library.model_entrypoint(name.split(".")[0]) if of_timm else library.models.get_model_builder(name)
     home = function.__module__
     classes = (one for one in list(vars(sys.modules[home]).values()) if isinstance(one, type))
     mine = [one.__init__ for one in classes if issubclass(one, nn.Module) and one.__module__ == home]
