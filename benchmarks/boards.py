@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError
+from distill.documents import read_text
+from distill.errors import NotMeasuredError, UserError
 
 from . import remarks
 from .bench import Options, case_of, feeds_of, model_of, named, settled, target_record
@@ -83,16 +84,18 @@ def brought_home(path: Path) -> Report:
         UserError: the file is missing. NotMeasuredError: it is half a file, or says what went wrong on the board.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path)
     except OSError as error:
         raise UserError(f"--import {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise NotMeasuredError(f"--import {path}: is no result of runner.py ({error})") from error
     answer = checked(read_result(text, f"--import {path}:"), str(path))
     sent = answer.get("sent")
     if not sent or "board" not in answer:
         raise UserError(f"--import {path}: not the result of a bundle that --export-runner wrote")
     try:
         return _judged(path, sent, answer)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"--import {path}: a damaged result, or one of another version ({type(error).__name__}: {error})"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from .facts import Facts
 from .records import Model
@@ -22,9 +23,9 @@ class TorchCallable:
     form: str = "eager"
 
     @classmethod
-    def named(cls, word: str) -> TorchCallable | None:
-        """Read what a user wrote; None for what is the path of a file."""
-        found = _REFERENCE.match(word)
+    def named(cls, word: str | Path) -> TorchCallable | None:
+        """Read what a user wrote; None for the path of a file, which a Path is, whatever its name looks like."""
+        found = None if isinstance(word, Path) else _REFERENCE.match(word)
         return cls(found.group(2), found.group(1) or "eager") if found else None
 
     @property

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distill.documents import read_json
 from distill.errors import NotComparableError, UserError
 
 from .facts import Facts
@@ -215,7 +216,7 @@ def load_reports(path: Path) -> list[Report]:
 def load_part(path: Path) -> tuple[list[Report], Part | None]:
     """Read what `save_reports` wrote, and which part of a manifest it is. Raises what `load_reports` raises."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -230,7 +231,7 @@ def load_part(path: Path) -> tuple[list[Report], Part | None]:
     try:
         part = Part(**raw["part"]) if "part" in raw else None
         return [_report(one) for one in raw.get("reports", [raw])], part
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: a damaged benchmark ({type(error).__name__}: {error}); make it again") from error
 
 

@@ -53,6 +53,21 @@ def parse_json(text: str, *, finite: bool = False) -> Any:
         raise ValueError("is nested too deeply") from error
 
 
+def parse_yaml(text: str, loader: Any = None) -> Any:
+    """Return the value of a YAML text; ``loader`` is yaml's safe one where none is given.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+        ValueError: it is nested too deeply, or a value in it is none, such as a date in month 13.
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, loader or yaml.SafeLoader)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+
+
 def read_json(path: Path, *, finite: bool = False) -> Any:
     """Return the value that a file of JSON holds.
 
