@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -24,8 +25,11 @@ class TorchCallable:
 
     @classmethod
     def named(cls, word: str | Path) -> TorchCallable | None:
-        """Read what a user wrote; None for the path of a file, which a Path is, whatever its name looks like."""
-        found = None if isinstance(word, Path) else _REFERENCE.match(word)
+        """Read what a user wrote; None for a file, which a Path is, and whatever is there, however it is called.
+
+        A pattern of the shell may name a stranger's file.
+        """
+        found = None if isinstance(word, Path) or os.path.lexists(word) else _REFERENCE.match(word)
         return cls(found.group(2), found.group(1) or "eager") if found else None
 
     @property

@@ -85,10 +85,8 @@ class Bench:
     def __init__(self, run: Path, cache: Path) -> None:
         config = load_config(json.loads((run / "run.json").read_text(encoding="utf-8"))["config"])
         for field, name in (("teacher.model", config.teacher.model), ("data.source", config.data.source)):
-            if ":" in name:
-                raise UserError(
-                    f"{run}: {field}={name!r} is code, and a file never chooses it; give a run of built-ins"
-                )
+            if ":" in str(name):
+                raise UserError(f"{run}: {field}={name!r}: a file never chooses code; give a run of what is built in")
         self.task: Task = load_task(config.data, seed=config.seed)
         recipe = Recipe(config.teacher.model, dict(config.teacher.args), "teacher", config.seed)
         self.teacher = load_model(run / "stages" / "01-teacher", self.task, recipe)
