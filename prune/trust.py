@@ -74,8 +74,8 @@ def approved(
     registered = kind in LIBRARIES and _registers(kind, name)
     if named is None and not registered:
         raise UserError(
-            f"{where}: says that {reference!r} makes the model, and a file never chooses code; if you know what that "
-            f"does, say so yourself: load({str(where.parent)!r}, trust={reference!r})"
+            f"{where}: says that {_short(reference)} makes the model, and a file never chooses code; if you know what "
+            f"that does, say so yourself: load({str(where.parent)!r}, trust={_short(reference)})"
         )
     if kind in LIBRARIES:
         return named or reference, _checked(kind, name if registered else None, arguments, where)
@@ -207,4 +207,4 @@ def _is_labels(value: Any) -> bool:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 120 else f"{text[:117]}..."
