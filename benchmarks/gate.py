@@ -11,6 +11,7 @@ Here is what is measured; every verdict is drawn in `judging.py`.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,7 @@ def gate(
     options, ask = options or Options(), ask or Ask()
     baseline = Path(baseline)
     name = name or f"{Path(candidate).name} against {baseline.name}"
-    if not baseline.exists():
+    if not os.path.lexists(baseline):  # a link that leads nowhere is there, and not to be passed by
         if baseline.suffix != ".json":
             raise UserError(f"{baseline}: the baseline does not exist; only a .json may be yet to be saved")
         return _first(candidate, baseline, options, ask, name)

@@ -231,3 +231,83 @@ def pickled(path: Path) -> None:
 def huge(path: Path) -> None:
     """Write a file of safetensors whose header says that it is all of the memory."""
     path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+
+
+def chosen(**values: Any) -> dict[str, Any]:
+    """Return decisions in which the search chose these values, by dotted keys with a double underscore."""
+    named = {key.replace("__", "."): value for key, value in values.items()}
+    return {"search": {"chosen": named, "trial": 0, "metric": 1.0, "macs": 1.0, "goal": 1.0, "trials": []}}
+
+
+def decided(**values: Any) -> dict[str, Any]:
+    """Return decisions in which pruning was kept, with other values in some places."""
+    whole = {"kept": True, "reason": "", "drop": None, "speedup": None, "bytes_before": 1, "bytes_after": 1}
+    return {"prune": {**whole, "warnings": [], **values}}
+
+
+NOT_CHOSEN = "which a search does not choose"
+DECISIONS: dict[str, tuple[Any, str]] = {
+    "a program": (chosen(export__load_with=["/bin/sh"]), "search.chosen.export.load_with"),
+    "a program as a number": (chosen(export__load_with=1.0), f"'export.load_with', {NOT_CHOSEN}"),
+    "a source of data": (chosen(data__source="./evil.py:make"), "search.chosen.data.source"),
+    "a teacher": (chosen(teacher__model="./evil.py:make"), "search.chosen.teacher.model"),
+    "a command that measures": (chosen(target__measure=TOUCH), "search.chosen.target.measure"),
+    "a threshold": (chosen(max_drop=1.0), f"'max_drop', {NOT_CHOSEN}"),
+    "epochs": (chosen(distill__epochs=10.0), f"'distill.epochs', {NOT_CHOSEN}"),
+    "batches of all memory": (chosen(prune__batches=2.0**40), f"'prune.batches', {NOT_CHOSEN}"),
+    "a part of a part": (chosen(distill__temperature__real=1.0), NOT_CHOSEN),
+    "an attribute of the class": (chosen(__class=1.0), NOT_CHOSEN),
+    "a key that is none": (chosen(nothing=1.0), NOT_CHOSEN),
+    "a temperature beyond its range": (
+        chosen(distill__temperature=99.0),
+        "distill.temperature=99.0: must be in [1, 8]",
+    ),
+    "a temperature below none": (chosen(distill__temperature=-1.0), "distill.temperature=-1.0: must be in"),
+    "a temperature in words": (chosen(distill__temperature="4"), "search.chosen.distill.temperature"),
+    "a temperature that is true": (chosen(distill__temperature=True), "search.chosen.distill.temperature"),
+    "a temperature that is nothing": (chosen(distill__temperature=None), "search.chosen.distill.temperature"),
+    "a temperature of many": (chosen(distill__temperature=[4.0]), "search.chosen.distill.temperature"),
+    "a ratio where nothing is pruned": (chosen(prune__ratio=0.5), f"'prune.ratio', {NOT_CHOSEN}"),
+    "another key in the search": ({"search": {**chosen()["search"], "run": TOUCH}}, "search.run"),
+    "a search without a choice": ({"search": {}}, "search.chosen"),
+    "a stage that is none": ({"exec": {"kept": True}}, "exec"),
+    "a word for a verdict": (decided(kept="yes"), "prune.kept"),
+    "a number for a verdict": (decided(kept=1), "prune.kept"),
+    "a number for a reason": (decided(reason=5), "prune.reason"),
+    "half of a drop": (decided(drop={"value": 1.0}), "prune.drop.low"),
+    "warnings in a word": (decided(warnings="all"), "prune.warnings"),
+    "widths in a word": ({"prune-widths": "all"}, "prune-widths"),
+    "widths of a class": ({"prune-widths": [{"skipped": [{"name": "0", "kind": "os:system"}], "gone": {}}]}, "returns"),
+    "widths below none": ({"prune-widths": [{"skipped": [], "gone": {"0": -1}}]}, "prune-widths.0.gone.0"),
+    "widths of half a channel": ({"prune-widths": [{"skipped": [], "gone": {"0": 0.5}}]}, "prune-widths.0.gone.0"),
+    "decisions in a list": ([1], "decisions"),
+    "decisions that are a number": (5, "decisions"),
+}
+
+DOCUMENTS: dict[str, Callable[[Path], Any]] = {
+    "nested too deeply": text(BOMB),
+    "mappings nested too deeply": text('{"schema":2,"reports":' * 50_000),
+    "flow nested too deeply": text("{a: " * 50_000),
+    "a number of 5,000 digits": text(f'{{"schema": 2, "models": {"9" * 5000}, "cases": []}}'),
+    "a date that is none": text("models: [0000-99-99]"),
+    "a python object": text(f"!!python/object/apply:os.system [{TOUCH}]"),
+    "a python object inside": text(f"models: [!!python/object/apply:os.system [{TOUCH}]]"),
+    "a python name": text("models: !!python/name:os.system"),
+    "a link out": link("/etc/passwd"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a device": link("/dev/zero"),
+    "a pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "a pickle": lambda path: pickled(path),
+    "zeros": lambda path: path.write_bytes(bytes(4096)),
+    "nothing": text(""),
+    "a number": text("5"),
+    "lists of lists": text('{"schema": 2, "models": [[]], "cases": [[]], "reports": [[]], "status": []}'),
+    "a command in a report": text(
+        json.dumps({"schema": 2, "reports": [{"models": [{"facts": {"path": "./evil.py:make"}}], "command": TOUCH}]})
+    ),
+    "a command in a result": text(
+        json.dumps({"status": "ok", "board": {}, "sent": {"facts": [], "target": {"measure": TOUCH}}, "answers": [1]})
+    ),
+    "an error without a kind": text('{"status": "error", "board": 5, "sent": 5}'),
+}
