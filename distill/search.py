@@ -25,7 +25,7 @@ from distill.context import Context
 from distill.errors import UserError
 from distill.prune import count, prune_channels, recalibrate
 from distill.prune.settings import TARGETS, PruneSettings
-from distill.runfolder import digest, sources
+from distill.runfolder import damaged, digest, sources
 from distill.stages import TRAINING, fit_here, model_inputs, teaching
 from distill.training import DivergedError, StepLoss, Teach, TrainRecord, TrainSettings, predict
 
@@ -43,7 +43,7 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
     student = dataclasses.asdict(ctx.config.student) if isinstance(ctx.config.student, ModelSettings) else "teacher"
     inputs = (student, dataclasses.asdict(pruning) if pruning else None, weights_hash(teacher.folder))
     key = digest(parts, inputs, ctx.data_key, sources("distill.search", "distill.prune", *TRAINING))
-    study = _study(ctx.folder.path / JOURNAL, key)
+    study = _opened(ctx.folder.path / JOURNAL, key, ctx.config)
     ahead = ctx.logits(teacher.onnx, "validation")
     goal = float(ctx.task.metrics(ahead, ctx.target_of("validation"))[ctx.task.metric]) - ctx.config.max_drop
     for number in range(len(_finished(study)), settings.trials):
@@ -59,7 +59,6 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
     ctx.console.progress("searching", settings.trials, settings.trials)
     finished = _finished(study)[: settings.trials]
     best = pick(finished, goal)
-    require_allowed(ctx.config, best.params, f"{ctx.folder.path / JOURNAL}: a trial")
     reached = dict(zip(("metric", "macs"), best.values, strict=True))
     trials = [{"params": one.params, "values": list(one.values)} for one in finished]
     # Its place among the finished ones: Optuna's own number also counts the trials that a kill cut off.
@@ -100,6 +99,27 @@ def pick(trials: list[FrozenTrial], goal: float) -> FrozenTrial:
     if good:
         return min(good, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
     return max(trials, key=lambda trial: (trial.values[0], -trial.values[1], -trial.number))
+
+
+def _opened(path: Path, key: str, config: RunConfig) -> optuna.Study:
+    """Open the study in the run folder, which may come from a stranger: its trials are ones that a search makes.
+
+    Raises:
+        UserError: the journal is damaged, or holds other trials.
+    """
+    try:
+        study = _study(path, key)
+        trials = _finished(study)
+        whole = all(len(trial.values) == 2 and all(map(math.isfinite, trial.values)) for trial in trials)
+    except OSError:
+        raise  # a full disk, say: nothing is wrong with the journal
+    except Exception as error:  # whatever optuna stumbles over in a journal that it did not write
+        raise damaged(path, error, remove=path) from error
+    if not whole:
+        raise damaged(path, "a trial has no two figures", remove=path)
+    for trial in trials:
+        require_allowed(config, trial.params, f"{path}: a trial")
+    return study
 
 
 def _study(path: Path, key: str) -> optuna.Study:

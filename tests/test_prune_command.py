@@ -253,7 +253,7 @@ def test_the_report_shows_layers_histograms_and_how_to_load_it(monkeypatch: pyte
     page, text = (Path("out", name).read_text() for name in ("report.html", "report.md"))
     assert "| 3 | 32 | 16 | 50 % |" in text
     assert "▁" in text or "█" in text
-    assert "from distill.prune import load" in text
+    assert "model = load('out', trust='net.py:make')" in text
     assert "python -m distill prune --model net.py:make --out out --ratio 0.5" in text
     assert page.count("<svg") == 1
     assert 'class="went"' in page

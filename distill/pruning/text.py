@@ -26,7 +26,7 @@ def _lines(outcome: Outcome, out: str) -> Iterator[str]:
     yield from _table(("", "before", "after", ""), facts.summary(outcome))
     yield f"Timed on: {escape(facts.measured_on(outcome))}."
     yield from _titled("Load it")
-    yield from ("```python", units.clean(facts.loading(out)), "```", "", escape(facts.MOVED))
+    yield from ("```python", units.clean(facts.loading(out, outcome.model)), "```", "", escape(facts.MOVED))
     if outcome.warnings:
         yield from _titled("Warnings")
         yield from (f"- {escape(text)}" for text in dict.fromkeys(outcome.warnings))
