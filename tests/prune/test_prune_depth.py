@@ -370,9 +370,7 @@ def test_plain_data_that_fit_no_block_are_refused_and_change_nothing() -> None:
     ],
 )
 def test_decisions_of_another_model_are_refused(decided: list[dict[str, Any]], says: str) -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)
-    )
+    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
     settings = PruneSettings(speedup=2.0, importance="magnitude")
     with pytest.raises(UserError, match=says):
         prune_channels(
