@@ -202,3 +202,24 @@ def test_a_file_is_no_function_whatever_its_name(place: Path) -> None:
     assert TorchCallable.named("evil.py:make") is None
     assert TorchCallable.named(Path("other.py:make")) is None
     assert TorchCallable.named("eager:evil.py:make") == TorchCallable("evil.py:make")
+
+
+@pytest.fixture(scope="module")
+def measured(finished: Path) -> str:
+    """Return the report of a gate that was really timed."""
+    files = [str(finished / place) for place in ("run/deploy/model.onnx", "run/stages/01-teacher/model.onnx")]
+    timing = ("--time-identical", "--pairs", "2", "--seconds", "0.02", "--max-regression", "1000%")
+    assert call("bench", files[0], "--baseline", files[1], *timing, "--out", str(finished / "report.json")) in (0, 1)
+    return (finished / "report.json").read_text()
+
+
+@pytest.mark.parametrize("value", [None, -1, 2**62, "x", [], {}, [[]]])
+@pytest.mark.parametrize("key", ["pairs", "rows", "batch", "threads", "shapes", "arms"])
+def test_a_report_with_other_values_inside_is_damaged_or_read(
+    key: str, value: Any, measured: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = json.loads(measured)
+    report["cases"][0][key] = value
+    Path("report.json").write_text(json.dumps(report))
+    assert call("bench", "--rejudge", "report.json") in (0, 1, 2)
+    said(capfd)
