@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,11 +102,14 @@ def _stored(words: Words) -> Iterator[None]:
         UserError: a file of them holds something else than what was measured.
     """
     paths = [path for path in (words.rejudge, *words.merge, *words.import_) if path is not None]
-    try:
+    if not paths:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError) as error:
-        if not paths:
-            raise
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # such as the mean of no calls
+            yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, Warning) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{', '.join(map(str, paths))}: a damaged benchmark ({why}); make it again") from error
 
