@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from distill import files
+from distill.documents import parse_json, parse_yaml, read_text
 from distill.errors import UserError
 
 from .external import external_files
@@ -133,8 +133,8 @@ def read_accepted(path: Path) -> dict[str, str]:
         UserError: the file is missing, or an entry lacks one of the two.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        entries = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        text = read_text(path)
+        entries = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except OSError as error:
         raise UserError(f"--accept {path}: cannot be read ({error.strerror})") from error
     except (ValueError, yaml.YAMLError) as error:

@@ -54,7 +54,7 @@ def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report
     """
     options = options or Options()
     words = [str(path) for path in paths]
-    callables = [TorchCallable.named(word) for word in words]
+    callables = [TorchCallable.named(path) for path in paths]
     of_files = [word for word, made in zip(words, callables, strict=True) if made is None]
     options = settled(of_files, options)
     files = dict(zip(of_files, named(of_files), strict=True))
@@ -62,7 +62,7 @@ def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report
     models = [
         inspected[word].model if made is None else made.described() for word, made in zip(words, callables, strict=True)
     ]
-    cases = [time_case(words, options, batch, threads) for batch in options.batches for threads in options.threads]
+    cases = [time_case(paths, options, batch, threads) for batch in options.batches for threads in options.threads]
     where = next((one.machine for one in inspected.values()), None)
     return report(models, cases, options, where or machine())
 
@@ -169,7 +169,7 @@ def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
 def time_case(paths: Sequence[str | Path], options: Options, batch: int, threads: int) -> Case:
     """Time files, and PyTorch callables, in turns at one batch size and thread count."""
     target = dataclasses.replace(options.target, threads=threads)
-    callables = [TorchCallable.named(str(path)) for path in paths]
+    callables = [TorchCallable.named(path) for path in paths]
     file = next((path for path, made in zip(paths, callables, strict=True) if made is None), None)
     arms = []
     for number, (path, made) in enumerate(zip(paths, callables, strict=True)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -14,7 +13,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from distill.errors import UserError
+from distill.documents import read_json, read_text
+from distill.errors import NotMeasuredError, UserError
 
 from . import remarks
 from .bench import Options, case_of, feeds_of, model_of, named, settled, target_record
@@ -98,9 +98,11 @@ def brought_home(path: Path) -> Report:
         NotMeasuredError: it is half a file, or says what went wrong on the board.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path)
     except OSError as error:
         raise UserError(f"--import {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise NotMeasuredError(f"--import {path}: is no result of runner.py ({error})") from error
     answer = checked(read_result(text, f"--import {path}:"), str(path))
     sent = answer.get("sent")
     if not sent or "board" not in answer:
@@ -129,7 +131,7 @@ def brought_home(path: Path) -> Report:
 
 def _own_job(path: Path, job: Path, sent: object) -> dict[str, Any]:
     """Return what was sent, as the bundle on this side has it, once the result and the bundle's files agree with it."""
-    stored = json.loads(job.read_text(encoding="utf-8"))
+    stored = read_json(job)
     own: dict[str, Any] = stored["sent"]
     if own != sent:
         raise UserError(f"--import {path}: is the result of another bundle than that of {job}; name the one it is of")

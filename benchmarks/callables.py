@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from .facts import Facts
 from .records import Model
@@ -22,9 +24,12 @@ class TorchCallable:
     form: str = "eager"
 
     @classmethod
-    def named(cls, word: str) -> TorchCallable | None:
-        """Read what a user wrote; None for what is the path of a file."""
-        found = _REFERENCE.match(word)
+    def named(cls, word: str | Path) -> TorchCallable | None:
+        """Read what a user wrote; None for a file, which a Path is, and whatever is there, however it is called.
+
+        A pattern of the shell may name a stranger's file.
+        """
+        found = None if isinstance(word, Path) or os.path.lexists(word) else _REFERENCE.match(word)
         return cls(found.group(2), found.group(1) or "eager") if found else None
 
     @property

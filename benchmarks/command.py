@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,13 +86,34 @@ def run(words: Words) -> Exit:
         boards.export(place, words.models, _options(words), _ask(words), baseline)
         print(clean.log_line(f"wrote {place}; there, `python3 runner.py` writes result.json, which --import reads"))
         return Exit.OK
-    reports, part = _reports(task, words)
-    warn = words.if_incomparable == "warn"
-    code = exit_code([one for report in reports for one in report.gates], strict=words.strict, incomparable_ok=warn)
-    _tell(words, reports, part)
+    with _stored(words):
+        reports, part = _reports(task, words)
+        warn = words.if_incomparable == "warn"
+        code = exit_code([one for report in reports for one in report.gates], strict=words.strict, incomparable_ok=warn)
+        _tell(words, reports, part)
     if words.save_baseline is not None:
         _keep(words, reports)
     return code
+
+
+@contextmanager
+def _stored(words: Words) -> Iterator[None]:
+    """Tell what goes wrong with stored measurements as their fault: they are shown and judged, nothing else is done.
+
+    Raises:
+        UserError: a file of them holds something else than what was measured.
+    """
+    paths = [path for path in (words.rejudge, *words.merge, *words.import_) if path is not None]
+    if not paths:
+        yield
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # such as the mean of no calls
+            yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, Warning) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{', '.join(map(str, paths))}: a damaged benchmark ({why}); make it again") from error
 
 
 _INPUTS = ("batch", "threads", "dim", "inputs")

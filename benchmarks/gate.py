@@ -11,6 +11,7 @@ Here is what is measured; every verdict is drawn in `judging.py`.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,7 @@ def gate(
     options, ask = options or Options(), ask or Ask()
     baseline = Path(baseline)
     name = name or f"{Path(candidate).name} against {baseline.name}"
-    if not baseline.exists():
+    if not os.path.lexists(baseline):  # a link that leads nowhere is there, and not to be passed by
         if baseline.suffix != ".json":
             raise UserError(f"{baseline}: the baseline does not exist; only a .json may be yet to be saved")
         return _first(candidate, baseline, options, ask, name)
@@ -107,7 +108,7 @@ def outcome(
     except NotMeasuredError as error:
         return unread(ask.opened(name, "unread", "not measured", reasons=(str(error),)), options)
     try:
-        made = bench([candidate], _alone(options))
+        made = bench([Path(candidate)], _alone(options))
     except NotMeasuredError as error:
         return unread(ask.opened(name, "unread", "not measured", reasons=(why, str(error))), options)
     found: Any = ask.opened(name, "unread", verdict, reasons=(why,))  # type: ignore[arg-type]
@@ -184,7 +185,7 @@ def _signature_text(inputs: Sequence[Sequence[object]]) -> str:
 def _first(candidate: str | Path, baseline: Path, options: Options, ask: Ask, name: str) -> Report:
     """Measure a file whose baseline is yet to be saved: nothing to compare with is no failure."""
     why = f"{baseline} does not exist yet: nothing was compared; --save-baseline writes one"
-    return with_gate(bench([candidate], _alone(options)), ask.opened(name, "none", reasons=(why,)))
+    return with_gate(bench([Path(candidate)], _alone(options)), ask.opened(name, "none", reasons=(why,)))
 
 
 def _identical(new: Facts, options: Options, ask: Ask, name: str) -> Report:
@@ -193,7 +194,7 @@ def _identical(new: Facts, options: Options, ask: Ask, name: str) -> Report:
         inspected = inspect(Path(new.path), new, options)
         made = report([inspected.model], [], options, inspected.machine)
     else:
-        made = bench([new.path], options)
+        made = bench([Path(new.path)], options)
     return with_gate(made, ask.opened(name, "identical", reasons=("byte for byte the same file",)))
 
 
@@ -220,7 +221,7 @@ def _duet(old: Facts, new: Facts, options: Options, ask: Ask, name: str) -> Repo
 
 def _against_report(stored: Report, new: Facts, options: Options, ask: Ask, name: str) -> Report:
     """Measure the file alone, and compare with what was stored as far as that can be believed."""
-    made = bench([new.path], _alone(options))
+    made = bench([Path(new.path)], _alone(options))
     mode, why = how_comparable(stored, made)
     medians = tuple(session_medians(matching(stored, case)) for case in made.cases)
     return with_gate(made, ask.opened(name, mode, before=Before(stored.models[-1], medians), reasons=why))

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from distill.documents import parse_yaml, read_text
 from distill.errors import UserError
 
 from .bench import Options
@@ -66,11 +67,11 @@ def read(path: Path, options: Options, ask: Ask) -> Manifest:
         UserError: every mistake in it, at once.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
+        text = read_text(path)
+        raw = parse_yaml(text)
     except OSError as error:
         raise UserError(f"--manifest {path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--manifest {path}: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("models"), list) or not raw["models"]:
         raise UserError(f"--manifest {path}: must have `models`, a list of rows with model and baseline")

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.documents import parse_json
 from distill.errors import NotMeasuredError, UserError
 
 from .bundle import RESULT, write_bundle
@@ -96,8 +97,8 @@ def _on_board(job: Mapping[str, Any], folder: Path, measure: str, timeout_s: flo
 def read_result(text: str, where: str) -> dict[str, Any]:
     """Read the JSON of a runner. Raises NotMeasuredError for half a file, or for something else."""
     try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        answer = parse_json(text)
+    except ValueError as error:
         raise NotMeasuredError(
             f"{where} is not a whole result of runner.py ({error}, {len(text)} characters); it has to be the file "
             f"{RESULT} in the bundle, or standard output"

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from distill import files
+from distill.documents import read_json
 from distill.errors import NotComparableError, UserError
 
 from .facts import Facts
@@ -224,7 +225,7 @@ def load_reports(path: Path) -> list[Report]:
 def load_part(path: Path) -> tuple[list[Report], Part | None]:
     """Read what `save_reports` wrote, and which part of a manifest it is. Raises what `load_reports` raises."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

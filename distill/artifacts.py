@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.benchmarks.external import external_tensors
+from distill.documents import read_json
 from distill.errors import UserError
 from distill.export import export_onnx, strip, to_bytes
 from distill.export.settings import ExportSettings
@@ -75,22 +77,28 @@ class Artifact:
         return graph_hash(self.onnx)
 
 
-def graph_hash(path: Path) -> str:
-    """Return sixteen hexadecimal digits that stand for a file's graph; metadata does not count."""
-    proto = read_proto(path)
-    del proto.metadata_props[:]
-    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()[:16]
+def read_graph(path: Path) -> ModelProto:
+    """Read a stage's ONNX file; it is whole, so data that lie outside of it are none of a run's.
 
-
-def read_proto(path: Path) -> ModelProto:
-    """Read a graph that a run wrote: it holds its data itself, and what says otherwise was not written by a run."""
+    Raises:
+        UserError: it is damaged, or reads another file.
+    """
+    if not path.is_file():
+        raise damaged(path, "there is no such file", remove=path.parent)
     try:
         proto = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError) as error:
+    except (DecodeError, OSError, ValueError) as error:
         raise damaged(path, error, remove=path.parent) from error
     if any(external_tensors(proto)):
-        raise damaged(path, ValueError("it names other files for its data"), remove=path.parent)
+        raise damaged(path, "it keeps its data in another file", remove=path.parent)
     return proto
+
+
+def graph_hash(path: Path) -> str:
+    """Return sixteen hexadecimal digits that stand for a file's graph; metadata does not count."""
+    proto = read_graph(path)
+    del proto.metadata_props[:]
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()[:16]
 
 
 def save_model(folder: Path, model: nn.Module, recipe: Recipe) -> None:
@@ -103,19 +111,30 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe) -> None:
     (folder / "model.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_model(folder: Path, task: Task) -> tuple[nn.Module, Recipe]:
-    """Build the model that ``save_model`` wrote, widths and weights."""
-    path = folder / "model.json"
+def load_model(folder: Path, task: Task, recipe: Recipe) -> nn.Module:
+    """Build the model that ``save_model`` wrote, widths and weights, by the recipe that the caller knows.
+
+    A run folder may come from a stranger, and a file never chooses code: the recipe in it only has to agree.
+
+    Raises:
+        UserError: a file is damaged, or tells of another recipe.
+    """
+    model, path = recipe.build(task), folder / "model.json"
+    known = json.loads(json.dumps(dataclasses.asdict(recipe)))
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        path = folder / "model.safetensors"
-        weights = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        about = read_json(path, finite=True)
+        agrees = {**about, "structure": None} == {**known, "structure": None}
+        if agrees:
+            model = apply_structure(model, about["structure"])
+            path = folder / "model.safetensors"
+            load_state(model, load_file(path))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, UserError) as error:
         raise damaged(path, error, remove=folder) from error
-    recipe = Recipe(about["model"], about["args"], about["field"], about["seed"])
-    model = apply_structure(recipe.build(task), about["structure"])
-    load_state(model, weights)
-    return model.eval(), recipe
+    if not agrees:
+        raise damaged(
+            path, f"names another model than {recipe.field}.model={recipe.model!r} with its args", remove=folder
+        )
+    return model.eval()
 
 
 def example(task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -225,7 +244,7 @@ class Calibration:
 
 def graph_inputs(path: Path) -> list[str]:
     """Return the names of a file's inputs, in order."""
-    graph = read_proto(path).graph
+    graph = read_graph(path).graph
     constants = {value.name for value in graph.initializer}
     return [value.name for value in graph.input if value.name not in constants]
 

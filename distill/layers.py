@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from distill.documents import parse_yaml
 from distill.errors import UserError
 from distill.presets import preset_text, presets
 from distill.prune.settings import TARGETS
@@ -80,8 +81,8 @@ def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any]
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        raw = yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+        raw = parse_yaml(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
         place = getattr(error, "problem_mark", None)
         line = f" line {place.line + 1}" if place else ""
         raise UserError(f"{where}{line}: not YAML ({getattr(error, 'problem', error)})") from error
@@ -136,8 +137,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
     if not equals or not path.strip():
         raise UserError(f"--set {text}: must be section.key=value, for example prune.ratio=0.4")
     try:
-        parsed = yaml.load(value, _Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+        parsed = parse_yaml(value, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set {text}: {value!r} is not YAML") from error
     *sections, last = path.strip().split(".")
     if not sections and last in SHORTHAND and isinstance(parsed, str) and (last, parsed) != ("student", "teacher"):

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 
-from distill.artifacts import Artifact, graph_inputs, read_proto, shipped_feed, weights_hash, write_proto
+from distill.artifacts import Artifact, graph_inputs, read_graph, shipped_feed, weights_hash, write_proto
 from distill.benchmarks.saturation import saturating_share
 from distill.config import config_hash, settings_hash
 from distill.context import Context
@@ -66,7 +66,7 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
     labels = ctx.task.labels
 
     def build(folder: Path) -> None:
-        proto = write_metadata(read_proto(final.onnx), _provenance(ctx, final, teacher, deployable), labels=labels)
+        proto = write_metadata(read_graph(final.onnx), _provenance(ctx, final, teacher, deployable), labels=labels)
         write_proto(folder / "model.onnx", proto)
         (folder / "labels.json").write_text(json.dumps(list(labels), ensure_ascii=False) + "\n", encoding="utf-8")
         np.savez(folder / "vectors.npz", **_vectors(ctx, final.onnx))
@@ -76,9 +76,8 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
 
     key = digest(final.graph_hash, weights_hash(teacher.folder), config_hash(ctx.config), deployable, ctx.data_key)
     key = digest(key, sources("distill.packing", "distill.export"), versions())
-    marker = ctx.folder.memos / "export.json"
     place = ctx.folder.path / "deploy" / "model.onnx"
-    known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+    known = ctx.folder.noted("export.json")
     reused = known.get("key") == key and place.is_file() and file_sha256(place) == known.get("sha256")
     if not reused:
         folder = ctx.folder.publish("deploy", build)
@@ -137,7 +136,7 @@ def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bo
 
 def _relies_on_vnni(ctx: Context, final: Artifact) -> bool:
     """Whether sums of its integer products saturate on an x86 processor without VNNI."""
-    return ctx.target.name == "x86" and saturating_share(read_proto(final.onnx)) > 0
+    return ctx.target.name == "x86" and saturating_share(read_graph(final.onnx)) > 0
 
 
 def oldest_runtime(path: Path, interpreters: tuple[Path, ...]) -> str:
@@ -165,14 +164,14 @@ def _vectors(ctx: Context, path: Path) -> dict[str, Any]:
 
 def final_is_float(path: Path) -> bool:
     """Tell whether a file computes in float32 throughout."""
-    graph = read_proto(path).graph
+    graph = read_graph(path).graph
     quantized = any(node.op_type == "QuantizeLinear" for node in graph.node)
     half = any(value.data_type == onnx.TensorProto.FLOAT16 for value in graph.initializer)
     return not quantized and not half
 
 
 def _card(ctx: Context, final: Artifact) -> str:
-    graph = read_proto(final.onnx).graph
+    graph = read_graph(final.onnx).graph
     inputs = ", ".join(
         f"`{one.name}` {onnx.TensorProto.DataType.Name(one.type.tensor_type.elem_type).lower()} "
         f"[{', '.join(d.dim_param or str(d.dim_value) for d in one.type.tensor_type.shape.dim)}]"

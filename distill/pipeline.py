@@ -18,6 +18,7 @@ from distill.budget import Decision, decide, latency_verdict, unresolved
 from distill.config import ModelSettings, RunConfig, config_hash, load_config, to_dict
 from distill.console import Console
 from distill.context import Context
+from distill.decisions import WIDTHS, read_decisions
 from distill.errors import Exit, UserError
 from distill.records import Estimate, Quality, RunResult, StageLatency, StageRecord, Status, Total, stage_to_dict
 from distill.report import write_reports
@@ -73,7 +74,7 @@ def run(
     if smoke:
         settings = smoke_config(settings)
     folder = Path(out) if out is not None else default_folder(settings, smoke=smoke)
-    replay = _replayed(decisions)
+    replay = _replayed(decisions, settings)
     with RunFolder.hold(folder) as held, console or Console("quiet") as shown:
         torch.set_num_threads(usable_threads())
         ctx = _context(settings, held, shown, replay, smoke)
@@ -114,7 +115,7 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
     else:
         pruned = stages.prune(ctx, run.best, run.teacher)
         if config.prune.asked[0] == "speedup":
-            run.decisions[stages.WIDTHS] = pruned.facts["pruning"]["decisions"]
+            run.decisions[WIDTHS] = pruned.facts["pruning"]["decisions"]
         _judge(ctx, run, "prune", pruned)
     if config.quantize is None:
         _off(run, "quantize", "quantize is off")
@@ -360,16 +361,10 @@ def _first_line(ctx: Context) -> str:
     )
 
 
-def _replayed(path: str | Path | None) -> dict[str, Any]:
+def _replayed(path: str | Path | None, config: RunConfig) -> dict[str, Any]:
     if path is None:
         return {}
-    try:
-        known = dict(json.loads(Path(path).read_text(encoding="utf-8"))["decisions"])
-        for name, decision in known.items():
-            if name == stages.WIDTHS:
-                _ = [(step["skipped"], step["gone"]) for step in decision]
-            else:
-                _ = decision["chosen"] if name == "search" else Decision.from_dict(decision)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--decisions {path}: not the run.json of a finished run ({type(error).__name__})") from error
+    known = read_decisions(Path(path))
+    if "search" in known:
+        search.require_allowed(config, known["search"]["chosen"], f"--decisions {path}: search.chosen")
     return known

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from distill.documents import parse_json, read_text
+from distill.errors import UserError
 from distill.intervals import Estimate as Estimate  # others take it from here
 
 SCHEMA = 1
@@ -139,19 +141,30 @@ class RunResult:
         Raises:
             ValueError: the text is not a run of this schema.
         """
-        raw = json.loads(text)
+        raw = parse_json(text)
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise ValueError(f"schema={raw.get('schema') if isinstance(raw, dict) else None!r}: must be {SCHEMA}")
-        raw["stages"] = tuple(_stage(one) for one in raw["stages"])
-        total = dict(raw["comparison"])
-        raw["comparison"] = Total(**{**total, **{k: _estimate(total[k]) for k in ("speedup", "metric_drop")}})
-        raw["warnings"] = tuple(raw["warnings"])
-        return cls(**raw)
+        try:
+            raw["stages"] = tuple(_stage(one) for one in raw["stages"])
+            total = dict(raw["comparison"])
+            raw["comparison"] = Total(**{**total, **{k: _estimate(total[k]) for k in ("speedup", "metric_drop")}})
+            raw["warnings"] = tuple(raw["warnings"])
+            return cls(**raw)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"is damaged ({type(error).__name__}: {error})") from error
 
     @classmethod
     def load(cls, folder: str | Path) -> RunResult:
-        """Read the result of a run folder."""
-        return cls.from_json((Path(folder) / "run.json").read_text(encoding="utf-8"))
+        """Read the result of a run folder.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        path = Path(folder) / "run.json"
+        try:
+            return cls.from_json(read_text(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not the result of a finished run ({error})") from error
 
 
 def stage_to_dict(record: StageRecord) -> dict[str, Any]:

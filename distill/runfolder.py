@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from distill import files
+from distill.documents import read_json
 from distill.errors import UserError
 
 _VERSIONS = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning")
@@ -60,7 +61,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def damaged(path: Path, error: BaseException, *, remove: Path) -> UserError:
+def damaged(path: Path, error: BaseException | str, *, remove: Path) -> UserError:
     """Return what to raise for a file of a run that was whole once and cannot be read any more.
 
     ``remove`` is what has to go so that the run makes it again.
@@ -129,8 +130,9 @@ class RunFolder:
             The folder, the facts, and whether they were there already.
         """
         final = self.stages / name
-        known = _read_json(final / "stage.json")
+        known = _read_stage(final)
         if known is not None and known.get("key") == key:
+            _require_files(final)
             return final, known["facts"], True
         for stale in self.stages.glob(f".{name}-*"):
             if stale.name != f".{name}-{key}":
@@ -138,7 +140,7 @@ class RunFolder:
         building = self.stages / f".{name}-{key}"
         building.mkdir(exist_ok=True)
         # A stage that is whole but bears its hidden name was killed on the last step: it only wants renaming.
-        known = _read_json(building / "stage.json")
+        known = _read_stage(building)
         if known is None:
             known = {"key": key, "facts": json.loads(json.dumps(build(building)))}
             for left in building.glob(f"{Path(CHECKPOINT).stem}.*"):
@@ -162,6 +164,10 @@ class RunFolder:
         """Write what a later run has to know."""
         write_text(self.memos / name, json.dumps(dict(values), indent=1) + "\n")
 
+    def noted(self, name: str) -> dict[str, Any]:
+        """Return what ``note`` wrote; nothing where it wrote nothing."""
+        return _read_json(self.memos / name) or {}
+
     def publish(self, name: str, build: Callable[[Path], None]) -> Path:
         """Replace the folder ``name`` by what ``build`` writes, whole or not at all."""
         final, building = self.path / name, self.path / f".{name}.tmp"
@@ -178,7 +184,23 @@ CHECKPOINT = "checkpoint.safetensors"
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _read_stage(folder: Path) -> dict[str, Any] | None:
+    known = _read_json(folder / "stage.json")
+    return known if known and isinstance(known.get("facts"), dict) else None
+
+
+def _require_files(folder: Path) -> None:
+    """Refuse what would be waited for, such as a pipe; a run writes plain files only.
+
+    Raises:
+        UserError: something else has the name of a file.
+    """
+    for path in folder.iterdir():
+        if not path.is_file():
+            raise damaged(path, "is no file", remove=folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from torch import nn
 from distill.artifacts import Artifact, Recipe, example, weights_hash
 from distill.config import DistillSettings, ModelSettings, PruneSection, RunConfig
 from distill.context import Context
+from distill.errors import UserError
 from distill.prune import count, prune_channels, recalibrate
 from distill.prune.settings import TARGETS, PruneSettings
-from distill.runfolder import digest, sources
+from distill.runfolder import damaged, digest, sources
 from distill.stages import TRAINING, fit_here, model_inputs, teaching
 from distill.training import DivergedError, StepLoss, Teach, TrainRecord, TrainSettings, predict
 
@@ -41,7 +43,7 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
     student = dataclasses.asdict(ctx.config.student) if isinstance(ctx.config.student, ModelSettings) else "teacher"
     inputs = (student, dataclasses.asdict(pruning) if pruning else None, weights_hash(teacher.folder))
     key = digest(parts, inputs, ctx.data_key, sources("distill.search", "distill.prune", *TRAINING))
-    study = _study(ctx.folder.path / JOURNAL, key)
+    study = _opened(ctx.folder.path / JOURNAL, key, ctx.config)
     ahead = ctx.logits(teacher.onnx, "validation")
     goal = float(ctx.task.metrics(ahead, ctx.target_of("validation"))[ctx.task.metric]) - ctx.config.max_drop
     for number in range(len(_finished(study)), settings.trials):
@@ -64,12 +66,60 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
     return _with(ctx.config, best.params), found
 
 
+def space(config: RunConfig) -> dict[str, tuple[float, float]]:
+    """Return what a search may choose, by its place in the configuration: the lowest value and the highest."""
+    ranges, pruning = config.search, config.prune
+    low, high = ((config.distill or DistillSettings()).learning_rate * factor for factor in ranges.learning_rate)
+    found = {"distill.temperature": ranges.temperature, "distill.weight": ranges.weight}
+    found["distill.learning_rate"] = low, high
+    if pruning is not None and pruning.asked[0] == "ratio":
+        found["prune.ratio"] = ranges.ratio
+    return found
+
+
+def require_allowed(config: RunConfig, chosen: Mapping[str, Any], where: str) -> None:
+    """Refuse a choice that no search of this configuration makes; ``where`` opens the message.
+
+    Raises:
+        UserError: a key is none that a search chooses, or a value lies outside of its range.
+    """
+    known = space(config)
+    for name, value in chosen.items():
+        if name not in known:
+            raise UserError(f"{where} sets {name!r}, which a search does not choose; it chooses {', '.join(known)}")
+        low, high = known[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            key = name.rpartition(".")[2]
+            raise UserError(f"{where}: {name}={value!r}: must be in [{low:g}, {high:g}]; search.{key} says so")
+
+
 def pick(trials: list[FrozenTrial], goal: float) -> FrozenTrial:
     """Return the trial with the fewest MACs among those that reach the metric; the best metric when none does."""
     good = [trial for trial in trials if trial.values[0] >= goal]
     if good:
         return min(good, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
     return max(trials, key=lambda trial: (trial.values[0], -trial.values[1], -trial.number))
+
+
+def _opened(path: Path, key: str, config: RunConfig) -> optuna.Study:
+    """Open the study in the run folder, which may come from a stranger: its trials are ones that a search makes.
+
+    Raises:
+        UserError: the journal is damaged, or holds other trials.
+    """
+    try:
+        study = _study(path, key)
+        trials = _finished(study)
+        whole = all(len(trial.values) == 2 and all(map(math.isfinite, trial.values)) for trial in trials)
+    except OSError:
+        raise  # a full disk, say: nothing is wrong with the journal
+    except Exception as error:  # whatever optuna stumbles over in a journal that it did not write
+        raise damaged(path, error, remove=path) from error
+    if not whole:
+        raise damaged(path, "a trial has no two figures", remove=path)
+    for trial in trials:
+        require_allowed(config, trial.params, f"{path}: a trial")
+    return study
 
 
 def _study(path: Path, key: str) -> optuna.Study:
@@ -113,14 +163,13 @@ def _try(
     ctx: Context, teacher: Artifact, trial: Trial, distillation: DistillSettings, pruning: PruneSection | None
 ) -> tuple[float, float]:
     """Train a student briefly with proposed values, prune it, and return (validation metric, MACs)."""
-    ranges = ctx.config.search
-    low, high = (distillation.learning_rate * factor for factor in ranges.learning_rate)
+    ranges = space(ctx.config)
     proposed = dataclasses.replace(
         distillation,
-        temperature=trial.suggest_float("distill.temperature", *ranges.temperature),
-        weight=trial.suggest_float("distill.weight", *ranges.weight),
-        learning_rate=trial.suggest_float("distill.learning_rate", low, high, log=True),
-        epochs=max(1, math.ceil(distillation.epochs * ranges.epochs)),
+        temperature=trial.suggest_float("distill.temperature", *ranges["distill.temperature"]),
+        weight=trial.suggest_float("distill.weight", *ranges["distill.weight"]),
+        learning_rate=trial.suggest_float("distill.learning_rate", *ranges["distill.learning_rate"], log=True),
+        epochs=max(1, math.ceil(distillation.epochs * ctx.config.search.epochs)),
     )
     teach, loss = teaching(ctx, teacher, proposed)
     train = TrainSettings(**{f.name: getattr(proposed, f.name) for f in dataclasses.fields(TrainSettings)})
@@ -130,7 +179,7 @@ def _try(
     if pruning is not None:
         model, _ = prune_channels(
             model,
-            _sketch(pruning, trial, ranges.ratio),
+            _sketch(pruning, trial, ctx.config.search.ratio),
             example=example(ctx.task),
             batches=None,
             loss=None,

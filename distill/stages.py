@@ -35,7 +35,7 @@ from distill.artifacts import (
     core_feed,
     example,
     load_model,
-    read_proto,
+    read_graph,
     save_model,
     weights_hash,
     write_onnx,
@@ -44,6 +44,7 @@ from distill.artifacts import (
 from distill.benchmarks import usable_threads
 from distill.config import DistillSettings, ModelSettings, PruneSection, TeacherSettings
 from distill.context import Context
+from distill.decisions import WIDTHS
 from distill.errors import NotMeasuredError, UserError
 from distill.export import run_onnx
 from distill.losses import LOSSES
@@ -54,7 +55,7 @@ from distill.quantize import QuantizeSettings
 from distill.quantize import quantize as quantize_graph
 from distill.quantize.repair import Attempt, Loss, repair
 from distill.quantize.sensitivity import divergence
-from distill.runfolder import CHECKPOINT, digest
+from distill.runfolder import CHECKPOINT, damaged, digest
 from distill.shipped import Shipped
 from distill.tasks.base import Feed
 from distill.tasks.outputs import refuse_probabilities
@@ -65,8 +66,6 @@ SMALL_WORK = 10**9
 """Multiply-accumulates of a forward batch below which a second thread costs more than it brings."""
 _FEW = 64
 TRAINING = ("distill.training", "distill.views", "distill.losses", "distill.stages")
-WIDTHS = "prune-widths"
-"""The decision of how many units of each group went, where that was measured."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def teacher(ctx: Context) -> Made:
             facts |= _training_facts(dataclasses.asdict(record))
         return facts | _write(ctx, folder, trained, recipe)
 
-    return _make(ctx, "01-teacher", key, build)
+    return _make(ctx, "01-teacher", key, build, recipe)
 
 
 def control(ctx: Context) -> Made:
@@ -210,7 +209,7 @@ def prune(ctx: Context, base: Artifact, taught_by: Artifact) -> Made:
             facts |= _training_facts(dataclasses.asdict(trained))
         return facts | _write(ctx, folder, narrow, base.recipe)
 
-    return _make(ctx, "04-prune", key, build)
+    return _make(ctx, "04-prune", key, build, base.recipe)
 
 
 def _between(
@@ -254,7 +253,7 @@ def shipped(ctx: Context) -> Shipped:
     def write(model: nn.Module, path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_onnx(Path(folder), model, ctx.task, ctx.export)
-            core = read_proto(Path(folder, "core.onnx"))
+            core = read_graph(Path(folder, "core.onnx"))
         if wanted != "float32":
             inputs = tuple(value.name for value in core.graph.input)
             # Which ranges it finds is no matter of time.
@@ -280,7 +279,7 @@ def quantize(ctx: Context, base: Artifact, teacher: Artifact) -> Made:
     key = ctx.key("quantize", how, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
 
     def build(folder: Path) -> dict[str, Any]:
-        core = read_proto(base.core)
+        core = read_graph(base.core)
         inputs = tuple(value.name for value in core.graph.input)
         calibration = Calibration(ctx.task, inputs, settings.samples, ctx.config.seed)
         if ctx.target.precision == "int8":
@@ -300,7 +299,7 @@ def quantize(ctx: Context, base: Artifact, teacher: Artifact) -> Made:
             "warnings": list(record.warnings),
         }
 
-    made = _make(ctx, "05-quantize", key, build, module=False, recipe=base.recipe)
+    made = _make(ctx, "05-quantize", key, build, base.recipe, module=False)
     return dataclasses.replace(made, artifact=dataclasses.replace(made.artifact, model=base.model))
 
 
@@ -429,7 +428,7 @@ def _student(ctx: Context, name: str, taught_by: Artifact | None) -> Made:
             facts["cached_views"] = settings.views if fits_cache(ctx.task, settings.views) else 0
         return facts | _write(ctx, folder, trained, recipe)
 
-    return _make(ctx, name, key, build)
+    return _make(ctx, name, key, build, recipe)
 
 
 def _make(
@@ -437,9 +436,9 @@ def _make(
     name: str,
     key: str,
     build: Callable[[Path], dict[str, Any]],
+    recipe: Recipe,
     *,
     module: bool = True,
-    recipe: Recipe | None = None,
 ) -> Made:
     def timed(folder: Path) -> dict[str, Any]:
         begun = time.monotonic()
@@ -447,10 +446,12 @@ def _make(
         return facts | {"seconds": time.monotonic() - begun}
 
     folder, facts, reused = ctx.folder.stage(name, key, timed)
+    strange = [one for one in ("seconds", "parameters", "macs") if not isinstance(facts.get(one), int | float)]
+    if strange:
+        raise damaged(folder / "stage.json", f"{strange[0]} is no number", remove=folder)
     model = None
     if module:
-        model, recipe = load_model(folder, ctx.task)
-    assert recipe is not None
+        model = load_model(folder, ctx.task, recipe)
     return Made(Artifact(name[3:], folder, recipe, model), facts, reused)
 
 

@@ -24,7 +24,7 @@ from distill.prune.examples import reason
 
 Arguments = Mapping[str, Any]
 # What only decides which weights a model begins with; a rebuilt one gets its own.
-OF_WEIGHTS = {"timm": ("pretrained",), "torchvision": ("weights",), "transformers": ("pretrained",)}
+OF_WEIGHTS = {"timm": ("pretrained",), "torchvision": ("weights", "weights_backbone"), "transformers": ("pretrained",)}
 _OTHER_TORCH = (
     "the installed torchvision was built for another torch; install the pair that belongs together, for a CPU build: "
     "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
@@ -43,7 +43,7 @@ def build(reference: str, arguments: Arguments | None = None) -> nn.Module:
             f"{reference}: names no model; write timm:NAME, torchvision:NAME, transformers:NAME, "
             "package.module:function or ./file.py:function"
         )
-    make = _LIBRARIES.get(kind)
+    make = LIBRARIES.get(kind)
     given = dict(arguments or {})
     if make is None:
         factory = _function(reference)
@@ -68,29 +68,29 @@ def recipe(reference: str, arguments: Arguments, model: nn.Module) -> tuple[str,
 
 
 def _timm(name: str, arguments: dict[str, Any]) -> Any:
-    timm = _package("timm")
+    timm = package("timm")
     _require(f"timm:{name}", name.split(".")[0], timm.list_models())
     return timm.create_model(name, **arguments)
 
 
 def _torchvision(name: str, arguments: dict[str, Any]) -> Any:
-    models = _package("torchvision").models
+    models = package("torchvision").models
     _require(f"torchvision:{name}", name, models.list_models())
     return models.get_model(name, **arguments)
 
 
 def _transformers(name: str, arguments: dict[str, Any]) -> Any:
     """Build a classifier of sequences, or of images where the family has no other."""
-    package = _package("transformers")
+    library = package("transformers")
     pretrained = arguments.pop("pretrained", False)
-    if name in package.CONFIG_MAPPING:
+    if name in library.CONFIG_MAPPING:
         fit = {key: value for key, value in arguments.items() if key != "model_type"}
-        config = package.AutoConfig.for_model(name, **fit)
+        config = library.AutoConfig.for_model(name, **fit)
     else:
-        config = package.AutoConfig.from_pretrained(name, **arguments)
+        config = library.AutoConfig.from_pretrained(name, **arguments)
     for mapping, auto in (
-        (package.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, package.AutoModelForSequenceClassification),
-        (package.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, package.AutoModelForImageClassification),
+        (library.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, library.AutoModelForSequenceClassification),
+        (library.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, library.AutoModelForImageClassification),
     ):
         if type(config) in mapping:
             return auto.from_pretrained(name, config=config) if pretrained else auto.from_config(config)
@@ -99,14 +99,19 @@ def _transformers(name: str, arguments: dict[str, Any]) -> Any:
     )
 
 
-_LIBRARIES: dict[str, Callable[[str, dict[str, Any]], Any]] = {
+LIBRARIES: dict[str, Callable[[str, dict[str, Any]], Any]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "transformers": _transformers,
 }
 
 
-def _package(name: str) -> Any:
+def package(name: str) -> Any:
+    """Import a library of models.
+
+    Raises:
+        UserError: it is not installed, or does not load.
+    """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

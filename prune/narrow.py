@@ -21,6 +21,7 @@ from distill.prune.latency import (
 )
 from distill.prune.selection import choose, choose_until
 from distill.prune.step import Job, Narrowed, Step, Units
+from distill.prune.verify import output_shapes
 
 _CORRECTIONS = 5  # cuts at most, until what was reached is what was asked for
 _CLOSE = 0.01  # shares this near are reached
@@ -35,7 +36,7 @@ Tried: TypeAlias = tuple[float, Units, nn.Module]
 def narrow(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowed:
     """Cut a model to ``share`` of the way to the target, and return where it stands then."""
     if job.decided is not None:
-        done.model = prepare(skip_blocks(done.model, job.decided[len(done.decisions)]["skipped"]))
+        done.model = _skipped_as_decided(done, job)
     step = Step(done, job, data)
     if job.device is not None and done.before_s is None and job.decided is None:
         done.before_s = done.after_s = job.device.measure(done.model)
@@ -44,6 +45,8 @@ def narrow(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowe
             units, pruned = _chosen(step, share)
             break
         except BrokenError as error:
+            if job.decided is not None:
+                raise UserError(f"decisions: they do not fit this model, they break {error}") from error
             done.kept |= error.culprits
     step.note(units)
     done.decisions.append(done.decision({name: len(chosen) for name, chosen in units.items()}))
@@ -51,12 +54,31 @@ def narrow(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowe
     return done
 
 
+def _skipped_as_decided(done: Narrowed, job: Job) -> nn.Module:
+    """Take out the blocks that were decided to go in this step.
+
+    Raises:
+        UserError: the decisions are of fewer steps, or of another model.
+    """
+    assert job.decided is not None
+    if len(done.decisions) >= len(job.decided):
+        raise UserError(f"decisions: they are of {len(job.decided)} steps, {job.settings.steps} are asked for")
+    model = prepare(skip_blocks(done.model, job.decided[len(done.decisions)]["skipped"]))
+    if output_shapes(model, job.checks.example, job.checks.logits) != job.checks.shapes:
+        raise UserError("decisions: without the blocks that are to go, the model returns something else")
+    return model
+
+
 def _chosen(step: Step, share: float) -> tuple[Units, nn.Module]:
     """Choose and cut; what was decided before is done again without measuring."""
     job = step.job
     if job.decided is not None:
         rungs = {one.name: one for one in step.ladders(step.candidates())}
-        gone = {name: n for name, n in job.decided[len(step.done.decisions)]["gone"].items() if name in rungs}
+        gone = job.decided[len(step.done.decisions)]["gone"]
+        for name, number in gone.items():
+            most = max(rungs[name].fine, default=0) if name in rungs else 0
+            if number > most:
+                raise UserError(f"decisions: {number} units of {name!r} are to go, at most {most} of this model's can")
         units = step.units(rungs, gone)
         return units, step.cut(units)
     return _by_seconds(step, share) if job.settings.asked[0] == "speedup" else _by_share(step, share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from distill.documents import read_json
 from distill.errors import UserError
 from distill.prune.building import build, recipe
 from distill.prune.structure import apply_structure, structure_of
+from distill.prune.trust import approved, at_most
 from distill.state import load_state
 
 FORMAT = "distill pruned model 1"
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
+_TIMES, _LEAST = 64, 2**30  # an unpruned model may be so much larger than what is left, and is let be of a gibibyte
 
 
 def save(folder: Path, model: nn.Module, reference: str, arguments: Mapping[str, Any]) -> None:
@@ -49,36 +52,51 @@ def save(folder: Path, model: nn.Module, reference: str, arguments: Mapping[str,
     (folder / ABOUT).write_text(text, encoding="utf-8")
 
 
-def load(folder: str | Path, reference: str | None = None) -> nn.Module:
+def load(folder: str | Path, reference: str | None = None, *, trust: str | Iterable[str] = ()) -> nn.Module:
     """Build the model that ``python -m distill prune`` left in a folder: widths, weights, in eval mode.
 
-    The function or the package that makes the unpruned model has to be importable, as it was when it was pruned; the
-    model comes back on the CPU.
+    A folder may come from a stranger, and a file never chooses code: the folder's own reference is followed where timm,
+    torchvision or transformers register it, and where ``trust`` names it too. What made the unpruned model has to be
+    importable, as it was when it was pruned; the model comes back on the CPU.
 
     Args:
         folder: holds ``model.json`` and ``model.safetensors``.
-        reference: where that function is now, if it has moved.
+        reference: where the function that makes the unpruned model is now, if it has moved.
+        trust: the functions, as ``package.module:function`` or ``./file.py:function``, that the folder may name.
 
     Raises:
-        UserError: a file is missing or damaged, or the reference builds another model than the one that was pruned.
+        UserError: a file is missing or damaged, the folder names a function that is not trusted, or the reference
+            builds another model than the one that was pruned.
     """
-    place = Path(folder)
-    about = _about(place / ABOUT)
-    weights = _weights(place / WEIGHTS)
-    named = reference or about["reference"]
-    model = apply_structure(build(named, about["arguments"]), about["structure"])
+    about = _about(Path(folder) / ABOUT)
+    said = about["reference"] if reference is None else reference
+    trusted = trust if reference is None else (reference,)
+    named, arguments = approved(said, about["arguments"], trusted, where=Path(folder) / ABOUT)
+    return _built(Path(folder), named, arguments, about["structure"])
+
+
+def load_own(folder: Path) -> nn.Module:
+    """Build the model that this very process wrote into a folder, by whatever it was made from."""
+    about = _about(folder / ABOUT)
+    return _built(folder, about["reference"], about["arguments"], about["structure"])
+
+
+def _built(folder: Path, reference: str, arguments: Mapping[str, Any], structure: Mapping[str, Any]) -> nn.Module:
+    path = folder / WEIGHTS
+    weights = _weights(path)
+    with at_most(max(_LEAST, _TIMES * path.stat().st_size), folder / ABOUT):
+        model = build(reference, arguments)
+    model = apply_structure(model, structure)
     try:
         load_state(model, weights)
     except RuntimeError as error:
-        raise UserError(
-            f"{place / WEIGHTS}: not the weights of {named} ({' '.join(str(error).split())[:300]})"
-        ) from error
+        raise UserError(f"{path}: not the weights of {reference} ({' '.join(str(error).split())[:300]})") from error
     return model.eval()
 
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, finite=True)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the folder that the model was pruned into"
@@ -94,6 +112,8 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _weights(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; give the folder that the model was pruned into")
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:

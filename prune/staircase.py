@@ -22,6 +22,7 @@ from distill import files
 from distill.benchmarks.kernels import kernel_seconds
 from distill.benchmarks.machine import fingerprint
 from distill.benchmarks.target import Target, why_unmeasurable
+from distill.documents import read_json
 
 Precision = Literal["float32", "int8"]
 _BYTES = 1 << 26  # of inputs and weights in one session
@@ -236,7 +237,7 @@ def _identity(target: Target, precision: Precision) -> str:
 def _read(path: Path) -> dict[str, float]:
     """Read what was measured; a file that cannot be read is as good as none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return {str(key): float(value) for key, value in found.items()}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,14 +56,16 @@ def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module
     Tensors keep their leading entries, dtype, device and ``requires_grad``; values come from the weights loaded next.
 
     Raises:
-        UserError: the structure is not one of this model's: another module tree, or a tensor larger than the model's.
+        UserError: the structure is not one of this model's: another module tree, or a size beyond the model's.
     """
     return apply_structure_(copy.deepcopy(model), structure)
 
 
 def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     """Do as ``apply_structure`` in place, and return the same model. A refused structure leaves it unchanged."""
-    skipped, stand_ins = structure.get("skipped", []), structure.get("stand_ins", [])
+    if not isinstance(structure, Mapping):
+        raise UserError(f"structure: must be what structure_of returned, is {type(structure).__name__}")
+    skipped, stand_ins = _listed(structure, "skipped"), _listed(structure, "stand_ins")
     # A refused structure leaves the model as it is: a copy is tried first.
     wanted = _checked(_exchanged_(copy.deepcopy(model), skipped, stand_ins), structure)
     _exchanged_(model, skipped, stand_ins)
@@ -85,9 +88,20 @@ def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Modul
 def _exchanged_(model: nn.Module, skipped: Sequence[Mapping[str, Any]], stand_ins: Sequence[str]) -> nn.Module:
     """Put in place of a fresh model's modules what stands there in the pruned one."""
     skip_blocks_(model, skipped)
+    known = {name for name, _ in model.named_modules()}
     for name in stand_ins:
+        # Not by get_submodule: it looks attributes up, and a property of a class is code, too.
+        if not isinstance(name, str) or name not in known:
+            raise UserError(f"the structure is that of another model: stand_ins has {name!r}, which the model has not")
         stand_in_(model, name)
     return model
+
+
+def _listed(structure: Mapping[str, Any], key: str) -> list[Any]:
+    found = structure.get(key, [])
+    if not isinstance(found, list | tuple):
+        raise UserError(f"the structure's {key} must be a list, is {type(found).__name__}")
+    return list(found)
 
 
 def _stand_ins(model: nn.Module) -> list[str]:
@@ -108,16 +122,30 @@ def _checked(model: nn.Module, structure: Mapping[str, Any]) -> Mapping[str, Any
         )
     for name, entry in wanted.items():
         mine = have[name]
-        if set(entry["shapes"]) != set(mine["shapes"]) or set(entry["attributes"]) != set(mine["attributes"]):
-            raise UserError(f"the structure is that of another model: layer {name!r} holds other tensors there")
-        for key, shape in entry["shapes"].items():
-            size = mine["shapes"][key]
-            if len(shape) != len(size) or any(small > large for small, large in zip(shape, size, strict=True)):
-                raise UserError(
-                    f"the structure asks for {name}.{key} of shape {shape}, the model has {size}; "
-                    "a structure only narrows the model that it was taken from"
-                )
+        for part in ("shapes", "attributes"):
+            held = entry.get(part) if isinstance(entry, Mapping) else None
+            if not isinstance(held, Mapping) or set(held) != set(mine[part]):
+                raise UserError(f"the structure is that of another model: layer {name!r} holds other tensors there")
+            for key, size in mine[part].items():
+                if not _is_within(held[key], size):
+                    what = f"{name}.{key} of shape" if part == "shapes" else f"{name}.{key} ="
+                    raise UserError(
+                        f"the structure asks for {what} {str(held[key])[:60]}, the model has {size}; "
+                        "a structure only narrows the model that it was taken from"
+                    )
     return wanted
+
+
+def _is_within(value: Any, whole: Any) -> bool:
+    """Tell whether a size, or each of several, is the whole model's or smaller; a scale, any number."""
+    if isinstance(whole, list):
+        fits = isinstance(value, list) and len(value) == len(whole)
+        return fits and all(map(_is_within, value, whole))
+    if type(value) is type(whole) and value == whole:
+        return True
+    if isinstance(whole, float):
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is int and 0 < value < whole
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import distill
 ROOT = Path(distill.__file__).parent
 PACKAGES = ("benchmarks", "export", "quantize", "prune")
 # What every part may import: it imports nothing of the product itself.
-LEAVES = ("clean", "errors", "files", "intervals", "state")
+LEAVES = ("clean", "documents", "errors", "files", "intervals", "state")
 # What every part may import as well: it imports leaves only.
 SHARED = ("outputs",)
 # What each may import of the product besides itself and the leaves.
@@ -44,7 +44,7 @@ ORDER = (
         "runfolder",
         "shipped",
     ),
-    ("config", "records", "artifacts", "quality", "budget", "smoke"),
+    ("config", "records", "artifacts", "quality", "budget", "decisions", "smoke"),
     ("context",),
     ("stages", "packing", "report"),
     ("search",),

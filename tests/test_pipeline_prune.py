@@ -85,7 +85,8 @@ def test_another_target_takes_the_place_of_the_presets() -> None:
 
 def test_a_module_is_timed_as_it_ships(finished: Finished) -> None:
     """By this machine's own clock, so only that it is done is shown."""
-    from distill.artifacts import load_model
+    from distill.artifacts import Recipe, load_model
+    from distill.config import ModelSettings
     from distill.console import Console
     from distill.pipeline import _context
     from distill.runfolder import RunFolder
@@ -93,7 +94,10 @@ def test_a_module_is_timed_as_it_ships(finished: Finished) -> None:
 
     with RunFolder.hold(finished.folder) as held, Console("quiet") as shown:
         ctx = _context(load_config(finished.config), held, shown, {}, False)
-        model, _ = load_model(finished.folder / "stages/03-student", ctx.task)
+        student = ctx.config.student
+        assert isinstance(student, ModelSettings)
+        recipe = Recipe(student.model, student.args, "student", ctx.config.seed)
+        model = load_model(finished.folder / "stages/03-student", ctx.task, recipe)
         timer = shipped(ctx)
         device = timer.device(finished.folder / "none")
         assert isinstance(model, nn.Module)

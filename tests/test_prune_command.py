@@ -69,9 +69,9 @@ def test_a_share_is_reached_and_everything_is_written(goal: str, capsys: Any) ->
     record = read()["record"]
     assert record["asked"] == [goal, 0.5]
     assert record["achieved"] == pytest.approx(0.5, abs=0.06)
-    assert record[f"{goal}_after"] == getattr(count(load("out"), (torch.from_numpy(X),), {}), goal)
+    assert record[f"{goal}_after"] == getattr(count(load("out", trust="net.py:make"), (torch.from_numpy(X),), {}), goal)
     graph = run_onnx(onnx.load("out/model.onnx"), [{"input": X}])
-    np.testing.assert_allclose(graph, answers(load("out")), atol=1e-4)
+    np.testing.assert_allclose(graph, answers(load("out", trust="net.py:make")), atol=1e-4)
 
 
 @pytest.mark.usefixtures("unexported")
@@ -80,12 +80,12 @@ def test_a_fresh_process_rebuilds_the_same_answers() -> None:
     assert typed("--model", "net:make", *words) == 0
     code = (
         "import numpy, torch\nfrom distill.prune import load\n"
-        "model = load('out')\nassert not model.training\n"
+        "model = load('out', trust='net:make')\nassert not model.training\n"
         "with torch.no_grad(): numpy.save('there.npy', model(torch.from_numpy(numpy.load('x.npy'))).numpy())"
     )
     np.save("x.npy", X)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-    assert np.array_equal(np.load("there.npy"), answers(load("out")))
+    assert np.array_equal(np.load("there.npy"), answers(load("out", trust="net:make")))
     Path("elsewhere").mkdir()
     Path("net.py").rename("elsewhere/moved.py")
     assert np.array_equal(answers(load("out", "elsewhere/moved.py:make")), np.load("there.npy"))
@@ -146,7 +146,7 @@ def test_weights_are_the_users_own() -> None:
     torch.save(model.state_dict(), "mine.pt")
     words = ("--weights", "mine.pt", "--ratio", 0.3, "--out", "out", *SHAPE, *UNTIMED)
     assert typed("--model", "net.py:make", *words) == 0
-    assert torch.equal(load("out").get_submodule("7").bias, torch.full((4,), 7.0))  # type: ignore[arg-type]
+    assert torch.equal(load("out", trust="net.py:make").get_submodule("7").bias, torch.full((4,), 7.0))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("unexported")
@@ -154,7 +154,7 @@ def test_zeros_are_written_and_not_called_faster(capsys: Any) -> None:
     words = ("--sparsity", "2:4", "--data", "rows.npz", "--epochs", 1, "--ratio", 0.25, "--out", "out", *UNTIMED)
     assert typed("--model", "net.py:make", *words) == 0
     assert "CPU kernels compute with the zeros: expect no speed there" in said_of(capsys)
-    assert check_pattern(load("out").get_submodule("3").weight, "2:4")  # type: ignore[arg-type]
+    assert check_pattern(load("out", trust="net.py:make").get_submodule("3").weight, "2:4")  # type: ignore[arg-type]
     assert read()["sparse"]["zeros"] * 2 == read()["sparse"]["weights"]
 
 
@@ -254,7 +254,7 @@ def test_the_report_shows_layers_histograms_and_how_to_load_it(monkeypatch: pyte
     page, text = (Path("out", name).read_text() for name in ("report.html", "report.md"))
     assert "| 3 | 32 | 16 | 50 % |" in text
     assert "▁" in text or "█" in text
-    assert "from distill.prune import load" in text
+    assert "model = load('out', trust='net.py:make')" in text
     assert "python -m distill prune --model net.py:make --out out --ratio 0.5" in text
     assert page.count("<svg") == 1
     assert 'class="went"' in page

@@ -273,7 +273,7 @@ def test_what_cannot_be_loaded_says_why(name: str, text: str | None, says: str, 
     else:
         Path(name).write_text(text)
     with pytest.raises(UserError, match=says):
-        load(place)
+        load(place, trust="net.py:make")
     save(place, build("net.py:make"), "net.py:make", {})
     with pytest.raises(UserError, match="of another model"):
         load(place, "net.py:Blocks")

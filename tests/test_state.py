@@ -54,4 +54,4 @@ def test_a_user_s_weights_and_a_pruned_model_load(tmp_path: Path) -> None:
     assert torch.equal(loaded.get_submodule("head").weight, model.head.weight)  # type: ignore[arg-type]
     save(tmp_path, model, f"{__name__}:Versioned", {})
     x = torch.randn(2, 4)
-    assert torch.equal(load(tmp_path)(x), model(x))
+    assert torch.equal(load(tmp_path, trust=f"{__name__}:Versioned")(x), model(x))

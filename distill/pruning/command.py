@@ -20,7 +20,7 @@ from distill.export import to_bytes
 from distill.prune import PruneRecord, prune_channels
 from distill.prune.building import OF_WEIGHTS
 from distill.prune.importance import FROM_BATCHES
-from distill.prune.reload import load, save
+from distill.prune.reload import load_own, save
 from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
 from distill.tasks.sources import cache_folder
@@ -338,7 +338,7 @@ def _require_same(model: str, start: Start, pruned: nn.Module, folder: Path) -> 
     """
     shipping = start.shipping
     with told_of(model):
-        expected, found = (logits_of(one, shipping.example, shipping.inputs.take) for one in (pruned, load(folder)))
+        expected, found = (logits_of(one, shipping.example, shipping.inputs.take) for one in (pruned, load_own(folder)))
     apart = float((expected - found).abs().max())
     if not apart <= _REBUILT * max(1.0, float(expected.abs().max())):
         raise UserError(

@@ -132,9 +132,11 @@ def headline(outcome: Outcome) -> str:
     )
 
 
-def loading(out: str) -> str:
-    """Return the lines of Python that load what was written."""
-    return f"from distill.prune import load\n\nmodel = load({out!r})  # an nn.Module in eval mode"
+def loading(out: str, model: str) -> str:
+    """Return the lines of Python that load what was written, and say that the function which made it is trusted."""
+    registered = model.partition(":")[0] in ("timm", "torchvision", "transformers")
+    trust = "" if registered else f", trust={model!r}"
+    return f"from distill.prune import load\n\nmodel = load({out!r}{trust})  # an nn.Module in eval mode"
 
 
 MOVED = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from distill.documents import read_json
 from distill.errors import UserError
 
 RECORD = "prune.json"
@@ -66,7 +66,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def _is_ours(path: Path) -> bool:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("format") == FORMAT

@@ -27,7 +27,7 @@ def html(outcome: Outcome, out: str) -> str:
         "measured": facts.measured_on(outcome),
         "warnings": list(dict.fromkeys(outcome.warnings)),
         "how": facts.how(outcome),
-        "loading": facts.loading(out),
+        "loading": facts.loading(out, outcome.model),
         "moved": facts.MOVED,
         "layers": facts.layers(outcome),
         "groups": [(one, Markup(histogram_svg(one))) for one in facts.groups(outcome)],

@@ -27,7 +27,7 @@ def _lines(outcome: Outcome, out: str) -> Iterator[str]:
     yield from _table(("", "before", "after", ""), facts.summary(outcome))
     yield f"Timed on: {escape(facts.measured_on(outcome))}."
     yield from _titled("Load it")
-    yield from (fenced(facts.loading(out), "python"), "", escape(facts.MOVED))
+    yield from (fenced(facts.loading(out, outcome.model), "python"), "", escape(facts.MOVED))
     if outcome.warnings:
         yield from _titled("Warnings")
         yield from (f"- {escape(text)}" for text in dict.fromkeys(outcome.warnings))

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.artifacts import example, load_model
+from distill.artifacts import Recipe, example, load_model
 from distill.benchmarks.campaign import append, read_rows
 from distill.config import load_config
 from distill.errors import UserError
@@ -83,9 +83,13 @@ class Bench:
     """The data, the teacher, and its answers to the views of the training rows."""
 
     def __init__(self, run: Path, cache: Path) -> None:
-        config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
-        self.task: Task = load_task(load_config(config).data, seed=int(config["seed"]))
-        self.teacher, _ = load_model(run / "stages" / "01-teacher", self.task)
+        config = load_config(json.loads((run / "run.json").read_text(encoding="utf-8"))["config"])
+        for field, name in (("teacher.model", config.teacher.model), ("data.source", config.data.source)):
+            if ":" in str(name):
+                raise UserError(f"{run}: {field}={name!r}: a file never chooses code; give a run of what is built in")
+        self.task: Task = load_task(config.data, seed=config.seed)
+        recipe = Recipe(config.teacher.model, dict(config.teacher.args), "teacher", config.seed)
+        self.teacher = load_model(run / "stages" / "01-teacher", self.task, recipe)
         cache.mkdir(parents=True, exist_ok=True)
         self.teach = teacher_for(self.teacher, self.task, views=_VIEWS, key="recovery", folder=cache, device=CPU)
         self.example = example(self.task)

@@ -19,7 +19,7 @@ from distill.errors import UserError
 from distill.export import export_onnx, parity, run_onnx
 from distill.models import MODELS
 from distill.models.resnet import ResNet
-from distill.prune import count
+from distill.prune import PruneSettings, count, prune_channels
 from distill.prune.depth.blocks import examine_blocks, removable_blocks
 from distill.prune.depth.damage import block_importance
 from distill.prune.depth.skipped import Block, Skipped, skip_blocks, skip_blocks_, skipped_of
@@ -356,3 +356,29 @@ def test_plain_data_that_fit_no_block_are_refused_and_change_nothing() -> None:
     assert skipped_of(skip_blocks_(model, [good])) == [good]
     with pytest.raises(UserError, match="skipped already"):
         skip_blocks_(model, [{"name": "stages.0", "returns": ["x", None]}])
+
+
+@pytest.mark.parametrize(
+    ("decided", "says"),
+    [
+        ([], "they are of 0 steps, 1 are asked for"),
+        ([{"skipped": [], "gone": {"0": 10**9}}], "1000000000 units of '0' are to go, at most 16"),
+        ([{"skipped": [], "gone": {"nobody": 3}}], "3 units of 'nobody' are to go, at most 0"),
+        ([{"skipped": [{"name": "nope", "returns": "x"}], "gone": {}}], "no module 'nope'"),
+        ([{"skipped": [{"name": "5", "returns": "nothing"}], "gone": {}}], "does not run"),
+        ([{"skipped": [{"name": "5", "returns": "input"}], "gone": {}}], "the model returns something else"),
+    ],
+)
+def test_decisions_of_another_model_are_refused(decided: list[dict[str, Any]], says: str) -> None:
+    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
+    settings = PruneSettings(speedup=2.0, importance="magnitude")
+    with pytest.raises(UserError, match=says):
+        prune_channels(
+            nn.Sequential(*layers).eval(),
+            settings,
+            example=((torch.randn(2, 3, 8, 8),), {}),
+            batches=None,
+            loss=None,
+            logits=lambda output: output,
+            decided=decided,
+        )

@@ -1,0 +1,87 @@
+"""Text and JSON that lie in a file: read so that the worst that a file can do is to be wrong.
+
+A file may come from a stranger. It never hangs its reader (a pipe that nobody writes to), fills the memory (a device,
+or gigabytes) or overflows the stack (nested too deeply).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+MOST_BYTES = 2**28
+"""Of a document; the largest that this product writes are a few megabytes."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, or of a pipe such as a shell makes of ``<(command)``.
+
+    Raises:
+        OSError: it cannot be read, or is a folder or a device.
+        ValueError: it is no UTF-8, or is larger than ``MOST_BYTES``.
+    """
+    kind = os.stat(path).st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
+        raise OSError(errno.EINVAL, "is a device or a socket", str(path))
+    # Without O_NONBLOCK a pipe that nobody writes to would be waited for; with it such a pipe is empty.
+    opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(opened, "rb") as file:
+        if stat.S_ISFIFO(kind):
+            os.set_blocking(opened, True)
+        held = file.read(MOST_BYTES + 1)
+    if len(held) > MOST_BYTES:
+        raise ValueError(f"is larger than {MOST_BYTES >> 20} MiB")
+    return held.decode("utf-8")
+
+
+def parse_json(text: str, *, finite: bool = False) -> Any:
+    """Return the value of a JSON text; with ``finite``, NaN and infinities are refused, as the standard has it.
+
+    Raises:
+        ValueError: it is no JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=_number) if finite else json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+
+
+def parse_yaml(text: str, loader: Any = None) -> Any:
+    """Return the value of a YAML text; ``loader`` is yaml's safe one where none is given.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+        ValueError: it is nested too deeply, or a value in it is none, such as a date in month 13.
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, loader or yaml.SafeLoader)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+
+
+def read_json(path: Path, *, finite: bool = False) -> Any:
+    """Return the value that a file of JSON holds.
+
+    Raises:
+        OSError: what ``read_text`` raises.
+        ValueError: it is no JSON, or what ``read_text`` refuses.
+    """
+    return parse_json(read_text(path), finite=finite)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text[:40])
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no finite number")
