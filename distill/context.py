@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from distill.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
 from distill.benchmarks import (
@@ -32,7 +30,8 @@ from distill.export import run_onnx
 from distill.export.settings import ExportSettings
 from distill.quality import quality
 from distill.records import Estimate, Quality, StageLatency
-from distill.runfolder import RunFolder, damaged, digest, sources, versions
+from distill.runfolder import RunFolder, digest, sources, versions
+from distill.sealed import sealed_array
 from distill.tasks.base import Task
 from distill.training import predict
 
@@ -124,16 +123,8 @@ class Context:
         found = [self.task.target(batch).numpy() for _, batch in batches(self.task.data[split], 512)]
         return np.concatenate(found)
 
-    def _cached(self, name: str, compute: Any) -> Array:
-        path = self.folder.cache / f"{name}-{self.data_key}.safetensors"
-        if not path.is_file():
-            temporary = path.with_suffix(".tmp")
-            save_file({"values": np.ascontiguousarray(compute())}, temporary)
-            temporary.replace(path)
-        try:
-            return load_file(path)["values"]
-        except (SafetensorError, OSError) as error:
-            raise damaged(path, error, remove=path) from error
+    def _cached(self, name: str, compute: Callable[[], Array]) -> Array:
+        return sealed_array(self.folder.cache / f"{name}-{self.data_key}.safetensors", compute, self.folder.tell)
 
     # Timing --------------------------------------------------------------------------------------------------------
 

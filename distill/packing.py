@@ -17,9 +17,12 @@ from distill.artifacts import Artifact, graph_inputs, shipped_feed, weights_hash
 from distill.config import config_hash, settings_hash
 from distill.context import Context
 from distill.export import loaded_with, loads_in, parity, run_onnx, write_metadata
-from distill.runfolder import digest, file_sha256, sources, versions
+from distill.runfolder import digest, sources, versions
+from distill.sealed import altered, file_sha256, hashes_of
 
 VECTORS = 16
+FILES = ("model.onnx", "labels.json", "vectors.npz", "README.md", "NOT_DEPLOYABLE")
+"""What a deploy folder may hold of ours; anything else in it is the user's."""
 CARD = """# {task}
 
 {labels} classes, shipped as `model.onnx` for {target} ({precision}).
@@ -45,7 +48,8 @@ class Packed:
     """What was packed."""
 
     onnx: Path
-    files: tuple[str, ...]
+    files: dict[str, str]
+    """sha256 by name."""
     parity: dict[str, Any]
     reused: bool
     seconds: float
@@ -63,6 +67,7 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
     """
     begun = time.monotonic()
     labels = ctx.task.labels
+    hashes: dict[str, str] = {}
 
     def build(folder: Path) -> None:
         proto = write_metadata(onnx.load(final.onnx), _provenance(ctx, final, teacher, deployable), labels=labels)
@@ -72,20 +77,22 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
         (folder / "README.md").write_text(_card(ctx, final), encoding="utf-8")
         if not deployable:
             (folder / "NOT_DEPLOYABLE").write_text("A smoke run: trained on two batches.\n", encoding="utf-8")
+        hashes.update(hashes_of(folder))
 
     key = digest(final.graph_hash, weights_hash(teacher.folder), config_hash(ctx.config), deployable, ctx.data_key)
     key = digest(key, sources("distill.packing", "distill.export"), versions())
-    marker = ctx.folder.memos / "export.json"
-    place = ctx.folder.path / "deploy" / "model.onnx"
-    known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
-    reused = known.get("key") == key and place.is_file() and file_sha256(place) == known.get("sha256")
+    place, noted = ctx.folder.path / "deploy", ctx.folder.noted("export.json")
+    different = altered(place, noted.get("files", {}))
+    reused = noted.get("key") == key and not different
     if not reused:
-        folder = ctx.folder.publish("deploy", build)
-        ctx.folder.note("export.json", {"key": key, "sha256": file_sha256(folder / "model.onnx")})
-    files = tuple(sorted(one.name for one in place.parent.iterdir()))
+        for name, how in different if noted.get("key") == key else ():
+            ctx.folder.tell(f"{place / name} {how}: packed again")
+        ctx.folder.publish("deploy", build, ours=FILES)
+        noted = {"key": key, "files": hashes}
+        ctx.folder.note("export.json", noted)
     found = shipped_parity(ctx, final, teacher)
     warnings = () if found["ok"] else (f"parity: {found['why']}",)
-    return Packed(place, files, found, reused, time.monotonic() - begun, warnings)
+    return Packed(place / "model.onnx", noted["files"], found, reused, time.monotonic() - begun, warnings)
 
 
 def torch_parity(ctx: Context, artifact: Artifact) -> dict[str, Any] | None:

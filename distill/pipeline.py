@@ -21,7 +21,7 @@ from distill.context import Context
 from distill.errors import Exit, UserError
 from distill.records import Estimate, Quality, RunResult, StageLatency, StageRecord, Status, Total, stage_to_dict
 from distill.report import write_reports
-from distill.runfolder import RunFolder, digest, file_sha256, write_text
+from distill.runfolder import RunFolder, digest, write_text
 from distill.smoke import first_of, smoke_config
 from distill.tasks import load_task
 
@@ -75,6 +75,7 @@ def run(
     folder = Path(out) if out is not None else default_folder(settings, smoke=smoke)
     replay = _replayed(decisions)
     with RunFolder.hold(folder) as held, console or Console("quiet") as shown:
+        held.say = shown.say
         torch.set_num_threads(usable_threads())
         ctx = _context(settings, held, shown, replay, smoke)
         shown.say(_first_line(ctx))
@@ -237,8 +238,8 @@ def _export(ctx: Context, run: _Run, smoke: bool) -> None:
         validation=ctx.quality(packed.onnx, "validation", run.teacher.onnx),
         latency=latency,
         warnings=packed.warnings,
-        detail={"files": packed.files, "parity": packed.parity, "timing": list(remarks)}
-        | {"sha256": file_sha256(packed.onnx)}
+        detail={"files": tuple(packed.files), "parity": packed.parity, "timing": list(remarks)}
+        | {"sha256": packed.files["model.onnx"], "hashes": packed.files}
         | ({"profile": last.detail["profile"]} if "profile" in last.detail else {}),
     )
     ctx.console.say(f"export: {packed.onnx}")
@@ -283,7 +284,7 @@ def _result(ctx: Context, run: _Run, smoke: bool) -> RunResult:
 def _run_warnings(
     ctx: Context, run: _Run, test: Quality | None, total: Total, latency: tuple[StageLatency, ...]
 ) -> tuple[str, ...]:
-    found = [*ctx.task.warnings, *ctx.target.warnings]
+    found = [*ctx.folder.repairs, *ctx.task.warnings, *ctx.target.warnings]
     loaded = run.records["teacher"].detail.get("loaded")
     if loaded and "test" not in ctx.task.given_splits:
         found.append(

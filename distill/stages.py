@@ -55,6 +55,7 @@ from distill.quantize.repair import Attempt, Loss, repair
 from distill.quantize.sensitivity import divergence
 from distill.runfolder import CHECKPOINT, digest
 from distill.shipped import Shipped
+from distill.state import hash_tensors
 from distill.tasks.base import Feed
 from distill.training import StepLoss, Teach, TrainRecord, TrainSettings, as_inputs, fit, forward, predict
 from distill.views import batches, fits_cache, shuffled, teacher_for
@@ -348,7 +349,13 @@ def teaching(ctx: Context, taught_by: Artifact, settings: DistillSettings) -> tu
     assert taught_by.model is not None
     key = digest(weights_hash(taught_by.folder), ctx.data_key, str(ctx.device.type))
     source = teacher_for(
-        taught_by.model, ctx.task, views=settings.views, key=key, folder=ctx.folder.cache, device=ctx.device
+        taught_by.model,
+        ctx.task,
+        views=settings.views,
+        key=key,
+        folder=ctx.folder.cache,
+        device=ctx.device,
+        tell=ctx.folder.tell,
     )
     chosen = LOSSES[settings.loss]
 
@@ -386,13 +393,7 @@ def code_of(model: nn.Module) -> str:
 
 def state_hash(model: nn.Module) -> str:
     """Return a hash of a model's weights and buffers."""
-    hashed = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            plain = value.detach().cpu().contiguous()
-            hashed.update(name.encode() + str(plain.dtype).encode())
-            hashed.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()[:16]
+    return hash_tensors(model.state_dict())[:16]
 
 
 def _student(ctx: Context, name: str, taught_by: Artifact | None) -> Made:
@@ -448,7 +449,7 @@ def _make(
     if module:
         model, recipe = load_model(folder, ctx.task)
     assert recipe is not None
-    return Made(Artifact(name[3:], folder, recipe, model), facts, reused)
+    return Made(Artifact(name[3:], folder, recipe, model), facts | {"hashes": ctx.folder.hashes(folder)}, reused)
 
 
 def _write(ctx: Context, folder: Path, model: nn.Module, recipe: Recipe) -> dict[str, Any]:

@@ -41,6 +41,7 @@ ORDER = (
         "views",
         "training",
         "console",
+        "sealed",
         "runfolder",
         "shipped",
     ),

@@ -153,3 +153,20 @@ def test_a_search_is_part_of_a_run_and_is_replayed(
 def test_without_pruning_no_ratio_is_proposed(config: Config, folder: Path) -> None:
     _, decision = chosen(merged(config, {"search": {"trials": 1}, "prune": "off"}), folder)
     assert "prune.ratio" not in decision["chosen"]
+
+
+def test_a_journal_that_was_altered_is_not_believed(
+    config: Config, folder: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    config = merged(config, {"search": {"trials": 2}})
+    first = chosen(config, folder)[1]
+    journal = folder / "study.journal"
+    text = journal.read_text()
+    for wrong in (text.replace("temperature", "temperaturf"), text[: len(text) // 2], "", "\0" * len(text)):
+        journal.write_text(wrong)
+        with opened(config, folder) as (ctx, teacher):
+            assert search.choose(ctx, teacher)[1] == first
+            assert [text for text in ctx.folder.repairs if "its trials are repeated" in text]
+    with opened(config, folder) as (ctx, teacher):
+        assert search.choose(ctx, teacher)[1] == first
+        assert ctx.folder.repairs == []
