@@ -139,7 +139,7 @@ def _read_array(path: Path) -> NDArray[Any]:
 
 def _hash_array(values: NDArray[Any]) -> str:
     hashed = hashlib.sha256(f"{values.dtype.str}{values.shape}".encode())
-    hashed.update(memoryview(np.ascontiguousarray(values)).cast("B") if values.size else b"")
+    hashed.update(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
     return hashed.hexdigest()
 
 

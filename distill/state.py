@@ -33,5 +33,5 @@ def hash_tensors(tensors: Mapping[str, Any]) -> str:
         if isinstance(value, Tensor):
             plain = value.detach().cpu().contiguous()
             hashed.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-            hashed.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+            hashed.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
