@@ -24,6 +24,7 @@ from distill.benchmarks import (
     profile,
     why_unmeasurable,
 )
+from distill.budget import Timed
 from distill.config import RunConfig
 from distill.console import Console
 from distill.export import run_onnx
@@ -144,6 +145,23 @@ class Context:
         )
         self.console.progress(f"timing {after.parent.name}, batch {batch}", 1, 1)
         return found
+
+    def speedup(self, before: Path, after: Path) -> Timed | None:
+        """Return how much faster one file is than another at the first batch size; None where nothing can be timed.
+
+        What was measured once holds for every later run of this folder.
+        """
+        if self.unmeasured is not None:
+            return None
+        batch = self.target.batch_sizes[0]
+
+        def measured() -> dict[str, Any]:
+            found = self.compare(before, after, batch)
+            assert found is not None
+            return {"speedup": dataclasses.asdict(found.speedup), "warnings": list(found.warnings)}
+
+        raw = self.folder.memo("speedup", self._timing_key(after, before, batch), measured)
+        return Timed(Estimate(**raw["speedup"]), tuple(raw["warnings"]))
 
     def latency(self, path: Path, teacher: Path) -> tuple[tuple[StageLatency, ...], tuple[str, ...]]:
         """Return a file's latency at each batch size, over the teacher's file, and the remarks of the timing."""

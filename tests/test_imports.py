@@ -48,7 +48,7 @@ ORDER = (
     ("config", "records", "artifacts", "quality", "budget", "smoke"),
     ("context",),
     ("stages", "packing", "report"),
-    ("search",),
+    ("search", "outcome"),
     ("pipeline",),
 )
 

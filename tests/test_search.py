@@ -170,3 +170,12 @@ def test_a_journal_that_was_altered_is_not_believed(
     with opened(config, folder) as (ctx, teacher):
         assert search.choose(ctx, teacher)[1] == first
         assert ctx.folder.repairs == []
+
+
+def test_a_decision_of_a_search_is_used_without_trials(config: Config, folder: Path, tmp_path: Path) -> None:
+    config = merged(config, {"search": {"trials": 1}, "benchmark": "off", "distill": {"control": False}})
+    done = run_quietly(config, folder)
+    again = run_quietly(merged(config, {"search": {"trials": 0}}), folder, decisions=folder / "run.json")
+    assert again.result.decisions["search"] == done.result.decisions["search"]
+    assert again.result.config["prune"] == done.result.config["prune"]
+    assert all(stage.reused for stage in again.result.stages if stage.status != "off" and stage.name != "export")

@@ -321,4 +321,6 @@ def _verdict_words(result: RunResult) -> str:
     total = result.comparison
     found = [f"drop budget {text(total.verdict)}"] if total.verdict else []
     found += [f"latency budget {text(total.latency_verdict)}"] if total.latency_verdict else []
+    if "ship" in result.decisions:
+        found.append("nothing met the budget on validation data, so the nearest shipped")
     return ", ".join(found) or "no verdict"
