@@ -29,7 +29,7 @@ from distill.config import RunConfig
 from distill.console import Console
 from distill.export import run_onnx
 from distill.export.settings import ExportSettings
-from distill.quality import quality
+from distill.quality import quality, weak_evidence, weak_splits
 from distill.records import Estimate, Quality, StageLatency
 from distill.runfolder import RunFolder, digest, sources, versions
 from distill.sealed import sealed_array
@@ -38,6 +38,7 @@ from distill.training import predict
 
 Array = NDArray[Any]
 Split = Literal["validation", "test"]
+_SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,27 @@ class Context:
             limit=self.config.max_drop,
             seed=self.config.seed,
         )
+
+    def weak_evidence(self, path: Path, teacher: Path | None, name: str) -> tuple[str, ...]:
+        """Say why what was found of a file proves little, on validation or test."""
+        found: list[str] = []
+        for split in _SPLITS:
+            logits, target = self.logits(path, split), self.target_of(split)
+            found += weak_evidence(
+                split,
+                logits,
+                target,
+                metric=self.task.metric,
+                metrics=self.task.metrics(logits, target),
+                teacher=self.logits(teacher, split) if teacher is not None else None,
+                names=("the teacher", name),
+            )
+        return tuple(found)
+
+    @property
+    def weak_splits(self) -> tuple[str, ...]:
+        """Say which classes validation and test do not show."""
+        return tuple(text for split in _SPLITS for text in weak_splits(split, self.target_of(split), self.task.labels))
 
     def _targets(self, split: Split) -> Array:
         from distill.views import batches

@@ -71,7 +71,7 @@ def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
         latency_verdict=latency_verdict(limit, shipped.latency),
     )
     board = next((one.board for one in shipped.latency if one.board), None)
-    warnings = _run_warnings(ctx, run, shipped.test, total, shipped.latency)
+    warnings = _run_warnings(ctx, run, shipped.test, total, shipped.latency, smoke=smoke)
     missed = "missed" in (total.verdict, total.latency_verdict) or (SHIP in run.decisions and total.verdict != "met")
     return RunResult(
         folder=str(ctx.folder.path),
@@ -90,9 +90,11 @@ def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
 
 
 def _run_warnings(
-    ctx: Context, run: RunState, test: Quality | None, total: Total, latency: tuple[StageLatency, ...]
+    ctx: Context, run: RunState, test: Quality | None, total: Total, latency: tuple[StageLatency, ...], *, smoke: bool
 ) -> tuple[str, ...]:
     found = [*ctx.folder.repairs, *ctx.task.warnings, *ctx.target.warnings]
+    if not smoke:  # which is cut to few samples
+        found += ctx.weak_splits
     if SHIP in run.decisions:
         found.append(
             f"{run.decisions[SHIP]['reason']}; a larger student, more epochs, or another max_drop or "

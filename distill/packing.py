@@ -174,10 +174,22 @@ def _vectors(ctx: Context, path: Path) -> dict[str, Any]:
 
 def final_is_float(path: Path) -> bool:
     """Tell whether a file computes in float32 throughout."""
-    graph = onnx.load(path).graph
-    quantized = any(node.op_type == "QuantizeLinear" for node in graph.node)
-    half = any(value.data_type == onnx.TensorProto.FLOAT16 for value in graph.initializer)
-    return not quantized and not half
+    return number_format(onnx.load(path).graph) == "float32"
+
+
+def number_format(graph: onnx.GraphProto) -> str:
+    """Return what a graph computes in, by its operators and constants: float32, fp16, bf16, int8 or int4."""
+    operators = {node.op_type for node in graph.node}
+    types = {tensor.data_type for tensor in graph.initializer}
+    kinds = onnx.TensorProto
+    if "MatMulNBits" in operators or types & {kinds.INT4, kinds.UINT4}:
+        return "int4"
+    if any(name.startswith("QLinear") or name in _INTEGER for name in operators):
+        return "int8"
+    return "fp16" if kinds.FLOAT16 in types else "bf16" if kinds.BFLOAT16 in types else "float32"
+
+
+_INTEGER = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 
 
 def _card(ctx: Context, final: Artifact) -> str:
@@ -192,7 +204,7 @@ def _card(ctx: Context, final: Artifact) -> str:
         labels=len(ctx.task.labels),
         classes=len(ctx.task.labels),
         target=ctx.target.name,
-        precision=ctx.target.precision,
+        precision=number_format(graph),
         inputs=inputs,
         stages=final.stage,
     )

@@ -25,6 +25,8 @@ from distill.runfolder import RunFolder, digest, write_text
 from distill.smoke import first_of, smoke_config
 from distill.tasks import load_task
 
+_MODELS = {"prune": "pruned model", "quantize": "quantized model"}
+
 
 def run(
     config: str | Path | Mapping[str, Any] | RunConfig | None = None,
@@ -214,10 +216,14 @@ def _test_and_time(ctx: Context, run: RunState) -> None:
     for name, made in run.made.items():
         path = made.artifact.onnx
         latency, remarks = ctx.latency(path, run.teacher.onnx)
-        record = run.records[name]
+        record, teacher = run.records[name], None if name == "teacher" else run.teacher.onnx
+        weak = (
+            ctx.weak_evidence(path, teacher, f"the {_MODELS.get(name, name)}") if name in ("teacher", run.final) else ()
+        )
         run.records[name] = dataclasses.replace(
             record,
-            test=ctx.quality(path, "test", None if name == "teacher" else run.teacher.onnx),
+            warnings=(*record.warnings, *weak),
+            test=ctx.quality(path, "test", teacher),
             latency=latency,
             detail=record.detail | {"parity": packing.torch_parity(ctx, made.artifact), "timing": list(remarks)},
         )
@@ -225,9 +231,9 @@ def _test_and_time(ctx: Context, run: RunState) -> None:
         student = run.records["student"]
         gain = {"gain": _gain(ctx, run.made["control"].artifact, run.made["student"].artifact)}
         run.records["student"] = dataclasses.replace(student, detail=student.detail | gain)
-    teacher = run.records["teacher"]
+    first = run.records["teacher"]
     splits = {name: len(data) for name, data in ctx.task.data.items()}
-    run.records["teacher"] = dataclasses.replace(teacher, detail=teacher.detail | {"splits": splits})
+    run.records["teacher"] = dataclasses.replace(first, detail=first.detail | {"splits": splits})
 
 
 def _gain(ctx: Context, control: Artifact, student: Artifact) -> dict[str, float] | None:
@@ -307,7 +313,7 @@ def _first_line(ctx: Context) -> str:
     chosen = "named" if ctx.config.target else "the device's own"
     return (
         f"{ctx.config.task}: trains on {ctx.device}, ships to {ctx.target.name} ({chosen}; {ctx.target.provider}, "
-        f"{ctx.target.precision}){why}, into {ctx.folder.path}"
+        f"{ctx.target.precision if ctx.config.quantize else 'float32'}){why}, into {ctx.folder.path}"
     )
 
 

@@ -284,3 +284,30 @@ def test_a_board_is_measured_by_the_command_that_the_target_names(variant: Varia
     assert done.result.machine["timed on"]["versions"]["onnxruntime"]
     assert "timed on" in (done.folder / "report.md").read_text()
     assert done.result.stage("quantize").detail["quantization"]["scheme"] == "s8s8"
+
+
+def test_a_run_that_proves_nothing_says_so(tmp_path: Path) -> None:
+    """One row in two hundred is of the other class, which nobody learns."""
+    rows = [f"{number % 7},{number % 5},{'yes' if number % 201 == 0 else 'no'}" for number in range(1005)]
+    (tmp_path / "rare.csv").write_text("\n".join(["a,b,y", *rows]) + "\n")
+    train = {"epochs": 1, "learning_rate": 0.01}
+    done = run_quietly(
+        {
+            "task": "rare",
+            "data": {"source": "csv", "path": str(tmp_path / "rare.csv"), "target": "y"},
+            "teacher": {"model": "mlp", "args": {"hidden": [8]}, **train},
+            "student": {"model": "mlp", "args": {"hidden": [8]}},
+            "distill": {**train, "views": 1, "control": False},
+            "prune": "off",
+            "quantize": "off",
+            "benchmark": "off",
+            "device": "cpu",
+        },
+        tmp_path / "run",
+    )
+    text = markdown(done.result)
+    assert "the teacher and the student give all" in text
+    assert "no more than the share of the most frequent class" in text
+    assert "data.metric=" in text
+    assert "(float32)" in (done.folder / "deploy/README.md").read_text()
+    assert "(int8)" not in (done.folder / "deploy/README.md").read_text()

@@ -279,7 +279,8 @@ def _shipped_words(result: RunResult) -> str:
     if shipped(result) is None:
         return "Nothing shipped"
     kept = [one.name for one in result.stages if one.status in ("done", "unmeasured")]
-    precision = text(result.target.get("precision"))
+    record = section(find(result, "quantize"), "quantization")
+    precision = text(record.get("precision")) or text(result.target.get("precision"))
     model = "student" if "student" in kept and result.final != "teacher" else "teacher"
     words = [f"the {model}"]
     words += ["pruned"] if "prune" in kept else []
