@@ -8,7 +8,7 @@ from typing import Literal
 
 from onnx import ModelProto
 
-from distill.benchmarks import Ratio
+from distill.benchmarks import Ratio, units
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import initializers
@@ -149,10 +149,7 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
     faster = [(ratio, one) for ratio, one in timed if ratio.high < 1]
     if not faster:
         ratio, best = min(timed, key=lambda pair: pair[0].value)
-        return plain, (
-            f"nothing that keeps the budget is faster: {best.name} takes {ratio.value:.2f} times as long "
-            f"[{ratio.low:.2f}, {ratio.high:.2f}]"
-        )
+        return plain, (f"nothing that keeps the budget is faster: {best.name} is {units.faster(ratio, _short)} as fast")
     first = min((ratio for ratio, _ in faster), key=lambda ratio: ratio.value)
     equal = [(ratio, one) for ratio, one in faster if ratio.low <= first.high]
     limit = _SAME_SIZE * min(one.file_bytes for _, one in equal)
@@ -160,7 +157,11 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
     ratio, best = min(small, key=lambda pair: pair[0].value)
     larger = len(equal) - len(small)
     tied = f", and smaller than {larger} that cannot be told from it" if larger else ""
-    return best, f"{best.name} is {1 / ratio.value:.2f} times as fast as float32{tied}"
+    return best, f"{best.name} is {1 / ratio.value:.2f}× as fast as float32{tied}"
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.2f}"
 
 
 def _kinds(core: ModelProto, target: Target) -> tuple[Precision, ...]:

@@ -290,7 +290,7 @@ def test_a_run_that_proves_nothing_says_so(tmp_path: Path) -> None:
     """One row in two hundred is of the other class, which nobody learns."""
     rows = [f"{number % 7},{number % 5},{'yes' if number % 201 == 0 else 'no'}" for number in range(1005)]
     (tmp_path / "rare.csv").write_text("\n".join(["a,b,y", *rows]) + "\n")
-    train = {"epochs": 1, "learning_rate": 0.01}
+    train = {"epochs": 6, "batch_size": 32, "learning_rate": 0.05}
     done = run_quietly(
         {
             "task": "rare",

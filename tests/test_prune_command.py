@@ -179,7 +179,7 @@ def test_whole_blocks_go_where_rows_can_tell(monkeypatch: pytest.MonkeyPatch, ca
 @pytest.mark.parametrize(
     ("ratio", "words", "says"),
     [
-        (0.8, ("--ratio", 0.5), "is slower than the one before: 0.80 times as fast"),
+        (0.8, ("--ratio", 0.5), "is slower than the one before: 0.80× as fast"),
         (1.4, ("--speedup", 2), "speedup=2 is not reached in the last, longer comparison: the best is 1.40"),
     ],
 )

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from distill.errors import UserError
 from distill.intervals import Estimate, paired_drop, wilson
 from distill.losses import soft_targets
+from distill.outputs import degenerate
 from distill.prune.examples import Example
 from distill.quantize.verb.rows import label_name, read_arrays
 
@@ -91,6 +92,20 @@ class Rows:
     def first(self, count: int) -> dict[str, np.ndarray]:
         """Return the first rows to learn from, as arrays by input name."""
         return {name: value[self.learn[:count]].numpy() for name, value in self.tensors.items()}
+
+    def weak_evidence(self) -> list[str]:
+        """Say why the unpruned model's answers on the rows that judge prove little."""
+        answers, right = answers_of(self.soft[self.judge]).numpy(), self.target[self.judge].numpy()
+        alike = degenerate(answers, labels=right if self.labelled else None, names=("the unpruned model", "the pruned"))
+        found = [] if alike is None else [alike]
+        most, hits = int(np.bincount(right.reshape(-1)).max()), int((answers == right).sum())
+        if self.labelled and hits <= most:
+            found.append(
+                f"the unpruned model is right in {100 * hits / right.size:.1f} % of the answers that judge, no more "
+                f"than whoever always names the most frequent class ({100 * most / right.size:.1f} %): its weights may "
+                "not be trained, the labels numbered otherwise, or the rows scaled otherwise"
+            )
+        return found
 
     def quality(self, model: nn.Module) -> Quality:
         """Compare a model's answers with the unpruned one's, on the rows that judge."""

@@ -84,7 +84,22 @@ def judge_of(core: ModelProto, rows: Rows) -> Judge:
     answers = answers_of(reference)
     if rows.labels is not None:
         _check_labels(rows.labels, answers, reference, rows.where)
-    return Judge(rows.judged, reference, answers, rows.labels, _remarks(core, answers))
+    remarks = (*_remarks(core, answers), *_no_better_than_chance(answers, rows.labels))
+    return Judge(rows.judged, reference, answers, rows.labels, remarks)
+
+
+def _no_better_than_chance(answers: Array, labels: Array | None) -> tuple[str, ...]:
+    """Say when the float model is right no more often than one that always names the most frequent class."""
+    if labels is None:
+        return ()
+    most, hits = int(np.unique(labels, return_counts=True)[1].max()), int((answers == labels).sum())
+    if hits > most:
+        return ()
+    return (
+        f"the float32 model is right in {100 * hits / labels.size:.1f} % of the answers that judge, no more than "
+        f"whoever always names the most frequent class ({100 * most / labels.size:.1f} %), so a small drop proves "
+        "nothing: its weights may not be trained, the labels numbered otherwise, or the rows scaled otherwise",
+    )
 
 
 _FIRST_AXIS = "the first axis of its first output must be the batch"
