@@ -265,10 +265,8 @@ def _drawn_weights(words: Words, wanted: Asked, model: nn.Module) -> list[str]:
     """Say when a function gives other weights with another seed: they were drawn, and nobody trained them."""
     if words.weights is not None or words.model.partition(":")[0] in OF_WEIGHTS:
         return []
-    other, drawn = built(words.model, wanted.arguments, None, words.seed + 1).state_dict(), []
-    for name, value in model.state_dict().items():
-        if not torch.equal(value, other[name]):
-            drawn.append(name)
+    other = dict(built(words.model, wanted.arguments, None, words.seed + 1).named_parameters())
+    drawn = [name for name, value in model.named_parameters() if name in other and not value.equal(other[name])]
     if not drawn:
         return []
     return [

@@ -99,7 +99,7 @@ class Rows:
         alike = degenerate(answers, labels=right if self.labelled else None, names=("the unpruned model", "the pruned"))
         found = [] if alike is None else [alike]
         most, hits = int(np.bincount(right.reshape(-1)).max()), int((answers == right).sum())
-        if self.labelled and hits <= most:
+        if self.labelled and hits <= most < right.size:
             found.append(
                 f"the unpruned model is right in {100 * hits / right.size:.1f} % of the answers that judge, no more "
                 f"than whoever always names the most frequent class ({100 * most / right.size:.1f} %): its weights may "

@@ -93,7 +93,7 @@ def _no_better_than_chance(answers: Array, labels: Array | None) -> tuple[str, .
     if labels is None:
         return ()
     most, hits = int(np.unique(labels, return_counts=True)[1].max()), int((answers == labels).sum())
-    if hits > most:
+    if not hits <= most < labels.size:
         return ()
     return (
         f"the float32 model is right in {100 * hits / labels.size:.1f} % of the answers that judge, no more than "

@@ -33,7 +33,7 @@ PLAIN = candidate(FLOAT, 0.0, 1.0, size=400)
         (
             [candidate("int8", 0.0, 0.99)],
             FLOAT,
-            "nothing that keeps the budget is faster: int8 is 1.01× [0.99, 1.03] as fast",
+            "is faster: int8 is 1.01× [0.99, 1.03] as fast",
         ),
         ([candidate("int8", 0.0, 1.7)], FLOAT, "0.59× ["),
         ([candidate("int8", 0.02, None), candidate("int4", 0.05, None)], FLOAT, "int8 comes closest and loses 2.00"),

@@ -95,3 +95,10 @@ def test_what_makes_a_comparison_prove_little_is_remarked() -> None:
     two = graph(nodes, outputs=[floats("logits", "batch", 3), floats("other", "batch", 3)])
     assert any("nothing compares other" in text for text in judge_of(two, given_rows()).remarks)
     assert judge_of(graph(), given_rows()).remarks == ()
+
+
+def test_a_float_model_that_is_no_better_than_the_most_frequent_class_is_remarked() -> None:
+    answers = judge_of(graph(), given_rows()).answers
+    (remark,) = judge_of(graph(), given_rows((answers + 1) % 3)).remarks
+    assert "the float32 model is right in 0.0 % of the answers that judge" in remark
+    assert judge_of(graph(), given_rows(answers)).remarks == ()
