@@ -89,7 +89,8 @@ def nodes(model: Model) -> str:
     return " + ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda one: -one[1]))
 
 
-COLUMNS = ("p50", "p90", "p99", "quiet", "calls", "ratio", "quiet")
+COLUMNS = ("p50", "p90", "p99", "quiet", "calls", "speed-up", "quiet")
+"""The last two say how much faster a file is than the first: above 1 is faster."""
 _NARROW = (0, 1, 2, 3, 5)
 
 
@@ -115,22 +116,16 @@ def _table(columns: Sequence[str]) -> Table:
 
 def row_cells(row: Row) -> list[str]:
     """Write one file's latency, a cell a column; `~` marks a difference that is noise."""
-    ratio, quiet = "baseline", units.DASH
+    faster, quiet = "baseline", units.DASH
     if row.ratio is not None:
-        bounds = ", ".join(_finely(one) for one in (row.ratio.low, row.ratio.high))
-        ratio = f"{_finely(row.ratio.value)}× [{bounds}]" + (" ~" if units.undecided(row.ratio) else "")
-        quiet = f"{_finely(row.quiet_ratio)}×"
+        faster = units.faster(row.ratio) + (" ~" if units.undecided(row.ratio) else "")
+        quiet = units.DASH if row.quiet_ratio is None else f"{units.finely(1 / row.quiet_ratio)}×"
     return [
         units.duration(row.p50_s) + (f" ({units.duration(row.end_to_end_s)} with copies)" if row.end_to_end_s else ""),
         units.duration(row.p90_s),
         units.duration(row.p99_s),
         units.duration(row.quiet_s),
         units.count(row.samples),
-        ratio,
+        faster,
         quiet,
     ]
-
-
-def _finely(ratio: float | None) -> str:
-    """Write a ratio to a tenth of a per cent where it is near one."""
-    return f"{ratio:.3f}" if ratio is not None and 0.2 < ratio < 5 else units.significant(ratio)

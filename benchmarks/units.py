@@ -7,6 +7,7 @@ sign for "not run, not measured, not recorded". Intervals are two-sided 95 % int
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from distill.clean import line as line
@@ -149,6 +150,20 @@ def speedup(estimate: Any, *, mark: bool = True) -> str:
     if text == DASH or bounds is None:
         return text
     return f"{text} [{interval(estimate)}]" + (f" {SAME}" if mark and undecided(estimate) else "")
+
+
+def finely(ratio: Any) -> str:
+    """Write a ratio to a tenth of a per cent where it is near one: 0.952, 12.9."""
+    found = number(ratio)
+    return f"{found:.3f}" if found is not None and 0.2 < found < 5 else significant(ratio)
+
+
+def faster(slowdown: Any, write: Callable[[Any], str] = finely) -> str:
+    """Write a ratio of times, new over old, as the speed-up that it is: 0.952× [0.943, 0.961]; above 1 is faster."""
+    value, bounds = number(getattr(slowdown, "value", None)), _bounds(slowdown)
+    if not value or value < 0 or bounds is None or min(bounds) <= 0:
+        return DASH
+    return f"{write(1 / value)}× [{write(1 / bounds[1])}, {write(1 / bounds[0])}]"
 
 
 def interval(estimate: Any) -> str:

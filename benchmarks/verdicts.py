@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from distill.errors import Exit
 
 from . import units
-from .records import Gate
+from .records import Gate, Ratio
 from .rule import Judgement, Verdict
 
 _MARKS: dict[Verdict, str] = {
@@ -48,21 +48,20 @@ def mark(verdict: Verdict) -> str:
 
 
 def change(judged: Judgement) -> str:
-    """Write a slow-down as a signed percentage with its bounds; ~ in front where the bounds hold no change."""
+    """Write a speed-up with its bounds, above 1 is faster; ~ in front where the bounds hold no change."""
     same = "~ " if judged.low <= 1 <= judged.high else ""
-    return f"{same}{_signed(judged.slowdown)} [{_signed(judged.low)}, {_signed(judged.high)}]"
-
-
-def _signed(ratio: float) -> str:
-    per_cent = 100 * (ratio - 1)
-    return f"{per_cent:+.2f} %".replace("-", units.MINUS)
+    return same + units.faster(Ratio(judged.slowdown, judged.low, judged.high))
 
 
 def headline(gate: Gate) -> str:
     """Say in one line what was decided, how, and by which limit."""
     accepted = f"; accepted: {units.line(gate.accepted)}" if gate.accepted else ""
     timed = gate.mode in ("duet", "history", "incomparable")
-    limit = f", slow-down of {100 * gate.tolerance:g} % allowed" if timed else ""
+    limit = (
+        f", slow-down of {100 * gate.tolerance:g} % allowed ({units.finely(1 / (1 + gate.tolerance))}×)"
+        if timed
+        else ""
+    )
     return f"{mark(gate.verdict)} {gate.name}: {_HOW[gate.mode]}{limit}{accepted}"
 
 
@@ -73,7 +72,7 @@ def details(gate: Gate) -> list[str]:
     lines += [one.why for one in gate.checks if one.why]
     if gate.first is not None:
         again = "" if "fail" in (one.verdict for one in gate.cases if one) else ", which did not show again as clearly"
-        lines.append(f"second measurement; the first one found {_signed(gate.first)}{again}")
+        lines.append(f"second measurement; the first one found {units.finely(1 / gate.first)}×{again}")
     if any(gate.rejected):
         lines.append(f"slower beyond what one of {gate.family} comparisons may be by chance (Holm)")
     return [*lines, *gate.reasons]
@@ -82,7 +81,7 @@ def details(gate: Gate) -> list[str]:
 def explained(judged: Judgement) -> str:
     """Explain one judgement: the change, from how many session pairs, and what it could have caught."""
     calls = "fastest" if judged.by == "fastest" else "median"
-    text = f"{change(judged)} by the {calls} calls of {judged.pairs} session pairs: {mark(judged.verdict)}"
+    text = f"speed-up {change(judged)} by the {calls} calls of {judged.pairs} session pairs: {mark(judged.verdict)}"
     if judged.verdict == "inconclusive":
         text += f"; the smallest slow-down that this run could have caught is {100 * judged.catches:.1f} %"
     return text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distill.benchmarks import Comparison
+from distill.benchmarks import units
 from distill.records import Drop, Estimate, StageLatency, Verdict
 
 
@@ -37,17 +38,106 @@ class Decision:
         return cls(**fields)
 
 
+@dataclass(frozen=True)
+class Timed:
+    """How much faster the artifact after a stage is than the one before, which took turns, and what was remarked."""
+
+    speedup: Estimate
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One axis of the budget: what was found on validation data or on the target, and the most that it may be."""
+
+    name: Literal["drop", "latency"]
+    value: float
+    limit: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the value is within the limit; one that is no number is not."""
+        return self.value <= self.limit
+
+    @property
+    def ratio(self) -> float:
+        """Value over limit; without end where nothing is allowed and something is there, or nothing is known."""
+        if self.limit > 0:
+            return self.value / self.limit if math.isfinite(self.value) else math.inf
+        return 0.0 if self.met else math.inf
+
+    def __str__(self) -> str:
+        """Say whether value and limit go together, and how far apart they are."""
+        write = units.points if self.name == "drop" else units.duration
+        what = "validation drop" if self.name == "drop" else "p50"
+        text = f"{what} {write(self.value)} is {'within' if self.met else 'above'} the limit of {write(self.limit)}"
+        return text if self.met or not math.isfinite(self.ratio) else f"{text} ({self.ratio:.2f} times it)"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an artifact stands to the budget: its constraints, the drop first; one that was not measured is left out."""
+
+    constraints: tuple[Constraint, ...]
+
+    @property
+    def missed(self) -> tuple[Constraint, ...]:
+        """Return the constraints that are not met."""
+        return tuple(one for one in self.constraints if not one.met)
+
+    @property
+    def accurate(self) -> bool:
+        """Whether the drop is within its limit."""
+        return all(one.met for one in self.constraints if one.name == "drop")
+
+    @property
+    def distance(self) -> tuple[float, ...]:
+        """Return what orders artifacts by how far they are from the budget: the worst ratio, then the values."""
+        values = (one.value if one.value == one.value else math.inf for one in self.constraints)
+        return (max((one.ratio for one in self.constraints), default=0.0), *values)
+
+    def __str__(self) -> str:
+        """Name what is missed, or all where nothing is."""
+        return "; ".join(str(one) for one in self.missed or self.constraints)
+
+
+def standing(drop: float, max_drop: float, p50_s: float | None = None, max_latency_s: float | None = None) -> Standing:
+    """Return how an artifact stands: its drop as a fraction, its median in seconds where that is limited and known."""
+    constraints = [Constraint("drop", drop, max_drop)]
+    if p50_s is not None and max_latency_s is not None:
+        constraints.append(Constraint("latency", p50_s, max_latency_s))
+    return Standing(tuple(constraints))
+
+
+def nearest(standings: Mapping[str, Standing], chosen: str) -> str:
+    """Return which artifact ships: ``chosen`` where it meets the budget, else the one that comes nearest to it.
+
+    Of several that are equally near it is the chosen one, then the last.
+    """
+    if not standings[chosen].missed:
+        return chosen
+    order = [chosen, *reversed([name for name in standings if name != chosen])]
+    return min(order, key=lambda name: standings[name].distance)
+
+
 def decide(
+    before: Standing,
+    after: Standing,
     drop: Drop,
-    compare: Callable[[], Comparison | None],
+    compare: Callable[[], Timed | None],
     *,
     bytes_before: int,
     bytes_after: int,
     objective: Literal["latency", "size"],
 ) -> Decision:
-    """Keep a stage if the drop from the teacher stays within the limit and the stage bought something.
+    """Keep a stage if it keeps the budget, or comes nearer to one that is missed anyhow, and bought something.
+
+    A drop that was within its limit is never given up, since later stages win time but no accuracy; where both drops
+    are above it, the smaller worst ratio of value to limit is kept.
 
     Args:
+        before: how the artifact before the stage stands to the budget.
+        after: how the one after it stands.
         drop: cumulative, from the teacher, on validation data.
         compare: times the artifact before against the one after; None where the target is not at hand.
         bytes_before: size of the artifact before the stage.
@@ -57,16 +147,29 @@ def decide(
     """
     sizes = {"bytes_before": bytes_before, "bytes_after": bytes_after}
     warnings = () if drop.verdict != "unresolved" else (unresolved(drop),)
-    if drop.value > drop.limit:
-        reason = f"validation drop {_points(drop.value)} is above the limit of {_points(drop.limit)}"
-        return Decision(False, reason, drop, None, warnings=warnings, **sizes)
-    comparison = compare()
-    speedup = None
-    if comparison is not None:
-        speedup = Estimate(comparison.speedup.value, comparison.speedup.low, comparison.speedup.high)
-        warnings = (*warnings, *comparison.warnings)
+    by_budget = _by_budget(before, after)
+    if by_budget is not None:
+        kept, reason = by_budget
+        return Decision(kept, reason, drop, None, warnings=warnings, **sizes)
+    timed = compare()
+    speedup = timed.speedup if timed else None
+    warnings = (*warnings, *(timed.warnings if timed else ()))
     kept, reason = _verdict(speedup, bytes_before, bytes_after, objective)
     return Decision(kept, reason, drop, speedup, warnings=warnings, **sizes)
+
+
+def _by_budget(before: Standing, after: Standing) -> tuple[bool, str] | None:
+    """Decide by the budget alone; None where both keep it, or are as far from it, and what the stage bought decides."""
+    if (before.accurate and not after.accurate) or (not before.missed and after.missed):
+        return False, f"{after}; the stage before keeps it"
+    if before.missed and not after.missed:
+        return True, f"meets the budget, which the stage before does not ({before})"
+    if before.accurate or before.distance == after.distance:
+        return None
+    if after.accurate:
+        return True, f"the drop is within its limit, which that of the stage before is not ({before})"
+    kept = after.distance < before.distance
+    return kept, f"both miss the budget, and this is {'nearer' if kept else 'farther'}: {after} (before: {before})"
 
 
 def _verdict(speedup: Estimate | None, before: int, after: int, objective: str) -> tuple[bool, str]:
@@ -86,8 +189,8 @@ def _verdict(speedup: Estimate | None, before: int, after: int, objective: str) 
 def unresolved(drop: Drop) -> str:
     """Say what a split of this size cannot tell."""
     return (
-        f"drop of {_points(drop.value)} [{100 * drop.low:.2f}, {100 * drop.high:.2f}] against a limit of "
-        f"{_points(drop.limit)}: too few samples to tell; more validation or test data resolve it"
+        f"drop of {units.points(drop.value)} [{100 * drop.low:.2f}, {100 * drop.high:.2f}] against a limit of "
+        f"{units.points(drop.limit)}: too few samples to tell; more validation or test data resolve it"
     )
 
 
@@ -98,7 +201,3 @@ def latency_verdict(limit_s: float | None, latency: tuple[StageLatency, ...]) ->
     if not latency:
         return "unresolved"
     return "met" if latency[0].p50_s <= limit_s else "missed"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.2f} points"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from distill import files
 from distill.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
 from distill.benchmarks import (
     BenchmarkSettings,
@@ -27,18 +24,21 @@ from distill.benchmarks import (
     profile,
     why_unmeasurable,
 )
+from distill.budget import Timed
 from distill.config import RunConfig
 from distill.console import Console
 from distill.export import run_onnx
 from distill.export.settings import ExportSettings
-from distill.quality import quality
+from distill.quality import quality, weak_evidence, weak_splits
 from distill.records import Estimate, Quality, StageLatency
-from distill.runfolder import RunFolder, damaged, digest, sources, versions
+from distill.runfolder import RunFolder, digest, sources, versions
+from distill.sealed import sealed_array
 from distill.tasks.base import Task
 from distill.training import predict
 
 Array = NDArray[Any]
 Split = Literal["validation", "test"]
+_SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -119,22 +119,35 @@ class Context:
             seed=self.config.seed,
         )
 
+    def weak_evidence(self, path: Path, teacher: Path | None, name: str) -> tuple[str, ...]:
+        """Say why what was found of a file proves little, on validation or test."""
+        found: list[str] = []
+        for split in _SPLITS:
+            logits, target = self.logits(path, split), self.target_of(split)
+            found += weak_evidence(
+                split,
+                logits,
+                target,
+                metric=self.task.metric,
+                metrics=self.task.metrics(logits, target),
+                teacher=self.logits(teacher, split) if teacher is not None else None,
+                names=("the teacher", name),
+            )
+        return tuple(found)
+
+    @property
+    def weak_splits(self) -> tuple[str, ...]:
+        """Say which classes validation and test do not show."""
+        return tuple(text for split in _SPLITS for text in weak_splits(split, self.target_of(split), self.task.labels))
+
     def _targets(self, split: Split) -> Array:
         from distill.views import batches
 
         found = [self.task.target(batch).numpy() for _, batch in batches(self.task.data[split], 512)]
         return np.concatenate(found)
 
-    def _cached(self, name: str, compute: Any) -> Array:
-        path = self.folder.cache / f"{name}-{self.data_key}.safetensors"
-        if not path.is_file():
-            values = np.ascontiguousarray(compute())
-            with files.replacing(path) as partial:
-                save_file({"values": values}, partial)
-        try:
-            return load_file(path)["values"]
-        except (SafetensorError, OSError) as error:
-            raise damaged(path, error, remove=path) from error
+    def _cached(self, name: str, compute: Callable[[], Array]) -> Array:
+        return sealed_array(self.folder.cache / f"{name}-{self.data_key}.safetensors", compute, self.folder.tell)
 
     # Timing --------------------------------------------------------------------------------------------------------
 
@@ -154,6 +167,23 @@ class Context:
         )
         self.console.progress(f"timing {after.parent.name}, batch {batch}", 1, 1)
         return found
+
+    def speedup(self, before: Path, after: Path) -> Timed | None:
+        """Return how much faster one file is than another at the first batch size; None where nothing can be timed.
+
+        What was measured once holds for every later run of this folder.
+        """
+        if self.unmeasured is not None:
+            return None
+        batch = self.target.batch_sizes[0]
+
+        def measured() -> dict[str, Any]:
+            found = self.compare(before, after, batch)
+            assert found is not None
+            return {"speedup": dataclasses.asdict(found.speedup), "warnings": list(found.warnings)}
+
+        raw = self.folder.memo("speedup", self._timing_key(after, before, batch), measured)
+        return Timed(Estimate(**raw["speedup"]), tuple(raw["warnings"]))
 
     def latency(self, path: Path, teacher: Path) -> tuple[tuple[StageLatency, ...], tuple[str, ...]]:
         """Return a file's latency at each batch size, over the teacher's file, and the remarks of the timing."""

@@ -19,6 +19,8 @@ from distill.documents import read_json
 from distill.errors import UserError
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+SHIP = "ship"
+"""The decision of what ships where nothing meets the budget."""
 WIDTHS = "prune-widths"
 """The decision of how many units of each group went, where that was measured."""
 
@@ -52,10 +54,17 @@ class _Step:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class _Ship:
+    final: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class _Decisions:
     search: _Search | None = None
     prune: Decision | None = None
     quantize: Decision | None = None
+    ship: _Ship | None = None
     widths: list[_Step] | None = Field(default=None, alias="prune-widths")
 
 

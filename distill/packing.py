@@ -18,9 +18,12 @@ from distill.benchmarks.saturation import saturating_share
 from distill.config import config_hash, settings_hash
 from distill.context import Context
 from distill.export import loaded_with, loads_in, parity, run_onnx, write_metadata
-from distill.runfolder import digest, file_sha256, sources, versions
+from distill.runfolder import digest, sources, versions
+from distill.sealed import altered, file_sha256, hashes_of
 
 VECTORS = 16
+FILES = ("model.onnx", "labels.json", "vectors.npz", "README.md", "NOT_DEPLOYABLE")
+"""What a deploy folder may hold of ours; anything else in it is the user's."""
 CARD = """# {task}
 
 {labels} classes, shipped as `model.onnx` for {target} ({precision}).
@@ -46,7 +49,8 @@ class Packed:
     """What was packed."""
 
     onnx: Path
-    files: tuple[str, ...]
+    files: dict[str, str]
+    """sha256 by name."""
     parity: dict[str, Any]
     reused: bool
     seconds: float
@@ -64,6 +68,7 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
     """
     begun = time.monotonic()
     labels = ctx.task.labels
+    hashes: dict[str, str] = {}
 
     def build(folder: Path) -> None:
         proto = write_metadata(read_graph(final.onnx), _provenance(ctx, final, teacher, deployable), labels=labels)
@@ -73,19 +78,22 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
         (folder / "README.md").write_text(_card(ctx, final), encoding="utf-8")
         if not deployable:
             (folder / "NOT_DEPLOYABLE").write_text("A smoke run: trained on two batches.\n", encoding="utf-8")
+        hashes.update(hashes_of(folder))
 
     key = digest(final.graph_hash, weights_hash(teacher.folder), config_hash(ctx.config), deployable, ctx.data_key)
     key = digest(key, sources("distill.packing", "distill.export"), versions())
-    place = ctx.folder.path / "deploy" / "model.onnx"
-    known = ctx.folder.noted("export.json")
-    reused = known.get("key") == key and place.is_file() and file_sha256(place) == known.get("sha256")
+    place, noted = ctx.folder.path / "deploy", ctx.folder.noted("export.json")
+    different = altered(place, noted.get("files", {}))
+    reused = noted.get("key") == key and not different
     if not reused:
-        folder = ctx.folder.publish("deploy", build)
-        ctx.folder.note("export.json", {"key": key, "sha256": file_sha256(folder / "model.onnx")})
-    files = tuple(sorted(one.name for one in place.parent.iterdir()))
+        for name, how in different if noted.get("key") == key else ():
+            ctx.folder.tell(f"{place / name} {how}: packed again")
+        ctx.folder.publish("deploy", build, ours=FILES)
+        noted = {"key": key, "files": hashes}
+        ctx.folder.note("export.json", noted)
     found = shipped_parity(ctx, final, teacher)
     warnings = () if found["ok"] else (f"parity: {found['why']}",)
-    return Packed(place, files, found, reused, time.monotonic() - begun, warnings)
+    return Packed(place / "model.onnx", noted["files"], found, reused, time.monotonic() - begun, warnings)
 
 
 def torch_parity(ctx: Context, artifact: Artifact) -> dict[str, Any] | None:
@@ -164,10 +172,22 @@ def _vectors(ctx: Context, path: Path) -> dict[str, Any]:
 
 def final_is_float(path: Path) -> bool:
     """Tell whether a file computes in float32 throughout."""
-    graph = read_graph(path).graph
-    quantized = any(node.op_type == "QuantizeLinear" for node in graph.node)
-    half = any(value.data_type == onnx.TensorProto.FLOAT16 for value in graph.initializer)
-    return not quantized and not half
+    return number_format(read_graph(path).graph) == "float32"
+
+
+def number_format(graph: onnx.GraphProto) -> str:
+    """Return what a graph computes in, by its operators and constants: float32, fp16, bf16, int8 or int4."""
+    operators = {node.op_type for node in graph.node}
+    types = {tensor.data_type for tensor in graph.initializer}
+    kinds = onnx.TensorProto
+    if "MatMulNBits" in operators or types & {kinds.INT4, kinds.UINT4}:
+        return "int4"
+    if any(name.startswith("QLinear") or name in _INTEGER for name in operators):
+        return "int8"
+    return "fp16" if kinds.FLOAT16 in types else "bf16" if kinds.BFLOAT16 in types else "float32"
+
+
+_INTEGER = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 
 
 def _card(ctx: Context, final: Artifact) -> str:
@@ -182,7 +202,7 @@ def _card(ctx: Context, final: Artifact) -> str:
         labels=len(ctx.task.labels),
         classes=len(ctx.task.labels),
         target=ctx.target.name,
-        precision=ctx.target.precision,
+        precision=number_format(graph),
         inputs=inputs,
         stages=final.stage,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +12,21 @@ import torch
 
 from distill import packing, search, stages
 from distill.artifacts import Artifact
-from distill.benchmarks import Target, machine, resolve_target, usable_threads, why_unmeasurable
-from distill.budget import Decision, decide, latency_verdict, unresolved
-from distill.config import ModelSettings, RunConfig, config_hash, load_config, to_dict
+from distill.benchmarks import Target, resolve_target, usable_threads, why_unmeasurable
+from distill.budget import Decision, Standing, decide, nearest, standing
+from distill.config import ModelSettings, RunConfig, config_hash, load_config
 from distill.console import Console
 from distill.context import Context
-from distill.decisions import WIDTHS, read_decisions
-from distill.errors import Exit, UserError
-from distill.records import Estimate, Quality, RunResult, StageLatency, StageRecord, Status, Total, stage_to_dict
+from distill.decisions import SHIP, WIDTHS, read_decisions
+from distill.errors import UserError
+from distill.outcome import RunState, result_of
+from distill.records import RunResult, StageRecord, Status, stage_to_dict
 from distill.report import write_reports
-from distill.runfolder import RunFolder, digest, file_sha256, write_text
+from distill.runfolder import RunFolder, digest, write_text
 from distill.smoke import first_of, smoke_config
 from distill.tasks import load_task
 
-STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
-
-
-@dataclass
-class _Run:
-    """What a run has so far."""
-
-    records: dict[str, StageRecord] = field(default_factory=dict)
-    made: dict[str, stages.Made] = field(default_factory=dict)
-    decisions: dict[str, Any] = field(default_factory=dict)
-    final: str = "teacher"
-
-    @property
-    def teacher(self) -> Artifact:
-        return self.made["teacher"].artifact
-
-    @property
-    def best(self) -> Artifact:
-        return self.made[self.final].artifact
+_MODELS = {"prune": "pruned model", "quantize": "quantized model"}
 
 
 def run(
@@ -76,6 +58,7 @@ def run(
     folder = Path(out) if out is not None else default_folder(settings, smoke=smoke)
     replay = _replayed(decisions, settings)
     with RunFolder.hold(folder) as held, console or Console("quiet") as shown:
+        held.say = shown.say
         torch.set_num_threads(usable_threads())
         ctx = _context(settings, held, shown, replay, smoke)
         shown.say(_first_line(ctx))
@@ -91,11 +74,11 @@ def default_folder(config: RunConfig, *, smoke: bool = False) -> Path:
 
 
 def _sequence(ctx: Context, smoke: bool) -> RunResult:
-    run = _Run()
+    run = RunState()
     config = ctx.config
     stages.try_models(ctx)
     _add(ctx, run, "teacher", stages.teacher(ctx))
-    if config.search.trials:
+    if config.search.trials or "search" in ctx.replay:
         config, run.decisions["search"] = search.choose(ctx, run.teacher)
         ctx = dataclasses.replace(ctx, config=config)
     if isinstance(config.student, ModelSettings) and config.distill is not None:
@@ -121,15 +104,16 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
         _off(run, "quantize", "quantize is off")
     else:
         _judge(ctx, run, "quantize", stages.quantize(ctx, run.best, run.teacher))
+    _choose_what_ships(ctx, run)
     _test_and_time(ctx, run)
     if config.export is None:
         _off(run, "export", "export is off")
     else:
         _export(ctx, run, smoke)
-    return _result(ctx, run, smoke)
+    return result_of(ctx, run, smoke=smoke)
 
 
-def _add(ctx: Context, run: _Run, name: str, made: stages.Made, status: Status = "done", **detail: Any) -> None:
+def _add(ctx: Context, run: RunState, name: str, made: stages.Made, status: Status = "done", **detail: Any) -> None:
     """Record a stage with its validation figures."""
     teacher = None if name == "teacher" else run.teacher.onnx
     run.made[name] = made
@@ -155,33 +139,25 @@ def _add(ctx: Context, run: _Run, name: str, made: stages.Made, status: Status =
     _checkpoint(ctx, run)
 
 
-def _judge(ctx: Context, run: _Run, name: str, made: stages.Made) -> None:
+def _judge(ctx: Context, run: RunState, name: str, made: stages.Made) -> None:
     """Keep a stage only if it earns its place; else go on with what was there before."""
     before, after = run.best, made.artifact
     judged = ctx.quality(after.onnx, "validation", run.teacher.onnx)
     assert judged.drop is not None
-    drop = judged.drop
-
-    def weigh() -> dict[str, Any]:
-        return decide(
-            drop,
-            lambda: ctx.compare(before.onnx, after.onnx, ctx.target.batch_sizes[0]),
-            bytes_before=before.onnx.stat().st_size,
-            bytes_after=after.onnx.stat().st_size,
-            objective=ctx.config.objective,
-        ).to_dict()
-
     if name in ctx.replay:
         decision = Decision.from_dict(ctx.replay[name])
     else:
-        timed = dataclasses.asdict(ctx.benchmark) | {"max_latency_s": None}
-        key = digest(
-            (before.graph_hash, after.graph_hash, run.teacher.graph_hash, ctx.config.max_drop, ctx.config.objective),
-            (dataclasses.asdict(ctx.target), timed, ctx.unmeasured, ctx.data_key),
-            ctx.measured_with,
+        decision = decide(
+            _standing(ctx, run, before),
+            _standing(ctx, run, after),
+            judged.drop,
+            lambda: ctx.speedup(before.onnx, after.onnx),
+            bytes_before=before.onnx.stat().st_size,
+            bytes_after=after.onnx.stat().st_size,
+            objective=ctx.config.objective,
         )
-        decision = Decision.from_dict(ctx.folder.memo(f"decision-{name}", key, weigh))
     run.decisions[name] = decision.to_dict()
+    run.bases[name] = run.final
     _add(ctx, run, name, made, "done" if decision.kept else "reverted", decision=decision.to_dict())
     if decision.warnings:
         record = run.records[name]
@@ -191,19 +167,64 @@ def _judge(ctx: Context, run: _Run, name: str, made: stages.Made) -> None:
         run.final = name
 
 
-def _off(run: _Run, name: str, reason: str) -> None:
+def _standing(ctx: Context, run: RunState, artifact: Artifact) -> Standing:
+    """Return how an artifact stands to the budget: on validation data, and on the target where its time is limited."""
+    drop = ctx.quality(artifact.onnx, "validation", run.teacher.onnx).drop
+    assert drop is not None
+    limit = ctx.benchmark.max_latency_s
+    rows = ctx.latency(artifact.onnx, run.teacher.onnx)[0] if limit is not None else ()
+    return standing(drop.value, ctx.config.max_drop, rows[0].p50_s if rows else None, limit)
+
+
+def _choose_what_ships(ctx: Context, run: RunState) -> None:
+    """Where nothing meets the budget, ship what comes nearest to it, whatever was kept on the way."""
+    choice = ctx.replay.get(SHIP)
+    if choice is None:
+        if ctx.replay.keys() & run.bases.keys():
+            return  # what ships was decided then
+        standings = {name: _standing(ctx, run, run.made[name].artifact) for name in run.candidates}
+        name = nearest(standings, run.final)
+        if not standings[name].missed:
+            return
+        axes = {
+            name: {c.name: {"value": c.value, "limit": c.limit} for c in s.constraints} for name, s in standings.items()
+        }
+        reason = f"nothing meets the budget; {name} comes nearest and ships: {standings[name]}"
+        choice = {"final": name, "reason": reason, "candidates": axes}
+    run.decisions[SHIP], run.final = choice, choice["final"]
+    if run.final not in run.candidates:
+        raise UserError(f"--decisions: ship.final={run.final!r}: must be one of {', '.join(run.candidates)}")
+    ctx.console.say(choice["reason"])
+    shipped = {run.final}
+    for name, base in reversed(run.bases.items()):
+        shipped |= {base} if name in shipped else set()
+    for name in run.bases:
+        record, kept = run.records[name], name in shipped
+        if kept != (record.status != "reverted"):
+            decision = record.detail["decision"] | {"kept": kept, "reason": choice["reason"]}
+            status: Status = "reverted" if not kept else "unmeasured" if ctx.unmeasured else "done"
+            run.records[name] = dataclasses.replace(
+                record, status=status, detail=record.detail | {"decision": decision}
+            )
+
+
+def _off(run: RunState, name: str, reason: str) -> None:
     run.records[name] = StageRecord(name=name, status="off", detail={"reason": reason})
 
 
-def _test_and_time(ctx: Context, run: _Run) -> None:
+def _test_and_time(ctx: Context, run: RunState) -> None:
     """Read the test split, once, and time every stage's file against the teacher's."""
     for name, made in run.made.items():
         path = made.artifact.onnx
         latency, remarks = ctx.latency(path, run.teacher.onnx)
-        record = run.records[name]
+        record, teacher = run.records[name], None if name == "teacher" else run.teacher.onnx
+        weak = (
+            ctx.weak_evidence(path, teacher, f"the {_MODELS.get(name, name)}") if name in ("teacher", run.final) else ()
+        )
         run.records[name] = dataclasses.replace(
             record,
-            test=ctx.quality(path, "test", None if name == "teacher" else run.teacher.onnx),
+            warnings=(*record.warnings, *weak),
+            test=ctx.quality(path, "test", teacher),
             latency=latency,
             detail=record.detail | {"parity": packing.torch_parity(ctx, made.artifact), "timing": list(remarks)},
         )
@@ -211,9 +232,9 @@ def _test_and_time(ctx: Context, run: _Run) -> None:
         student = run.records["student"]
         gain = {"gain": _gain(ctx, run.made["control"].artifact, run.made["student"].artifact)}
         run.records["student"] = dataclasses.replace(student, detail=student.detail | gain)
-    teacher = run.records["teacher"]
+    first = run.records["teacher"]
     splits = {name: len(data) for name, data in ctx.task.data.items()}
-    run.records["teacher"] = dataclasses.replace(teacher, detail=teacher.detail | {"splits": splits})
+    run.records["teacher"] = dataclasses.replace(first, detail=first.detail | {"splits": splits})
 
 
 def _gain(ctx: Context, control: Artifact, student: Artifact) -> dict[str, float] | None:
@@ -222,7 +243,7 @@ def _gain(ctx: Context, control: Artifact, student: Artifact) -> dict[str, float
     return None if drop is None else {"value": -drop.value, "low": -drop.high, "high": -drop.low}
 
 
-def _export(ctx: Context, run: _Run, smoke: bool) -> None:
+def _export(ctx: Context, run: RunState, smoke: bool) -> None:
     """Pack the final artifact; what it carries from here on is its own file's figures."""
     last = run.records[run.final]
     packed = packing.pack(ctx, run.best, run.teacher, deployable=not smoke)
@@ -238,80 +259,16 @@ def _export(ctx: Context, run: _Run, smoke: bool) -> None:
         validation=ctx.quality(packed.onnx, "validation", run.teacher.onnx),
         latency=latency,
         warnings=packed.warnings,
-        detail={"files": packed.files, "parity": packed.parity, "timing": list(remarks)}
-        | {"sha256": file_sha256(packed.onnx)}
+        detail={"files": tuple(packed.files), "parity": packed.parity, "timing": list(remarks)}
+        | {"sha256": packed.files["model.onnx"], "hashes": packed.files}
         | ({"profile": last.detail["profile"]} if "profile" in last.detail else {}),
     )
     ctx.console.say(f"export: {packed.onnx}")
 
 
-def _result(ctx: Context, run: _Run, smoke: bool) -> RunResult:
-    records = tuple(_ordered(run))
-    shipped = run.records["export"] if run.records["export"].status != "off" else run.records[run.final]
-    size = run.records["teacher"].file_bytes
-    judged = shipped.test.drop if shipped.test else None
-    speedup = shipped.latency[0].speedup if shipped.latency else None
-    if shipped.latency and speedup is None:
-        speedup = Estimate(1.0, 1.0, 1.0)
-    limit = ctx.config.benchmark.max_latency_s if ctx.config.benchmark else None
-    total = Total(
-        speedup=speedup,
-        size_ratio=size / shipped.file_bytes if size and shipped.file_bytes else None,
-        metric=ctx.task.metric,
-        metric_drop=Estimate(judged.value, judged.low, judged.high) if judged else Estimate(0.0, 0.0, 0.0),
-        verdict=judged.verdict if judged else "met",
-        latency_verdict=latency_verdict(limit, shipped.latency),
-    )
-    board = next((one.board for one in shipped.latency if one.board), None)
-    warnings = _run_warnings(ctx, run, shipped.test, total, shipped.latency)
-    missed = "missed" in (total.verdict, total.latency_verdict) and not smoke
-    return RunResult(
-        folder=str(ctx.folder.path),
-        task=ctx.config.task,
-        config=to_dict(ctx.config),
-        machine=machine() | {"training": str(ctx.device)} | ({"timed on": board} if board else {}),
-        target=dataclasses.asdict(ctx.target) | {"unmeasured": ctx.unmeasured},
-        stages=records,
-        final=run.final,
-        comparison=total,
-        warnings=warnings,
-        decisions=run.decisions,
-        deployable=not smoke and ctx.config.export is not None,
-        exit_code=int(Exit.VERDICT_NO if missed else Exit.OK),
-    )
-
-
-def _run_warnings(
-    ctx: Context, run: _Run, test: Quality | None, total: Total, latency: tuple[StageLatency, ...]
-) -> tuple[str, ...]:
-    found = [*ctx.task.warnings, *ctx.target.warnings]
-    loaded = run.records["teacher"].detail.get("loaded")
-    if loaded and "test" not in ctx.task.given_splits:
-        found.append(
-            "leakage: the teacher was loaded, and the split into train, validation and test is ours; if it was trained "
-            "on samples that are test samples here, its accuracy is too good; give your own split in the data section"
-        )
-    if run.records["student"].status == "off" and ctx.config.distill is None and ctx.config.student != "teacher":
-        found.append("distill is off: the student was not trained, the run went on from the teacher's weights")
-    if test and test.drop and test.drop.verdict == "unresolved":
-        found.append(f"test: {unresolved(test.drop)}")
-    if total.latency_verdict == "unresolved":
-        found.append("benchmark.max_latency_s: the latency was not measured on the target, so the budget is open")
-    remarks = run.records[run.final].detail.get("timing", [])
-    if remarks:
-        found.append(f"timing of the shipped file: {'; '.join(remarks)}")
-    if ctx.unmeasured:
-        found.append(f"latency is unmeasured: {ctx.unmeasured}")
-    return tuple(dict.fromkeys(found))
-
-
-def _ordered(run: _Run) -> list[StageRecord]:
-    return [run.records[name] for name in STAGES if name in run.records]
-
-
-def _checkpoint(ctx: Context, run: _Run) -> None:
+def _checkpoint(ctx: Context, run: RunState) -> None:
     """Leave what is known so far where a killed run's owner can read it."""
-    known = {"unfinished": True, "stages": [stage_to_dict(record) for record in _ordered(run)]}
+    known = {"unfinished": True, "stages": [stage_to_dict(record) for record in run.ordered]}
     write_text(ctx.folder.path / "progress.json", json.dumps(known, indent=1) + "\n")
 
 
@@ -357,7 +314,7 @@ def _first_line(ctx: Context) -> str:
     chosen = "named" if ctx.config.target else "the device's own"
     return (
         f"{ctx.config.task}: trains on {ctx.device}, ships to {ctx.target.name} ({chosen}; {ctx.target.provider}, "
-        f"{ctx.target.precision}){why}, into {ctx.folder.path}"
+        f"{ctx.target.precision if ctx.config.quantize else 'float32'}){why}, into {ctx.folder.path}"
     )
 
 

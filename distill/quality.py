@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from distill.errors import UserError
 from distill.intervals import Estimate, wilson
 from distill.intervals import paired_drop as paired_drop  # others take it from here
-from distill.outputs import Output
+from distill.outputs import Output, degenerate
 from distill.records import Drop, Quality, Verdict
 
 Array = np.ndarray[Any, Any]
@@ -95,3 +95,54 @@ def _percentiles(value: float, sample: list[float]) -> Estimate:
         return Estimate(float(value), float("nan"), float("nan"))
     low, high = np.percentile(finite, [2.5, 97.5])
     return Estimate(float(value), float(min(low, value)), float(max(high, value)))
+
+
+def weak_splits(split: str, target: Array, labels: Sequence[str]) -> tuple[str, ...]:
+    """Say which classes a split [N] does not show; the metrics say nothing about those."""
+    there = set(np.unique(target).tolist())
+    if len(there) == 1:
+        name = labels[there.pop()]
+        return (f"{split}: all {len(target)} samples are of one class ({name}), so no metric means anything there",)
+    absent = [label for number, label in enumerate(labels) if number not in there]
+    shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+    return (f"{split}: no sample of class {shown}, so nothing is known about it",) if absent else ()
+
+
+def weak_evidence(
+    split: str,
+    logits: Array,
+    target: Array,
+    *,
+    metric: str,
+    metrics: Collection[str],
+    teacher: Array | None,
+    names: tuple[str, str],
+) -> tuple[str, ...]:
+    """Say why a model's answers on a split prove little: all alike, or right no more often than the largest class is.
+
+    Args:
+        split: what the samples are called.
+        logits: of the model that is judged [N, C].
+        target: class numbers [N].
+        metric: the one that decides.
+        metrics: all that the task has.
+        teacher: logits of the model that it is compared with [N, C]; None where it is that one itself.
+        names: what the teacher and the model are called.
+    """
+    found = []
+    answers = logits.argmax(1)
+    before = answers if teacher is None else teacher.argmax(1)
+    alike = degenerate(before, None if teacher is None else answers, target, names=names)
+    if alike is not None:
+        found.append(f"{split}: {alike}")
+    most = int(np.bincount(target).max())
+    right = int((answers == target).sum())
+    if metric == "accuracy" and right <= most < len(target):
+        others = [name for name in metrics if name != "accuracy"]
+        advice = f"data.metric={others[0]}" if others else "another metric of your own"
+        more = f" ({' or '.join(others)})" if len(others) > 1 else ""
+        found.append(
+            f"{split}: {names[1]}'s accuracy of {100 * right / len(target):.1f} % is no more than the share of the "
+            f"most frequent class, {100 * most / len(target):.1f} %: it proves nothing; judge by {advice}{more}"
+        )
+    return tuple(found)

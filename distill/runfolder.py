@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module, metadata
@@ -19,8 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from distill import files
-from distill.documents import read_json
 from distill.errors import UserError
+from distill.sealed import AlteredError, altered, hashes_of, read_sealed, remove, write_sealed
+from distill.sealed import file_sha256 as file_sha256  # others take both from here
+from distill.sealed import write_text as write_text
 
 _VERSIONS = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning")
 
@@ -29,12 +31,6 @@ def digest(*parts: Any) -> str:
     """Return sixteen hexadecimal digits that stand for JSON values, in order."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache
@@ -72,11 +68,6 @@ def damaged(path: Path, error: BaseException | str, *, remove: Path) -> UserErro
     )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    files.write_whole(path, text)
-
-
 class RunFolder:
     """A run's folder, held by one process at a time.
 
@@ -88,6 +79,9 @@ class RunFolder:
         self.stages = path / "stages"
         self.memos = path / "decisions"
         self.cache = path / "cache"
+        self.say: Callable[[str], None] = lambda text: None
+        self.repairs: list[str] = []
+        """What was found altered, and was made again."""
 
     @classmethod
     @contextmanager
@@ -117,8 +111,14 @@ class RunFolder:
         finally:
             lock.release()
 
+    def tell(self, text: str) -> None:
+        """Note that something was not as it was left, and say so."""
+        if text not in self.repairs:
+            self.repairs.append(text)
+            self.say(text)
+
     def stage(self, name: str, key: str, build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
-        """Return a stage's folder and facts, built only when none with this key is there.
+        """Return a stage's folder and facts, built only when none with this key is there, every file as it was written.
 
         Args:
             name: ``NN-name``.
@@ -129,78 +129,117 @@ class RunFolder:
         Returns:
             The folder, the facts, and whether they were there already.
         """
-        final = self.stages / name
-        known = _read_stage(final)
-        if known is not None and known.get("key") == key:
-            _require_files(final)
-            return final, known["facts"], True
+        final, building = self.stages / name, self.stages / f".{name}-{key}"
+        settle(final)
+        known = self._record(final)
+        if known is not None and known["key"] == key:
+            different = altered(final, known["files"])
+            if not different:
+                return final, known["facts"], True
+            for file, how in different:
+                hint = "; teacher.weights takes weights of your own" if file == "model.safetensors" else ""
+                self.tell(f"{final / file} {how}: the stage is made again{hint}")
         for stale in self.stages.glob(f".{name}-*"):
-            if stale.name != f".{name}-{key}":
-                shutil.rmtree(stale, ignore_errors=True)
-        building = self.stages / f".{name}-{key}"
+            if stale != building:
+                remove(stale)
+        if building.is_symlink() or not building.is_dir():
+            remove(building)
         building.mkdir(exist_ok=True)
         # A stage that is whole but bears its hidden name was killed on the last step: it only wants renaming.
-        known = _read_stage(building)
-        if known is None:
-            known = {"key": key, "facts": json.loads(json.dumps(build(building)))}
+        made = self._record(building)
+        if made is None or altered(building, made["files"]):
+            facts = build(building)
             for left in building.glob(f"{Path(CHECKPOINT).stem}.*"):
                 left.unlink()
-            write_text(building / "stage.json", json.dumps(known, indent=1) + "\n")
-        if final.exists():
-            shutil.rmtree(final)
-        building.rename(final)
-        return final, known["facts"], False
+            remove(building / RECORD)
+            made = write_sealed(building / RECORD, {"key": key, "facts": facts, "files": hashes_of(building)})
+        replace_folder(final, building, ours=None if known is None else {*known["files"], RECORD})
+        return final, made["facts"], False
+
+    def hashes(self, stage: Path) -> dict[str, str]:
+        """Return the sha256 of every file of a stage, by name, as recorded when it was made."""
+        record = self._record(stage)
+        return {} if record is None else dict(record["files"])
+
+    def _record(self, stage: Path) -> dict[str, Any] | None:
+        """Return what was recorded about a stage; None where nothing is, or not what was written."""
+        record = self._sealed(stage / RECORD, "the stage is made again")
+        return record if record is not None and {"key", "facts", "files"} <= record.keys() else None
+
+    def _sealed(self, path: Path, then: str) -> dict[str, Any] | None:
+        try:
+            return read_sealed(path)
+        except AlteredError as error:
+            self.tell(f"{path} {error}: {then}")
+            return None
 
     def memo(self, name: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what was found out once under this key, and find it out when it was not."""
         path = self.memos / f"{name}-{key}.json"
-        known = _read_json(path)
+        known = self._sealed(path, "found out again")
         if known is None:
-            known = json.loads(json.dumps(dict(compute())))
-            write_text(path, json.dumps(known, indent=1) + "\n")
+            values = compute()
+            remove(path)
+            known = write_sealed(path, values)
         return known
 
     def note(self, name: str, values: Mapping[str, Any]) -> None:
         """Write what a later run has to know."""
-        write_text(self.memos / name, json.dumps(dict(values), indent=1) + "\n")
+        remove(self.memos / name)
+        write_sealed(self.memos / name, values)
 
     def noted(self, name: str) -> dict[str, Any]:
-        """Return what ``note`` wrote; nothing where it wrote nothing."""
-        return _read_json(self.memos / name) or {}
+        """Return what ``note`` wrote; empty where nothing was, or something else is there."""
+        return self._sealed(self.memos / name, "made again") or {}
 
-    def publish(self, name: str, build: Callable[[Path], None]) -> Path:
-        """Replace the folder ``name`` by what ``build`` writes, whole or not at all."""
+    def publish(self, name: str, build: Callable[[Path], None], *, ours: Collection[str] | None = None) -> Path:
+        """Replace the folder ``name`` by what ``build`` writes, whole or not at all.
+
+        Args:
+            name: of the folder.
+            build: writes the files into the folder that it is given.
+            ours: names of what goes with the old folder; the rest of it is the user's and stays. None for all of it.
+        """
         final, building = self.path / name, self.path / f".{name}.tmp"
-        shutil.rmtree(building, ignore_errors=True)
+        settle(final)
+        remove(building)
         building.mkdir()
         build(building)
-        shutil.rmtree(final, ignore_errors=True)
-        building.rename(final)
+        replace_folder(final, building, ours=ours)
         return final
 
 
+def replace_folder(final: Path, building: Path, *, ours: Collection[str] | None) -> None:
+    """Let a folder take the place of another; what is in the other and not in ``ours`` (None: all) moves over."""
+    old = _old(final)
+    if final.is_dir() and not final.is_symlink():
+        final.rename(old)
+    else:
+        remove(final)
+    building.rename(final)
+    for path in list(old.iterdir()) if old.is_dir() else []:
+        if ours is None or path.name in ours:
+            remove(path)
+    settle(final)
+
+
+def settle(final: Path) -> None:
+    """Finish a replacement of a folder that was cut off."""
+    old = _old(final)
+    if not old.is_dir():
+        return
+    if not final.exists():
+        old.rename(final)
+        return
+    for path in list(old.iterdir()):
+        if not os.path.lexists(final / path.name):
+            path.rename(final / path.name)
+    remove(old)
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
 CHECKPOINT = "checkpoint.safetensors"
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _read_stage(folder: Path) -> dict[str, Any] | None:
-    known = _read_json(folder / "stage.json")
-    return known if known and isinstance(known.get("facts"), dict) else None
-
-
-def _require_files(folder: Path) -> None:
-    """Refuse what would be waited for, such as a pipe; a run writes plain files only.
-
-    Raises:
-        UserError: something else has the name of a file.
-    """
-    for path in folder.iterdir():
-        if not path.is_file():
-            raise damaged(path, "is no file", remove=folder)
+RECORD = "stage.json"

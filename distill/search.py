@@ -8,6 +8,7 @@ from the seed and the trial's number, so that a resumed study proposes what an u
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +26,13 @@ from distill.context import Context
 from distill.errors import UserError
 from distill.prune import count, prune_channels, recalibrate
 from distill.prune.settings import TARGETS, PruneSettings
-from distill.runfolder import damaged, digest, sources
+from distill.runfolder import RunFolder, damaged, digest, sources
+from distill.sealed import remove
 from distill.stages import TRAINING, fit_here, model_inputs, teaching
 from distill.training import DivergedError, StepLoss, Teach, TrainRecord, TrainSettings, predict
 
 JOURNAL = "study.journal"
+_NOTE = "study.json"
 
 
 def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
@@ -43,6 +46,7 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
     student = dataclasses.asdict(ctx.config.student) if isinstance(ctx.config.student, ModelSettings) else "teacher"
     inputs = (student, dataclasses.asdict(pruning) if pruning else None, weights_hash(teacher.folder))
     key = digest(parts, inputs, ctx.data_key, sources("distill.search", "distill.prune", *TRAINING))
+    _require_own(ctx.folder)
     study = _opened(ctx.folder.path / JOURNAL, key, ctx.config)
     ahead = ctx.logits(teacher.onnx, "validation")
     goal = float(ctx.task.metrics(ahead, ctx.target_of("validation"))[ctx.task.metric]) - ctx.config.max_drop
@@ -56,6 +60,8 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
             # An answer too: these values teach nothing, and the search goes on without them.
             values = 0.0, float(count(_start(ctx, teacher), *example(ctx.task)).macs)
         study.tell(trial, values)
+        journal = (ctx.folder.path / JOURNAL).read_bytes()
+        ctx.folder.note(_NOTE, {"bytes": len(journal), "sha256": hashlib.sha256(journal).hexdigest()})
     ctx.console.progress("searching", settings.trials, settings.trials)
     finished = _finished(study)[: settings.trials]
     best = pick(finished, goal)
@@ -133,6 +139,21 @@ def _study(path: Path, key: str) -> optuna.Study:
         # A sampler shuns what it believes to be under way elsewhere.
         study.tell(cut_off.number, state=TrialState.FAIL)
     return study
+
+
+def _require_own(folder: RunFolder) -> None:
+    """Remove a journal that does not begin with what the last finished trial left: all trials are repeated then.
+
+    What a killed trial added after it does not count.
+    """
+    path, noted = folder.path / JOURNAL, folder.noted(_NOTE)
+    if noted and path.is_file() and not path.is_symlink():
+        begun = path.read_bytes()[: noted["bytes"]]
+        if hashlib.sha256(begun).hexdigest() == noted["sha256"]:
+            return
+    if noted:
+        folder.tell(f"{path} is not what the search left: its trials are repeated")
+    remove(path)
 
 
 def _mend(path: Path) -> None:

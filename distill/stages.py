@@ -57,6 +57,7 @@ from distill.quantize.repair import Attempt, Loss, repair
 from distill.quantize.sensitivity import divergence
 from distill.runfolder import CHECKPOINT, damaged, digest
 from distill.shipped import Shipped
+from distill.state import hash_tensors
 from distill.tasks.base import Feed
 from distill.tasks.outputs import refuse_probabilities
 from distill.training import StepLoss, Teach, TrainRecord, TrainSettings, as_inputs, fit, forward, predict
@@ -350,7 +351,13 @@ def teaching(ctx: Context, taught_by: Artifact, settings: DistillSettings) -> tu
     assert taught_by.model is not None
     key = digest(weights_hash(taught_by.folder), ctx.data_key, str(ctx.device.type))
     source = teacher_for(
-        taught_by.model, ctx.task, views=settings.views, key=key, folder=ctx.folder.cache, device=ctx.device
+        taught_by.model,
+        ctx.task,
+        views=settings.views,
+        key=key,
+        folder=ctx.folder.cache,
+        device=ctx.device,
+        tell=ctx.folder.tell,
     )
     chosen = LOSSES[settings.loss]
 
@@ -388,13 +395,7 @@ def code_of(model: nn.Module) -> str:
 
 def state_hash(model: nn.Module) -> str:
     """Return a hash of a model's weights and buffers."""
-    hashed = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            plain = value.detach().cpu().contiguous()
-            hashed.update(name.encode() + str(plain.dtype).encode())
-            hashed.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()[:16]
+    return hash_tensors(model.state_dict())[:16]
 
 
 def _student(ctx: Context, name: str, taught_by: Artifact | None) -> Made:
@@ -452,7 +453,7 @@ def _make(
     model = None
     if module:
         model = load_model(folder, ctx.task, recipe)
-    return Made(Artifact(name[3:], folder, recipe, model), facts, reused)
+    return Made(Artifact(name[3:], folder, recipe, model), facts | {"hashes": ctx.folder.hashes(folder)}, reused)
 
 
 def _write(ctx: Context, folder: Path, model: nn.Module, recipe: Recipe) -> dict[str, Any]:

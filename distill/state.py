@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,3 +23,15 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     state = OrderedDict(tensors)
     state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
     model.load_state_dict(state)
+
+
+def hash_tensors(tensors: Mapping[str, Any]) -> str:
+    """Return the sha256 of tensors with their names and types, hexadecimal; what is no tensor does not count."""
+    hashed = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu().contiguous()
+            hashed.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+            hashed.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from distill import files
 from distill.errors import DistillError, UserError
-from distill.state import load_state
+from distill.state import hash_tensors, load_state
 from distill.tasks.base import Batch, Data, Task
 from distill.tasks.references import call_user, cause
 from distill.views import batches, shuffled
@@ -326,8 +327,27 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state:
         for name, value in slots.items():
             tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     about = json.dumps({"epoch": state.epoch, "curves": state.curves, "best_epoch": state.best_epoch})
+    notes = {"state": about, "seal": _seal(about, tensors)}
     with files.replacing(path) as partial:
-        save_file({name: value.clone() for name, value in tensors.items()}, partial, metadata={"state": about})
+        save_file({name: value.clone() for name, value in tensors.items()}, partial, metadata=notes)
+
+
+def _seal(about: str, tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(f"{about}{hash_tensors(tensors)}".encode()).hexdigest()
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Read what ``_save`` wrote; None where it is something else, and training begins anew."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return None
+    about = notes.get("state", "")
+    return (json.loads(about), tensors) if notes.get("seal") == _seal(about, tensors) else None
 
 
 def _resume(
@@ -337,13 +357,10 @@ def _resume(
     schedule: torch.optim.lr_scheduler.LambdaLR,
     steps: int,
 ) -> _State:
-    if path is None or not path.is_file():
+    saved = _read_checkpoint(path) if path is not None and path.is_file() else None
+    if saved is None:
         return _State()
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        about = json.loads(file.metadata()["state"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about, tensors = saved
     load_state(model, dict(_under(tensors, "model/")))
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, "optimizer/"):

@@ -13,12 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill import files
-from distill.runfolder import damaged
+from distill.sealed import Tell, sealed_array
 from distill.tasks.base import Batch, Data, Task
 
 
@@ -40,6 +37,10 @@ def shuffled(data: Data, size: int, *, seed: int, epoch: int, view: int | None) 
 Array = np.ndarray[Any, Any]
 
 
+def _quiet(text: str) -> None:
+    """Say nothing."""
+
+
 class CachedTeacher:
     """A teacher whose logits are computed once for each view and kept as fp16 beside the run.
 
@@ -49,10 +50,11 @@ class CachedTeacher:
         key: hash of everything that the logits depend on: teacher, data, preprocessing, seed.
         folder: where the files lie; one a view.
         compute: view -> float32 logits [N, C].
+        tell: hears of a file that is not what was written, whose logits are computed again.
     """
 
-    def __init__(self, key: str, folder: Path, compute: Callable[[int], Array]) -> None:
-        self._key, self._folder, self._compute = key, folder, compute
+    def __init__(self, key: str, folder: Path, compute: Callable[[int], Array], tell: Tell = _quiet) -> None:
+        self._key, self._folder, self._compute, self._tell = key, folder, compute, tell
         self._views: dict[int, Tensor] = {}
 
     def __call__(self, index: Tensor, batch: Batch, view: int) -> Tensor:
@@ -62,18 +64,13 @@ class CachedTeacher:
         return self._views[view][index].float()
 
     def _load(self, view: int) -> Tensor:
-        path = self._folder / f"logits-{self._key}-{view}.safetensors"
-        if path.is_file():
-            try:
-                return load_file(path)["logits"]
-            except (SafetensorError, OSError) as error:
-                raise damaged(path, error, remove=path) from error
-        # Half precision is about 3 decimal digits of a logit: far below what the temperature lets through.
-        logits = torch.from_numpy(self._compute(view)).clamp(-65000, 65000).half()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path) as partial:
-            save_file({"logits": logits}, partial)
-        return logits
+        def halves() -> Array:
+            # Half precision is about 3 decimal digits of a logit: far below what the temperature lets through.
+            return np.clip(self._compute(view), -65000, 65000).astype(np.float16)
+
+        return torch.from_numpy(
+            sealed_array(self._folder / f"logits-{self._key}-{view}.safetensors", halves, self._tell)
+        )
 
 
 class LiveTeacher:
@@ -97,12 +94,13 @@ def fits_cache(task: Task, views: int) -> bool:
 
 
 def teacher_for(
-    teacher: nn.Module, task: Task, *, views: int, key: str, folder: Path, device: torch.device
+    teacher: nn.Module, task: Task, *, views: int, key: str, folder: Path, device: torch.device, tell: Tell = _quiet
 ) -> CachedTeacher | LiveTeacher:
     """Return a cached teacher where the cache holds it, a live one elsewhere."""
     from distill.training import forward, predict
 
     if fits_cache(task, views):
-        return CachedTeacher(key, folder, lambda view: predict(teacher, task, task.data["train"], device, view=view)[0])
+        train = task.data["train"]
+        return CachedTeacher(key, folder, lambda view: predict(teacher, task, train, device, view=view)[0], tell)
     teacher = copy.deepcopy(teacher).to(device).eval()
     return LiveTeacher(lambda batch: forward(teacher, task, batch, device))

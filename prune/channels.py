@@ -175,7 +175,7 @@ def _outcome(
     if name == "speedup":
         if achieved >= asked * (1 - FAR):
             return None, []
-        text = f"speedup={asked:g} cannot be reached with {limits}: the best is {achieved:.2f} times as fast"
+        text = f"speedup={asked:g} cannot be reached with {limits}: the best is {achieved:.2f}× as fast"
         return text, [text]
     if abs(achieved - asked) <= FAR:
         return None, []

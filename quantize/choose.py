@@ -9,7 +9,7 @@ from typing import Literal
 
 from onnx import ModelProto
 
-from distill.benchmarks import Ratio
+from distill.benchmarks import Ratio, units
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import initializers, operator
@@ -171,7 +171,7 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
         shown = min(slow, key=lambda each: each.value) if slow else ratio
         return plain, (
             f"nothing that keeps the budget is faster{' at each batch size' if len(best.ratios) > 1 else ''}: "
-            f"{best.name} takes {shown.value:.2f} times as long [{shown.low:.2f}, {shown.high:.2f}]"
+            f"{best.name} is {units.faster(shown, _short)} as fast"
         )
     faster = [(ratio, one) for ratio, one in faster if _nowhere_slower(one, faster[0][1])]
     first = min((ratio for ratio, _ in faster), key=lambda ratio: ratio.value)
@@ -181,7 +181,11 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
     ratio, best = min(small, key=lambda pair: pair[0].value)
     larger = len(equal) - len(small)
     tied = f", and smaller than {larger} that cannot be told from it" if larger else ""
-    return best, f"{best.name} is {1 / ratio.value:.2f} times as fast as float32{tied}"
+    return best, f"{best.name} is {1 / ratio.value:.2f}× as fast as float32{tied}"
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.2f}"
 
 
 def _nowhere_slower(candidate: Candidate, first: Candidate) -> bool:

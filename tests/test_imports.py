@@ -41,13 +41,14 @@ ORDER = (
         "views",
         "training",
         "console",
+        "sealed",
         "runfolder",
         "shipped",
     ),
     ("config", "records", "artifacts", "quality", "budget", "decisions", "smoke"),
     ("context",),
     ("stages", "packing", "report"),
-    ("search",),
+    ("search", "outcome"),
     ("pipeline",),
 )
 

@@ -234,3 +234,65 @@ def test_a_smoke_run_is_marked(tiny: Config, tmp_path: Path) -> None:
     assert (done.folder / "deploy/NOT_DEPLOYABLE").is_file()
     assert read_metadata(done.folder / "deploy/model.onnx")["deployable"] == "no"
     assert done.result.exit_code == 0
+
+
+# What was altered -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "again"),
+    [
+        ("stages/03-student/model.safetensors", "student"),
+        ("stages/01-teacher/model.onnx", "teacher"),
+        ("stages/01-teacher/model.json", "teacher"),
+        ("stages/05-quantize/core.onnx", "quantize"),
+        ("deploy/labels.json", "export"),
+        ("deploy/vectors.npz", "export"),
+        ("deploy/README.md", "export"),
+        ("cache/validation*.safetensors", None),
+        ("decisions/profile-*.json", None),
+    ],
+)
+def test_what_was_altered_is_made_again_by_the_same_command_and_told(
+    variant: Variant, finished: Finished, pattern: str, again: str | None
+) -> None:
+    folder = variant().folder
+    (folder / "deploy" / "mine.txt").write_text("the user's")
+    path = sorted(folder.glob(pattern))[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes(9))
+    done = variant()
+    told = [text for text in done.result.warnings if path.name in text]
+    assert len(told) == 1
+    assert "again" in told[0]
+    assert [stage.name for stage in done.result.stages if not stage.reused] == ([again] if again else [])
+    if not pattern.startswith("decisions"):  # its seconds are not the same
+        assert path.read_bytes() == content
+    for name in ("model.onnx", "labels.json", "vectors.npz", "README.md"):
+        assert file_sha256(folder / "deploy" / name) == file_sha256(finished.folder / "deploy" / name)
+    assert (folder / "deploy" / "mine.txt").read_text() == "the user's"
+    assert not any(path.name in text for text in variant().result.warnings)
+
+
+def test_every_file_of_a_stage_and_of_deploy_is_in_the_record(finished: Finished) -> None:
+    for stage in finished.result.stages:
+        hashes = stage.detail["hashes"]
+        folder = (
+            finished.folder / "deploy"
+            if stage.name == "export"
+            else next(finished.folder.glob(f"stages/*-{stage.name}"))
+        )
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert set(hashes) == there - {"stage.json"}
+        assert all(file_sha256(folder / name) == sha for name, sha in hashes.items())
+
+
+def test_deploy_with_a_file_deleted_or_a_folder_in_its_place_is_repaired(variant: Variant, finished: Finished) -> None:
+    deploy = variant().folder / "deploy"
+    (deploy / "labels.json").unlink()
+    (deploy / "vectors.npz").unlink()
+    (deploy / "vectors.npz").mkdir()
+    (deploy / "README.md").write_text("")
+    variant()
+    for name in ("model.onnx", "labels.json", "vectors.npz", "README.md"):
+        assert file_sha256(deploy / name) == file_sha256(finished.folder / "deploy" / name)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from tiny_run import Finished, Variant, check_vectors, raw_run, run_quietly, statuses
 
+from distill.budget import Timed, standing
 from distill.errors import UserError
+from distill.records import Estimate
 from distill.report import markdown
+from distill.runfolder import file_sha256
 
 # What is off ----------------------------------------------------------------------------------------------------------
 
@@ -133,6 +137,104 @@ def test_a_budget_that_is_missed_ends_with_a_verdict(variant: Variant) -> None:
     assert all(stage.reused for stage in done.result.stages if stage.name != "export")
 
 
+# Where nothing meets the budget ---------------------------------------------------------------------------------------
+
+
+def test_a_pruned_student_that_misses_by_less_is_not_undone(variant: Variant, tmp_path: Path) -> None:
+    """A student that learnt next to nothing, and learns more while it recovers from pruning."""
+    changes = {
+        "distill": {"epochs": 1, "learning_rate": 1e-6, "control": False},
+        "prune": {"learning_rate": 0.05, "epochs": 4},
+        "benchmark": "off",
+        "max_drop": 0.0,
+        "seed": 3,
+    }
+    done = variant(changes)
+    drops = {
+        stage.name: stage.validation.drop.value
+        for stage in done.result.stages
+        if stage.name in ("student", "prune", "quantize") and stage.validation and stage.validation.drop
+    }
+    assert drops["prune"] < drops["student"]
+    assert drops[done.result.final] == min(drops.values()) > 0
+    assert done.result.final != "student"
+    assert statuses(done)["prune"] == "unmeasured"
+    assert done.result.exit_code == 1
+    assert any("nothing meets the budget" in text and done.result.final in text for text in done.result.warnings)
+    assert "nothing met the budget" in markdown(done.result)
+    again = run_quietly(done.config, tmp_path / "again", decisions=done.folder / "run.json")
+    assert again.result.exit_code == 1
+    assert raw_run(again)["decisions"] == raw_run(done)["decisions"]
+    assert file_sha256(again.folder / "deploy/model.onnx") == file_sha256(done.folder / "deploy/model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("drops", "kept", "final"),
+    [
+        ({"student": 0.9, "prune": 0.7, "quantize": 0.8}, {"prune"}, "prune"),
+        ({"student": 0.9, "prune": 0.7, "quantize": 0.7}, {"prune", "quantize"}, "quantize"),
+        ({"student": 0.7, "prune": 0.8, "quantize": 0.9}, set(), "student"),
+        ({"student": 0.7, "prune": 0.8, "quantize": 0.6}, {"quantize"}, "quantize"),
+    ],
+)
+def test_the_nearest_ships(
+    variant: Variant,
+    drops: dict[str, float],
+    kept: set[str],
+    final: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """By what validation is made to say; the comparison of times is made to say that every stage is faster."""
+    faster = Timed(Estimate(2.0, 1.9, 2.1))
+    with monkeypatch.context() as patch:
+        patch.setattr("distill.pipeline._standing", lambda ctx, run, artifact: standing(drops[artifact.stage], 0.5))
+        patch.setattr("distill.context.Context.speedup", lambda *rest: faster)
+        done = variant({"benchmark": {"max_latency_s": 9.0}, "distill": {"control": False}})
+    assert done.result.final == final
+    assert {name for name in ("prune", "quantize") if statuses(done)[name] == "done"} == kept
+    assert {stage.name for stage in done.result.stages if stage.status == "reverted"} == {"prune", "quantize"} - kept
+    for name in ("prune", "quantize"):
+        assert done.result.stage(name).detail["decision"]["kept"] is (name in kept)
+    assert done.result.decisions["ship"]["final"] == final
+    again = run_quietly(done.config, tmp_path / "again", decisions=done.folder / "run.json")
+    assert again.result.final == final
+    assert statuses(again) == statuses(done)
+    assert file_sha256(again.folder / "deploy/model.onnx") == file_sha256(done.folder / "deploy/model.onnx")
+
+
+def test_a_drop_is_not_given_up_for_time_but_in_the_end(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pruned one is undone, so that int8 begins with an accurate one; as that does not do, the pruned one ships."""
+    known = {"student": (0.1, 9.0), "prune": (0.6, 1.1), "quantize": (0.2, 3.0)}
+
+    def pretended(ctx: Any, run: Any, artifact: Any) -> Any:
+        drop, p50_s = known[artifact.stage]
+        return standing(drop, 0.5, p50_s, 1.0)
+
+    monkeypatch.setattr("distill.pipeline._standing", pretended)
+    monkeypatch.setattr("distill.context.Context.speedup", lambda *rest: Timed(Estimate(2.0, 1.9, 2.1)))
+    done = variant({"distill": {"control": False}})
+    assert done.result.stage("quantize").parameters == done.result.stage("student").parameters
+    assert done.result.final == "prune"
+    assert (statuses(done)["prune"], statuses(done)["quantize"]) == ("done", "reverted")
+    assert done.result.stage("export").parameters == done.result.stage("prune").parameters
+    assert not done.result.decisions["prune"]["kept"]
+
+
+def test_a_decision_on_what_ships_must_name_a_stage(variant: Variant, finished: Finished, tmp_path: Path) -> None:
+    raw = raw_run(finished)
+    for ship in ({"final": "control", "reason": "so"}, {"final": "prune"}, {"final": 3, "reason": "so"}, []):
+        (tmp_path / "then.json").write_text(json.dumps({**raw, "decisions": {**raw["decisions"], "ship": ship}}))
+        with pytest.raises(UserError, match="--decisions"):
+            variant(decisions=tmp_path / "then.json")
+
+
+def test_decisions_that_decide_nothing_here_are_told(variant: Variant, finished: Finished) -> None:
+    done = variant({"quantize": "off"}, decisions=finished.folder / "run.json")
+    assert any(text.startswith("--decisions: quantize: not used") for text in done.result.warnings)
+    assert not any("not used" in text for text in variant(decisions=finished.folder / "run.json").result.warnings)
+
+
 # Targets --------------------------------------------------------------------------------------------------------------
 
 
@@ -182,3 +284,30 @@ def test_a_board_is_measured_by_the_command_that_the_target_names(variant: Varia
     assert done.result.machine["timed on"]["versions"]["onnxruntime"]
     assert "timed on" in (done.folder / "report.md").read_text()
     assert done.result.stage("quantize").detail["quantization"]["scheme"] == "s8s8"
+
+
+def test_a_run_that_proves_nothing_says_so(tmp_path: Path) -> None:
+    """One row in two hundred is of the other class, which nobody learns."""
+    rows = [f"{number % 7},{number % 5},{'yes' if number % 201 == 0 else 'no'}" for number in range(1005)]
+    (tmp_path / "rare.csv").write_text("\n".join(["a,b,y", *rows]) + "\n")
+    train = {"epochs": 6, "batch_size": 32, "learning_rate": 0.05}
+    done = run_quietly(
+        {
+            "task": "rare",
+            "data": {"source": "csv", "path": str(tmp_path / "rare.csv"), "target": "y"},
+            "teacher": {"model": "mlp", "args": {"hidden": [8]}, **train},
+            "student": {"model": "mlp", "args": {"hidden": [8]}},
+            "distill": {**train, "views": 1, "control": False},
+            "prune": "off",
+            "quantize": "off",
+            "benchmark": "off",
+            "device": "cpu",
+        },
+        tmp_path / "run",
+    )
+    text = markdown(done.result)
+    assert "the teacher and the student give all" in text
+    assert "no more than the share of the most frequent class" in text
+    assert "data.metric=" in text
+    assert "(float32)" in (done.folder / "deploy/README.md").read_text()
+    assert "(int8)" not in (done.folder / "deploy/README.md").read_text()

@@ -149,6 +149,43 @@ def test_weights_are_the_users_own() -> None:
     assert torch.equal(load("out", trust="net.py:make").get_submodule("7").bias, torch.full((4,), 7.0))  # type: ignore[arg-type]
 
 
+DRAWN = """
+import torch
+from torch import nn
+
+
+def drawn(seed: int = -1) -> nn.Module:
+    if seed >= 0:
+        torch.manual_seed(seed)
+    first, second, head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.Linear(512, 4)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), head)
+"""
+
+
+@pytest.mark.usefixtures("unexported")
+def test_weights_that_nobody_trained_are_told(capsys: Any) -> None:
+    Path("drawn.py").write_text(DRAWN)
+    words = ("--model", "drawn.py:drawn", "--ratio", 0.3, "--input", "input=3,8,8", *UNTIMED)
+    assert typed(*words, "--out", "random") == 0
+    assert "random (0.weight differs with another seed)" in said_of(capsys)
+    assert any("are random" in text for text in read("random")["warnings"])
+    torch.save(build("drawn.py:drawn").state_dict(), "mine.pt")
+    for trained in (("--weights", "mine.pt"), ("--arg", "seed=3")):  # a function that gives equal weights may load some
+        assert typed(*words, *trained, "--out", trained[0].strip("-")) == 0
+        assert "are random" not in said_of(capsys)
+
+
+@pytest.mark.usefixtures("unexported")
+def test_a_model_that_is_right_by_chance_only_is_told(capsys: Any) -> None:
+    values = rows(240)
+    right = labels_of(build("net.py:make"), values)
+    wrong = np.where(np.arange(240) % 2, (right + 1) % 4, (right + 2) % 4)
+    for name, labels, told in (("wrong", wrong, True), ("right", right, False)):
+        np.savez(f"{name}.npz", x=values, labels=labels)
+        assert typed("--model", "net.py:make", "--ratio", 0.4, "--out", name, "--data", f"{name}.npz", *UNTIMED) == 0
+        assert ("no more than whoever always names the most frequent class" in said_of(capsys)) is told
+
+
 @pytest.mark.usefixtures("unexported")
 def test_zeros_are_written_and_not_called_faster(capsys: Any) -> None:
     words = ("--sparsity", "2:4", "--data", "rows.npz", "--epochs", 1, "--ratio", 0.25, "--out", "out", *UNTIMED)
@@ -180,7 +217,7 @@ def test_whole_blocks_go_where_rows_can_tell(monkeypatch: pytest.MonkeyPatch, ca
 @pytest.mark.parametrize(
     ("ratio", "words", "says"),
     [
-        (0.8, ("--ratio", 0.5), "is slower than the one before: 0.80 times as fast"),
+        (0.8, ("--ratio", 0.5), "is slower than the one before: 0.80× as fast"),
         (1.4, ("--speedup", 2), "speedup=2 is not reached in the last, longer comparison: the best is 1.40"),
     ],
 )

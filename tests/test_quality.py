@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distill import quality as estimates
 from distill.errors import UserError
 from distill.intervals import Estimate, Z, paired_drop, wilson
-from distill.quality import judge_drop, quality
+from distill.quality import judge_drop, quality, weak_evidence, weak_splits
 from distill.records import Quality
 from distill.tasks import metrics
 
@@ -187,3 +187,29 @@ def test_what_a_task_calls_accuracy_need_not_be_the_share_of_right_answers() -> 
     assert found.metrics["accuracy"].value == pytest.approx(1 / 3)
     assert found.drop is not None
     assert found.drop.value == pytest.approx(2 / 3)
+
+
+# What proves little ---------------------------------------------------------------------------------------------------
+
+
+def test_one_answer_and_the_share_of_the_largest_class_prove_little() -> None:
+    target = np.array([0] * 99 + [1])
+    always, right = np.tile([[1.0, 0.0]], (100, 1)), np.eye(2)[target]
+    options: dict[str, Any] = {"metrics": ("accuracy", "auroc", "f1"), "names": ("the teacher", "the student")}
+    found = weak_evidence("test", always, target, metric="accuracy", teacher=always, **options)
+    assert len(found) == 2
+    assert "the teacher and the student give all 100 judged rows the same answer" in found[0]
+    assert "99.0 %" in found[1] and "data.metric=auroc (auroc or f1)" in found[1]
+    assert len(weak_evidence("test", always, target, metric="auroc", teacher=always, **options)) == 1
+    assert (
+        "which the teacher does not" in weak_evidence("test", always, target, metric="f1", teacher=right, **options)[0]
+    )
+    assert weak_evidence("test", right, target, metric="accuracy", teacher=right, **options) == ()
+    assert weak_evidence("test", right, target, metric="accuracy", teacher=None, **options) == ()
+
+
+def test_classes_that_a_split_does_not_show_are_named() -> None:
+    assert weak_splits("test", np.array([0, 1, 2]), ("a", "b", "c")) == ()
+    assert "no sample of class b" in weak_splits("test", np.array([0, 2]), ("a", "b", "c"))[0]
+    assert "all 2 samples are of one class (c)" in weak_splits("validation", np.array([2, 2]), ("a", "b", "c"))[0]
+    assert "and 4 more" in weak_splits("test", np.array([0, 1]), tuple("abcdefghijk"))[0]

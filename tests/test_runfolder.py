@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from distill import runfolder
 from distill.errors import UserError
 from distill.runfolder import CHECKPOINT, RunFolder, digest, file_sha256, sources, versions, write_text
+from distill.sealed import AlteredError, read_sealed, sealed_array, write_sealed
 
 
 class KilledError(Exception):
@@ -100,7 +106,7 @@ def test_a_kill_while_a_stage_is_replaced_loses_nothing(
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((runfolder.shutil, "rmtree") if step == "rmtree" else (Path, "rename")), kill)
+        patch.setattr(*((shutil, "rmtree") if step == "rmtree" else (Path, "rename")), kill)
         with pytest.raises(KilledError):
             folder.stage("01-teacher", "new", maker("new"))
     calls: list[str] = []
@@ -223,3 +229,114 @@ def test_the_versions_that_decide_are_known() -> None:
 def test_the_hash_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     assert file_sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+# What is not what was written ----------------------------------------------------------------------------------------
+
+
+def linked(path: Path) -> None:
+    """Put a link to equal bytes in place of a file."""
+    twin = path.with_name("twin")
+    shutil.copyfile(path, twin)
+    path.unlink()
+    path.symlink_to(twin)
+
+
+def folded(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "inside").write_text("")
+
+
+WAYS: dict[str, Callable[[Path], Any]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "shorter": lambda path: path.write_bytes(path.read_bytes()[:-3] if len(path.read_bytes()) > 3 else b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "equally long": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    "a link": linked,
+    "a folder": folded,
+}
+
+
+@pytest.mark.parametrize("name", ["made.txt", "stage.json"])
+@pytest.mark.parametrize("how", WAYS)
+def test_a_stage_that_was_altered_is_made_again_and_told(folder: RunFolder, how: str, name: str) -> None:
+    said: list[str] = []
+    folder.say = said.append
+    place, _, _ = folder.stage("01-teacher", "key", maker("a"))
+    WAYS[how](place / name)
+    _, facts, reused = folder.stage("01-teacher", "key", maker("a"))
+    assert (facts["text"], reused) == ("a", False)
+    assert (place / "made.txt").read_text() == "a"
+    assert not (place / "made.txt").is_symlink()
+    assert folder.stage("01-teacher", "key", maker("b"))[2]
+    if (how, name) != ("missing", "stage.json"):
+        assert said == folder.repairs
+        assert said[0].startswith(str(place / name))
+        assert said[0].endswith("the stage is made again")
+
+
+def test_what_the_user_put_beside_our_files_stays(folder: RunFolder) -> None:
+    place, _, _ = folder.stage("01-teacher", "key", maker("a"))
+    (place / "notes.txt").write_text("mine")
+    (place / "mine").mkdir()
+    assert folder.stage("01-teacher", "key", maker("b"))[2]
+    (place / "made.txt").write_text("x")
+    assert not folder.stage("01-teacher", "key", maker("a"))[2]
+    assert (place / "notes.txt").read_text() == "mine"
+    assert (place / "mine").is_dir()
+    assert [one.name for one in folder.stages.iterdir()] == ["01-teacher"]
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_a_stage_or_what_builds_it_may_be_no_folder(folder: RunFolder, tmp_path: Path, what: str) -> None:
+    for name in ("01-teacher", ".01-teacher-key"):
+        path = folder.stages / name
+        if what == "file":
+            path.write_text("")
+        else:
+            (tmp_path / name).mkdir()
+            path.symlink_to(tmp_path / name)
+    place, _, reused = folder.stage("01-teacher", "key", maker("a"))
+    assert not reused
+    assert (place / "made.txt").read_text() == "a"
+    assert not place.is_symlink()
+
+
+@pytest.mark.parametrize("how", [way for way in WAYS if way != "missing"])
+def test_a_memo_that_was_altered_is_found_out_again(folder: RunFolder, how: str) -> None:
+    folder.memo("m", "key", lambda: {"a": 1})
+    WAYS[how](folder.memos / "m-key.json")
+    assert folder.memo("m", "key", lambda: {"a": 2}) == {"a": 2}
+    assert folder.memo("m", "key", lambda: {"a": 3}) == {"a": 2}
+    assert len(folder.repairs) == 1
+
+
+@given(
+    st.dictionaries(
+        st.text(), st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), st.lists)
+    )
+)
+def test_a_seal_holds_for_any_json_and_breaks_for_another(values: dict[str, Any]) -> None:
+    with TemporaryDirectory() as place:
+        path = Path(place, "a.json")
+        plain = write_sealed(path, {"x": values})
+        assert repr(read_sealed(path)) == repr(plain)
+        path.write_text(path.read_text().replace('"x"', '"y"', 1))
+        with pytest.raises(AlteredError):
+            read_sealed(path)
+
+
+@pytest.mark.parametrize("values", [np.zeros((2, 3), np.float16), np.zeros((0, 3), np.float32), np.array(3)])
+@pytest.mark.parametrize("how", [way for way in WAYS if way != "missing"])
+def test_an_array_that_was_altered_is_computed_again(tmp_path: Path, how: str, values: Any) -> None:
+    path, said = tmp_path / "a.safetensors", []
+    sealed_array(path, lambda: values, said.append)
+    kept = sealed_array(path, lambda: values + 1, said.append)
+    assert (kept == values).all() and kept.dtype == values.dtype and not said
+    WAYS[how](path)
+    assert (sealed_array(path, lambda: values + 1, said.append) == values + 1).all()
+    assert len(said) == 1
+    assert (sealed_array(path, lambda: values, said.append) == values + 1).all()
+    assert len(said) == 1

@@ -153,3 +153,29 @@ def test_a_search_is_part_of_a_run_and_is_replayed(
 def test_without_pruning_no_ratio_is_proposed(config: Config, folder: Path) -> None:
     _, decision = chosen(merged(config, {"search": {"trials": 1}, "prune": "off"}), folder)
     assert "prune.ratio" not in decision["chosen"]
+
+
+def test_a_journal_that_was_altered_is_not_believed(
+    config: Config, folder: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    config = merged(config, {"search": {"trials": 2}})
+    first = chosen(config, folder)[1]
+    journal = folder / "study.journal"
+    text = journal.read_text()
+    for wrong in (text.replace("temperature", "temperaturf"), text[: len(text) // 2], "", "\0" * len(text)):
+        journal.write_text(wrong)
+        with opened(config, folder) as (ctx, teacher):
+            assert search.choose(ctx, teacher)[1] == first
+            assert [text for text in ctx.folder.repairs if "its trials are repeated" in text]
+    with opened(config, folder) as (ctx, teacher):
+        assert search.choose(ctx, teacher)[1] == first
+        assert ctx.folder.repairs == []
+
+
+def test_a_decision_of_a_search_is_used_without_trials(config: Config, folder: Path, tmp_path: Path) -> None:
+    config = merged(config, {"search": {"trials": 1}, "benchmark": "off", "distill": {"control": False}})
+    done = run_quietly(config, folder)
+    again = run_quietly(merged(config, {"search": {"trials": 0}}), folder, decisions=folder / "run.json")
+    assert again.result.decisions["search"] == done.result.decisions["search"]
+    assert again.result.config["prune"] == done.result.config["prune"]
+    assert all(stage.reused for stage in again.result.stages if stage.status != "off" and stage.name != "export")

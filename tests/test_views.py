@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill import views
+from distill import sealed, views
 from distill.tasks.base import Batch, Task
 from distill.views import CachedTeacher, LiveTeacher, batches, fits_cache, shuffled, teacher_for
 
@@ -99,13 +100,13 @@ def test_another_key_is_another_cache(tmp_path: Path) -> None:
 
 
 def test_a_cache_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def torn(tensors: dict[str, Tensor], path: Path) -> None:
+    def torn(tensors: dict[str, Any], path: Path, **more: Any) -> None:
         Path(path).write_bytes(b"half of it")
         raise OSError("killed")
 
     calls: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(views, "save_file", torn)
+        patch.setattr(sealed, "save_file", torn)
         with pytest.raises(OSError, match="killed"):
             CachedTeacher("key", tmp_path, counting(calls))(torch.tensor([0]), None, 0)
     CachedTeacher("key", tmp_path, counting(calls))(torch.tensor([0]), None, 0)

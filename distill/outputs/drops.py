@@ -105,6 +105,24 @@ class Comparison:
         answers = None if after is None else self.output.answers(after)
         return degenerate(self.output.answers(self.before), answers, labels, names=names)
 
+    def chance_remark(self, name: str) -> str | None:
+        """Say that `before` is right no more often than who always names the most frequent class, if that is so.
+
+        Args:
+            name: what the model is called whose outputs these are.
+        """
+        if self.labels is None or self.metric is not None or self.output.kind not in ("classes", "binary"):
+            return None
+        most = int(np.unique(self.labels, return_counts=True)[1].max())
+        hits = int((self.output.answers(self.before) == self.labels).sum())
+        if not hits <= most < self.labels.size:
+            return None
+        return (
+            f"{name} is right in {100 * hits / self.labels.size:.1f} % of the answers that judge, no more than whoever "
+            f"always names the most frequent class ({100 * most / self.labels.size:.1f} %), so a small drop proves "
+            "nothing: its weights may not be trained, the labels numbered otherwise, or the rows scaled otherwise"
+        )
+
     def _errors(self, values: Array) -> tuple[Array, Array]:
         """Return squared errors and squared deviations from the mean, float64 [rows, columns that vary].
 

@@ -49,6 +49,8 @@ class Start:
     rows: Rows | None
     core: ModelProto
     shipping: Shipping
+    remarks: tuple[str, ...] = ()
+    """Why the unpruned model teaches and proves little."""
 
 
 def run(words: Words, say: Progress | None = None) -> Outcome:
@@ -64,7 +66,7 @@ def run(words: Words, say: Progress | None = None) -> Outcome:
     with told_of(words.model):
         start = _started(words, wanted)
         pruned, record = _pruned(words, wanted, start, say, timed=unmeasured is None)
-        outcome = _outcome(words, wanted, record, unmeasured)
+        outcome = _outcome(words, wanted, record, unmeasured, start)
         if record.shortfall is not None:
             return replace(outcome, status="missed", why=record.shortfall)
         pruned, sparse = _finished(words, wanted, start, pruned, say)
@@ -109,11 +111,13 @@ def _started(words: Words, wanted: Asked) -> Start:
         {name: value[:_SAMPLES].numpy() for name, value in tensors.items()},
         None if samples is None else samples.first(words.batch),
     )
+    found = _random_weights(words) or _drawn_weights(words, wanted, model)
     core = shipping.exported(model)
     rows = None
     if samples is not None:
         rows = samples.told(core, kind=words.output, axis=words.axis, metric=wanted.metric)
-    return Start(model, rows, core, shipping)
+        found += rows.weak_evidence()
+    return Start(model, rows, core, shipping, tuple(found))
 
 
 def _given(words: Words, model: nn.Module) -> tuple[Samples | None, Inputs, dict[str, torch.Tensor]]:
@@ -199,7 +203,7 @@ def _finished(
     return pruned.cpu().eval(), sparse
 
 
-def _outcome(words: Words, wanted: Asked, record: PruneRecord, unmeasured: str | None) -> Outcome:
+def _outcome(words: Words, wanted: Asked, record: PruneRecord, unmeasured: str | None, start: Start) -> Outcome:
     name, value = record.asked
     return Outcome(
         model=words.model,
@@ -211,7 +215,7 @@ def _outcome(words: Words, wanted: Asked, record: PruneRecord, unmeasured: str |
         machine=machine(),
         unmeasured=unmeasured,
         epochs=words.epochs,
-        warnings=(*record.warnings, *_remarks(words, record, unmeasured)),
+        warnings=(*record.warnings, *start.remarks, *_remarks(words, record, unmeasured)),
     )
 
 
@@ -221,13 +225,13 @@ def _reached(record: PruneRecord) -> str:
         return "pruned"
     return {
         "ratio": f"{achieved:.1%} of the prunable channels went",
-        "speedup": f"{achieved:.2f} times as fast while widths were chosen",
+        "speedup": f"{achieved:.2f}× as fast while widths were chosen",
     }.get(name, f"{achieved:.1%} of the {name} are left")
 
 
 def _remarks(words: Words, record: PruneRecord, unmeasured: str | None) -> list[str]:
     """Say what makes the result less than it could be, each with what mends it."""
-    found = _random_weights(words)
+    found = []
     if words.data is None:
         found.append(
             "no rows were given: batch-norm statistics are those of before, and what the pruned model still knows was "
@@ -259,6 +263,20 @@ def _random_weights(words: Words) -> list[str]:
     return [
         f"the weights of {words.model} are random: its speed means something, what is cut does not; give --weights, or "
         f"--arg {options[0]}={value}, which downloads some"
+    ]
+
+
+def _drawn_weights(words: Words, wanted: Asked, model: nn.Module) -> list[str]:
+    """Say when a function gives other weights with another seed: they were drawn, and nobody trained them."""
+    if words.weights is not None or words.model.partition(":")[0] in OF_WEIGHTS:
+        return []
+    other = dict(built(words.model, wanted.arguments, None, words.seed + 1).named_parameters())
+    drawn = [name for name, value in model.named_parameters() if name in other and not value.equal(other[name])]
+    if not drawn:
+        return []
+    return [
+        f"the weights of {words.model} are random ({drawn[0]} differs with another seed): nobody trained them, so what "
+        "is cut and what is learnt means nothing; give trained ones by --weights"
     ]
 
 
@@ -304,7 +322,7 @@ def _timed(outcome: Outcome, words: Words, start: Start, after: ModelProto) -> O
     speed = latency.speedup
     status: Status = "done"
     why = outcome.why
-    shown = f"{speed.value:.2f} times as fast [{speed.low:.2f}, {speed.high:.2f}]"
+    shown = f"{speed.value:.2f}× as fast [{speed.low:.2f}, {speed.high:.2f}]"
     if speed.high < 1:
         status, why = "slower", f"the pruned model is slower than the one before: {shown}; nothing ships"
     elif words.speedup is not None and speed.high < words.speedup * _NEAR:

@@ -151,6 +151,11 @@ class Rows:
             if len(part) > 1:
                 yield self.batch(part, device)
 
+    def weak_evidence(self) -> list[str]:
+        """Say why the unpruned model's answers on the rows that judge prove little."""
+        chance = self.comparison.chance_remark("the unpruned model")
+        return [] if chance is None else [chance]
+
     def quality(self, model: nn.Module) -> Quality:
         """Compare a model's answers with the unpruned one's, on the rows that judge."""
         device, samples, comparison = device_of(model), self.samples, self.comparison

@@ -11,7 +11,7 @@ from distill.records import Quality, RunResult, StageRecord
 
 from . import facts
 
-_OWN = ("profile", "decision", "parity", "widths", "curves", "gain", "splits", "files", "reason")
+_OWN = ("profile", "decision", "parity", "widths", "curves", "gain", "splits", "files", "hashes", "reason")
 
 
 @dataclass(frozen=True)

@@ -279,7 +279,8 @@ def _shipped_words(result: RunResult) -> str:
     if shipped(result) is None:
         return "Nothing shipped"
     kept = [one.name for one in result.stages if one.status in ("done", "unmeasured")]
-    precision = text(result.target.get("precision"))
+    record = section(find(result, "quantize"), "quantization")
+    precision = text(record.get("precision")) or text(result.target.get("precision"))
     model = "student" if "student" in kept and result.final != "teacher" else "teacher"
     words = [f"the {model}"]
     words += ["pruned"] if "prune" in kept else []
@@ -321,4 +322,6 @@ def _verdict_words(result: RunResult) -> str:
     total = result.comparison
     found = [f"drop budget {text(total.verdict)}"] if total.verdict else []
     found += [f"latency budget {text(total.latency_verdict)}"] if total.latency_verdict else []
+    if "ship" in result.decisions:
+        found.append("nothing met the budget on validation data, so the nearest shipped")
     return ", ".join(found) or "no verdict"

@@ -103,7 +103,8 @@ def judge_of(
     comparison = Comparison(output, reference, labels, metric)
     comparison.drop(reference)  # finds at once what a metric of the user's, or numbers that never vary, refuse
     others = [value.name for value in core.graph.output[1:]]
-    remarks = [text for text in [comparison.remark(None, (_FLOAT, _FLOAT))] if text is not None]
+    weak = (comparison.remark(None, (_FLOAT, _FLOAT)), comparison.chance_remark(_FLOAT))
+    remarks = [text for text in weak if text is not None]
     remarks += [f"only the first output, {name}, is judged; nothing compares {', '.join(others)}"] if others else []
     said = kind is not None or axis is not None
     text = note(evidence, output, said=said, measure=comparison.measure, own=metric is not None)

@@ -57,7 +57,7 @@ def test_rows_are_gated_and_equal_bytes_pass_untimed(conv: Conv, tmp_path: Path,
     assert [one.gates[0].mode for one in found] == ["identical", "duet", "duet", "none"]
     assert found[1].gates[0].first > 1.5
     assert found[1].gates[0].alpha == pytest.approx(0.01 / 4)
-    assert "second measurement; the first one found +" in " ".join(verdicts.details(found[1].gates[0]))
+    assert "second measurement; the first one found 0.0" in " ".join(verdicts.details(found[1].gates[0]))
     assert found[0].cases == ()
 
 

@@ -121,3 +121,10 @@ def test_a_share_that_is_not_whole_is_never_written_as_whole(fraction: float) ->
 )
 def test_examples(found: str, wanted: str) -> None:
     assert found == wanted
+
+
+def test_a_ratio_of_times_is_shown_as_a_speed_up() -> None:
+    assert fmt.faster(Estimate(0.19, 0.18, 0.2)) == "5.26× [5.00, 5.56]"
+    assert fmt.faster(Estimate(1.3, 1.25, 1.35)) == "0.769× [0.741, 0.800]"
+    for broken in (None, Estimate(0.0, 0.0, 0.0), Estimate(float("nan"), 1.0, 1.0), Estimate(1.0, 0.0, 2.0)):
+        assert fmt.faster(broken) == fmt.DASH

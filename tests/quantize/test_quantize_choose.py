@@ -31,20 +31,24 @@ PLAIN = candidate(FLOAT, 0.0, 1.0, size=400)
 @pytest.mark.parametrize(
     ("others", "wins", "says"),
     [
-        ([candidate("int8", 0.0, 0.4)], "int8", "2.50 times as fast"),
-        ([candidate("int8", 0.0, 0.4), candidate("int4", 0.0, 0.3)], "int4", "3.33 times"),
-        ([candidate("int8", 0.0, 0.4), candidate("int4", 0.05, 0.3)], "int8", "2.50 times"),
-        ([candidate("int8", 0.0, 0.99)], FLOAT, "nothing that keeps the budget is faster: int8 takes 0.99 times"),
-        ([candidate("int8", 0.0, 1.7)], FLOAT, "1.70 times as long"),
+        ([candidate("int8", 0.0, 0.4)], "int8", "2.50× as fast"),
+        ([candidate("int8", 0.0, 0.4), candidate("int4", 0.0, 0.3)], "int4", "3.33× as fast"),
+        ([candidate("int8", 0.0, 0.4), candidate("int4", 0.05, 0.3)], "int8", "2.50× as fast"),
+        (
+            [candidate("int8", 0.0, 0.99)],
+            FLOAT,
+            "is faster: int8 is 1.01× [0.99, 1.03] as fast",
+        ),
+        ([candidate("int8", 0.0, 1.7)], FLOAT, "0.59× ["),
         ([candidate("int8", 0.02, None), candidate("int4", 0.05, None)], FLOAT, "int8 comes closest and loses 2.00"),
         ([candidate("int8", 0.0, 0.40), candidate("int4", 0.0, 0.41, size=50)], "int4", "smaller than 1 that cannot"),
         (
             [candidate("int8", 0.0, 0.41), candidate("late", 0.0, 0.40, size=101)],
             "late",
-            "2.50 times as fast as float32",
+            "2.50× as fast as float32",
         ),
         ([candidate("int8", 0.0, None), candidate("int4", 0.0, None, size=50)], "int4", "nothing was timed"),
-        ([candidate("int8", 0.0, 0.5), candidate("int4", 0.0, None)], "int8", "2.00 times"),
+        ([candidate("int8", 0.0, 0.5), candidate("int4", 0.0, None)], "int8", "2.00× as fast"),
     ],
 )
 def test_the_fastest_that_keeps_the_budget_wins(others: list[Candidate], wins: str, says: str) -> None:
@@ -119,7 +123,7 @@ def test_one_scale_a_layer_is_taken_where_it_is_faster_and_only_of_products(
 def test_a_network_that_int8_slows_down_ships_in_float_and_says_so(mlp: ModelProto) -> None:
     found = chosen_of(mlp, [{"x": normal(200, 20)}], (1.0, 1.3, 1.4, 2.0))
     assert found.chosen.name == FLOAT
-    assert "int8 takes 1.30 times as long" in found.why
+    assert "int8 is 0.77× [" in found.why
 
 
 def test_only_one_precision_where_one_is_asked_for(mlp: ModelProto) -> None:

@@ -116,3 +116,10 @@ def test_a_metric_of_the_users_judges_whatever_it_is() -> None:
     assert judge.note == "output logits is judged by least"
     lower = graph(weights=linear() | {"b": linear()["b"] - 1})
     assert judge(lower).drop == pytest.approx(1, abs=1e-5)
+
+
+def test_a_float_model_that_is_no_better_than_the_most_frequent_class_is_remarked() -> None:
+    answers = judge_of(graph(), given_rows()).comparison.before.argmax(1)
+    (remark,) = judge_of(graph(), given_rows((answers + 1) % 3)).remarks
+    assert "the float32 model is right in 0.0 % of the answers that judge" in remark
+    assert judge_of(graph(), given_rows(answers)).remarks == ()

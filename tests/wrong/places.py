@@ -86,20 +86,6 @@ def _below_a_file(folder: Path, patch: pytest.MonkeyPatch) -> None:
     (folder / "file").write_text("mine")
 
 
-def _damaged(pattern: str) -> Wrong:
-    """Make a case of a file that lost its end after the run that wrote it."""
-
-    def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
-        path = sorted((folder / "run").glob(pattern))[0]
-        path.write_bytes(path.read_bytes()[:40])
-
-    return Wrong(
-        name=f"damaged-{pattern.strip('*').replace('/', '-')}",
-        prepare=prepare,
-        says=(pattern.rpartition("*")[2], "damaged", "remove run/", "the same command"),
-    )
-
-
 _MINE = ("run", "config.yaml", "--smoke", "--out")
 
 CASES = [
@@ -144,7 +130,7 @@ CASES = [
     Wrong(
         name="file-denied",
         settings={"seed": 5},
-        prepare=_raising("distill.runfolder:write_text", _denied),
+        prepare=_raising("distill.sealed:write_text", _denied),
         says=("run/stages", "Permission denied", "--out"),
     ),
     Wrong(
@@ -153,13 +139,9 @@ CASES = [
         prepare=_raising("distill.stages:fit", _no_memory),
         says=("out of memory", "batch_size"),
     ),
-    _damaged("stages/01-teacher/model.safetensors"),
-    _damaged("stages/01-teacher/model.json"),
-    _damaged("stages/01-teacher/model.onnx"),
-    _damaged("cache/validation*.safetensors"),
-    _full_at("notes", "distill.runfolder:write_text"),
+    _full_at("notes", "distill.sealed:write_text"),
     _full_at("weights", "distill.artifacts:save_file", _full_safetensors),
-    _full_at("logits", "distill.context:save_file", _full_safetensors, quantize="on"),
+    _full_at("logits", "distill.sealed:save_file", _full_safetensors, quantize="on"),
     _full_at("checkpoint", "distill.stages:fit", _full_torch),
     _full_at("onnx", "distill.artifacts:write_proto"),
     _full_at("vectors", "numpy:savez", max_drop=0.5),

@@ -1,0 +1,124 @@
+"""What a run has found out so far, and what is said of it in the end: the comparison, the verdict, the warnings."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill import stages
+from distill.artifacts import Artifact
+from distill.benchmarks import machine
+from distill.budget import latency_verdict, unresolved
+from distill.config import to_dict
+from distill.context import Context
+from distill.decisions import SHIP
+from distill.errors import Exit
+from distill.records import Estimate, Quality, RunResult, StageLatency, StageRecord, Total
+
+STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
+
+
+@dataclass
+class RunState:
+    """What a run has so far: records and products by stage, the decisions, the last stage that was kept."""
+
+    records: dict[str, StageRecord] = field(default_factory=dict)
+    made: dict[str, stages.Made] = field(default_factory=dict)
+    decisions: dict[str, Any] = field(default_factory=dict)
+    final: str = "teacher"
+    bases: dict[str, str] = field(default_factory=dict)
+    """What each stage that was judged was made from."""
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Return what may ship, in the order in which it was made."""
+        first = next(iter(self.bases.values()), self.final)
+        return (first, *self.bases)
+
+    @property
+    def ordered(self) -> tuple[StageRecord, ...]:
+        """Return the records in the order of the stages."""
+        return tuple(self.records[name] for name in STAGES if name in self.records)
+
+    @property
+    def teacher(self) -> Artifact:
+        """Return what everything is compared with."""
+        return self.made["teacher"].artifact
+
+    @property
+    def best(self) -> Artifact:
+        """Return what the next stage begins with, and what ships in the end."""
+        return self.made[self.final].artifact
+
+
+def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
+    """Put together what a finished run found out; ``smoke`` marks one that proves nothing and has no verdict."""
+    shipped = run.records["export"] if run.records["export"].status != "off" else run.records[run.final]
+    size = run.records["teacher"].file_bytes
+    judged = shipped.test.drop if shipped.test else None
+    speedup = shipped.latency[0].speedup if shipped.latency else None
+    if shipped.latency and speedup is None:
+        speedup = Estimate(1.0, 1.0, 1.0)
+    limit = ctx.config.benchmark.max_latency_s if ctx.config.benchmark else None
+    total = Total(
+        speedup=speedup,
+        size_ratio=size / shipped.file_bytes if size and shipped.file_bytes else None,
+        metric=ctx.task.metric,
+        metric_drop=Estimate(judged.value, judged.low, judged.high) if judged else Estimate(0.0, 0.0, 0.0),
+        verdict=judged.verdict if judged else "met",
+        latency_verdict=latency_verdict(limit, shipped.latency),
+    )
+    board = next((one.board for one in shipped.latency if one.board), None)
+    warnings = _run_warnings(ctx, run, shipped.test, total, shipped.latency, smoke=smoke)
+    missed = "missed" in (total.verdict, total.latency_verdict) or (SHIP in run.decisions and total.verdict != "met")
+    return RunResult(
+        folder=str(ctx.folder.path),
+        task=ctx.config.task,
+        config=to_dict(ctx.config),
+        machine=machine() | {"training": str(ctx.device)} | ({"timed on": board} if board else {}),
+        target=dataclasses.asdict(ctx.target) | {"unmeasured": ctx.unmeasured},
+        stages=run.ordered,
+        final=run.final,
+        comparison=total,
+        warnings=warnings,
+        decisions=run.decisions,
+        deployable=not smoke and ctx.config.export is not None,
+        exit_code=int(Exit.VERDICT_NO if missed and not smoke else Exit.OK),
+    )
+
+
+def _run_warnings(
+    ctx: Context, run: RunState, test: Quality | None, total: Total, latency: tuple[StageLatency, ...], *, smoke: bool
+) -> tuple[str, ...]:
+    found = [*ctx.folder.repairs, *ctx.task.warnings, *ctx.target.warnings]
+    if not smoke:  # which is cut to few samples
+        found += ctx.weak_splits
+    if SHIP in run.decisions:
+        found.append(
+            f"{run.decisions[SHIP]['reason']}; a larger student, more epochs, or another max_drop or "
+            "benchmark.max_latency_s would mend it"
+        )
+    unused = [name for name in ctx.replay if name not in run.decisions]
+    if unused:
+        found.append(
+            f"--decisions: {', '.join(unused)}: not used, as this configuration leaves nothing of it to decide"
+        )
+    loaded = run.records["teacher"].detail.get("loaded")
+    if loaded and "test" not in ctx.task.given_splits:
+        found.append(
+            "leakage: the teacher was loaded, and the split into train, validation and test is ours; if it was trained "
+            "on samples that are test samples here, its accuracy is too good; give your own split in the data section"
+        )
+    if run.records["student"].status == "off" and ctx.config.distill is None and ctx.config.student != "teacher":
+        found.append("distill is off: the student was not trained, the run went on from the teacher's weights")
+    if test and test.drop and test.drop.verdict == "unresolved":
+        found.append(f"test: {unresolved(test.drop)}")
+    if total.latency_verdict == "unresolved":
+        found.append("benchmark.max_latency_s: the latency was not measured on the target, so the budget is open")
+    remarks = run.records[run.final].detail.get("timing", [])
+    if remarks:
+        found.append(f"timing of the shipped file: {'; '.join(remarks)}")
+    if ctx.unmeasured:
+        found.append(f"latency is unmeasured: {ctx.unmeasured}")
+    return tuple(dict.fromkeys(found))
