@@ -54,9 +54,16 @@ class _Step:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class _Limited:
+    value: float
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class _Ship:
     final: str
     reason: str
+    candidates: dict[str, dict[str, _Limited]]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

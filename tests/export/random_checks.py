@@ -15,7 +15,7 @@ from random_graphs import FLOAT, Array, RandomGraph, random_graph
 from random_shapes import SHAPE_STEPS
 from random_steps import STEPS
 
-from distill.benchmarks.target import Target
+from distill.benchmarks.target import Target, resolve_target
 from distill.errors import UserError
 from distill.export import simplify, strip, to_bytes
 from distill.quantize import quantize_onnx, to_blocks, to_dynamic, to_half
@@ -117,7 +117,7 @@ def _distance(one: Array, two: Array) -> str:
 # Quantisation ---------------------------------------------------------------------------------------------------------
 
 TARGETS = [
-    Target("x86", "CPUExecutionProvider", "int8", "u8s8", False),
+    resolve_target("x86"),  # with weights of 8 bits where this processor adds their products exactly
     Target("arm", "CPUExecutionProvider", "int8", "s8s8", False),
     Target("x86", "CPUExecutionProvider", "int8", "u8s8", True),
 ]

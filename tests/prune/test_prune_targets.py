@@ -257,7 +257,7 @@ def test_a_speed_out_of_reach_names_the_best_one() -> None:
     pretended = Pretended(PLAIN, extra_s=5e-5)
     _model, record = pruned(PLAIN, speedup=20.0, max_ratio=0.5, round_to=8, device=pretended.device())
     assert record.shortfall is not None
-    assert f"the best is {record.achieved:.2f} times" in record.shortfall
+    assert f"the best is {record.achieved:.2f}×" in record.shortfall
     assert (record.achieved or 0) > 1.05
 
 

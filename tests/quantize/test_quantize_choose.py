@@ -61,16 +61,16 @@ def test_the_fastest_that_keeps_the_budget_wins(others: list[Candidate], wins: s
     ("others", "wins", "says"),
     [
         # Faster in the mean, but the first one is what others have at the second size.
-        ([candidate("int8", 0.0, (0.8, 0.6)), candidate("late", 0.0, (0.4, 0.7))], "int8", "1.44 times"),
-        ([candidate("int8", 0.0, (0.8, 0.6)), candidate("late", 0.0, (0.4, 0.61))], "late", "2.02 times"),
-        ([candidate("int8", 0.0, (0.8, 0.6)), candidate("late", 0.0, (0.4, 0.5))], "late", "2.24 times"),
+        ([candidate("int8", 0.0, (0.8, 0.6)), candidate("late", 0.0, (0.4, 0.7))], "int8", "1.44×"),
+        ([candidate("int8", 0.0, (0.8, 0.6)), candidate("late", 0.0, (0.4, 0.61))], "late", "2.02×"),
+        ([candidate("int8", 0.0, (0.8, 0.6)), candidate("late", 0.0, (0.4, 0.5))], "late", "2.24×"),
         # Slower than float32 at one size is slower, whatever it gains at the other.
         ([candidate("int8", 0.0, (1.2, 0.3))], FLOAT, "nothing that keeps the budget is faster at each batch size"),
-        ([candidate("int8", 0.0, (1.2, 0.3)), candidate("late", 0.0, (0.9, 0.8))], "late", "1.18 times"),
+        ([candidate("int8", 0.0, (1.2, 0.3)), candidate("late", 0.0, (0.9, 0.8))], "late", "1.18×"),
         # What is left need be no faster than one that cannot be chosen.
-        ([candidate("int8", 0.02, (0.4, 0.4)), candidate("late", 0.0, (0.9, 0.8))], "late", "1.18 times"),
+        ([candidate("int8", 0.02, (0.4, 0.4)), candidate("late", 0.0, (0.9, 0.8))], "late", "1.18×"),
         # As fast within the noise at one size, surely faster in the mean.
-        ([candidate("int8", 0.0, (1.01, 0.5))], "int8", "1.41 times"),
+        ([candidate("int8", 0.0, (1.01, 0.5))], "int8", "1.41×"),
     ],
 )
 def test_one_file_serves_every_batch_size(others: list[Candidate], wins: str, says: str) -> None:

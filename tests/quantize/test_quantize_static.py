@@ -280,12 +280,12 @@ def test_per_layer_scales_are_scalars(resnet):
 
 
 @pytest.mark.parametrize("last", [nn.ReLU(), nn.ReLU6()])
-def test_a_rectifier_in_front_of_a_float_reader_is_kept(last):
+def test_a_rectifier_in_front_of_a_float_reader_is_kept(last, x86):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 32), last, nn.LayerNorm(32), nn.Linear(32, 3))
     core = export_onnx(model, args=(torch.randn(2, 20),), input_names=["x"])
     x = normal(200, 20)
-    small, _ = quantize_onnx(core, target=target("x86"), calibration=[{"x": x}])
+    small, _ = quantize_onnx(core, target=x86, calibration=[{"x": x}])
     assert parity(run_onnx(core, [{"x": x}]), run_onnx(small, [{"x": x}]), atol=1e-6, rtol=0.05).ok
 
 

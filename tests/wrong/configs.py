@@ -82,7 +82,7 @@ CASES = [
         more=_DECISIONS,
         settings={"prune": {"ratio": 0.5}},
         files={"old.json": json.dumps({"decisions": {"prune": {"kept": True}}})},
-        says=("old.json", "run.json"),
+        says=("--decisions old.json", "prune.reason", "required"),
     ),
     Wrong(name="validate-unknown-key", words=("validate", "config.yaml"), settings={"seeed": 1}, says=("mean seed",)),
 ]
