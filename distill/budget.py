@@ -40,10 +40,18 @@ class Decision:
 
 @dataclass(frozen=True)
 class Timed:
-    """How much faster the artifact after a stage is than the one before, which took turns, and what was remarked."""
+    """How much faster the artifact after a stage is than the one before, which took turns, and what was remarked.
 
-    speedup: Estimate
+    `speedups` are by batch size, in the order in which the target names them.
+    """
+
+    speedups: Mapping[int, Estimate]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> Estimate:
+        """Return the speed-up at the target's first batch size."""
+        return next(iter(self.speedups.values()))
 
 
 @dataclass(frozen=True)
@@ -142,8 +150,8 @@ def decide(
         compare: times the artifact before against the one after; None where the target is not at hand.
         bytes_before: size of the artifact before the stage.
         bytes_after: size of the artifact after it.
-        objective: with ``latency``, a stage must not be slower beyond the noise, and size breaks ties; with ``size`` it
-            must be smaller, whatever its speed.
+        objective: with ``latency``, a stage must not be slower beyond the noise at any batch size, and size breaks
+            ties; with ``size`` it must be smaller, whatever its speed.
     """
     sizes = {"bytes_before": bytes_before, "bytes_after": bytes_after}
     warnings = () if drop.verdict != "unresolved" else (unresolved(drop),)
@@ -152,10 +160,9 @@ def decide(
         kept, reason = by_budget
         return Decision(kept, reason, drop, None, warnings=warnings, **sizes)
     timed = compare()
-    speedup = timed.speedup if timed else None
     warnings = (*warnings, *(timed.warnings if timed else ()))
-    kept, reason = _verdict(speedup, bytes_before, bytes_after, objective)
-    return Decision(kept, reason, drop, speedup, warnings=warnings, **sizes)
+    kept, reason = _verdict(timed, bytes_before, bytes_after, objective)
+    return Decision(kept, reason, drop, timed.first if timed else None, warnings=warnings, **sizes)
 
 
 def _by_budget(before: Standing, after: Standing) -> tuple[bool, str] | None:
@@ -172,18 +179,28 @@ def _by_budget(before: Standing, after: Standing) -> tuple[bool, str] | None:
     return kept, f"both miss the budget, and this is {'nearer' if kept else 'farther'}: {after} (before: {before})"
 
 
-def _verdict(speedup: Estimate | None, before: int, after: int, objective: str) -> tuple[bool, str]:
+def _verdict(timed: Timed | None, before: int, after: int, objective: str) -> tuple[bool, str]:
     smaller = after < before
     change = f"{before / max(1, after):.2f}× smaller" if smaller else "not smaller"
-    if objective == "size" or speedup is None:
-        untimed = " (not timed: the target is not at hand)" if speedup is None and objective != "size" else ""
+    if objective == "size" or timed is None:
+        untimed = " (not timed: the target is not at hand)" if timed is None and objective != "size" else ""
         return smaller, f"{change} within the drop{untimed}"
-    interval = f"{speedup.value:.2f}× [{speedup.low:.2f}, {speedup.high:.2f}]"
-    if speedup.high < 1:
-        return False, f"slower beyond the noise: {interval}"
-    if speedup.low > 1:
-        return True, f"faster: {interval}, {change}"
-    return smaller, f"as fast within the noise: {interval}, {change}"
+    slower = {batch: speedup for batch, speedup in timed.speedups.items() if speedup.high < 1}
+    if slower:
+        return False, f"slower beyond the noise: {_intervals(slower, timed)}"
+    found = f"{_intervals(timed.speedups, timed)}, {change}"
+    if any(speedup.low > 1 for speedup in timed.speedups.values()):
+        return True, f"faster: {found}"
+    return smaller, f"as fast within the noise: {found}"
+
+
+def _intervals(speedups: Mapping[int, Estimate], timed: Timed) -> str:
+    """Write speed-ups with their intervals; the batch size is named where there are several."""
+    named = len(timed.speedups) > 1
+    return " and ".join(
+        f"{one.value:.2f}× [{one.low:.2f}, {one.high:.2f}]{f' at batch {batch}' if named else ''}"
+        for batch, one in speedups.items()
+    )
 
 
 def unresolved(drop: Drop) -> str:

@@ -169,21 +169,24 @@ class Context:
         return found
 
     def speedup(self, before: Path, after: Path) -> Timed | None:
-        """Return how much faster one file is than another at the first batch size; None where nothing can be timed.
+        """Return how much faster one file is than another at each batch size; None where nothing can be timed.
 
         What was measured once holds for every later run of this folder.
         """
         if self.unmeasured is not None:
             return None
-        batch = self.target.batch_sizes[0]
 
-        def measured() -> dict[str, Any]:
+        def measured(batch: int) -> dict[str, Any]:
             found = self.compare(before, after, batch)
             assert found is not None
             return {"speedup": dataclasses.asdict(found.speedup), "warnings": list(found.warnings)}
 
-        raw = self.folder.memo("speedup", self._timing_key(after, before, batch), measured)
-        return Timed(Estimate(**raw["speedup"]), tuple(raw["warnings"]))
+        raw = {
+            batch: self.folder.memo("speedup", self._timing_key(after, before, batch), partial(measured, batch))
+            for batch in self.target.batch_sizes
+        }
+        speedups = {batch: Estimate(**one["speedup"]) for batch, one in raw.items()}
+        return Timed(speedups, tuple(dict.fromkeys(text for one in raw.values() for text in one["warnings"])))
 
     def latency(self, path: Path, teacher: Path) -> tuple[tuple[StageLatency, ...], tuple[str, ...]]:
         """Return a file's latency at each batch size, over the teacher's file, and the remarks of the timing."""

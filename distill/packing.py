@@ -15,6 +15,7 @@ import torch
 
 from distill.artifacts import Artifact, graph_inputs, read_graph, shipped_feed, weights_hash, write_proto
 from distill.benchmarks.saturation import saturating_share
+from distill.clean import code, markdown
 from distill.config import config_hash, settings_hash
 from distill.context import Context
 from distill.export import loaded_with, loads_in, parity, run_onnx, write_metadata
@@ -193,12 +194,12 @@ _INTEGER = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInt
 def _card(ctx: Context, final: Artifact) -> str:
     graph = read_graph(final.onnx).graph
     inputs = ", ".join(
-        f"`{one.name}` {onnx.TensorProto.DataType.Name(one.type.tensor_type.elem_type).lower()} "
+        f"{code(one.name)} {onnx.TensorProto.DataType.Name(one.type.tensor_type.elem_type).lower()} "
         f"[{', '.join(d.dim_param or str(d.dim_value) for d in one.type.tensor_type.shape.dim)}]"
         for one in graph.input
     )
     return CARD.format(
-        task=ctx.config.task,
+        task=markdown(ctx.config.task),
         labels=len(ctx.task.labels),
         classes=len(ctx.task.labels),
         target=ctx.target.name,

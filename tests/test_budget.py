@@ -16,7 +16,7 @@ NOISE = ("the machine was busy",)
 
 
 def timed(value: float, low: float, high: float) -> Timed:
-    return Timed(Estimate(value, low, high), NOISE)
+    return Timed({1: Estimate(value, low, high)}, NOISE)
 
 
 FASTER, SLOWER, ALIKE = timed(2, 1.8, 2.2), timed(0.8, 0.7, 0.9), timed(1.01, 0.95, 1.07)
@@ -74,6 +74,22 @@ def test_a_stage_that_drops_too_much_is_reverted_and_not_even_timed(objective: L
     assert "1.10 points" in decision.reason
     assert "1.00 points" in decision.reason
     assert decision.speedup is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept", "says"),
+    [
+        (FASTER, SLOWER, False, "slower beyond the noise: 0.80× [0.70, 0.90] at batch 32"),
+        (ALIKE, FASTER, True, "faster: 1.01× [0.95, 1.07] at batch 1 and 2.00× [1.80, 2.20] at batch 32"),
+        (ALIKE, ALIKE, True, "as fast within the noise"),
+    ],
+)
+def test_a_stage_must_not_be_slower_at_any_batch_size(first: Timed, second: Timed, kept: bool, says: str) -> None:
+    both = Timed({1: first.first, 32: second.first}, NOISE)
+    decision = decided(drop(0.0), both)
+    assert decision.kept is kept
+    assert says in decision.reason
+    assert decision.speedup == first.first
 
 
 def test_a_drop_at_the_limit_is_within_it() -> None:

@@ -186,7 +186,7 @@ def test_the_nearest_ships(
     tmp_path: Path,
 ) -> None:
     """By what validation is made to say; the comparison of times is made to say that every stage is faster."""
-    faster = Timed(Estimate(2.0, 1.9, 2.1))
+    faster = Timed({1: Estimate(2.0, 1.9, 2.1)})
     with monkeypatch.context() as patch:
         patch.setattr("distill.pipeline._standing", lambda ctx, run, artifact: standing(drops[artifact.stage], 0.5))
         patch.setattr("distill.context.Context.speedup", lambda *rest: faster)
@@ -212,7 +212,7 @@ def test_a_drop_is_not_given_up_for_time_but_in_the_end(variant: Variant, monkey
         return standing(drop, 0.5, p50_s, 1.0)
 
     monkeypatch.setattr("distill.pipeline._standing", pretended)
-    monkeypatch.setattr("distill.context.Context.speedup", lambda *rest: Timed(Estimate(2.0, 1.9, 2.1)))
+    monkeypatch.setattr("distill.context.Context.speedup", lambda *rest: Timed({1: Estimate(2.0, 1.9, 2.1)}))
     done = variant({"distill": {"control": False}})
     assert done.result.stage("quantize").parameters == done.result.stage("student").parameters
     assert done.result.final == "prune"

@@ -12,7 +12,7 @@ from onnx import ModelProto, numpy_helper, parser
 from quantize_zoo import target
 
 from distill.export import run_onnx
-from distill.quantize import QuantizeSettings, quantize_onnx, to_half
+from distill.quantize import QuantizeSettings, quantize_onnx, to_blocks, to_dynamic, to_half
 from distill.quantize.equalize import equalize
 from distill.quantize.prepare import prepare, products_to_gemm
 from distill.quantize.smooth import smooth
@@ -162,3 +162,72 @@ def test_sixteen_bits_stop_at_sequences_and_at_graphs_of_integers() -> None:
     positions = model_of(f"(float[n, 4] x) => (int64[n] y) {{ {largest} }}", {"w": (4, 3)})
     small, record = to_half(positions, samples=[{"x": rows(8, 4)}])
     assert [value.name for value in small.graph.output] == ["y"] and not record.warnings
+
+
+@pytest.mark.parametrize("name", ["x86", "arm"])
+def test_an_output_in_front_of_a_rectifier_keeps_its_negative_numbers(name: str) -> None:
+    core = model_of(
+        "(float[n, 4] x) => (float[n, 3] p, float[n, 2] y) { p = Gemm (x, w, c) h = Relu (p) y = Gemm (h, v) }",
+        {"w": (4, 3), "c": (3,), "v": (3, 2)},
+    )
+    integer, _ = quantize_onnx(core, target=target(name, reduce_range=True), calibration=[{"x": rows(64, 4)}])
+    expected, found = (answers(model, rows(64, 4))[0] for model in (core, integer))
+    assert expected.min() < -1
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_a_branch_reads_what_a_rectifier_gives_and_not_what_it_reads() -> None:
+    core = model_of(
+        """(float[n, 4] x) => (float[n, 2] y, float[n, 3] z) <bool s = {1}> {
+            p = Gemm (x, w, c) h = Relu (p) y = Gemm (h, v)
+            z = If (s) <then_branch: graph = t () => (float[a, b] o) { o = Identity (h) },
+                         else_branch: graph = e () => (float[a, b] o) { o = Neg (h) }> }""",
+        {"w": (4, 3), "c": (3,), "v": (3, 2)},
+    )
+    integer, _ = quantize_onnx(core, target=target("x86", reduce_range=True), calibration=[{"x": rows(64, 4)}])
+    assert answers(integer, rows(64, 4))[1].min() >= 0
+
+
+def test_an_input_that_is_an_output_as_well_stays_both() -> None:
+    core = model_of("(float[n, 4] x) => (float[n, 3] y, float[n, 4] x) { y = Gemm (x, w) }", {"w": (4, 3)})
+    integer, _ = quantize_onnx(core, target=X86, calibration=[{"x": rows(64, 4)}])
+    found = answers(integer, rows(64, 4))
+    np.testing.assert_array_equal(found[1], rows(64, 4))
+    assert found[0].shape == (64, 3)
+
+
+def test_a_rectifier_that_is_zero_for_every_sample_stays_one() -> None:
+    """Its range has no width, and a zero point that is not the lowest number would let negative ones pass."""
+    core = model_of(
+        """(float[n, 4, 1, 1] x) => (float[n, 3, 1, 1] y) <float[3] c = {-30, -30, -30}> {
+            p = Conv (x, w, c) h = Relu (p) y = Conv (h, v) }""",
+        {"w": (3, 4, 1, 1), "v": (3, 3, 1, 1)},
+    )
+    for name in ("x86", "arm"):
+        integer, _ = quantize_onnx(core, target=target(name), calibration=[{"x": rows(64, 4, 1, 1)}])
+        assert not answers(integer, rows(64, 4, 1, 1))[0].any()
+
+
+def test_dynamic_products_behind_operators_of_onnxruntimes_own_are_integer() -> None:
+    core = model_of(
+        "(float[n, 4] x) => (float[n, 3] y) { f = com.microsoft.FusedMatMul (x, w) p = MatMul (f, v) y = Add (p, c) }",
+        {"w": (4, 6), "v": (6, 3), "c": (3,)},
+        header=', "com.microsoft" : 1',
+    )
+    small, record = to_dynamic(core, target=target("x86", reduce_range=True))
+    expected, found = (answers(model, rows(64, 4))[0] for model in (core, small))
+    assert record.nodes_quantized == 1
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("way", ["static", "dynamic", "blocks"])
+def test_weights_that_are_listed_as_inputs_are_weights(way: str) -> None:
+    core = model_of("(float[n, 32] x, float[32, 16] w) => (float[n, 16] y) { y = MatMul (x, w) }", {"w": (32, 16)})
+    ways = {
+        "static": lambda: quantize_onnx(core, target=X86, calibration=[{"x": rows(64, 32)}]),
+        "dynamic": lambda: to_dynamic(core, target=X86),
+        "blocks": lambda: to_blocks(core, block=16),
+    }
+    small, record = ways[way]()
+    assert [value.name for value in small.graph.input] == ["x"]
+    assert record.nodes_quantized == 1
