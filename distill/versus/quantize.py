@@ -226,7 +226,7 @@ def table(row: Mapping[str, Any]) -> str:
     batches = batches_of(row)
     timed = " ".join(f"batch {batch} | speed-up |" for batch in batches)
     lines = [
-        f"**{row['case']}**",
+        f"**{row['case']}** on {row['machine']['cpu']}",
         "",
         f"| tool | {timed} {judged} | size | integer |",
         "| :-- |" + " --: |" * (2 * len(batches) + 3),
