@@ -97,6 +97,10 @@ def read(path: Path, options: Options, ask: Ask) -> Manifest:
 def _row(home: Path, where: str, entry: Any, whole: dict[str, Any], options: Options, ask: Ask) -> Row:
     if not isinstance(entry, dict) or not {"model", "baseline"} <= entry.keys():
         raise UserError(f"{where}: must have model and baseline")
+    texts = ("name", "tolerance", "batch", "threads", "inputs", "max_size_growth", "model", "baseline")
+    for key in texts:
+        if isinstance(entry.get(key), dict | list):
+            raise UserError(f"{where}: {key}: must be a word or a number")
     unknown = [key for key in entry if key not in _ROW_KEYS]
     if unknown:
         raise UserError(f"{where}: {', '.join(map(str, unknown))}: unknown; known are {', '.join(_ROW_KEYS)}")

@@ -265,6 +265,8 @@ def report_of(raw: Mapping[str, Any]) -> Report:
         limits = (gate.tolerance, *(one for one in (gate.max_p50_s, gate.first) if one is not None))
         if not all(0 < one < math.inf for one in limits) or not 0 < gate.alpha < 1 or not gate.looks:
             raise ValueError("a gate whose limits are none")
+        if not 1 <= gate.family <= _MOST_COMPARISONS:
+            raise ValueError("a gate of no family of comparisons, or of too many")
         if any(len(one) not in (0, len(found.cases)) for one in (gate.cases, gate.budgets, gate.rejected)):
             raise ValueError("a gate with verdicts on other cases")
         if gate.before is not None and len(gate.before.medians) != len(found.cases):
@@ -282,6 +284,9 @@ def require_sound(pairs: Sequence[Mapping[str, Any]], arms: int) -> None:
             counts = all(isinstance(one, int) for one in (arm, calls, alone))
             if not (times and counts and 0 <= arm < max(arms, 1) and 0 <= alone <= calls):
                 raise ValueError(f"a turn of {[arm, median, calls, alone, fastest]}")
+
+
+_MOST_COMPARISONS = 1_000_000
 
 
 @cache

@@ -11,11 +11,16 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 MOST_BYTES = 2**28
 """Of a document; the largest that this product writes are a few megabytes."""
+
+
+MOST_LEVELS = 100
+"""Of a document; the deepest that this product writes have about ten."""
 
 
 def read_text(path: Path) -> str:
@@ -48,9 +53,19 @@ def parse_json(text: str, *, finite: bool = False) -> Any:
         ValueError: it is no JSON, or is nested too deeply.
     """
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_number) if finite else json.loads(text)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_number) if finite else json.loads(text)
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        level = [part for one in level if isinstance(one, dict | list) for part in _parts(one)]
+        if not level:
+            return value
+    raise ValueError("is nested too deeply")
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def parse_yaml(text: str, loader: Any = None) -> Any:

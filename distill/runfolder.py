@@ -94,6 +94,8 @@ class RunFolder:
         folder = cls(path)
         try:
             for place in (folder.stages, folder.memos, folder.cache):
+                if place.is_symlink():
+                    raise UserError(f"{place}: is a link, and a run writes into its own folder only; remove the link")
                 place.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path / ".lock", timeout=0)
             lock.acquire()
@@ -145,6 +147,9 @@ class RunFolder:
         if building.is_symlink() or not building.is_dir():
             remove(building)
         building.mkdir(exist_ok=True)
+        for path in list(building.rglob("*")):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):  # nothing that a run left
+                remove(path)
         # A stage that is whole but bears its hidden name was killed on the last step: it only wants renaming.
         made = self._record(building)
         if made is None or altered(building, made["files"]):
@@ -164,7 +169,9 @@ class RunFolder:
     def _record(self, stage: Path) -> dict[str, Any] | None:
         """Return what was recorded about a stage; None where nothing is, or not what was written."""
         record = self._sealed(stage / RECORD, "the stage is made again")
-        return record if record is not None and {"key", "facts", "files"} <= record.keys() else None
+        if record is None or not isinstance(record.get("facts"), dict) or not _is_hashes(record.get("files")):
+            return None
+        return record if isinstance(record.get("key"), str) else None
 
     def _sealed(self, path: Path, then: str) -> dict[str, Any] | None:
         try:
@@ -190,7 +197,8 @@ class RunFolder:
 
     def noted(self, name: str) -> dict[str, Any]:
         """Return what ``note`` wrote; empty where nothing was, or something else is there."""
-        return self._sealed(self.memos / name, "made again") or {}
+        values = self._sealed(self.memos / name, "made again") or {}
+        return values if _is_hashes(values.get("files", {})) else {}
 
     def publish(self, name: str, build: Callable[[Path], None], *, ours: Collection[str] | None = None) -> Path:
         """Replace the folder ``name`` by what ``build`` writes, whole or not at all.
@@ -207,6 +215,11 @@ class RunFolder:
         build(building)
         replace_folder(final, building, ours=ours)
         return final
+
+
+def _is_hashes(value: object) -> bool:
+    """Whether a record says the hashes of files by their names."""
+    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
 
 
 def replace_folder(final: Path, building: Path, *, ours: Collection[str] | None) -> None:
@@ -226,6 +239,8 @@ def replace_folder(final: Path, building: Path, *, ours: Collection[str] | None)
 def settle(final: Path) -> None:
     """Finish a replacement of a folder that was cut off."""
     old = _old(final)
+    if old.is_symlink():
+        remove(old)
     if not old.is_dir():
         return
     if not final.exists():

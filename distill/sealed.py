@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,14 +45,17 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+    """Write a file of a run whole or not at all; a link or a pipe of its name is replaced, never followed.
 
     Raises:
-        UserError: something that is no file has the name.
+        UserError: a folder has the name.
     """
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         raise UserError(f"{path}: is a folder where a file of the run has to be; move it away")
-    files.write_whole(path, text)
+    with files.replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 # JSON ----------------------------------------------------------------------------------------------------------------

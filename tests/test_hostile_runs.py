@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from wrong.hostile import BOMB, DECISIONS, DOCUMENTS, EVIL, TOUCH, pickled
 
 from distill.benchmarks import wheels
 from distill.benchmarks.callables import TorchCallable
+from distill.sealed import write_sealed
 
 COMMAND = ("run", "config.yaml", "--smoke", "--out", "run")
 TEACHER = Path("run/stages/01-teacher")
@@ -187,6 +188,97 @@ def test_a_document_is_read_and_no_more(name: str, option: str, capfd: pytest.Ca
     text = said(capfd)
     assert code in (2, 4, 5), text
     assert len(text) < 5000
+
+
+def linked_into(place: Path, names: Sequence[str], outside: Path) -> None:
+    """Lay links of these names that lead to precious files outside of the run."""
+    for name in names:
+        (outside / name).write_text("precious")
+        (place / name).unlink(missing_ok=True)
+        (place / name).symlink_to(outside / name)
+
+
+def unfinished(outside: Path) -> None:
+    """Leave a folder of a killed attempt, in which every file that is to be written is a link."""
+    key = json.loads((TEACHER / "stage.json").read_text())["key"]
+    shutil.rmtree(TEACHER)
+    building = TEACHER.with_name(f".{TEACHER.name}-{key}")
+    building.mkdir()
+    linked_into(building, ("model.json", "model.onnx", "core.onnx", "model.safetensors", "stage.json"), outside)
+
+
+def folder_in_the_way(outside: Path) -> None:
+    """Let what was cut off in the middle of a replacement be a folder outside."""
+    (outside / "mine.txt").write_text("precious")
+    for old in (TEACHER.with_name(f".{TEACHER.name}.old"), Path("run/.deploy.old")):
+        old.symlink_to(outside)
+
+
+LINKS = {
+    "into the run": lambda outside: linked_into(
+        Path("run"), ("run.json", "report.html", "report.md", "progress.json"), outside
+    ),
+    "in an unfinished stage": unfinished,
+    "of a replaced folder": folder_in_the_way,
+}
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_link_in_a_run_folder_is_never_followed_to_write(kind: str, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    LINKS[kind](outside)
+    assert call(*COMMAND) == 0
+    assert all(path.read_text() == "precious" for path in outside.iterdir())
+    assert any(outside.iterdir())
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("name", ["stages", "cache", "decisions"])
+def test_a_linked_folder_of_a_run_is_refused(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outside = tmp_path / "outside"
+    Path("run", name).rename(outside)
+    Path("run", name).symlink_to(outside)
+    before = sorted(path.name for path in outside.rglob("*"))
+    assert call(*COMMAND) == 2
+    assert f"run/{name}: is a link" in said(capfd)
+    assert sorted(path.name for path in outside.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("place")
+def test_a_pipe_in_a_run_folder_is_replaced_and_not_waited_for() -> None:
+    for name in ("progress.json", "run.json"):
+        Path("run", name).unlink()
+        os.mkfifo(Path("run", name))
+    assert call(*COMMAND) == 0
+    assert json.loads(Path("run/run.json").read_text())["schema"]
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("change", [{"facts": 5}, {"files": [1]}, {"files": {"a": 1}}, {"key": None}])
+def test_a_record_of_another_form_is_none_although_it_is_sealed(change: dict[str, Any]) -> None:
+    path = TEACHER / "stage.json"
+    values = json.loads(path.read_text()) | change
+    del values["seal"]
+    write_sealed(path, values)
+    write_sealed(Path("run/decisions/export.json"), {"key": "k", "files": [1]})
+    assert call(*COMMAND) == 0
+    assert isinstance(json.loads(path.read_text())["facts"], dict)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_manifest_neither_waits_nor_grows(capfd: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("q.npz")
+    model = "run/deploy/model.onnx"
+    row = f"model: {model}, baseline: {model}"
+    Path("gate.yaml").write_text(f"models: [{{{row}, inputs: q.npz}}]")
+    assert call("bench", "--manifest", "gate.yaml") == 2
+    assert "a pipe or a device" in said(capfd)
+    bomb = "\n".join(["a0: &a0 [1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))])
+    Path("gate.yaml").write_text(f"{bomb}\nmodels: [{{{row}, name: *a9}}]")
+    assert call("bench", "--manifest", "gate.yaml") == 2
+    assert len(said(capfd)) < 5000
 
 
 def test_a_value_on_the_command_line_is_plain_too(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

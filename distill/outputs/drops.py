@@ -106,22 +106,40 @@ class Comparison:
         return degenerate(self.output.answers(self.before), answers, labels, names=names)
 
     def chance_remark(self, name: str) -> str | None:
-        """Say that `before` is right no more often than who always names the most frequent class, if that is so.
+        """Say that `before` is no better than the best answer that looks at no row, if that is so.
 
         Args:
             name: what the model is called whose outputs these are.
         """
-        if self.labels is None or self.metric is not None or self.output.kind not in ("classes", "binary"):
+        if self.labels is None or self.metric is not None:
             return None
-        most = int(np.unique(self.labels, return_counts=True)[1].max())
-        hits = int((self.output.answers(self.before) == self.labels).sum())
-        if not hits <= most < self.labels.size:
+        own = self.value(self.before)
+        if self.output.kind == "numbers":
+            blind, what = 0.0, f"has an R² of {own:.2f} on the labels, no more than whoever always gives their mean"
+        elif self.output.kind == "labels":
+            blind = self._best_constant()
+            what = f"has an F1 of {own:.2f} on the labels, no more than the same labels for every row ({blind:.2f})"
+        else:
+            blind = int(np.unique(self.labels, return_counts=True)[1].max()) / self.labels.size
+            what = (
+                f"is right in {100 * own:.1f} % of the answers that judge, no more than whoever always names the most "
+                f"frequent class ({100 * blind:.1f} %)"
+            )
+        if not own <= blind < 1:
             return None
         return (
-            f"{name} is right in {100 * hits / self.labels.size:.1f} % of the answers that judge, no more than whoever "
-            f"always names the most frequent class ({100 * most / self.labels.size:.1f} %), so a small drop proves "
-            "nothing: its weights may not be trained, the labels numbered otherwise, or the rows scaled otherwise"
+            f"{name} {what}, so a small drop proves nothing: its weights may not be trained, the labels be others or "
+            "numbered otherwise, or the rows scaled otherwise"
         )
+
+    def _best_constant(self) -> float:
+        """Return the F1 of the best set of labels that is given to every row: those that are frequent enough."""
+        assert self.labels is not None
+        truth = self.labels.reshape(len(self.labels), -1).astype(bool)
+        shares = truth.mean(axis=0)
+        sets = [shares >= share for share in np.unique(np.quantile(shares, np.linspace(0, 1, 21)))]
+        scores = [2 * (truth & found).sum(axis=1) / np.maximum(truth.sum(axis=1) + found.sum(), 1) for found in sets]
+        return float(max(score.mean() for score in scores))
 
     def _errors(self, values: Array) -> tuple[Array, Array]:
         """Return squared errors and squared deviations from the mean, float64 [rows, columns that vary].

@@ -71,8 +71,8 @@ def checked_labels(output: Output, values: Array, labels: Array, where: str) -> 
         )
     if not is_binary(labels):
         raise UserError(
-            f"{where}: the labels are {_extent(labels)}, of a yes or no they must be 0 or 1; say --output numbers "
-            "where they are numbers to be met"
+            f"{where}: the labels are {_extent(labels)}, of a yes or no they must be 0 or 1; write labels > 0 "
+            "where two numbers stand for them, or say --output numbers where they are numbers to be met"
         )
     return labels.reshape(answers.shape).astype(bool)
 
@@ -112,7 +112,7 @@ def _check_classes(output: Output, values: Array, answers: Array, labels: Array,
     if low < 0 or high >= classes:
         raise UserError(
             f"{where}: the labels go from {low} to {high}, the model has the classes 0 to {classes - 1}; number "
-            "them like its outputs"
+            "them like its outputs; where a number marks what is not to be judged, drop such rows or judge by --metric"
         )
 
 

@@ -34,7 +34,9 @@ def write_reports(result: RunResult, folder: str | Path) -> tuple[Path, Path]:
 def _write(path: Path, text: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, text.encode("utf-8", "replace"))
+        # A link of this name is replaced, not followed: what lies behind it is none of the folder's.
+        with files.replacing(path) as partial:
+            partial.write_bytes(text.encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(
             f"folder={path.parent}: {path.name} cannot be written ({error.strerror or error}); "

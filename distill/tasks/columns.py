@@ -196,7 +196,22 @@ def _category(
     if groups:
         shown = first_of((" and ".join(map(quoted, group)) for group in groups), 3)
         warnings.append(f"column {name!r}: {shown} are categories of their own; spell them alike if they are one")
+    _tell_unseen(table, name, set(seen), train, warnings)
     return CategoryColumn(name, tuple(categories))
+
+
+def _tell_unseen(table: Table, name: str, seen: set[str], train: NDArray[np.int64], warnings: list[str]) -> None:
+    """Warn where most cells outside of the training rows are categories that those do not have."""
+    cells, learnt = table.columns[name], set(train.tolist())
+    others = [row for row in range(len(cells)) if row not in learnt and cells[row]]
+    unseen = [row for row in others if cells[row] not in seen]
+    if len(unseen) > 0.5 * len(others):
+        first = unseen[0]
+        warnings.append(
+            f"column {name!r}: {len(unseen)} of {len(others)} cells outside of the training rows are categories that "
+            f"those do not have, such as {quoted(cells[first])} ({table.where(first)}), and count as missing; spell "
+            f"them alike, or add data.drop: {yaml_list(name)}"
+        )
 
 
 def _tell_digits(table: Table, name: str, categories: int, warnings: list[str]) -> None:

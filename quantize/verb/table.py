@@ -43,7 +43,8 @@ def render(choice: Choice, report: Report | None, width: int = 120) -> Renderabl
         for one in (choice.candidates[0], choice.chosen):
             remarks += measured[one.name][1].warnings if one.name in measured else ()
     else:
-        remarks.append("nothing was timed: the target is not at hand, or nothing keeps the budget")
+        within = any(one.within for one in choice.candidates[1:])
+        remarks.append(f"nothing was timed: {'the target is not at hand' if within else 'nothing keeps the budget'}")
     if choice.chosen.record is not None:
         remarks += choice.chosen.record.warnings
     parts += [Text(f"warning: {units.line(text)}", style="yellow") for text in dict.fromkeys(remarks)]

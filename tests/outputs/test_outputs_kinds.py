@@ -257,3 +257,26 @@ def test_answers_that_are_all_alike_prove_little(
     found = degenerate(before, after, labels, names=("the float one", "the int8 one"))
     assert (found is None) == (not says)
     assert [text for text in says if text not in (found or "")] == []
+
+
+def test_a_model_that_is_no_better_than_an_answer_without_looking_is_remarked() -> None:
+    rng = np.random.default_rng(0)
+    numbers, many = rng.normal(size=(200, 2)), rng.random((200, 6))
+    several = many > 0.7
+    cases = [
+        (Comparison(Output("numbers"), numbers, rng.normal(size=(200, 2)) + 5), "always gives their mean"),
+        (
+            Comparison(Output("labels", probabilities=True), many, rng.random((200, 6)) > 0.3),
+            "the same labels for",
+        ),
+        (Comparison(Output("classes"), many, rng.integers(0, 2, 200)), "always names the most frequent class"),
+    ]
+    for comparison, says in cases:
+        assert says in (comparison.chance_remark("the model") or "")
+    sound = [
+        Comparison(Output("numbers"), numbers, numbers + 0.1 * rng.normal(size=(200, 2))),
+        Comparison(Output("labels", probabilities=True), np.where(several, 0.9, 0.1), several),
+        Comparison(Output("classes"), many, many.argmax(1)),
+        Comparison(Output("numbers"), numbers),
+    ]
+    assert [comparison.chance_remark("the model") for comparison in sound] == [None] * 4

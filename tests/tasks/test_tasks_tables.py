@@ -124,6 +124,20 @@ def test_a_folder_of_files_is_the_users_split(tmp_path: Path) -> None:
     assert any("no validation split" in one for one in task.warnings)
 
 
+def test_categories_that_training_does_not_have_are_told(tmp_path: Path) -> None:
+    """A column of numbers in one file and of words in another is a column of categories, all of them missing there."""
+    rows = [["1", *row[1:]] for row in samples.csv_rows()]
+    rows = [[str(number % 7), *row[1:]] for number, row in enumerate(rows)]
+    samples.write_csv(tmp_path / "train.csv", rows[:80])
+    samples.write_csv(tmp_path / "test.csv", [[f"c{row[0]}", *row[1:]] for row in rows[80:]])
+    warnings = load(tmp_path).warnings
+    assert any(
+        "'age': 40 of 50 cells outside of the training rows are categories that those do" in one for one in warnings
+    )
+    samples.write_csv(tmp_path / "test.csv", rows[80:])
+    assert not any("outside of the training rows" in one for one in load(tmp_path).warnings)
+
+
 def test_classes_are_ordered_as_numbers(tmp_path: Path) -> None:
     rows = [[*row[:4], str(8 + number % 4)] for number, row in enumerate(samples.csv_rows())]
     task = load(samples.write_csv(tmp_path / "a.csv", rows), metric="auroc")
