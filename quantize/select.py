@@ -94,10 +94,12 @@ def _is_last_bias(
 def _bounds_others(node: NodeProto, outputs: Collection[str], nested: Collection[str]) -> bool:
     """Whether a rectifier cannot become the range of what it reads, as the quantiser makes it, without others noticing.
 
-    An output of the graph that it reads would be rectified, too, and a nested graph that reads what it gives would read
-    what went in.
+    An output of the graph that it reads would be rectified, too; a nested graph that reads what it gives would read
+    what went in, and one that reads what went in would find nothing.
     """
-    return operator(node) in _RECTIFIERS and (node.input[0] in outputs or node.output[0] in nested)
+    if operator(node) not in _RECTIFIERS:
+        return False
+    return node.input[0] in outputs or node.input[0] in nested or node.output[0] in nested
 
 
 def _wanted(node: NodeProto, constants: dict[str, TensorProto], integers: set[str]) -> bool:

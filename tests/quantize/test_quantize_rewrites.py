@@ -188,6 +188,21 @@ def test_a_branch_reads_what_a_rectifier_gives_and_not_what_it_reads() -> None:
     assert answers(integer, rows(64, 4))[1].min() >= 0
 
 
+@pytest.mark.parametrize("name", ["x86", "arm"])
+def test_a_branch_finds_what_a_rectifier_reads(name: str) -> None:
+    core = model_of(
+        """(float[n, 4] x) => (float[n, 2] y, float[n, 3] z) <bool s = {1}> {
+            p = Gemm (x, w, c) h = Relu (p) y = Gemm (h, v)
+            z = If (s) <then_branch: graph = t () => (float[a, b] o) { o = Identity (p) },
+                         else_branch: graph = e () => (float[a, b] o) { o = Neg (p) }> }""",
+        {"w": (4, 3), "c": (3,), "v": (3, 2)},
+    )
+    integer, _ = quantize_onnx(core, target=target(name, reduce_range=True), calibration=[{"x": rows(64, 4)}])
+    expected, found = (answers(model, rows(64, 4))[1] for model in (core, integer))
+    assert expected.min() < -1
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
 def test_an_input_that_is_an_output_as_well_stays_both() -> None:
     core = model_of("(float[n, 4] x) => (float[n, 3] y, float[n, 4] x) { y = Gemm (x, w) }", {"w": (4, 3)})
     integer, _ = quantize_onnx(core, target=X86, calibration=[{"x": rows(64, 4)}])
