@@ -25,6 +25,8 @@ from distill.prune.building import LIBRARIES, OF_WEIGHTS, package
 Arguments = Mapping[str, Any]
 
 _LARGEST = 2**24  # of a whole number: no size of a layer, a picture or a vocabulary is beyond it
+# Of what tables over pairs of positions are made, which are computed before any parameter is counted.
+_LARGEST_SIDE, _LARGEST_WINDOW = 3072, 64
 _LONGEST, _DEEPEST = 2**12, 3  # of lists
 _OBJECT_BYTES = 2**13  # that a tensor of a few numbers takes with its module, on the generous side
 # What a library resolves by name where an architecture leaves a choice, and nothing else does.
@@ -184,8 +186,17 @@ def _objection(key: Any, value: Any, known: Arguments, depth: int = 0) -> str:
         inner = known[key] if isinstance(known[key], Mapping) else {}
         inside = dict.fromkeys(_ROTATION.split()) | dict(inner)
         return next((said for one in value if (said := _objection(one, value[one], inside, depth + 1))), "")
-    why = _not_plain(value)
+    why = _not_plain(value) or _too_wide(key, value)
     return why and f"{key}={_short(value)} {why}"
+
+
+def _too_wide(key: Any, value: Any) -> str:
+    """Say that a picture or a window of attention is larger than any that an architecture is known to need."""
+    word = str(key).lower()
+    most = _LARGEST_WINDOW if "window_size" in word else _LARGEST_SIDE if "image" in word or "img" in word else _LARGEST
+    sides = value if isinstance(value, list) else [value]
+    wide = [one for one in sides if isinstance(one, int) and not isinstance(one, bool) and one > most]
+    return f"is beyond {most}" if wide else ""
 
 
 def _not_plain(value: Any, depth: int = 0) -> str:
