@@ -74,8 +74,8 @@ def named_values(option: str, entries: Sequence[str]) -> dict[str, str]:
 
 def read_npz(path: Path) -> dict[str, Array]:
     """Read inputs by name. Raises UserError for what is no .npz, or holds pickled objects."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"--inputs {path}: is a folder, a pipe or a device, not an .npz")
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+        raise UserError(f"--inputs {path}: is a pipe or a device, not an .npz")
     try:
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
