@@ -195,6 +195,15 @@ def test_no_stored_report_ends_in_a_defect(measured: Path, tmp_path: Path, capsy
     captured = capsys.readouterr()
     assert {name: code for name, code in ends.items() if code not in (0, 1, 2, 3, 4, 5)} == {}
     assert "Traceback" not in captured.out + captured.err
+    for family in (10**9, 0, -1):
+        assert bench("--rejudge", write(tmp_path / "c.json", change(report, "gates/0/family", family))) == 2
+    inner: object = 1
+    for _ in range(600):
+        inner = [inner]
+    deep = write(tmp_path / "c.json", change(report, "machine/x", inner))
+    outputs = ("--out", tmp_path / "o.json", "--junit", tmp_path / "o.xml", "--summary", tmp_path / "o.md")
+    assert bench("--rejudge", deep, "--json", *outputs) == 2
+    assert "nested too deeply" in capsys.readouterr().err
     (tmp_path / "deep.json").write_text("[" * 100_000)
     assert bench("--rejudge", tmp_path / "deep.json") == 2
     assert bench("--import", tmp_path / "deep.json") in (2, 5)
