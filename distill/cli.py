@@ -179,6 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # OpenMP threads that spin while they wait make training up to 20 times slower as soon as anything else runs on the
     # machine; this has to be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where the locale cannot write a sign it is spelled out, as on standard error, rather than ending the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     # A shell completes the first word of a line, so completion is for the command `distill`, however it was asked for.
     completing = _COMPLETION in os.environ or any(w.endswith("-completion") for w in words)

@@ -45,6 +45,20 @@ def test_without_a_verb_it_says_what_there_is(capsys: pytest.CaptureFixture[str]
     assert "validate" in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize(("encoding", "says"), [("ascii", "1.2\\xd7 \\u2013 \\xfc\n"), ("utf-8", "1.2× – ü\n")])
+def test_signs_that_the_locale_cannot_write_are_spelled_out(encoding: str, says: str) -> None:
+    code = "from distill import cli; cli.app = lambda **_: print('1.2× – ü'); cli.main([])"
+    spelt = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert (spelt.returncode, spelt.stdout) == (0, says), spelt.stderr
+
+
 def complete(line: str, folder: Path) -> list[str]:
     words = line.split(" ")
     told = subprocess.run(
