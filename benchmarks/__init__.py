@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from distill.benchmarks.onnx_file.inputs import make_inputs
+from distill.benchmarks.timing.machine import fingerprint, machine, usable_threads
+from distill.benchmarks.timing.measure import Comparison, Latency, compare, measure
+from distill.benchmarks.timing.profile import Profile, profile
+from distill.benchmarks.timing.sessions import open_session, provider_options, providers_that_load
+
 # The functions `bench`, `gate`, `machine`, `measure` and `profile` take the place of the modules that they come from.
-from .bench import Options, bench
-from .gate import Ask, gate
-from .inputs import make_inputs
-from .machine import fingerprint, machine, usable_threads
-from .measure import Comparison, Latency, compare, measure
-from .profile import Profile, profile
+from distill.benchmarks.verdict.bench import Options, bench
+from distill.benchmarks.verdict.gate import Ask, gate
+from distill.benchmarks.verdict.rule import Rule
+
 from .records import Ratio, Report
-from .rule import Rule
-from .sessions import open_session, provider_options, providers_that_load
 from .settings import BenchmarkSettings
 from .target import TARGETS, Target, resolve_target, why_unmeasurable
 from .wheels import conflicting_wheels

@@ -17,11 +17,10 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from distill import files
+from distill.benchmarks.onnx_file.facts import Facts
+from distill.benchmarks.verdict.rule import Judgement, Verdict
 from distill.documents import read_json
 from distill.errors import NotComparableError, UserError
-
-from .facts import Facts
-from .rule import Judgement, Verdict
 
 SCHEMA = 2
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)

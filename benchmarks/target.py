@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from distill.benchmarks.timing.machine import VNNI, cpu_flags, family, gpus
 from distill.errors import UserError
-
-from .machine import VNNI, cpu_flags, family, gpus
 
 TargetName = Literal["x86", "arm", "cuda", "tensorrt"]
 TARGETS: tuple[TargetName, ...] = ("x86", "arm", "cuda", "tensorrt")

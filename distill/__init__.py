@@ -11,22 +11,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.config import RunConfig, load_config
+    from distill.config.loading import RunConfig, load_config
     from distill.errors import DistillError, Exit, NotComparableError, NotMeasuredError, UserError
     from distill.pipeline import run
-    from distill.records import RunResult, StageRecord
+    from distill.runtime.records import RunResult, StageRecord
 
 _HOME = {
-    "RunConfig": "config",
-    "load_config": "config",
+    "RunConfig": "config.loading",
+    "load_config": "config.loading",
     "DistillError": "errors",
     "Exit": "errors",
     "NotComparableError": "errors",
     "NotMeasuredError": "errors",
     "UserError": "errors",
     "run": "pipeline",
-    "RunResult": "records",
-    "StageRecord": "records",
+    "RunResult": "runtime.records",
+    "StageRecord": "runtime.records",
 }
 
 __all__ = [

@@ -14,10 +14,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from distill import clean
-from distill.cli_bench import bench
-from distill.cli_prune import prune
-from distill.cli_quantize import quantize
 from distill.errors import DistillError, Exit, NotMeasuredError
+from distill.verbs.bench import bench
+from distill.verbs.prune import prune
+from distill.verbs.quantize import quantize
 
 # Typer brings its own copy of click from 0.20 or so on; its errors are found here, whichever it uses.
 _USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -36,7 +36,7 @@ app = typer.Typer(
 
 def _configs(incomplete: str) -> list[str]:
     """Complete a preset's name, or a YAML file of the current folder."""
-    from distill.presets import presets as shipped
+    from distill.config.presets import presets as shipped
 
     files = (path.name for pattern in ("*.yaml", "*.yml") for path in Path().glob(pattern))
     return [name for name in (*shipped(), *sorted(files)) if name.startswith(incomplete)]
@@ -110,8 +110,8 @@ def run(
 @app.command()
 def validate(config: Config = None, set_: Set = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Check a configuration and its data, and estimate time, memory and disk of each stage."""
-    from distill.config import load_config
-    from distill.estimate import estimate, show
+    from distill.config.loading import load_config
+    from distill.estimate.forecast import estimate, show
 
     found = estimate(load_config(config, set_ or ()))
     if as_json:
@@ -123,7 +123,7 @@ def validate(config: Config = None, set_: Set = None, as_json: AsJson = False, d
 @app.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Tell what this machine has: versions, providers that really load, CPU flags, threads, data sets found."""
-    from distill.doctor import examine, show
+    from distill.verbs.doctor import examine, show
 
     found = examine()
     if as_json:
@@ -137,7 +137,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
 @app.command()
 def presets(as_json: AsJson = False) -> None:
     """List the presets, with a line on each."""
-    from distill.presets import presets as shipped
+    from distill.config.presets import presets as shipped
 
     found = shipped()
     if as_json:
@@ -151,7 +151,7 @@ def presets(as_json: AsJson = False) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a configuration, for editors."""
-    from distill.config import schema as build
+    from distill.config.loading import schema as build
 
     typer.echo(json.dumps(build(), indent=1))
 

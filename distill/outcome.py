@@ -6,15 +6,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill import stages
-from distill.artifacts import Artifact
 from distill.benchmarks import machine
-from distill.budget import latency_verdict, unresolved
-from distill.config import to_dict
-from distill.context import Context
-from distill.decisions import SHIP
+from distill.config.loading import to_dict
 from distill.errors import Exit
-from distill.records import Estimate, Quality, RunResult, StageLatency, StageRecord, Total
+from distill.runtime.artifacts import Artifact
+from distill.runtime.budget import latency_verdict, unresolved
+from distill.runtime.context import Context
+from distill.runtime.decisions import SHIP
+from distill.runtime.records import Estimate, Quality, RunResult, StageLatency, StageRecord, Total
+from distill.stages.making import StageResult
 
 STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
 
@@ -24,7 +24,7 @@ class RunState:
     """What a run has so far: records and products by stage, the decisions, the last stage that was kept."""
 
     records: dict[str, StageRecord] = field(default_factory=dict)
-    made: dict[str, stages.Made] = field(default_factory=dict)
+    made: dict[str, StageResult] = field(default_factory=dict)
     decisions: dict[str, Any] = field(default_factory=dict)
     final: str = "teacher"
     bases: dict[str, str] = field(default_factory=dict)

@@ -10,20 +10,24 @@ from typing import Any
 
 import torch
 
-from distill import packing, search, stages
-from distill.artifacts import Artifact
 from distill.benchmarks import Target, resolve_target, usable_threads, why_unmeasurable
-from distill.budget import Decision, Standing, decide, nearest, standing
-from distill.config import ModelSettings, RunConfig, config_hash, load_config
+from distill.config.loading import ModelSettings, RunConfig, config_hash, load_config
 from distill.console import Console
-from distill.context import Context
-from distill.decisions import SHIP, WIDTHS, read_decisions
+from distill.deploy import packing
 from distill.errors import UserError
 from distill.outcome import RunState, result_of
-from distill.records import RunResult, StageRecord, Status, stage_to_dict
 from distill.report import write_reports
-from distill.runfolder import RunFolder, digest, write_text
-from distill.smoke import first_of, smoke_config
+from distill.runtime.artifacts import Artifact
+from distill.runtime.budget import Decision, Standing, decide, nearest, standing
+from distill.runtime.context import Context
+from distill.runtime.decisions import SHIP, WIDTHS, read_decisions
+from distill.runtime.folder import RunFolder, digest, write_text
+from distill.runtime.records import RunResult, StageRecord, Status, stage_to_dict
+from distill.runtime.smoke import first_of, smoke_config
+from distill.stages import prune, quantize, student, teacher
+from distill.stages.making import StageResult
+from distill.stages.trial import try_models
+from distill.study import study as search
 from distill.tasks import load_task
 
 _MODELS = {"prune": "pruned model", "quantize": "quantized model"}
@@ -76,17 +80,17 @@ def default_folder(config: RunConfig, *, smoke: bool = False) -> Path:
 def _sequence(ctx: Context, smoke: bool) -> RunResult:
     run = RunState()
     config = ctx.config
-    stages.try_models(ctx)
-    _add(ctx, run, "teacher", stages.teacher(ctx))
+    try_models(ctx)
+    _add(ctx, run, "teacher", teacher.make(ctx))
     if config.search.trials or "search" in ctx.replay:
         config, run.decisions["search"] = search.choose(ctx, run.teacher)
         ctx = dataclasses.replace(ctx, config=config)
     if isinstance(config.student, ModelSettings) and config.distill is not None:
         if config.distill.control:
-            _add(ctx, run, "control", stages.control(ctx))
+            _add(ctx, run, "control", student.control(ctx))
         else:
             _off(run, "control", "distill.control is off")
-        _add(ctx, run, "student", stages.student(ctx, run.teacher))
+        _add(ctx, run, "student", student.distilled(ctx, run.teacher))
         run.final = "student"
     else:
         why = "distill is off" if config.distill is None else "the student is the teacher itself"
@@ -96,14 +100,14 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
         idle = "{}={:g} asks for nothing".format(*config.prune.asked) if config.prune else ""
         _off(run, "prune", f"prune.{idle}" if idle else "prune is off")
     else:
-        pruned = stages.prune(ctx, run.best, run.teacher)
+        pruned = prune.make(ctx, run.best, run.teacher)
         if config.prune.asked[0] == "speedup":
             run.decisions[WIDTHS] = pruned.facts["pruning"]["decisions"]
         _judge(ctx, run, "prune", pruned)
     if config.quantize is None:
         _off(run, "quantize", "quantize is off")
     else:
-        _judge(ctx, run, "quantize", stages.quantize(ctx, run.best, run.teacher))
+        _judge(ctx, run, "quantize", quantize.make(ctx, run.best, run.teacher))
     _choose_what_ships(ctx, run)
     _test_and_time(ctx, run)
     if config.export is None:
@@ -113,7 +117,7 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
     return result_of(ctx, run, smoke=smoke)
 
 
-def _add(ctx: Context, run: RunState, name: str, made: stages.Made, status: Status = "done", **detail: Any) -> None:
+def _add(ctx: Context, run: RunState, name: str, made: StageResult, status: Status = "done", **detail: Any) -> None:
     """Record a stage with its validation figures."""
     teacher = None if name == "teacher" else run.teacher.onnx
     run.made[name] = made
@@ -139,7 +143,7 @@ def _add(ctx: Context, run: RunState, name: str, made: stages.Made, status: Stat
     _checkpoint(ctx, run)
 
 
-def _judge(ctx: Context, run: RunState, name: str, made: stages.Made) -> None:
+def _judge(ctx: Context, run: RunState, name: str, made: StageResult) -> None:
     """Keep a stage only if it earns its place; else go on with what was there before."""
     before, after = run.best, made.artifact
     judged = ctx.quality(after.onnx, "validation", run.teacher.onnx)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from distill.export.parity_check import Parity, parity, run_onnx
+from distill.export.simplification import simplify
+from distill.export.stripping import strip, to_bytes
+
 from .columns import CategoryColumn, ColumnsPreprocess, NumericColumn
 from .metadata import loaded_with, loads_in, read_labels, read_metadata, write_metadata
-from .parity import Parity, parity, run_onnx
 from .preprocess import FeaturesPreprocess, ImagePreprocess, InputSpec, Preprocess
 from .settings import ExportSettings
-from .simplify import simplify
-from .strip import strip, to_bytes
 
 if TYPE_CHECKING:
     from .onnx_export import export_onnx

@@ -13,9 +13,9 @@ import onnxruntime as ort
 from onnx import ModelProto, helper
 
 from distill.errors import NotMeasuredError, UserError
+from distill.export.parity_check import first_line, session_of
 
 from .graph import copy_of
-from .parity import first_line, session_of
 
 LABELS = "labels"
 _LOAD = (

@@ -19,12 +19,12 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from distill.errors import UserError
+from distill.export.parity_check import first_line, parity, run_onnx
+from distill.export.simplification import simplify
+from distill.export.stripping import strip
 
 from .graph import input_shape, opset_of
-from .parity import first_line, parity, run_onnx
 from .settings import ExportSettings
-from .simplify import simplify
-from .strip import strip
 
 OUTPUT = "logits"
 BATCH = "batch"

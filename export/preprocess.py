@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from distill.errors import UserError
+from distill.export.stripping import strip
 
 from .canonical import canonical
 from .graph import add_constant, input_shape, output_names, rename_all
 from .raw_input import feed_raw_uint8
-from .strip import strip
 
 Array = NDArray[Any]
 IMAGE = "image"

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distill.prune.batchnorm import recalibrate
     from distill.prune.channels import prune_channels
-    from distill.prune.counts import Counts, count
-    from distill.prune.importance import IMPORTANCES
-    from distill.prune.latency import Device
+    from distill.prune.graph.structure import apply_structure, apply_structure_, structure_of
     from distill.prune.record import PruneRecord
     from distill.prune.reload import load, save
+    from distill.prune.scores.importance import IMPORTANCES
     from distill.prune.settings import PruneSettings
-    from distill.prune.staircase import Staircase
-    from distill.prune.structure import apply_structure, apply_structure_, structure_of
+    from distill.prune.widths.counts import Counts, count
+    from distill.prune.widths.latency import Device
+    from distill.prune.widths.staircase import Staircase
 
 __all__ = [
     "IMPORTANCES",
@@ -41,20 +41,20 @@ __all__ = [
 ]
 
 _HOME = {
-    "IMPORTANCES": "importance",
-    "Counts": "counts",
-    "Device": "latency",
+    "IMPORTANCES": "scores.importance",
+    "Counts": "widths.counts",
+    "Device": "widths.latency",
     "PruneRecord": "record",
     "PruneSettings": "settings",
-    "Staircase": "staircase",
-    "apply_structure": "structure",
-    "apply_structure_": "structure",
-    "count": "counts",
+    "Staircase": "widths.staircase",
+    "apply_structure": "graph.structure",
+    "apply_structure_": "graph.structure",
+    "count": "widths.counts",
     "load": "reload",
     "prune_channels": "channels",
     "save": "reload",
     "recalibrate": "batchnorm",
-    "structure_of": "structure",
+    "structure_of": "graph.structure",
 }
 
 

@@ -12,21 +12,21 @@ from torch.nn.parameter import UninitializedParameter
 
 from distill.errors import UserError
 from distill.prune.copies import copied
-from distill.prune.counts import Counts, count
-from distill.prune.cutting import Checks
 from distill.prune.depth.shallow import narrow_or_shallow
-from distill.prune.evidence import Evidence, Loss, Progress, seeded
 from distill.prune.examples import at_batch, batch_of
-from distill.prune.graph import prepare
-from distill.prune.importance import FROM_BATCHES
+from distill.prune.graph.cutting import Checks
+from distill.prune.graph.groups import prepare
+from distill.prune.graph.verify import output_shapes
 from distill.prune.kept import by_reason
-from distill.prune.latency import Device, seconds_of_layers
-from distill.prune.narrow import FAR
 from distill.prune.record import PruneRecord
+from distill.prune.scores.evidence import Evidence, Loss, Progress, seeded
+from distill.prune.scores.importance import FROM_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import keeps_zeros
-from distill.prune.step import Job, Narrowed, widths_of_layers
-from distill.prune.verify import output_shapes
+from distill.prune.steps.narrow import FAR
+from distill.prune.steps.step import Job, Narrowed, widths_of_layers
+from distill.prune.widths.counts import Counts, count
+from distill.prune.widths.latency import Device, seconds_of_layers
 
 Recover = Callable[[nn.Module, int], nn.Module]
 

@@ -14,7 +14,7 @@ from torch import nn
 from distill.documents import read_json
 from distill.errors import UserError
 from distill.prune.building import build, recipe
-from distill.prune.structure import apply_structure, structure_of
+from distill.prune.graph.structure import apply_structure, structure_of
 from distill.prune.trust import approved, at_most
 from distill.state import load_state
 

@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from distill.benchmarks.machine import usable_threads
+from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
 from distill.export.graph import add_constant, consumers, copy_of, initializers, operator, producers
-from distill.export.parity import session_of
+from distill.export.parity_check import session_of
 
 from .calibrate import Array, Feed, Progress, channel_reduction, run_batch, slices
 from .settings import QuantizeSettings

@@ -10,10 +10,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from distill.benchmarks.machine import usable_threads
+from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
 from distill.export.graph import add_constant, copy_of, opset_of
-from distill.export.parity import first_line, session_of
+from distill.export.parity_check import first_line, session_of
 
 from .histogram import Histogram
 from .settings import QuantizeSettings

@@ -13,7 +13,7 @@ from distill.benchmarks import Ratio, units
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import initializers, operator
-from distill.export.strip import strip, to_bytes
+from distill.export.stripping import strip, to_bytes
 from distill.outputs import Output
 
 from .calibrate import Feed, Progress

@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, TensorProto
 
-from distill.benchmarks.machine import family
-from distill.benchmarks.profile import FLOAT
 from distill.benchmarks.runner import session_options
+from distill.benchmarks.timing.machine import family
+from distill.benchmarks.timing.profile import FLOAT
 from distill.export.graph import initializers, producers
-from distill.export.strip import to_bytes
+from distill.export.stripping import to_bytes
 
 from .select import COMPUTE
 

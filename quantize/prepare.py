@@ -24,7 +24,7 @@ from distill.export.graph import (
     remove_nodes,
     use_counts,
 )
-from distill.export.simplify import simplify
+from distill.export.simplification import simplify
 
 from .half.operands import element_types
 from .select import COMPUTE, is_depthwise

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.parity import run_onnx
+from distill.export.parity_check import run_onnx
 from distill.outputs import Output, of_shape
 
 from .calibrate import Array, Feed, Progress

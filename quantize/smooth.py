@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from distill.benchmarks.machine import usable_threads
+from distill.benchmarks.timing.machine import usable_threads
 from distill.export.graph import (
     add_constant,
     attribute,
@@ -24,7 +24,7 @@ from distill.export.graph import (
     replace_reads,
     sort_nodes,
 )
-from distill.export.parity import session_of
+from distill.export.parity_check import session_of
 
 from .calibrate import Array, Feed, Progress, channel_reduction, run_batch, slices
 from .settings import QuantizeSettings

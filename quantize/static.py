@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from distill.benchmarks.saturation import saturating_share
+from distill.benchmarks.onnx_file.saturation import saturating_share
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import copy_of, initializers, operator, opset_of, producers, sort_nodes
-from distill.export.strip import strip, to_bytes
+from distill.export.stripping import strip, to_bytes
 
 from .bias import correct_biases, rounded_weights
 from .calibrate import Feed, Progress, calibrate, twice

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto
 
-from distill.benchmarks.kernels import kernel_seconds
 from distill.benchmarks.target import Target, why_unmeasurable
+from distill.benchmarks.timing.kernels import kernel_seconds
 from distill.export.graph import consumers, initializers, input_shape
 
 from .calibrate import Feed

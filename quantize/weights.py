@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from distill.benchmarks.saturation import saturating_share
+from distill.benchmarks.onnx_file.saturation import saturating_share
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.canonical import freeze_defaults
 from distill.export.graph import add_constant, attribute, copy_of, initializers, operator, opset_of
-from distill.export.simplify import simplify
-from distill.export.strip import strip, to_bytes
+from distill.export.simplification import simplify
+from distill.export.stripping import strip, to_bytes
 
 from .logs import silent
 from .record import QuantizeRecord

@@ -73,7 +73,7 @@ def tiny(images: Path) -> Config:
 @pytest.fixture(scope="session")
 def tiny_task(tiny: Config) -> Task:
     """The data of the tiny run."""
-    from distill.config import load_config
+    from distill.config.loading import load_config
     from distill.tasks import load_task
 
     return load_task(load_config(tiny).data, seed=0)

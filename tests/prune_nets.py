@@ -16,7 +16,7 @@ from torch import nn
 from distill.benchmarks import Comparison, Latency, Ratio
 from distill.cli import main
 from distill.prune import Device, count
-from distill.pruning.shipping import Shipping
+from distill.single_stage.pruning.shipping import Shipping
 
 USERS = ("net", "moved")
 SHAPE = ("--input", "3,8,8")

@@ -19,7 +19,7 @@ from wrong.corpus import write_config
 from wrong.hostile import BOMB, DECISIONS, DOCUMENTS, EVIL, TOUCH, pickled
 
 from distill.benchmarks import wheels
-from distill.benchmarks.callables import TorchCallable
+from distill.benchmarks.timing.callables import TorchCallable
 from distill.sealed import write_sealed
 
 COMMAND = ("run", "config.yaml", "--smoke", "--out", "run")

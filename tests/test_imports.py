@@ -16,40 +16,31 @@ import distill
 ROOT = Path(distill.__file__).parent
 PACKAGES = ("benchmarks", "export", "quantize", "prune")
 # What every part may import: it imports nothing of the product itself.
-LEAVES = ("clean", "documents", "errors", "files", "intervals", "state")
-# What every part may import as well: it imports leaves only.
-SHARED = ("outputs",)
-# What each may import of the product besides itself and the leaves.
+LEAVES = ("clean", "documents", "errors", "files", "intervals", "state", "wording")
+# What every part may import as well: it imports leaves, and of these only what stands before it.
+SHARED = ("places", "sealed", "outputs", "references", "console")
+# What each may import of the product besides itself and these.
 ALLOWED = {
     "benchmarks": set(),
     "export": {"benchmarks"},
     "quantize": {"benchmarks", "export"},
     "prune": {"benchmarks"},
 }
-# Of the rest: a part may import those before it. What is not named stands beside the command line, at the end.
+# A part may import those before it and those beside it on its level.
 ORDER = (
     LEAVES,
     SHARED,
     PACKAGES,
-    (
-        "presets",
-        "explain",
-        "layers",
-        "tasks",
-        "models",
-        "losses",
-        "views",
-        "training",
-        "console",
-        "sealed",
-        "runfolder",
-        "shipped",
-    ),
-    ("config", "records", "artifacts", "quality", "budget", "decisions", "smoke"),
-    ("context",),
-    ("stages", "packing", "report"),
-    ("search", "outcome"),
+    ("models", "tasks"),
+    ("training", "distillation"),
+    ("config",),
+    ("runtime",),
+    ("stages", "deploy", "report", "single_stage"),
+    ("study", "outcome"),
     ("pipeline",),
+    ("estimate",),
+    ("verbs", "templates"),
+    ("cli", "__main__"),
 )
 
 
@@ -93,7 +84,7 @@ def package_of(path: Path) -> str:
 
 
 def parts_of(name: str) -> set[str]:
-    known = {one.stem for one in ROOT.iterdir()}
+    known = {path.stem for path in ROOT.iterdir()} - {"versus"}
     return {
         found
         for path in files_of(name)
@@ -112,13 +103,17 @@ def test_a_leaf_imports_nothing(leaf: str) -> None:
     assert parts_of(leaf) == set()
 
 
+def test_every_part_has_its_place() -> None:
+    parts = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert parts - {"__init__", "__pycache__", "versus", "py"} == {name for level in ORDER for name in level}
+
+
 def test_every_part_imports_only_what_stands_before_it() -> None:
     before: set[str] = set()
     for level in ORDER:
         before |= set(level)
         for name in level:
-            if (ROOT / name).exists() or (ROOT / f"{name}.py").exists():
-                assert parts_of(name) <= before, name
+            assert parts_of(name) <= before, name
 
 
 def test_nothing_imports_a_stage_package_by_its_bare_name() -> None:

@@ -15,9 +15,9 @@ from tiny_run import STAGES, Config, Finished, Variant, check_vectors, leaks, me
 
 import distill
 from distill.export import read_metadata
-from distill.records import RunResult
 from distill.report import markdown
-from distill.runfolder import file_sha256
+from distill.runtime.folder import file_sha256
+from distill.runtime.records import RunResult
 
 # What a run records ---------------------------------------------------------------------------------------------------
 
@@ -142,9 +142,9 @@ def test_the_same_command_makes_nothing_again(
     def never(*args: Any, **options: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("distill.context.compare", never)
-    monkeypatch.setattr("distill.context.measure", never)
-    monkeypatch.setattr("distill.context.profile", never)
+    monkeypatch.setattr("distill.runtime.context.compare", never)
+    monkeypatch.setattr("distill.runtime.context.measure", never)
+    monkeypatch.setattr("distill.runtime.context.profile", never)
     again = variant()
     assert all(stage.reused for stage in again.result.stages)
     before, after = raw_run(finished), raw_run(again)
@@ -176,7 +176,7 @@ def test_one_seed_and_equal_decisions_give_equal_bytes(
     finished: Finished, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In another folder, from data in another place, with nothing at hand of the first run but its decisions."""
-    monkeypatch.setattr("distill.context.Context.latency", lambda self, path, teacher: ((), ()))
+    monkeypatch.setattr("distill.runtime.context.Context.latency", lambda self, path, teacher: ((), ()))
     elsewhere = tmp_path / "moved" / images.name
     shutil.copytree(images, elsewhere)
     config = merged(finished.config, {"data": {"path": str(elsewhere)}})

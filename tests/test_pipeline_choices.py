@@ -11,11 +11,11 @@ import onnx
 import pytest
 from tiny_run import Finished, Variant, check_vectors, raw_run, run_quietly, statuses
 
-from distill.budget import Timed, standing
 from distill.errors import UserError
-from distill.records import Estimate
 from distill.report import markdown
-from distill.runfolder import file_sha256
+from distill.runtime.budget import Timed, standing
+from distill.runtime.folder import file_sha256
+from distill.runtime.records import Estimate
 
 # What is off ----------------------------------------------------------------------------------------------------------
 
@@ -61,7 +61,7 @@ def test_export_off(variant: Variant) -> None:
 
 
 def test_benchmark_off(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill.context.compare", None)
+    monkeypatch.setattr("distill.runtime.context.compare", None)
     done = variant({"benchmark": "off"})
     assert set(statuses(done).values()) <= {"unmeasured", "reverted"}
     assert all(stage.latency == () for stage in done.result.stages)
@@ -189,7 +189,7 @@ def test_the_nearest_ships(
     faster = Timed({1: Estimate(2.0, 1.9, 2.1)})
     with monkeypatch.context() as patch:
         patch.setattr("distill.pipeline._standing", lambda ctx, run, artifact: standing(drops[artifact.stage], 0.5))
-        patch.setattr("distill.context.Context.speedup", lambda *rest: faster)
+        patch.setattr("distill.runtime.context.Context.speedup", lambda *rest: faster)
         done = variant({"benchmark": {"max_latency_s": 9.0}, "distill": {"control": False}})
     assert done.result.final == final
     assert {name for name in ("prune", "quantize") if statuses(done)[name] == "done"} == kept
@@ -212,7 +212,7 @@ def test_a_drop_is_not_given_up_for_time_but_in_the_end(variant: Variant, monkey
         return standing(drop, 0.5, p50_s, 1.0)
 
     monkeypatch.setattr("distill.pipeline._standing", pretended)
-    monkeypatch.setattr("distill.context.Context.speedup", lambda *rest: Timed({1: Estimate(2.0, 1.9, 2.1)}))
+    monkeypatch.setattr("distill.runtime.context.Context.speedup", lambda *rest: Timed({1: Estimate(2.0, 1.9, 2.1)}))
     done = variant({"distill": {"control": False}})
     assert done.result.stage("quantize").parameters == done.result.stage("student").parameters
     assert done.result.final == "prune"

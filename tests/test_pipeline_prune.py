@@ -10,10 +10,10 @@ import pytest
 from tiny_run import Finished, Variant, run_quietly, statuses
 from torch import nn
 
-from distill.config import load_config
+from distill.config.loading import load_config
 from distill.errors import NotMeasuredError, UserError
 from distill.prune import count
-from distill.prune.latency import Device
+from distill.prune.widths.latency import Device
 
 OTHER = {"ratio": None, "round_to": 2, "max_ratio": 0.8}
 
@@ -22,7 +22,7 @@ class Pretended:
     """Stands for what times a run's modules: as long as their multiply-accumulates."""
 
     def __init__(self, ctx: Any) -> None:
-        from distill.artifacts import example
+        from distill.runtime.artifacts import example
 
         self._example = example(ctx.task)
 
@@ -51,12 +51,12 @@ def test_a_speed_is_measured_and_decided_and_a_decision_is_done_again(
     variant: Variant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     changes = {"prune": {**OTHER, "speedup": 1.5}, "quantize": "off"}
-    monkeypatch.setattr("distill.stages.shipped", Pretended)
+    monkeypatch.setattr("distill.stages.prune.shipped", Pretended)
     done = variant(changes)
     pruning = done.result.stage("prune").detail["pruning"]
     assert pruning["latency_before_s"] / pruning["latency_after_s"] >= 1.45
     assert done.result.decisions["prune-widths"] == json.loads(json.dumps(pruning["decisions"]))
-    monkeypatch.setattr("distill.stages.shipped", None)
+    monkeypatch.setattr("distill.stages.prune.shipped", None)
     again = run_quietly(done.config, tmp_path / "again", decisions=done.folder / "run.json")
     assert widths(again) == widths(done)
     weights = "stages/04-prune/model.safetensors"
@@ -85,12 +85,12 @@ def test_another_target_takes_the_place_of_the_presets() -> None:
 
 def test_a_module_is_timed_as_it_ships(finished: Finished) -> None:
     """By this machine's own clock, so only that it is done is shown."""
-    from distill.artifacts import Recipe, load_model
-    from distill.config import ModelSettings
+    from distill.config.loading import ModelSettings
     from distill.console import Console
     from distill.pipeline import _context
-    from distill.runfolder import RunFolder
-    from distill.stages import shipped
+    from distill.runtime.artifacts import Recipe, load_model
+    from distill.runtime.folder import RunFolder
+    from distill.stages.prune import shipped
 
     with RunFolder.hold(finished.folder) as held, Console("quiet") as shown:
         ctx = _context(load_config(finished.config), held, shown, {}, False)

@@ -63,10 +63,10 @@ def test_every_block_says_how_it_is_tested() -> None:
 
 def test_the_tables_name_what_there_is() -> None:
     from distill.benchmarks import TARGETS
-    from distill.config import schema
+    from distill.config.loading import schema
+    from distill.config.presets import presets
     from distill.errors import Exit
     from distill.models import MODELS
-    from distill.presets import presets
 
     for name in (*presets(), *TARGETS):
         assert re.search(rf"^\| `{name}`[ |]", README, re.MULTILINE), name
@@ -151,7 +151,7 @@ def _bench(mode: str, words: Sequence[str]) -> None:
 
 def _prune(words: Sequence[str]) -> None:
     """Prune on noise, and time nothing; importing a library of models would take longer than all else here."""
-    from distill.pruning.words import Words, asked
+    from distill.single_stage.pruning.words import Words, asked
 
     def stop(words: Words, say: Any = None) -> None:
         asked(words)
@@ -161,13 +161,13 @@ def _prune(words: Sequence[str]) -> None:
     np.savez("signals.npz", signal=noise(size=(40, 1, 128)).astype("f"), load=noise(size=(40, 1)).astype("f"))
     with pytest.MonkeyPatch.context() as patch:
         if any(word.startswith("timm:") for word in words):
-            patch.setattr("distill.pruning.command.run", stop)
+            patch.setattr("distill.single_stage.pruning.command.run", stop)
         _distill("prune", *words, "--quiet", "--no-timing")
 
 
 def _read_config(verb: str, words: Sequence[str]) -> None:
     """Let the command line read its options and the configuration, and go no further."""
-    from distill.config import load_config
+    from distill.config.loading import load_config
 
     class ReadError(Exception):
         pass
@@ -178,7 +178,7 @@ def _read_config(verb: str, words: Sequence[str]) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill.pipeline.run", stop)
-        patch.setattr("distill.estimate.estimate", stop)
+        patch.setattr("distill.estimate.forecast.estimate", stop)
         _distill(verb, *words)
 
 

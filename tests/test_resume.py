@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tiny_run import Config, merged, run_quietly, write_yaml
 
-from distill.records import RunResult
-from distill.runfolder import file_sha256
+from distill.runtime.folder import file_sha256
+from distill.runtime.records import RunResult
 
 # The command line, but for checkpoints after every epoch, and one thread, as tiny models like it. Asked to, it dies
 # with all that it has started, as in a power cut, just before the nth time that a path of this form would get its name.

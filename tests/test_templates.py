@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill.cli import main
-from distill.config import load_config
+from distill.config.loading import load_config
 from distill.errors import UserError
 from distill.tasks import load_task
 from distill.templates import write_example
@@ -60,9 +60,9 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
 def test_every_section_is_shown_and_every_hook_is_used(tmp_path: Path) -> None:
     import yaml
 
-    from distill.config import schema
+    from distill.config.loading import schema
     from distill.models import build
-    from distill.training import forward
+    from distill.training.loop import forward
 
     write_example(tmp_path / "mine")
     raw = yaml.safe_load((tmp_path / "mine" / "config.yaml").read_text())

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 if TYPE_CHECKING:
-    from distill.records import RunResult
+    from distill.runtime.records import RunResult
 
 Config = dict[str, Any]
 

@@ -21,8 +21,8 @@ from distill.errors import UserError
 from distill.models.depthwise import DepthwiseCNN
 from distill.models.mlp import MLP
 from distill.models.resnet import ResNet
+from distill.references.loading import cause, load_reference
 from distill.state import load_state
-from distill.tasks.references import cause, load_reference
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResNet,

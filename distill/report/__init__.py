@@ -9,11 +9,11 @@ from pathlib import Path
 
 from distill import files
 from distill.errors import UserError
-from distill.records import RunResult
+from distill.report.html_page import html
+from distill.report.markdown_page import markdown
+from distill.runtime.records import RunResult
 
 from .facts import headline
-from .html import html
-from .markdown import markdown
 from .terminal import render
 
 __all__ = ["headline", "html", "markdown", "render", "write_reports"]

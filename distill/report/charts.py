@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.benchmarks import units as fmt
-from distill.records import RunResult, StageRecord
+from distill.runtime.records import RunResult, StageRecord
 
 from . import facts
 from .details import curve

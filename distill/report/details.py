@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from distill.benchmarks import units as fmt
 from distill.benchmarks.units import DASH
-from distill.records import Quality, RunResult, StageRecord
+from distill.runtime.records import Quality, RunResult, StageRecord
 
 from . import facts
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from distill.benchmarks import units as fmt
 from distill.benchmarks.units import DASH
-from distill.records import Quality, RunResult, StageLatency, StageRecord
+from distill.runtime.records import Quality, RunResult, StageLatency, StageRecord
 
 STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
 LEGEND = {

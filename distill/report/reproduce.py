@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from distill.records import RunResult
+from distill.runtime.records import RunResult
 
 
 def as_yaml(result: RunResult) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.benchmarks import units as fmt
-from distill.records import RunResult
+from distill.runtime.records import RunResult
 
 from . import facts
 

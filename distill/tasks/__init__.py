@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from distill.errors import UserError
 from distill.tasks.settings import DataSettings
-from distill.tasks.wording import did_you_mean
+from distill.wording import did_you_mean
 
 if TYPE_CHECKING:
     from distill.tasks.base import Task

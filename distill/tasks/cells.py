@@ -13,7 +13,7 @@ from distill.errors import UserError
 from distill.tasks import numerals
 from distill.tasks.settings import DataSettings
 from distill.tasks.table import Table
-from distill.tasks.wording import quoted, yaml_list
+from distill.wording import quoted, yaml_list
 
 _MOSTLY = 0.9
 """Share of numbers from which on a column's other texts are taken for faults, not for categories."""

@@ -18,7 +18,7 @@ from distill.tasks import numerals
 from distill.tasks.cells import read_cells
 from distill.tasks.settings import DataSettings
 from distill.tasks.table import Table
-from distill.tasks.wording import first_of, quoted, yaml_list
+from distill.wording import first_of, quoted, yaml_list
 
 _MANY = 100
 _IDENTIFIER = 50

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.export.preprocess import Preprocess
+from distill.references.digest import Digest
+from distill.references.loading import call_user, load_reference, source_hash
 from distill.tasks import metrics as measure
 from distill.tasks.augment import hash_words
 from distill.tasks.base import SPLITS, Batch, Data, Feed, Inputs, Task
@@ -29,10 +31,8 @@ from distill.tasks.custom_data import (
     spread,
     to_single,
 )
-from distill.tasks.digest import Digest
 from distill.tasks.hooks import Given
 from distill.tasks.outputs import cross_entropy
-from distill.tasks.references import call_user, load_reference, source_hash
 from distill.tasks.settings import DataSettings
 from distill.tasks.sources import Progress
 from distill.tasks.splits import Rows, at_random, check_sizes, part_size, stratified

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.references.loading import call_user
 from distill.tasks.augment import hash_words
 from distill.tasks.base import Batch, Data, Inputs
-from distill.tasks.references import call_user
 
 Numbers = NDArray[np.int64]
 _UNSEEN_VIEW = -1

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
+from distill.references.loading import call_user
 from distill.tasks.base import Batch, Inputs
 from distill.tasks.outputs import checked_logits, plain_logits
-from distill.tasks.references import call_user
-from distill.tasks.wording import did_you_mean
+from distill.wording import did_you_mean
 
 SPLIT_KEYS = ("train", "validation", "test")
 HOOK_KEYS = ("inputs", "target", "logits", "loss", "metrics")

@@ -11,7 +11,7 @@ from pathlib import Path
 from distill.errors import UserError
 from distill.tasks.base import SPLITS
 from distill.tasks.splits import split_named
-from distill.tasks.wording import did_you_mean, first_of
+from distill.wording import did_you_mean, first_of
 
 EXTENSIONS = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".webp",

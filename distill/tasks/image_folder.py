@@ -17,14 +17,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from distill.benchmarks.machine import usable_threads
+from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
 from distill.tasks.base import SPLITS, Task
 from distill.tasks.image import Pixels, Pool, image_task
 from distill.tasks.image_files import Files, find_pictures
 from distill.tasks.settings import DataSettings
 from distill.tasks.sources import Progress
-from distill.tasks.wording import first_of
+from distill.wording import first_of
 
 _IN_MEMORY_BYTES = 1 << 30
 _GREY = ("1", "L", "LA")

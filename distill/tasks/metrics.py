@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill.errors import UserError
-from distill.tasks.wording import did_you_mean
+from distill.wording import did_you_mean
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
-from distill.tasks.wording import quoted
+from distill.wording import quoted
 
 MARKS = (".", ",")
 """The decimal marks that are known."""

@@ -13,7 +13,7 @@ from distill.errors import UserError
 from distill.tasks.augment import counter_hash, hash_words
 from distill.tasks.base import SPLITS
 from distill.tasks.settings import DataSettings
-from distill.tasks.wording import first_of
+from distill.wording import first_of
 
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from distill.errors import UserError
 from distill.tasks.splits import split_named
-from distill.tasks.wording import did_you_mean
+from distill.wording import did_you_mean
 
 DELIMITERS = ("\t", ";", ",")
 _SAMPLE = 100

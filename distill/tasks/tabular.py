@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.export import FeaturesPreprocess, Preprocess
+from distill.references.digest import Digest
 from distill.tasks import metrics as measure
 from distill.tasks.base import SPLITS, Data, Feed, Inputs, Task
 from distill.tasks.columns import class_numbers, fit_columns, named_cells
-from distill.tasks.digest import Digest
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
 from distill.tasks.settings import DataSettings
 from distill.tasks.sources import Progress

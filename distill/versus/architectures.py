@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 
 from distill.benchmarks import Options, bench, resolve_target
-from distill.benchmarks.campaign import append, read_rows
-from distill.benchmarks.jobs import Timing
+from distill.benchmarks.timing.jobs import Timing
 from distill.errors import DistillError
+from distill.versus.gate import append, read_rows
 
 from . import architectures_report, architectures_steps
 from .apart import Limits, Result, apart, prepare

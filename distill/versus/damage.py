@@ -25,11 +25,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.benchmarks.campaign import append, read_rows
+from distill.distillation.losses import kd, soft_targets
 from distill.errors import UserError
-from distill.losses import kd, soft_targets
 from distill.prune import PruneSettings, count, prune_channels, recalibrate
 from distill.prune.settings import ImportanceName
+from distill.versus.gate import append, read_rows
 
 from .networks import mobilenet_v2
 from .pruning import uniform

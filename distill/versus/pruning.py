@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from distill.benchmarks import BenchmarkSettings, Options, bench, resolve_target
-from distill.benchmarks.campaign import append, read_rows
-from distill.benchmarks.jobs import Timing
+from distill.benchmarks.timing.jobs import Timing
 from distill.errors import UserError
 from distill.export import export_onnx, to_bytes
 from distill.prune import PruneSettings, count, prune_channels
-from distill.shipped import Shipped
+from distill.runtime.timing import Shipped
+from distill.versus.gate import append, read_rows
 
 from .networks import mobilenet_v2, resnet18
 

@@ -25,16 +25,16 @@ import onnx
 from numpy.typing import NDArray
 
 from distill.benchmarks import Options, Ratio, bench, resolve_target, units
-from distill.benchmarks.campaign import append, read_rows
-from distill.benchmarks.jobs import Timing
-from distill.export.parity import run_onnx
-from distill.export.strip import to_bytes
+from distill.benchmarks.timing.jobs import Timing
+from distill.export.parity_check import run_onnx
+from distill.export.stripping import to_bytes
 from distill.intervals import paired_drop
 from distill.quantize.calibrate import Feed
 from distill.quantize.choose import choose
 from distill.quantize.repair import Loss
 from distill.quantize.sensitivity import divergence
 from distill.quantize.settings import QuantizeSettings
+from distill.versus.gate import append, read_rows
 
 from . import quantize_cases, quantize_peer
 

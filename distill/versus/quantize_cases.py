@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from distill.config import load_config
+from distill.config.loading import load_config
 from distill.errors import UserError
 from distill.export import ExportSettings, export_onnx
-from distill.export.strip import to_bytes
+from distill.export.stripping import to_bytes
 from distill.models.resnet import ResNet
 from distill.tasks import load_task
 

@@ -26,18 +26,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.artifacts import Recipe, example, load_model
-from distill.benchmarks.campaign import append, read_rows
-from distill.config import load_config
+from distill.config.loading import load_config
+from distill.distillation.losses import kd
 from distill.errors import UserError
-from distill.losses import kd
 from distill.models.resnet import BasicBlock, ResNet
 from distill.prune import PruneSettings, count, prune_channels, recalibrate
 from distill.prune.settings import ImportanceName
+from distill.runtime.artifacts import Recipe, example, load_model
 from distill.tasks import load_task
 from distill.tasks.base import Task
-from distill.training import TrainSettings, fit, forward, predict
-from distill.views import shuffled, teacher_for
+from distill.training.loop import TrainSettings, fit, forward, predict
+from distill.training.views import shuffled, teacher_for
+from distill.versus.gate import append, read_rows
 
 from .pruning import uniform
 

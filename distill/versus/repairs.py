@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from distill.benchmarks import resolve_target
-from distill.benchmarks.campaign import append
 from distill.errors import UserError
 from distill.export.graph import attribute, consumers, initializers
-from distill.export.parity import run_onnx
+from distill.export.parity_check import run_onnx
 from distill.quantize.aware import train_aware
 from distill.quantize.prepare import prepare
 from distill.quantize.repair import Loss, repair
 from distill.quantize.sensitivity import divergence
 from distill.quantize.settings import QuantizeSettings
 from distill.quantize.static import calibrated, write
+from distill.versus.gate import append
 
 from .quantize import read_part
 

@@ -20,7 +20,7 @@ from distill.errors import UserError
 from distill.prune.attention import sites as found
 from distill.prune.attention.sites import Site, Slot, site_of, sites
 from distill.prune.attention.stand_ins import needs_stand_in, stand_in_
-from distill.prune.graph import ChannelGroup, Member
+from distill.prune.graph.groups import ChannelGroup, Member
 
 Kind = Literal["heads", "head_dim"]
 

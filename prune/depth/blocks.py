@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
 from distill.prune.copies import copied
-from distill.prune.counts import count
 from distill.prune.depth.skipped import Block, Returns, argument_names, given_to, skipping
 from distill.prune.examples import Example, reason
-from distill.prune.verify import Shapes, output_shapes
+from distill.prune.graph.verify import Shapes, output_shapes
+from distill.prune.widths.counts import count
 
 # A skipped block hands on a value that passed through one of these at most: the addition of a branch, the norm or the
 # activation behind it, and what changes neither values nor their order. A product is none: it is a gate, not a path.

@@ -17,10 +17,10 @@ from distill.errors import UserError
 from distill.prune.depth.blocks import removable_blocks
 from distill.prune.depth.damage import rank_blocks
 from distill.prune.depth.skipped import Block, skip_blocks
-from distill.prune.evidence import Evidence
-from distill.prune.graph import prepare
-from distill.prune.narrow import FAR, NEAR_S, narrow
-from distill.prune.step import Job, Narrowed
+from distill.prune.graph.groups import prepare
+from distill.prune.scores.evidence import Evidence
+from distill.prune.steps.narrow import FAR, NEAR_S, narrow
+from distill.prune.steps.step import Job, Narrowed
 
 _STEPS = (1, 1, 1, 2, 3)  # blocks that go at once
 _EVALUATIONS = 60

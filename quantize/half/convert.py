@@ -11,8 +11,8 @@ from onnx import ModelProto, TensorProto
 from distill.errors import UserError
 from distill.export.canonical import freeze_defaults
 from distill.export.graph import opset_of
-from distill.export.simplify import simplify
-from distill.export.strip import strip
+from distill.export.simplification import simplify
+from distill.export.stripping import strip
 
 from ..calibrate import Feed, slices
 from ..select import COMPUTE, why_not_quantizable

@@ -9,10 +9,10 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnxruntime import InferenceSession
 
-from distill.benchmarks.machine import usable_threads
+from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
 from distill.export.graph import copy_of, initializers
-from distill.export.parity import session_of
+from distill.export.parity_check import session_of
 
 from ..calibrate import Feed, run_batch
 from .magnitudes import touching

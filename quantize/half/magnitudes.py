@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from distill.benchmarks.machine import usable_threads
+from distill.benchmarks.timing.machine import usable_threads
 from distill.export.graph import add_constant, copy_of, initializers, operator
-from distill.export.parity import session_of
+from distill.export.parity_check import session_of
 
 from ..calibrate import Feed, run_batch
 from .islands import LARGEST, SMALLEST

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, defs
 
 from distill.errors import NotMeasuredError, UserError
 from distill.export.graph import attribute, attribute_graphs, copy_of, opset_of
-from distill.export.parity import session_of
+from distill.export.parity_check import session_of
 
 _TYPE_NAMES: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
 _TYPES: dict[str, int] = {

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from distill.export.graph import initializers, opset_of
-from distill.export.strip import to_bytes
+from distill.export.stripping import to_bytes
 
 from ..record import QuantizeRecord
 from ..select import COMPUTE, count_float, is_compute

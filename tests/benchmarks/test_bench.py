@@ -142,9 +142,9 @@ def test_a_machine_that_a_file_was_not_made_for_is_told(
 ) -> None:
     import dataclasses
 
-    about = importlib.import_module("distill.benchmarks.facts").read_facts(conv())
+    about = importlib.import_module("distill.benchmarks.onnx_file.facts").read_facts(conv())
     about = dataclasses.replace(about, made_for=made_for, saturating=saturating)
     model = importlib.import_module("distill.benchmarks.records").Model(about, {}, 0.0, 0, "CPU", 0.0, None, True)
-    found = importlib.import_module("distill.benchmarks.remarks").isa_remark(model, machine)
+    found = importlib.import_module("distill.benchmarks.verdict.remarks").isa_remark(model, machine)
     assert (found == []) == (says is None)
     assert says is None or says in found[0]

@@ -18,7 +18,7 @@ from distill.errors import NotMeasuredError, UserError
 bench_module, boards, gate, jobs = (
     importlib.import_module(f"distill.benchmarks.{name}") for name in ("bench", "boards", "gate", "jobs")
 )
-rule = importlib.import_module("distill.benchmarks.rule").Rule
+rule = importlib.import_module("distill.benchmarks.verdict.rule").Rule
 Conv = Callable[..., Path]
 
 # What a board does: run the bundle's own runner in the bundle's folder, with nothing of this package at hand.

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from distill.errors import UserError
 
-module = importlib.import_module("distill.benchmarks.facts")
+module = importlib.import_module("distill.benchmarks.onnx_file.facts")
 Save = Callable[..., Path]
 
 

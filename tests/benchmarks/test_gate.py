@@ -20,7 +20,7 @@ baseline, bench_module, gate, jobs, judging, records, verdicts = (
     importlib.import_module(f"distill.benchmarks.{name}")
     for name in ("baseline", "bench", "gate", "jobs", "judging", "records", "verdicts")
 )
-rule = importlib.import_module("distill.benchmarks.rule").Rule
+rule = importlib.import_module("distill.benchmarks.verdict.rule").Rule
 Conv = Callable[..., Path]
 
 

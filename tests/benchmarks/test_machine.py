@@ -8,7 +8,7 @@ import pytest
 
 from distill.benchmarks import fingerprint, machine, usable_threads
 
-module = importlib.import_module("distill.benchmarks.machine")
+module = importlib.import_module("distill.benchmarks.timing.machine")
 
 
 def test_the_description_is_json_and_names_what_matters() -> None:

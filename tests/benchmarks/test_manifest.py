@@ -17,7 +17,7 @@ bench_module, gate, jobs, judging, manifest, records, verdicts = (
     importlib.import_module(f"distill.benchmarks.{name}")
     for name in ("bench", "gate", "jobs", "judging", "manifest", "records", "verdicts")
 )
-rule_module = importlib.import_module("distill.benchmarks.rule")
+rule_module = importlib.import_module("distill.benchmarks.verdict.rule")
 Conv = Callable[..., Path]
 
 

@@ -138,7 +138,7 @@ def test_a_gpu_times_with_and_without_copies(conv: Conv, quick: BenchmarkSetting
 
 
 def test_a_bound_call_gives_what_a_plain_call_gives(conv: Conv, here: Target) -> None:
-    session = importlib.import_module("distill.benchmarks.sessions").open_session(conv(), here)
+    session = importlib.import_module("distill.benchmarks.timing.sessions").open_session(conv(), here)
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 2, 6, 6)).astype(np.float32)}
     bound = runner.bound_call(session, feeds, "cpu")()
     assert np.array_equal(bound.copy_outputs_to_cpu()[0], session.run(None, feeds)[0])

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from distill.benchmarks import Target, make_inputs, profile, resolve_target
 from distill.errors import NotMeasuredError
 
-module = importlib.import_module("distill.benchmarks.profile")
+module = importlib.import_module("distill.benchmarks.timing.profile")
 summarize = module.summarize
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-module = importlib.import_module("distill.benchmarks.rule")
+module = importlib.import_module("distill.benchmarks.verdict.rule")
 Rule = module.Rule
 
 

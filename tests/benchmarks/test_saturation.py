@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from distill.benchmarks import compare, measure, resolve_target
-from distill.benchmarks.saturation import saturating_share
+from distill.benchmarks.onnx_file.saturation import saturating_share
 from distill.benchmarks.settings import BenchmarkSettings
 
 SAFE, RISKY, OPPOSED = [64, 64], [127, 127], [127, -127]
@@ -137,7 +137,7 @@ def answer(model: ModelProto, x: Weights, level: Any = ort.GraphOptimizationLeve
 def test_a_file_that_saturates_is_named_where_it_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if resolve_target(None).name != "x86":
         pytest.skip("U8S8 kernels are those of x86")
-    timing = sys.modules["distill.benchmarks.measure"]
+    timing = sys.modules["distill.benchmarks.timing.measure"]
     path = tmp_path / "somebody_elses.onnx"
     onnx.save(paired("MatMul", np.full((2, 2), 127, np.int8)), path)
     rows = {"x": np.ones((1, 2), np.float32)}

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-module = importlib.import_module("distill.benchmarks.stats")
+module = importlib.import_module("distill.benchmarks.verdict.statistics")
 runner = importlib.import_module("distill.benchmarks.runner")
 Turns = list[tuple[int, float]]
 

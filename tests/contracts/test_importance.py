@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune import IMPORTANCES, PruneRecord, PruneSettings, count, prune_channels
-from distill.prune.evidence import Evidence
-from distill.prune.graph import ChannelGroup, Graph
-from distill.prune.importance import of_units
+from distill.prune.graph.groups import ChannelGroup, Graph
+from distill.prune.scores.evidence import Evidence
+from distill.prune.scores.importance import of_units
 from distill.prune.settings import ImportanceName
 
 KINDS = list(IMPORTANCES)

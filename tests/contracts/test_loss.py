@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.config import DistillSettings
-from distill.losses import LOSSES
+from distill.config.loading import DistillSettings
+from distill.distillation.losses import LOSSES
 
 Array = np.ndarray[Any, Any]
 NAMES = list(LOSSES)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from distill.export import run_onnx, simplify, strip, to_bytes
-from distill.export.strip import _short_names
+from distill.export.stripping import _short_names
 
 FLOAT = TensorProto.FLOAT
 

@@ -34,7 +34,7 @@ from distill.prune.attention.check import mask_attention, verified_groups
 from distill.prune.attention.heads import AttentionGroup, attention_groups, attributes_of, cut_attention
 from distill.prune.attention.stand_ins import is_stand_in, stand_in_
 from distill.prune.examples import at_batch, tensors_in
-from distill.prune.importance import first_order, unit_scores
+from distill.prune.scores.importance import first_order, unit_scores
 
 # torch says it when its encoder packs padded batches, as the models that came in do.
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from distill.prune.axes import Axes
-from distill.prune.dependency import Dependency
+from distill.prune.graph.axes import Axes
+from distill.prune.graph.dependency import Dependency
 
 CHANNELS = 7  # no other axis is as long
 

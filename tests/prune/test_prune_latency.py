@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.prune.latency import Ladder, LayerCosts, choose_seconds, given_back, ladder, snap
-from distill.prune.selection import Candidate
+from distill.prune.widths.latency import Ladder, LayerCosts, choose_seconds, given_back, ladder, snap
+from distill.prune.widths.selection import Candidate
 
 WIDTH = 64
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.prune import PruneRecord, PruneSettings, prune_channels
-from distill.prune.evidence import Evidence
-from distill.prune.graph import ChannelGroup, Graph, prepare
-from distill.prune.means import Means, with_constants
+from distill.prune.graph.groups import ChannelGroup, Graph, prepare
+from distill.prune.scores.evidence import Evidence
+from distill.prune.scores.means import Means, with_constants
 
 
 def groups_of(model: nn.Module, rows: Tensor) -> list[ChannelGroup]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.models.resnet import ResNet
 from distill.prune import PruneSettings, count, recalibrate
-from distill.prune.selection import Candidate, choose, choose_until
+from distill.prune.widths.selection import Candidate, choose, choose_until
 
 # ---------------------------------------------------------------------------------------------------- selection
 

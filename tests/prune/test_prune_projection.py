@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune import PruneRecord, PruneSettings, count, prune_channels
-from distill.prune.evidence import Evidence
-from distill.prune.importance import reading
-from distill.prune.projection import class_axis, signed_sum
-from distill.prune.sizes import Sizes
+from distill.prune.scores.evidence import Evidence
+from distill.prune.scores.importance import reading
+from distill.prune.scores.projection import class_axis, signed_sum
+from distill.prune.widths.sizes import Sizes
 
 LABELS = torch.randint(4, (6, 5, 5), generator=torch.Generator().manual_seed(0))
 LOSSES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor], int | None]] = {
@@ -178,7 +178,7 @@ def test_few_batches_are_asked_often_enough() -> None:
 
 
 def _free(model: nn.Module) -> list[Any]:
-    from distill.prune.graph import Graph
+    from distill.prune.graph.groups import Graph
 
     return [group for group in Graph(model, ((rows(1, 6)[0],), {}), _first).groups() if not group.is_output]
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune import PruneRecord, PruneSettings, apply_structure, count, prune_channels, structure_of
 from distill.prune.examples import at_batch
-from distill.prune.latency import Device
 from distill.prune.settings import ImportanceName
-from distill.prune.sizes import Sizes
+from distill.prune.widths.latency import Device
+from distill.prune.widths.sizes import Sizes
 
 SHARES = [name for name in MAIN if name not in ("two inputs", "mlp")]
 
@@ -147,7 +147,7 @@ class Pretended:
         }
 
     def measure(self, model: nn.Module) -> float:
-        from distill.prune.latency import shapes_of
+        from distill.prune.widths.latency import shapes_of
 
         self.measured += 1
         shapes = [s for found in shapes_of(model, self.case.example(), 1).values() for s in found]
@@ -402,6 +402,6 @@ def test_what_is_told_without_cutting_is_what_a_cut_leaves(name: str) -> None:
 
 
 def _groups(case: Case) -> Any:
-    from distill.prune.graph import Graph, prepare
+    from distill.prune.graph.groups import Graph, prepare
 
     return Graph(prepare(make(case)), at_batch(case.example(), 2), case.logits).groups()

@@ -18,7 +18,7 @@ from distill.benchmarks import Report, bench, resolve_target
 from distill.errors import UserError
 from distill.export import run_onnx
 from distill.quantize import to_blocks, to_dynamic
-from distill.quantize.verb.command import Words, run
+from distill.single_stage.quantizing.command import Words, run
 
 PLAIN = ("m.onnx", "--data", "rows.npz", "--out", "q.onnx")
 
@@ -37,7 +37,7 @@ def files(tmp_path: Path, mlp: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing be timed, so that the smallest that keeps the budget ships."""
-    monkeypatch.setattr("distill.quantize.verb.command.why_unmeasurable", lambda _: "not here")
+    monkeypatch.setattr("distill.single_stage.quantizing.command.why_unmeasurable", lambda _: "not here")
 
 
 def warned(capsys: pytest.CaptureFixture[str]) -> str:
@@ -162,7 +162,7 @@ def test_answers_that_are_none_on_the_target_alone_do_not_ship(
         found = bench(*words)
         return replace(found, models=(found.models[0], *(replace(one, finite=False) for one in found.models[1:])))
 
-    monkeypatch.setattr("distill.quantize.verb.command.bench", broken)
+    monkeypatch.setattr("distill.single_stage.quantizing.command.bench", broken)
     assert typed(*PLAIN, "--max-drop", "1", "--precision", "int8", *QUICK) == 1
     said = warned(capsys)
     assert "int8: its answers on CPUExecutionProvider are NaN or infinite, so it cannot ship" in said
@@ -193,7 +193,7 @@ def test_subnormal_weights_of_the_float_file_are_warned_of(
     timed: bool, files: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not timed:
-        monkeypatch.setattr("distill.quantize.verb.command.why_unmeasurable", lambda _: "not here")
+        monkeypatch.setattr("distill.single_stage.quantizing.command.why_unmeasurable", lambda _: "not here")
     model = onnx.load("m.onnx")
     for tensor in model.graph.initializer:
         if len(tensor.dims) == 2:

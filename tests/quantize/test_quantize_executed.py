@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from quantize_zoo import executed, normal
 
 from distill.benchmarks import Target, resolve_target
-from distill.benchmarks.profile import FLOAT, INTEGER
+from distill.benchmarks.timing.profile import FLOAT, INTEGER
 from distill.errors import UserError
 from distill.export import run_onnx
 from distill.quantize import QuantizeSettings, quantize_onnx

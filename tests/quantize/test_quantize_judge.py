@@ -10,8 +10,8 @@ from small_graphs import CLASSES, FEATURES, GEMM, floats, graph, linear, rows, w
 from distill.errors import UserError
 from distill.intervals import paired_drop, wilson
 from distill.outputs import Output
-from distill.quantize.verb.judge import judge_of
-from distill.quantize.verb.rows import Rows
+from distill.single_stage.quantizing.judge import judge_of
+from distill.single_stage.quantizing.rows import Rows
 
 
 def given_rows(labels: np.ndarray | None = None, count: int = 60) -> Rows:

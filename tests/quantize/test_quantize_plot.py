@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.quantize.sensitivity import Sensitivity
-from distill.quantize.verb.plot import sensitivity_svg
+from distill.single_stage.quantizing.plot import sensitivity_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 LAYERS = [

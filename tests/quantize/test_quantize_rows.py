@@ -5,7 +5,7 @@ import pytest
 from small_graphs import FEATURES, floats, graph, rows
 
 from distill.errors import UserError
-from distill.quantize.verb.rows import Rows, inputs_of, label_name, part_rows
+from distill.single_stage.quantizing.rows import Rows, inputs_of, label_name, part_rows
 
 
 def parted(count: int, *, batch: int | str = "batch", seed: int = 0, samples: int = 512) -> Rows:

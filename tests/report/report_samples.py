@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from distill.records import Drop, Estimate, Quality, RunResult, StageLatency, StageRecord, Total
+from distill.runtime.records import Drop, Estimate, Quality, RunResult, StageLatency, StageRecord, Total
 
 LIMIT = 0.01
 

@@ -23,8 +23,8 @@ from test_report_terminal import printed
 
 from distill.benchmarks import units as fmt
 from distill.errors import UserError
-from distill.records import Drop, Estimate, Quality, RunResult, StageLatency, StageRecord, Total
 from distill.report import html, markdown, write_reports
+from distill.runtime.records import Drop, Estimate, Quality, RunResult, StageLatency, StageRecord, Total
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["distill.report.html"], "_plotly", lambda: "")
+    monkeypatch.setattr(sys.modules["distill.report.html_page"], "_plotly", lambda: "")
 
 
 def figures(page: Page) -> list[dict[str, Any]]:

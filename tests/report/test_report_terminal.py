@@ -8,8 +8,8 @@ from report_samples import EVERY, NASTY, empty, full, reverted, unmeasured
 from rich.cells import cell_len
 from rich.console import Console
 
-from distill.records import Estimate, RunResult
 from distill.report import headline, render
+from distill.runtime.records import Estimate, RunResult
 
 
 def printed(result: RunResult, width: int = 120) -> str:

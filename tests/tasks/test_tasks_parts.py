@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, roc_auc_score
 
 from distill.errors import UserError
+from distill.references.digest import Digest
 from distill.tasks import metrics
 from distill.tasks.augment import counter_hash, draw, hash_words, shift_and_flip
-from distill.tasks.digest import Digest
 from distill.tasks.splits import at_random, by_group, check_splits, part_size, shuffled, stratified
 
 MASK = (1 << 64) - 1

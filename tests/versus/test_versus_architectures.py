@@ -6,13 +6,13 @@ import pytest
 import torch
 from fake_architectures import DEADLY, FIXED, WIDE, greedy, hang
 
-from distill.benchmarks.campaign import read_rows
-from distill.benchmarks.jobs import Timing
+from distill.benchmarks.timing.jobs import Timing
 from distill.versus.apart import Limits, apart
 from distill.versus.architectures import TOOLS, How, run, timed
 from distill.versus.architectures_models import CASES, built, heads_of, logits_of
 from distill.versus.architectures_report import report, verdict
 from distill.versus.architectures_steps import again, ours, peer, plain
+from distill.versus.gate import read_rows
 
 QUICK = How(limits=Limits(seconds=100), timing=Timing(pairs=2, seconds_per_pair=0.02))
 

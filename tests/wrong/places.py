@@ -112,7 +112,7 @@ CASES = [
     ),
     Wrong(
         name="interrupted",
-        prepare=_raising("distill.stages:fit", KeyboardInterrupt),
+        prepare=_raising("distill.stages.making:fit", KeyboardInterrupt),
         settings={"seed": 5},
         says=("interrupted", "same command"),
         code=130,
@@ -136,13 +136,13 @@ CASES = [
     Wrong(
         name="out-of-memory",
         settings={"seed": 5},
-        prepare=_raising("distill.stages:fit", _no_memory),
+        prepare=_raising("distill.stages.making:fit", _no_memory),
         says=("out of memory", "batch_size"),
     ),
     _full_at("notes", "distill.sealed:write_text"),
-    _full_at("weights", "distill.artifacts:save_file", _full_safetensors),
+    _full_at("weights", "distill.runtime.artifacts:save_file", _full_safetensors),
     _full_at("logits", "distill.sealed:save_file", _full_safetensors, quantize="on"),
-    _full_at("checkpoint", "distill.stages:fit", _full_torch),
-    _full_at("onnx", "distill.artifacts:write_proto"),
+    _full_at("checkpoint", "distill.stages.making:fit", _full_torch),
+    _full_at("onnx", "distill.runtime.artifacts:write_proto"),
     _full_at("vectors", "numpy:savez", max_drop=0.5),
 ]

@@ -1,0 +1,172 @@
+"""What an .onnx file is, read from the file alone: size, operators' work, parameters, inputs, what it was made for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from distill.benchmarks.onnx_file.external_data import external_files
+from distill.benchmarks.onnx_file.inputs import Signature, load_proto, signature
+from distill.benchmarks.onnx_file.saturation import saturating_share
+
+# Not of float16: a CPU calculates with those in float32, where they are normal, and a GPU takes them at full speed.
+_TINY = {TensorProto.FLOAT: 2.0**-126, TensorProto.DOUBLE: 2.0**-1022}
+_CONV = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}
+_MATMUL = {"MatMul": 1, "Gemm": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "QGemm": 3}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One file. `bytes` and `sha256` include external data; `macs` are for one sample, None where a shape is open.
+
+    `inputs` and `outputs` are [name, type, shape] with None for an open size. `made_for` is the target that distill
+    wrote into the file, `isa` the processor feature that it says it relies on. `subnormal` counts weights too small for
+    a normal float, which a CPU multiplies tens of times more slowly. `saturating` is the share of int8 weight pairs
+    whose products need a processor with VNNI (`saturating_share`).
+    """
+
+    name: str
+    path: str
+    sha256: str
+    bytes: int
+    opset: int
+    ir_version: int
+    parameters: int
+    macs: int | None
+    inputs: list[list[object]]
+    outputs: list[list[object]]
+    made_for: str | None = None
+    isa: str | None = None
+    subnormal: int = 0
+    saturating: float = 0.0
+
+
+def read_facts(path: str | Path, name: str | None = None) -> Facts:
+    """Read a file. Raises UserError where it, or its external data, are missing or broken."""
+    path = Path(path)
+    proto = load_proto(path)
+    extra = external_files(path, proto)
+    digest = hashlib.sha256()
+    for file in (path, *extra):
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    return Facts(
+        name=name or path.stem,
+        path=str(path),
+        sha256=digest.hexdigest(),
+        bytes=sum(file.stat().st_size for file in (path, *extra)),
+        opset=next((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), 0),
+        ir_version=proto.ir_version,
+        parameters=sum(math.prod(one.dims) for one in _weights(proto)),
+        macs=count_macs(proto),
+        inputs=[_described(one) for one in signature(proto)],
+        outputs=[_output(value) for value in proto.graph.output],
+        made_for=metadata.get("target"),
+        isa=metadata.get("isa"),
+        subnormal=_subnormal(proto, path.parent),
+        saturating=saturating_share(proto, path.parent),
+    )
+
+
+def _described(one: Signature) -> list[object]:
+    kind = "string" if one.dtype == object else one.dtype.name
+    return [one.name, kind, None if one.shape is None else list(one.shape)]
+
+
+def _output(value: onnx.ValueInfoProto) -> list[object]:
+    tensor = value.type.tensor_type
+    kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+    shape = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim]
+    return [value.name, kind, shape if tensor.HasField("shape") else None]
+
+
+def _weights(proto: ModelProto) -> Iterator[TensorProto]:
+    """List the stored numbers that are no shapes, axes, scales or zero points of an operator."""
+    quantizers = {
+        name
+        for node in proto.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.input[1:]
+    }
+    for one in proto.graph.initializer:
+        if one.name not in quantizers and not (one.data_type == TensorProto.INT64 and len(one.dims) <= 1):
+            yield one
+
+
+def _subnormal(proto: ModelProto, folder: Path) -> int:
+    """Count the subnormal weights; external data that cannot be read count as none."""
+    count = 0
+    for one in proto.graph.initializer:
+        if one.data_type in _TINY:
+            with contextlib.suppress(OSError, ValueError, onnx.checker.ValidationError):
+                size = np.abs(numpy_helper.to_array(one, str(folder)))
+                count += int(((size > 0) & (size < _TINY[one.data_type])).sum())
+    return count
+
+
+def count_macs(proto: ModelProto) -> int | None:
+    """Count the multiply-accumulates of convolutions and matrix products for one sample; None where a shape is open.
+
+    Every open first axis is taken as the batch. ONNX's own shape inference finds the rest.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    for value in copy.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not (dims[0].HasField("dim_value") and dims[0].dim_value > 0):
+            dims[0].dim_value = 1
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del copy.graph.value_info[:]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+    except Exception:  # its errors have no common base class; a file that it cannot follow is no broken file
+        return None
+    shapes = {one.name: list(one.dims) for one in inferred.graph.initializer}
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            shapes[value.name] = [dim.dim_value for dim in tensor.shape.dim]
+    total = 0
+    for node in inferred.graph.node:
+        found = _node_macs(node, shapes)
+        if found is None:
+            return None
+        total += found
+    return total
+
+
+def _node_macs(node: NodeProto, shapes: dict[str, list[int]]) -> int | None:
+    """Count one node's; None where it multiplies and its shapes are not known."""
+    if node.op_type in _CONV:
+        weight = shapes.get(node.input[_CONV[node.op_type]])
+        # Of a transposed convolution every input element meets the whole kernel, of a plain one every output element.
+        plane = shapes.get(node.input[0] if node.op_type == "ConvTranspose" else node.output[0])
+        if weight is None or plane is None:
+            return None
+        return math.prod(plane) * math.prod(weight[1:])
+    if node.op_type in _MATMUL:
+        left, out = shapes.get(node.input[0]), shapes.get(node.output[0])
+        if left is None or out is None:
+            return None
+        swapped = node.op_type in ("Gemm", "QGemm") and _attribute(node, "transA")
+        return math.prod(out) * _inner(left, swapped=bool(swapped))
+    return 0
+
+
+def _inner(left: Sequence[int], *, swapped: bool) -> int:
+    return left[0 if swapped else -1] if left else 1
+
+
+def _attribute(node: NodeProto, name: str) -> int:
+    return next((one.i for one in node.attribute if one.name == name), 0)

@@ -1,0 +1,87 @@
+"""Reading what a user wrote: shares, counts, sizes, inputs. Every mistake names the option and the mend."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from distill.benchmarks.onnx_file.inputs import Array
+from distill.errors import UserError
+
+
+def fraction(option: str, text: str, *, zero: bool = False) -> float:
+    """Read 5% or 0.05. Raises UserError for what is neither, and for a bare number from 1 on, which would be 100 %."""
+    number, per_cent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) / (100 if per_cent else 1)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 or (zero and value == 0)) or math.isinf(value):
+        raise UserError(f"{option} {text}: must be a share such as 5% or 0.05, {'0 or more' if zero else 'above 0'}")
+    if value >= 1 and not per_cent:
+        raise UserError(f"{option} {text}: is {100 * value:g} %; write {text}% or {value / 100:g} if that is meant")
+    return value
+
+
+def positive(option: str, value: object) -> float:
+    """Read a number above 0. Raises UserError for what is none."""
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise UserError(f"{option} {value}: must be a number above 0")
+    return found
+
+
+def counts(option: str, text: str) -> tuple[int, ...]:
+    """Read 1,8,32. Raises UserError for what is no list of whole numbers from 1 on."""
+    try:
+        found = tuple(dict.fromkeys(int(one) for one in text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise UserError(f"{option} {text}: must be whole numbers from 1 on, as 1,8")
+    return found
+
+
+def sizes(option: str, entries: Sequence[str]) -> dict[str, int]:
+    """Read sequence=128. Raises UserError for a size that is no whole number from 1 on."""
+    found = {}
+    for name, value in named_values(option, entries).items():
+        if not value.isdecimal() or int(value) < 1:
+            raise UserError(f"{option} {name}={value}: the size must be a whole number from 1 on")
+        found[name] = int(value)
+    return found
+
+
+def named_values(option: str, entries: Sequence[str]) -> dict[str, str]:
+    """Read name=value. Raises UserError for what lacks either."""
+    found = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not name or not equals:
+            raise UserError(f"{option} {entry}: must be name=value")
+        found[name] = value
+    return found
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """Read inputs by name. Raises UserError for what is no .npz, or holds pickled objects."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+        raise UserError(f"--inputs {path}: is a pipe or a device, not an .npz")
+    try:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise UserError(f"--inputs {path}: is a single array; write it by name, as np.savez(file, input=rows)")
+            return {name: stored[name] for name in stored.files}
+    except OSError as error:
+        raise UserError(f"--inputs {path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"--inputs {path}: must be an .npz of plain arrays ({' '.join(str(error).split())})") from error

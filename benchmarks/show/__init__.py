@@ -1,0 +1,1 @@
+"""A report of measurements for people and machines, one medium a file."""

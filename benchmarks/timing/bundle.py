@@ -1,0 +1,50 @@
+"""A folder that a board can work on by itself: models, inputs, a job, and `runner.py`.
+
+On the board `python3 runner.py` in that folder does the job and writes `result.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.benchmarks.onnx_file.external_data import external_files
+from distill.benchmarks.onnx_file.inputs import load_proto
+
+RUNNER = Path(__file__).with_name("runner.py")
+JOB, RESULT = "job.json", "result.json"
+
+
+def write_bundle(folder: Path, job: Mapping[str, Any]) -> None:
+    """Write a job with all that it needs, its paths relative; a model that several arms share is copied once."""
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    (folder / "inputs").mkdir(exist_ok=True)
+    rewritten = copy.deepcopy(dict(job))
+    known: dict[str, str] = {}
+    for one in [rewritten, *rewritten.get("jobs", ())]:
+        for arm in one.get("arms", ()):
+            for key, place in (("model", "models"), ("inputs", "inputs")):
+                if key in arm:
+                    arm[key] = _placed(known, arm[key], folder / place, model=key == "model")
+    shutil.copyfile(RUNNER, folder / "runner.py")
+    (folder / JOB).write_text(json.dumps(rewritten, indent=1) + "\n", encoding="utf-8")
+
+
+def _placed(known: dict[str, str], path: str, place: Path, *, model: bool) -> str:
+    """Copy a file into a numbered folder of its own, a model with its external data; return its path in the bundle."""
+    if path in known:
+        return known[path]
+    source, home = Path(path), place / f"{len(known):03}"
+    home.mkdir()
+    shutil.copyfile(source, home / source.name)
+    if model:
+        for extra in external_files(source, load_proto(source)):
+            target = home / extra.relative_to(source.absolute().parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(extra, target)
+    known[path] = f"{place.name}/{home.name}/{source.name}"
+    return known[path]

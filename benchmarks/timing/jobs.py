@@ -1,0 +1,156 @@
+"""The jobs that `runner.py` is given: which files, which inputs, on what, for how long."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.benchmarks.onnx_file.external_data import external_files
+from distill.benchmarks.onnx_file.inputs import Feeds, load_proto
+from distill.benchmarks.settings import BenchmarkSettings
+from distill.benchmarks.target import Target, why_unmeasurable
+from distill.benchmarks.timing.process import run_job
+from distill.benchmarks.timing.sessions import provider_options
+from distill.errors import NotMeasuredError
+
+_TIMEOUT_S, _TENSORRT_TIMEOUT_S = 300.0, 1800.0
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """One file that is timed: where it lies and what it is fed with.
+
+    `command` starts the process that the arm lives in, where it needs one of its own: another interpreter, or torch,
+    which is told by `torch` what to run (`TorchCallable.spec`) in place of a file.
+    """
+
+    path: Path
+    feeds: Feeds
+    command: tuple[str, ...] = ()
+    torch: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long files are timed: `pairs` of fresh sessions at most, `gate` says when fewer will do (`Rule.for_runner`).
+
+    `total_s` is the most that all of them may take, loading left out; None leaves it to the runner.
+    """
+
+    pairs: int = 6
+    seconds_per_pair: float = 1.0
+    seed: int = 0
+    total_s: float | None = None
+    timeout_s: float | None = None
+    gate: Mapping[str, Any] | None = field(default=None)
+
+    @classmethod
+    def of(cls, settings: BenchmarkSettings) -> Timing:
+        """Take over what the `benchmark` section of a configuration says."""
+        return cls(settings.session_pairs, settings.seconds_per_pair, timeout_s=settings.timeout_s)
+
+
+def time_arms(arms: Sequence[ArmSpec], target: Target, timing: Timing) -> dict[str, Any]:
+    """Have files timed in turns; the answer holds at least two session pairs.
+
+    Raises UserError for a file that onnxruntime refuses, NotMeasuredError for everything else that went wrong.
+    """
+    what = " and ".join(dict.fromkeys(str(arm.path) for arm in arms))
+    with prepared(arms, target, what) as specs:
+        return run_job(
+            time_job(specs, target, timing), timeout_s=_timeout(target, timing), what=what, measure=target.measure
+        )
+
+
+def time_job(specs: Sequence[Mapping[str, Any]], target: Target, timing: Timing) -> dict[str, Any]:
+    """Write down a timing for `runner.py`; more arms get more time."""
+    return {
+        "task": "time",
+        "arms": list(specs),
+        "threads": target.threads,
+        "pairs": timing.pairs,
+        "seconds_per_pair": timing.seconds_per_pair * len(specs) / 2,
+        "seed": timing.seed,
+        "total_s": timing.total_s,
+        "gate": timing.gate,
+    }
+
+
+def inspect_job(spec: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """Write down the inspection of one file for `runner.py`."""
+    return {"task": "inspect", "arms": [dict(spec)], "threads": target.threads}
+
+
+def inspect_file(
+    path: str | Path, target: Target, feeds: Feeds, *, timeout_s: float | None = None, python: str | None = None
+) -> dict[str, Any]:
+    """Run a file once, untimed, in a process of its own: load time, memory, outputs, the nodes that ran.
+
+    `python` is another interpreter, whose onnxruntime is to run it.
+
+    Raises what `time_arms` raises.
+    """
+    arm = ArmSpec(Path(path), feeds)
+    with prepared([arm], target, str(path)) as specs:
+        limit = timeout_s or _timeout(target, Timing())
+        job = inspect_job(specs[0], target)
+        return run_job(job, timeout_s=limit, what=str(path), measure=target.measure, python=python)
+
+
+@contextmanager
+def prepared(arms: Sequence[ArmSpec], target: Target, what: str) -> Iterator[list[dict[str, Any]]]:
+    """Yield the arms as `runner.py` takes them, their inputs in files that last as long as the context.
+
+    Raises NotMeasuredError where nothing can be timed for the target on this machine.
+    """
+    why = why_unmeasurable(target)
+    if why:
+        raise NotMeasuredError(f"{what}: not measured, {why}")
+    with tempfile.TemporaryDirectory(prefix="distill-inputs-") as folder:
+        options = provider_options(target)
+        if target.name == "tensorrt":
+            # An engine takes minutes to build and comes out different each time: all sessions of a file share one.
+            options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
+            options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
+        yield stored(arms, target, Path(folder), options)
+
+
+def stored(
+    arms: Sequence[ArmSpec], target: Target, folder: Path, options: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Write the arms' inputs into a folder, and the arms as `runner.py` takes them.
+
+    Raises UserError for a file whose external data lie elsewhere: a session would read them.
+    """
+    for arm in arms:
+        if arm.torch is None:
+            external_files(arm.path, load_proto(arm.path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        {
+            "model": str(arm.path.absolute() if arm.torch is None else arm.path),
+            **(arm.torch or {}),
+            "inputs": str(_store(arm.feeds, folder / f"{number}.npz")),
+            "names": list(arm.feeds),
+            "provider": target.provider,
+            "provider_options": dict(provider_options(target) if options is None else options),
+            "command": list(arm.command) or None,
+        }
+        for number, arm in enumerate(arms)
+    ]
+
+
+def _store(feeds: Feeds, path: Path) -> Path:
+    """Write inputs by position (a name may be anything) and strings as fixed-width text (no pickle)."""
+    np.savez(path, *(value.astype(str) if value.dtype == object else value for value in feeds.values()))
+    return path
+
+
+def _timeout(target: Target, timing: Timing) -> float:
+    return timing.timeout_s or (_TENSORRT_TIMEOUT_S if target.name == "tensorrt" else _TIMEOUT_S)

@@ -1,0 +1,93 @@
+"""Sessions that run where they were asked to run, or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from distill.benchmarks import runner
+from distill.benchmarks.onnx_file.external_data import external_files
+from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.target import Target
+from distill.benchmarks.timing.process import run_job
+from distill.errors import NotMeasuredError, UserError
+
+
+def provider_options(target: Target) -> dict[str, str]:
+    """Spell out the provider's options: what decides a latency is recorded, not left to a default.
+
+    TF32 stays on, as it is for everybody else on a CUDA GPU: switched off, the float32 baseline would look slow.
+    """
+    ours: dict[str, str] = {}
+    if target.provider == "CUDAExecutionProvider":
+        ours = {"device_id": "0", "use_tf32": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"}
+    if target.provider == "TensorrtExecutionProvider":
+        ours = {"device_id": "0", "trt_fp16_enable": "1", "trt_int8_enable": str(int(target.precision == "int8"))}
+    return ours | dict(target.options)
+
+
+def open_session(
+    path: str | Path,
+    target: Target,
+    *,
+    profile_to: str | Path | None = None,
+    optimized_to: str | Path | None = None,
+) -> Any:
+    """Open the file at `path` on the target's provider, with its threads and without spinning.
+
+    `profile_to` is the prefix of a profile that the session writes, `optimized_to` the path of the optimised graph.
+    Raises UserError for a missing or broken file, NotMeasuredError where the provider did not load.
+    """
+    external_files(Path(path), load_proto(path))
+    options = runner.session_options(target.threads)
+    if profile_to is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_to)
+    if optimized_to is not None:
+        options.optimized_model_filepath = str(optimized_to)
+    try:
+        return runner.open_session(str(path), target.provider, provider_options(target), options)
+    except runner.RunnerError as error:
+        if error.kind == "file":
+            raise UserError(f"{path}: onnxruntime cannot load it: {error}") from error
+        raise NotMeasuredError(f"{path}: {error}; `python -m distill doctor` says which providers load") from error
+
+
+def _tiny_model() -> bytes:
+    """One Relu of four numbers, readable by any onnxruntime in use."""
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "tiny", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    return bytes(model.SerializeToString())
+
+
+def providers_that_load(*, timeout_s: float = 60) -> dict[str, str]:
+    """Tell of every provider that it `loads`, or why not; each opens a tiny model in a process of its own.
+
+    Tried are the providers of all targets and those of this build of onnxruntime.
+    """
+    import onnxruntime
+
+    built = list(onnxruntime.get_available_providers())
+    wanted = ["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
+    answers = {}
+    with tempfile.TemporaryDirectory(prefix="distill-providers-") as folder:
+        path = Path(folder, "tiny.onnx")
+        path.write_bytes(_tiny_model())
+        for provider in dict.fromkeys([*wanted, *built]):
+            answers[provider] = (
+                _try_provider(provider, path, timeout_s) if provider in built else "not in this build of onnxruntime"
+            )
+    return answers
+
+
+def _try_provider(provider: str, path: Path, timeout_s: float) -> str:
+    job = {"task": "open", "arms": [{"model": str(path), "provider": provider, "provider_options": {}}]}
+    try:
+        run_job(job, timeout_s=timeout_s, what=provider)
+    except (NotMeasuredError, UserError) as error:
+        return str(error).removeprefix(f"{provider}: not measured, ")
+    return "loads"

@@ -1,0 +1,1 @@
+"""From measurements to a verdict: statistics, the rule, baselines, many gates at once."""

@@ -1,0 +1,150 @@
+"""The life of a baseline: kept by a run that passed, replaced by none that failed, slower on purpose with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from distill import files
+from distill.benchmarks.onnx_file.external_data import external_files
+from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.records import Report, save_reports
+from distill.benchmarks.verdict.gate import kept_model
+from distill.documents import parse_json, parse_yaml, read_text
+from distill.errors import UserError
+
+_HEX = 64
+
+
+def require_own_place(path: Path, model: Path) -> None:
+    """Refuse, before anything is measured, a place where saving would overwrite what no baseline of that name wrote.
+
+    Raises:
+        UserError: the path is not a .json, a folder stands in its way, or another file has the model's name.
+    """
+    if path.suffix != ".json":
+        raise UserError(f"--save-baseline {path}: must end in .json; the model is kept beside it as .onnx")
+    if path.is_dir():
+        raise UserError(f"--save-baseline {path}: is a folder; give the name of a file")
+    folder = path.with_suffix(".model")
+    for place in (path, path.with_suffix(".onnx")):
+        if place.exists() and not place.is_file():
+            raise UserError(f"--save-baseline {path}: {place} is no regular file; choose another name")
+    if folder.is_symlink() or (folder.exists() and not (folder / "model.onnx").is_file()):
+        raise UserError(
+            f"--save-baseline {path}: {folder} is there already, and was not kept by it; choose another name"
+        )
+    kept = kept_model(path)
+    if kept is not None and not path.exists() and not kept.samefile(model):
+        raise UserError(f"--save-baseline {path}: {kept} is there already, and was not kept by it; choose another name")
+
+
+def save_baseline(path: Path, report: Report, model: Path) -> None:
+    """Write the report of the measured file, and the file itself beside it, under one name.
+
+    A file with external data is kept in a folder of that name, so that several baselines never share them. The file is
+    written first: a JSON that is there always has its file.
+
+    Raises:
+        UserError: the place is not its own, or cannot be written.
+    """
+    require_own_place(path, model)
+    kept, folder = path.with_suffix(".onnx"), path.with_suffix(".model")
+    before = kept_model(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if before is None or not before.samefile(model):
+            extra = external_files(model, load_proto(model))
+            if extra:
+                _replace_folder(model, extra, folder)
+                kept.unlink(missing_ok=True)
+            else:
+                _replace(model, kept)
+                if before is not None and before != kept:
+                    shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(f"--save-baseline {path}: cannot be written ({error.strerror})") from error
+    save_reports(path, [only_last(report)])
+
+
+def _replace_folder(model: Path, extra: Sequence[Path], folder: Path) -> None:
+    """Put a file and its external data into a folder, which is whole or the one before."""
+    partial, home = folder.with_name(f".{folder.name}.partial"), model.absolute().parent
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shutil.copyfile(model, partial / "model.onnx")
+    for source in extra:
+        target = partial / source.relative_to(home)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+        os.replace(partial, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, folder)
+
+
+def _replace(source: Path, target: Path) -> None:
+    with source.open("rb") as held, files.whole(target) as file:
+        shutil.copyfileobj(held, file)
+
+
+def only_last(report: Report) -> Report:
+    """Keep of a report what concerns its last file, the candidate, as if that had been measured alone."""
+    if len(report.models) == 1:
+        return dataclasses.replace(report, gates=())
+    cases = []
+    for case in report.cases:
+        arm = len(case.rows) - 1
+        pairs = [{**pair, **_only(pair, arm)} for pair in case.pairs]
+        row = dataclasses.replace(case.rows[arm], ratio=None, quiet_ratio=None)
+        cases.append(dataclasses.replace(case, arms=(0,), shapes=[case.shapes[arm]], rows=(row,), pairs=pairs))
+    return dataclasses.replace(report, models=report.models[-1:], cases=tuple(cases), gates=())
+
+
+def _only(pair: dict[str, object], arm: int) -> dict[str, object]:
+    """Keep one arm of a session pair; its turns are paired among themselves."""
+    turns = [[0, *turn[1:]] for turn in pair["turns"] if turn[0] == arm]  # type: ignore[attr-defined]
+    turns = turns[: len(turns) // 2 * 2]
+    kept = {key: [pair[key][arm]] for key in ("load_s", "finite", "calls")}  # type: ignore[index]
+    whole = pair["end_to_end_s"]
+    return {
+        **kept,
+        "first": 0,
+        "end_to_end_s": [whole[arm]] if whole else [],  # type: ignore[index]
+        "turns": turns,
+        "throttled": [False] * (len(turns) // 2),
+    }
+
+
+def read_accepted(path: Path) -> dict[str, str]:
+    """Read the list of files that may be slower: entries of `sha256` and `reason`, as YAML or JSON.
+
+    Raises:
+        UserError: the file is missing, or an entry lacks one of the two.
+    """
+    try:
+        text = read_text(path)
+        entries = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+    except OSError as error:
+        raise UserError(f"--accept {path}: cannot be read ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--accept {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(entries or [], list):
+        raise UserError(f"--accept {path}: must be a list of entries with sha256 and reason")
+    accepted = {}
+    for number, entry in enumerate(entries or [], start=1):
+        known = entry if isinstance(entry, dict) else {}
+        sha256, reason = known.get("sha256"), known.get("reason")
+        if not isinstance(sha256, str) or len(sha256) != _HEX or not isinstance(reason, str) or not reason.strip():
+            raise UserError(f"--accept {path}: entry {number} must have a sha256 of {_HEX} digits and a reason")
+        accepted[sha256.lower()] = reason.strip()
+    return accepted

@@ -1,0 +1,255 @@
+"""Measure files: from paths to a report. What is compared with a baseline is in `gate.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.benchmarks import runner
+from distill.benchmarks.onnx_file.facts import Facts, read_facts
+from distill.benchmarks.onnx_file.inputs import Array, Feeds, Place, make_inputs, places_of
+from distill.benchmarks.records import Case, Model, Ratio, Report, Row
+from distill.benchmarks.target import Target, resolve_target
+from distill.benchmarks.timing.callables import TorchCallable
+from distill.benchmarks.timing.jobs import ArmSpec, Timing, inspect_file, time_arms
+from distill.benchmarks.timing.machine import board_of, fingerprint, machine
+from distill.benchmarks.timing.profile import summarize, unfused_warning
+from distill.benchmarks.timing.sessions import provider_options
+from distill.benchmarks.verdict import remarks
+from distill.benchmarks.verdict.statistics import call_quantile, contended_share, lowest_decile, t_bounds
+from distill.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to measure: on this machine's own processor, unless `target` says otherwise.
+
+    `dims` settles open axes by name, `places` by input and axis, `given` replaces made-up inputs by real rows.
+    `commands` starts some of the files, by their number, in a process of another interpreter.
+    """
+
+    target: Target = field(default_factory=lambda: resolve_target(None))
+    batches: tuple[int, ...] = (1,)
+    threads: tuple[int, ...] = (1,)
+    timing: Timing = field(default_factory=Timing)
+    dims: Mapping[str, int] = field(default_factory=dict)
+    places: Mapping[Place, int] = field(default_factory=dict)
+    given: Mapping[str, Array] = field(default_factory=dict)
+    commands: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report:
+    """Measure files; of more than one, all take turns, and each is compared with the first.
+
+    Raises UserError for a file or inputs that do not fit, NotMeasuredError for a provider that does not load, a crash
+    or a hang.
+    """
+    options = options or Options()
+    words = [str(path) for path in paths]
+    callables = [TorchCallable.named(path) for path in paths]
+    of_files = [word for word, made in zip(words, callables, strict=True) if made is None]
+    options = settled(of_files, options)
+    files = dict(zip(of_files, named(of_files), strict=True))
+    inspected = {word: inspect(Path(word), facts, options) for word, facts in files.items()}
+    models = [
+        inspected[word].model if made is None else made.described() for word, made in zip(words, callables, strict=True)
+    ]
+    cases = [time_case(paths, options, batch, threads) for batch in options.batches for threads in options.threads]
+    where = next((one.machine for one in inspected.values()), None)
+    return report(models, cases, options, where or machine())
+
+
+def named(paths: Sequence[str | Path]) -> list[Facts]:
+    """Read the files, each under the shortest end of its path that no other file has."""
+    parts = [Path(path).absolute().with_suffix("").parts for path in paths]
+    most = max((len(one) for one in parts), default=0)
+    length = next(
+        (n for n in range(1, most) if len({one[-n:] for one in parts}) == len(set(parts))),
+        most,
+    )
+    return [read_facts(path, "/".join(one[-length:])) for path, one in zip(paths, parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A file after its untimed call, and the machine that ran it."""
+
+    model: Model
+    machine: dict[str, Any]
+
+
+def report(models: Sequence[Model], cases: Sequence[Case], options: Options, where: dict[str, Any]) -> Report:
+    """Put together what was measured on the machine `where`."""
+    return Report(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=where,
+        fingerprint=fingerprint(where),
+        target=target_record(options.target),
+        seed=options.timing.seed,
+        models=tuple(models),
+        cases=tuple(cases),
+        warnings=remarks.of_report(models, cases, where),
+    )
+
+
+def target_record(target: Target) -> dict[str, Any]:
+    """Write down what was measured for, as it stands in a report."""
+    return {
+        "name": target.name,
+        "provider": target.provider,
+        "provider_options": provider_options(target),
+        "measure": target.measure,
+    }
+
+
+def settled(paths: Sequence[str | Path], options: Options) -> Options:
+    """Settle named axes for several files, which may call the same axis otherwise."""
+    if not options.dims:
+        return options
+    return dataclasses.replace(options, dims={}, places={**options.places, **places_of(paths, options.dims)})
+
+
+def feeds_of(path: str | Path, options: Options, batch: int) -> Feeds:
+    """Make a file's inputs for one call. Raises UserError that names the file."""
+    try:
+        return make_inputs(
+            path,
+            batch,
+            seed=options.timing.seed,
+            given=options.given,
+            dims=options.dims,
+            places=options.places,
+        )
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def inspect(path: Path, facts: Facts, options: Options, *, arm: int | None = None) -> Inspected:
+    """Run a file once, untimed, at the first batch size, and add up what it executed.
+
+    `arm` is its number among the timed ones, where that decides which interpreter runs it.
+    """
+    target = dataclasses.replace(options.target, threads=options.threads[0])
+    feeds = feeds_of(path, options, options.batches[0])
+    command = options.commands.get(arm) if arm is not None else None
+    python = command[0] if command else None
+    answer = inspect_file(path, target, feeds, timeout_s=options.timing.timeout_s, python=python)
+    where = board_of(answer, options.target.measure) or machine()
+    return Inspected(model_of(answer, facts, target.provider), where)
+
+
+def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
+    """Summarise a runner's inspection of a file."""
+    ran = summarize(answer["nodes"], provider, facts.name)
+    model = Model(
+        facts=facts,
+        nodes=ran.nodes,
+        integer_share=ran.integer_share,
+        compute_nodes=ran.integer + ran.float_,
+        provider=ran.provider,
+        load_s=answer["load_s"],
+        peak_bytes=answer["peak_bytes"],
+        finite=all(one["finite"] for one in answer["outputs"].values()),
+        runtime=answer.get("board", {}).get("onnxruntime", ""),
+        asked=provider,
+    )
+    unfused = unfused_warning(ran, facts.name)
+    warnings = (*ran.warnings, *([unfused] if unfused else []), *remarks.of_model(model))
+    return dataclasses.replace(model, warnings=warnings)
+
+
+def time_case(paths: Sequence[str | Path], options: Options, batch: int, threads: int) -> Case:
+    """Time files, and PyTorch callables, in turns at one batch size and thread count."""
+    target = dataclasses.replace(options.target, threads=threads)
+    callables = [TorchCallable.named(path) for path in paths]
+    file = next((path for path, made in zip(paths, callables, strict=True) if made is None), None)
+    arms = []
+    for number, (path, made) in enumerate(zip(paths, callables, strict=True)):
+        if made is None:
+            command = tuple(options.commands.get(number, ()))
+            arms.append(ArmSpec(Path(path), feeds_of(path, options, batch), command))
+        else:
+            device = "cuda" if target.name in ("cuda", "tensorrt") else "cpu"
+            feeds = _feeds_for(made, file, options, batch)
+            arms.append(ArmSpec(Path(made.reference), feeds, made.command, made.spec(device)))
+    answer = time_arms(arms, target, options.timing)
+    shapes = [{name: list(value.shape) for name, value in arm.feeds.items()} for arm in arms]
+    return case_of(answer, batch, threads, shapes)
+
+
+def _feeds_for(made: TorchCallable, file: str | Path | None, options: Options, batch: int) -> Feeds:
+    """Feed a callable what the user gave, cycled up to the batch, or else what the first file is fed."""
+    if options.given:
+        return {name: np.take(rows, np.arange(batch) % len(rows), axis=0) for name, rows in options.given.items()}
+    if file is None:
+        raise UserError(f"{made.reference}: a PyTorch callable has no signature; give its inputs in order by --inputs")
+    return feeds_of(file, options, batch)
+
+
+def case_of(answer: Mapping[str, Any], batch: int, threads: int, shapes: list[dict[str, list[int]]]) -> Case:
+    """Summarise the session pairs of a runner's answer."""
+    pairs, arms = list(answer["pairs"]), len(shapes)
+    turns = [turn for pair in pairs for turn in pair["turns"]]
+    lost = [calls - undisturbed >= 0.1 * calls for _, _, calls, undisturbed, _ in turns]
+    joules = [pair["energy_j"] for pair in pairs]
+    calls = sum(turn[2] for turn in turns)
+    return Case(
+        batch=batch,
+        threads=threads,
+        arms=tuple(range(arms)),
+        shapes=shapes,
+        rows=tuple(_row(pairs, arms, arm) for arm in range(arms)),
+        contended_share=contended_share([(int(turn[0]), float(turn[1])) for turn in turns], lost),
+        seconds=float(answer.get("seconds", math.nan)),
+        pairs=pairs,
+        joules=sum(joules) / calls if calls and None not in joules else None,
+        warnings=remarks.of_case(pairs),
+    )
+
+
+def _row(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> Row:
+    """Summarise one arm over all session pairs."""
+    seconds = turn_seconds(pairs, arms, arm)
+    first = turn_seconds(pairs, arms, 0)
+    calls: Counter[int] = Counter()
+    for pair in pairs:
+        calls.update({int(bin_): count for bin_, count in pair["calls"][arm].items()})
+    whole = [pair["end_to_end_s"][arm] for pair in pairs if pair["end_to_end_s"]]
+    return Row(
+        p50_s=float(np.median(seconds)),
+        quiet_s=lowest_decile(seconds),
+        p90_s=call_quantile(calls, 0.9),
+        p99_s=call_quantile(calls, 0.99),
+        samples=sum(calls.values()),
+        load_s=float(np.median([pair["load_s"][arm] for pair in pairs])),
+        end_to_end_s=float(np.median(whole)) if whole else None,
+        ratio=ratio_of(pairs, arms, arm) if arm else None,
+        quiet_ratio=lowest_decile(seconds) / lowest_decile(first) if arm else None,
+    )
+
+
+def turn_seconds(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> list[float]:
+    """List the medians of an arm's turns that nothing spoilt."""
+    return [value for pair in pairs for other, value in runner.kept_turns(dict(pair), arms) if other == arm]
+
+
+def effects_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int, value: int = runner.FASTEST) -> list[float]:
+    """List the session pairs' log ratios of an arm to the first one; above 0 it is slower.
+
+    `value` is what of adjacent turns is compared: `runner.FASTEST` or `runner.MEDIAN`.
+    """
+    return [runner.effect(dict(pair), arms, arm, value) for pair in pairs]
+
+
+def ratio_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> Ratio:
+    """Return an arm's time over that of the first one as found, with its 95 % interval."""
+    theta, low, high = t_bounds(effects_of(pairs, arms, arm, runner.MEDIAN))
+    return Ratio(math.exp(theta), math.exp(low), math.exp(high))

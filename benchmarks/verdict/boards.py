@@ -1,0 +1,178 @@
+"""Measuring on a board by hand: a bundle goes there, a result comes home and is judged like a local one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from distill.benchmarks.onnx_file.facts import Facts, read_facts
+from distill.benchmarks.records import DAMAGED, Report, report_of, require_sound, said_of
+from distill.benchmarks.timing.bundle import JOB, write_bundle
+from distill.benchmarks.timing.jobs import ArmSpec, inspect_job, stored, time_job
+from distill.benchmarks.timing.machine import fingerprint, of_board
+from distill.benchmarks.timing.process import checked, read_result
+from distill.benchmarks.verdict import remarks
+from distill.benchmarks.verdict.bench import Options, case_of, feeds_of, model_of, named, settled, target_record
+from distill.benchmarks.verdict.gate import Ask, baseline_file, by_budget, require_same_inputs
+from distill.benchmarks.verdict.judging import with_gate
+from distill.benchmarks.verdict.rule import Rule
+from distill.documents import read_json, read_text
+from distill.errors import NotMeasuredError, UserError
+
+
+def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, baseline: Path | None) -> None:
+    """Write a bundle that looks at every file and times them in turns; with a baseline, as a gate does.
+
+    Raises:
+        UserError: the folder is not empty, or a file is broken.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--export-runner {folder}: is not empty; give a new folder")
+    home = folder.absolute().parent
+    while not home.exists():
+        home = home.parent
+    if not home.is_dir() or not os.access(folder if folder.exists() else home, os.W_OK):
+        raise UserError(f"--export-runner {folder}: no folder can be made in {home}; choose another place")
+    paths = [Path(one) for one in models]
+    if baseline is not None:
+        paths.insert(0, baseline_file(baseline))
+    options, facts = settled(paths, options), named(paths)
+    if baseline is not None:
+        require_same_inputs(facts[0], facts[1])
+    gate = ask.rule if baseline is not None else None
+    timing = options.timing
+    if gate is not None:
+        timing = dataclasses.replace(timing, pairs=max(gate.looks), gate=gate.for_runner())
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs: list[dict[str, Any]] = []
+    cases: list[dict[str, Any]] = []
+    first = dataclasses.replace(options.target, threads=options.threads[0])
+    with tempfile.TemporaryDirectory(prefix="distill-bundle-") as place:
+        for batch in options.batches:
+            arms = [ArmSpec(path, feeds_of(path, options, batch)) for path in paths]
+            specs = stored(arms, options.target, Path(place, str(batch)))
+            if batch == options.batches[0]:
+                jobs += [inspect_job(spec, first) for spec in specs]
+            for threads in options.threads:
+                jobs.append(time_job(specs, dataclasses.replace(options.target, threads=threads), timing))
+                shapes = [{name: list(value.shape) for name, value in arm.feeds.items()} for arm in arms]
+                cases.append({"batch": batch, "threads": threads, "shapes": shapes})
+        sent = {
+            # Of what each answer will be, in order: of a file, or of a case.
+            "answers": [*({"file": n} for n in range(len(facts))), *({"case": n} for n in range(len(cases)))],
+            "facts": [dataclasses.asdict(one) for one in facts],
+            "cases": cases,
+            "target": target_record(options.target),
+            "seed": timing.seed,
+            "gated": baseline is not None,
+            "tolerance": ask.rule.tolerance,
+            "max_p50_s": ask.max_p50_s,
+            "max_size_growth": ask.max_size_growth,
+        }
+        try:
+            write_bundle(folder, {"task": "bundle", "jobs": jobs, "sent": sent})
+        except BaseException:
+            for left in folder.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            raise
+
+
+def brought_home(path: Path) -> Report:
+    """Read a board's result, and judge it by what this side knows: a result can loosen no limit.
+
+    Beside the job of its bundle (as `--export-runner` wrote it) the result has to be of that very job, which then says
+    what was measured and by which limits it is judged. Alone it is believed what was measured, with a warning, and its
+    limits hold only where they are stricter than the default.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another bundle than the one that it lies in.
+        NotMeasuredError: it is half a file, or says what went wrong on the board.
+    """
+    try:
+        text = read_text(path)
+    except OSError as error:
+        raise UserError(f"--import {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise NotMeasuredError(f"--import {path}: is no result of runner.py ({error})") from error
+    answer = checked(read_result(text, f"--import {path}:"), str(path))
+    sent = answer.get("sent")
+    if not sent or "board" not in answer:
+        raise UserError(f"--import {path}: not the result of a bundle that --export-runner wrote")
+    job = path.parent / JOB
+    try:
+        if job.is_file():
+            sent = _own_job(path, job, sent)
+            return _judged(path, sent, answer)
+        default, allowed = Rule().tolerance, float(sent["tolerance"])
+        # What is no number is no less than the default.
+        made = _judged(path, {**sent, "tolerance": allowed if allowed < default else default}, answer)
+    except DAMAGED as error:
+        raise UserError(f"--import {path}: a damaged result, or one of another version ({said_of(error)})") from error
+    found = [
+        "judged without its bundle: that these are the files that were sent is the board's word; put "
+        f"{path.name} into the folder that --export-runner wrote"
+    ]
+    if not allowed <= default:
+        found.append(
+            f"{path.name} would allow a slow-down of {100 * allowed:g} %, which is not its to say: "
+            f"{100 * default:g} % was allowed, unless --max-regression says otherwise"
+        )
+    return dataclasses.replace(made, warnings=(*made.warnings, *found))
+
+
+def _own_job(path: Path, job: Path, sent: object) -> dict[str, Any]:
+    """Return what was sent, as the bundle on this side has it, once the result and the bundle's files agree with it."""
+    stored = read_json(job)
+    own: dict[str, Any] = stored["sent"]
+    if own != sent:
+        raise UserError(f"--import {path}: is the result of another bundle than that of {job}; name the one it is of")
+    home = job.parent.resolve()
+    for of, inner in zip(own["answers"], stored["jobs"], strict=True):
+        if "file" in of:
+            model, known = job.parent / inner["arms"][0]["model"], own["facts"][of["file"]]
+            if not model.resolve().is_relative_to(home) or read_facts(model).sha256 != known["sha256"]:
+                raise UserError(f"--import {path}: {model} is not the file that was sent (another sha256)")
+    return own
+
+
+def _judged(path: Path, sent: dict[str, Any], answer: dict[str, Any]) -> Report:
+    """Put a board's answers together as a local measurement is, and judge them by what was sent."""
+    facts = [TypeAdapter(Facts).validate_python(one) for one in sent["facts"]]
+    models, cases = [], []
+    for of, one in zip(sent["answers"], answer["answers"], strict=True):
+        if "file" in of:
+            about = facts[of["file"]]
+            models.append(model_of(checked(one, f"{path}: {about.name}"), about, sent["target"]["provider"]))
+        else:
+            case = sent["cases"][of["case"]]
+            done = checked(one, f"{path}: the timing at batch {case['batch']}, {case['threads']} thread(s)")
+            require_sound(done["pairs"], len(case["shapes"]))
+            cases.append(case_of(done, case["batch"], case["threads"], case["shapes"]))
+    where = of_board(answer["board"])
+    made = Report(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=where,
+        fingerprint=fingerprint(where),
+        target=sent["target"],
+        seed=sent["seed"],
+        models=tuple(models),
+        cases=tuple(cases),
+        warnings=remarks.of_report(models, cases, where),
+    )
+    ask = Ask(
+        rule=Rule(tolerance=sent["tolerance"]), max_p50_s=sent["max_p50_s"], max_size_growth=sent["max_size_growth"]
+    )
+    if sent["gated"]:
+        made = with_gate(made, ask.opened(f"{facts[-1].name} against {facts[0].name}", "duet"))
+    elif ask.max_p50_s is not None:
+        made = by_budget(made, ask, f"{facts[-1].name} by its budget")
+    # Read again as any stored report is, which looks at every field.
+    return report_of(dataclasses.asdict(made))

@@ -1,0 +1,273 @@
+"""The gate: is this file slower than that one? From two files, or a file and a stored report, to a verdict.
+
+Modes: `duet` when the baseline's file is at hand (both take turns); `history` when only its report is, from this very
+machine (advisory, since minutes lie between); `incomparable` otherwise, where only what needs no clock is judged;
+`identical` when both files are the same bytes under one runtime, which needs no clock either; `none` when there is no
+baseline yet; `budget` for limits alone; `unread` when nothing could be judged.
+
+Here is what is measured; every verdict is drawn in `judging.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.benchmarks.onnx_file.facts import Facts, read_facts
+from distill.benchmarks.records import Before, Case, Gate, Mode, Report
+from distill.benchmarks.timing.machine import machine
+from distill.benchmarks.verdict.bench import Options, bench, inspect, report, settled, time_case
+from distill.benchmarks.verdict.judging import session_medians, with_gate
+from distill.benchmarks.verdict.rule import Rule, Verdict
+from distill.errors import NotComparableError, NotMeasuredError, UserError
+
+LEAST_SESSIONS = 4  # of a stored report, for its spread to say something
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What the gate allows. Fractions: 0.05 is 5 %. `accepted` is sha256 -> why that file may be slower."""
+
+    rule: Rule = field(default_factory=Rule)
+    max_size_growth: float | None = None
+    max_p50_s: float | None = None
+    accepted: Mapping[str, str] = field(default_factory=dict)
+    time_identical: bool = False
+
+    def opened(self, name: str, mode: Mode, verdict: Verdict = "pass", **facts: Any) -> Gate:
+        """Write down what is asked, as a gate that is still to be concluded."""
+        return Gate(
+            name=name,
+            mode=mode,
+            verdict=verdict,
+            tolerance=self.rule.tolerance,
+            alpha=self.rule.alpha,
+            looks=self.rule.looks,
+            max_p50_s=self.max_p50_s,
+            max_size_growth=self.max_size_growth,
+            **facts,
+        )
+
+
+def gate(
+    candidate: str | Path,
+    baseline: str | Path,
+    options: Options | None = None,
+    ask: Ask | None = None,
+    *,
+    name: str | None = None,
+) -> Report:
+    """Judge a file by a baseline: an .onnx file, or a report that `--save-baseline` wrote (it need not exist yet).
+
+    The verdict is that of the report's only gate, `gate(...).gates[0].verdict`.
+
+    Raises UserError for files that are broken, NotComparableError for files with other inputs, NotMeasuredError where
+    something could not be run.
+    """
+    options, ask = options or Options(), ask or Ask()
+    baseline = Path(baseline)
+    name = name or f"{Path(candidate).name} against {baseline.name}"
+    if not os.path.lexists(baseline):  # a link that leads nowhere is there, and not to be passed by
+        if baseline.suffix != ".json":
+            raise UserError(f"{baseline}: the baseline does not exist; only a .json may be yet to be saved")
+        return _first(candidate, baseline, options, ask, name)
+    stored = Report.load(baseline) if baseline.suffix == ".json" else None
+    if stored is not None and not stored.models:
+        raise UserError(f"{baseline}: holds no measurement of a file; make it again with --save-baseline")
+    model = baseline if stored is None else stored_model(baseline, stored)
+    new = read_facts(candidate, "candidate" if Path(candidate).stem == baseline.stem else None)
+    if model is not None:
+        old = read_facts(model, "baseline" if new.name in ("candidate", model.stem) else None)
+        require_same_inputs(old, new)
+        options = settled((model, candidate), options)
+        if old.sha256 == new.sha256 and not options.commands and not ask.time_identical:
+            return _identical(new, options, ask, name)
+        return _duet(old, new, options, ask, name)
+    assert stored is not None
+    require_same_inputs(stored.models[-1].facts, new)
+    return _against_report(stored, new, options, ask, name)
+
+
+def outcome(
+    candidate: str | Path, baseline: str | Path, options: Options, ask: Ask, *, name: str | None = None
+) -> Report:
+    """Gate a file, where being incomparable or not measurable is a verdict like the others.
+
+    A file whose inputs have changed is measured alone, so that it can be kept as the next baseline.
+    """
+    name = name or f"{Path(candidate).name} against {Path(baseline).name}"
+    try:
+        return gate(candidate, baseline, options, ask, name=name)
+    except NotComparableError as error:
+        why, verdict = str(error), "incomparable"
+    except NotMeasuredError as error:
+        return unread(ask.opened(name, "unread", "not measured", reasons=(str(error),)), options)
+    try:
+        made = bench([Path(candidate)], _alone(options))
+    except NotMeasuredError as error:
+        return unread(ask.opened(name, "unread", "not measured", reasons=(why, str(error))), options)
+    found: Any = ask.opened(name, "unread", verdict, reasons=(why,))  # type: ignore[arg-type]
+    return dataclasses.replace(made, gates=(found,))
+
+
+def unread(found: Gate, options: Options) -> Report:
+    """Report a gate that nothing was measured for."""
+    return dataclasses.replace(report([], [], options, machine()), gates=(found,))
+
+
+def _alone(options: Options) -> Options:
+    """Leave out the interpreters of single files, which are meant for a baseline that is not timed here."""
+    return dataclasses.replace(options, commands={})
+
+
+def stored_model(path: Path, stored: Report) -> Path | None:
+    """Find the file that a report was saved with, beside it; None where it was not kept.
+
+    Raises UserError where another file has its name.
+    """
+    beside = kept_model(path)
+    if beside is None:
+        return None
+    if read_facts(beside).sha256 != stored.models[-1].facts.sha256:
+        raise UserError(f"{beside}: not the file that {path} was measured with (another sha256); remove one of them")
+    return beside
+
+
+def baseline_file(path: Path) -> Path:
+    """Return the .onnx file that a baseline stands for. Raises UserError where it was not kept."""
+    if path.suffix != ".json":
+        return path
+    kept = kept_model(path)
+    if kept is None:
+        raise UserError(f"{path}: its .onnx file is not beside it, and only files can be sent")
+    return kept
+
+
+def kept_model(path: Path) -> Path | None:
+    """Find the model of a baseline: `main.onnx` beside `main.json`, or with its external data in `main.model/`."""
+    places = (path.with_suffix(".onnx"), path.with_suffix(".model") / "model.onnx")
+    return next((place for place in places if place.is_file()), None)
+
+
+def require_same_inputs(old: Facts, new: Facts) -> None:
+    """Refuse to compare files that take different inputs. Raises NotComparableError with both signatures."""
+    if not _alike(old.inputs, new.inputs):
+        raise NotComparableError(
+            "the inputs have changed, so the two cannot be compared: the baseline takes "
+            f"{_signature_text(old.inputs)}, the candidate takes {_signature_text(new.inputs)}"
+        )
+
+
+def _alike(old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]]) -> bool:
+    """Whether two signatures can take the same rows; the order and the names of open axes mean nothing to a caller."""
+    theirs = {str(name): (kind, shape) for name, kind, shape in new}
+    if theirs.keys() != {str(name) for name, _, _ in old}:
+        return False
+    for name, kind, shape in old:
+        other_kind, other = theirs[str(name)]
+        if kind != other_kind or (shape is None) != (other is None) or (shape and len(shape) != len(other)):
+            return False
+        sizes = zip(shape or (), other or (), strict=True)
+        if any(isinstance(one, int) and isinstance(two, int) and one != two for one, two in sizes):
+            return False
+    return True
+
+
+def _signature_text(inputs: Sequence[Sequence[object]]) -> str:
+    return ", ".join(f"{name} {kind} {shape}" for name, kind, shape in inputs) or "nothing"
+
+
+def _first(candidate: str | Path, baseline: Path, options: Options, ask: Ask, name: str) -> Report:
+    """Measure a file whose baseline is yet to be saved: nothing to compare with is no failure."""
+    why = f"{baseline} does not exist yet: nothing was compared; --save-baseline writes one"
+    return with_gate(bench([Path(candidate)], _alone(options)), ask.opened(name, "none", reasons=(why,)))
+
+
+def _identical(new: Facts, options: Options, ask: Ask, name: str) -> Report:
+    """Pass two files of the same bytes without a clock; only a budget in seconds still needs one."""
+    if ask.max_p50_s is None:
+        inspected = inspect(Path(new.path), new, options)
+        made = report([inspected.model], [], options, inspected.machine)
+    else:
+        made = bench([Path(new.path)], options)
+    return with_gate(made, ask.opened(name, "identical", reasons=("byte for byte the same file",)))
+
+
+def _duet(old: Facts, new: Facts, options: Options, ask: Ask, name: str) -> Report:
+    """Let both files take turns, at every batch size and thread count, until each verdict stands."""
+    inspected = [inspect(Path(one.path), one, options, arm=arm) for arm, one in enumerate((old, new))]
+    models = [one.model for one in inspected]
+    if models[0].finite and not models[1].finite:
+        raise NotMeasuredError(
+            f"{new.path}: its outputs are not all finite, those of the baseline are; nothing to time"
+        )
+    looks = ask.rule.looks
+    timing = dataclasses.replace(options.timing, pairs=max(looks), gate=ask.rule.for_runner())
+    timed = dataclasses.replace(options, timing=timing)
+    paths = [Path(old.path), Path(new.path)]
+    cases = [time_case(paths, timed, batch, threads) for batch in options.batches for threads in options.threads]
+    for case in cases:
+        if case.shapes[0] != case.shapes[1]:
+            raise NotComparableError(
+                f"the inputs cannot be compared: the baseline was fed {case.shapes[0]}, the candidate {case.shapes[1]}"
+            )
+    return with_gate(report(models, cases, options, inspected[1].machine), ask.opened(name, "duet"))
+
+
+def _against_report(stored: Report, new: Facts, options: Options, ask: Ask, name: str) -> Report:
+    """Measure the file alone, and compare with what was stored as far as that can be believed."""
+    made = bench([Path(new.path)], _alone(options))
+    mode, why = how_comparable(stored, made)
+    medians = tuple(session_medians(matching(stored, case)) for case in made.cases)
+    return with_gate(made, ask.opened(name, mode, before=Before(stored.models[-1], medians), reasons=why))
+
+
+def by_budget(made: Report, ask: Ask, name: str) -> Report:
+    """Judge a measurement by its limits alone."""
+    return with_gate(made, ask.opened(name, "budget"))
+
+
+def how_comparable(stored: Report, made: Report) -> tuple[Mode, tuple[str, ...]]:
+    """Tell whether latencies measured at different times may be compared, and if not, why not."""
+    why = []
+    if stored.fingerprint != made.fingerprint:
+        why.append(f"another machine: {_where(stored)}, here {_where(made)}; {_differences(stored, made)}")
+    if stored.target["provider"] != made.target["provider"]:
+        why.append(f"another provider: {stored.target['provider']}, here {made.target['provider']}")
+    was, now = (one.machine["versions"].get("onnxruntime") for one in (stored, made))
+    if was != now:
+        why.append(f"another onnxruntime: {was}, here {now}")
+    for case in made.cases:
+        before = matching(stored, case)
+        if before is None:
+            why.append(f"batch {case.batch} with {case.threads} thread(s) is not in the baseline")
+        elif len(before.pairs) < LEAST_SESSIONS:
+            why.append(f"the baseline has {len(before.pairs)} sessions, {LEAST_SESSIONS} are needed")
+    if why:
+        return "incomparable", tuple(why)
+    return "history", (
+        "the baseline's file is not at hand, so minutes lie between the two measurements: this verdict is advisory; "
+        "keep the .onnx file beside the baseline's JSON for one that gates",
+    )
+
+
+def matching(stored: Report, case: Case) -> Case | None:
+    """Find the stored case of the same batch size, threads and shapes."""
+    for one in stored.cases:
+        if (one.batch, one.threads, one.shapes[-1]) == (case.batch, case.threads, case.shapes[-1]):
+            return one
+    return None
+
+
+def _where(one: Report) -> str:
+    return f"{one.machine['cpu']}, {one.machine['threads']['usable']} threads, {one.machine['system']}"
+
+
+def _differences(stored: Report, made: Report) -> str:
+    """Name what of two machines' descriptions differs."""
+    keys = sorted(key for key in made.machine if stored.machine.get(key) != made.machine[key])
+    return "differs in " + ", ".join(keys) if keys else "described by another version of distill"

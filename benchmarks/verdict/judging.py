@@ -1,0 +1,173 @@
+"""From what was measured and what is asked to a verdict: the same way live, from a board's result, and from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill.benchmarks import runner
+from distill.benchmarks.records import Case, Check, Gate, Model, Report
+from distill.benchmarks.verdict.bench import effects_of, turn_seconds
+from distill.benchmarks.verdict.rule import Judgement, Rule, Verdict, judge, judge_budget
+from distill.benchmarks.verdict.statistics import t_quantile
+
+_UNREAD: tuple[Verdict, ...] = ("not measured", "incomparable", "inconclusive")
+_WORST: tuple[Verdict, ...] = ("fail", "not measured", "incomparable", "inconclusive", "improved", "pass")
+
+
+def with_gate(made: Report, found: Gate) -> Report:
+    """Give a measurement its gate, concluded."""
+    return dataclasses.replace(made, gates=(conclude(made, found),))
+
+
+def conclude(made: Report, found: Gate) -> Gate:
+    """Draw a gate's verdicts from what was measured and what it asks."""
+    if found.mode == "unread":
+        # Nothing was measured: whoever says that it passed made that up.
+        return found if found.verdict in _UNREAD else dataclasses.replace(found, verdict="not measured")
+    cases = tuple(_judgement(case, number, found) for number, case in enumerate(made.cases))
+    budgets = tuple(_budget(case, found) for case in made.cases)
+    done = dataclasses.replace(found, cases=cases, budgets=budgets, checks=static_checks(made, found))
+    return dataclasses.replace(done, verdict=verdict_of(done))
+
+
+def verdict_of(found: Gate) -> Verdict:
+    """Draw a gate's verdict from those of its parts."""
+    if found.mode == "unread":
+        return found.verdict
+    latencies = [one.verdict for one in found.cases if one is not None]
+    if any(found.rejected):
+        latencies.append("fail")
+    if found.mode == "history":  # minutes lie between: advice, never a failure
+        latencies = ["inconclusive" if one == "fail" else one for one in latencies]
+    if found.first is not None and "fail" not in latencies:  # slower once, and not again: neither is to be believed
+        latencies.append("inconclusive")
+    parts: list[Verdict] = [*latencies, *(one for one in found.budgets if one), *(one.verdict for one in found.checks)]
+    if found.mode == "incomparable":
+        parts.append("incomparable")
+    # What got faster is only news where nothing stood still or got worse, so checks that pass do not hide it.
+    if latencies and all(one == "improved" for one in latencies):
+        parts = ["improved" if one == "pass" else one for one in parts]
+    worst: Verdict = min(parts, key=_WORST.index, default="pass")
+    return "pass" if worst == "fail" and found.accepted else worst
+
+
+def session_medians(case: Case | None) -> tuple[float, ...] | None:
+    """Return the median seconds of each session of a case's last file."""
+    if case is None:
+        return None
+    arms = len(case.rows)
+    return tuple(float(np.median(turn_seconds([pair], arms, arms - 1))) for pair in case.pairs)
+
+
+def _judgement(case: Case, number: int, found: Gate) -> Judgement | None:
+    rule = Rule(found.tolerance, found.alpha, found.looks)
+    if found.mode == "duet":
+        fastest, medians = (effects_of(case.pairs, 2, 1, value) for value in (runner.FASTEST, runner.MEDIAN))
+        return judge(fastest, medians, rule)
+    before = found.before.medians[number] if found.mode == "history" and found.before else None
+    return None if before is None else _history(before, session_medians(case) or (), rule)
+
+
+def _history(before: Sequence[float], after: Sequence[float], rule: Rule) -> Judgement:
+    """Compare the medians of two sets of sessions that met different moods of the machine, by Welch's t."""
+    old, new = np.log(before), np.log(after)
+    mean = float(new.mean() - old.mean())
+    parts = [float(one.var(ddof=1)) / len(one) for one in (old, new)]
+    error = math.sqrt(sum(parts))
+    degrees = 1
+    if error:
+        spread = sum(part**2 / (len(one) - 1) for part, one in zip(parts, (old, new), strict=True))
+        degrees = max(1, int(error**4 / spread))
+    half, limit = t_quantile(1 - rule.alpha, degrees) * error, math.log1p(rule.tolerance)
+    catches = math.expm1(max(limit, limit / 2 + half))
+    bounds = (math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+    verdict: Any = runner.verdict_of(mean, half, rule.tolerance)
+    return Judgement(verdict, *bounds, pairs=len(new), p_value=1.0, catches=catches, by="median")
+
+
+def _budget(case: Case, found: Gate) -> Verdict | None:
+    medians = session_medians(case)
+    if found.max_p50_s is None or medians is None:
+        return None
+    return judge_budget(medians, found.max_p50_s, found.alpha)
+
+
+def static_checks(made: Report, found: Gate) -> tuple[Check, ...]:
+    """Compare what needs no clock: finite outputs, size, parameters, work, integer kernels, nodes elsewhere.
+
+    Size, parameters and work may grow as they like where there is a latency, the size up to `max_size_growth` if that
+    was given. Without one (`incomparable`) they stand for it, and may grow by the tolerance.
+    """
+    if not made.models or found.mode == "identical":
+        return ()
+    new = made.models[-1]
+    old = made.models[0] if found.mode == "duet" else found.before.model if found.before else None
+    checks = [_finite(old, new)]
+    if old is None:
+        return tuple(checks)
+    by_work = found.tolerance if found.mode == "incomparable" else None
+    limits = {"bytes": by_work if found.max_size_growth is None else found.max_size_growth}
+    limits |= {"parameters": by_work, "macs": by_work}
+    for what, limit in limits.items():
+        before, after = getattr(old.facts, what), getattr(new.facts, what)
+        if before is not None and after is not None:
+            checks.append(_growth(what, before, after, limit))
+    lost = new.integer_share < old.integer_share - 0.005
+    why = f"integer kernels fell from {old.integer_share:.1%} to {new.integer_share:.1%} of the compute nodes"
+    checks.append(
+        Check("integer_share", old.integer_share, new.integer_share, "fail" if lost else "pass", why if lost else "")
+    )
+    away = [_nodes_elsewhere(one) for one in (old, new)]
+    why = f"{away[1]} nodes ran on another provider than {new.asked or new.provider}, {away[0]} before"
+    moved = away[1] > away[0]
+    checks.append(Check("nodes_elsewhere", away[0], away[1], "fail" if moved else "pass", why if moved else ""))
+    return tuple(checks)
+
+
+def _finite(old: Model | None, new: Model) -> Check:
+    """Check that outputs are numbers; where the baseline's are none either, the inputs may be to blame."""
+    spoilt = not new.finite and (old is None or old.finite)
+    why = f"{new.facts.path}: its outputs are not all finite, so its latency says nothing; give real rows by --inputs"
+    before = float(old.finite) if old is not None else float(new.finite)
+    return Check("finite", before, float(new.finite), "not measured" if spoilt else "pass", why if spoilt else "")
+
+
+def _growth(what: str, before: float, after: float, limit: float | None) -> Check:
+    grown = after / before - 1 if before else float(after > 0)
+    too_much = limit is not None and grown > limit
+    why = f"{what} grew by {100 * grown:.1f} %, {100 * (limit or 0):g} % is allowed" if too_much else ""
+    return Check(what, float(before), float(after), "fail" if too_much else "pass", why)
+
+
+def _nodes_elsewhere(model: Model) -> int:
+    """Count the nodes that ran on another provider than the one that was asked for."""
+    asked = model.asked or model.provider
+    return sum(count for key, count in model.nodes.items() if key.partition("/")[0] != asked)
+
+
+def accept(made: Report, accepted: Mapping[str, str]) -> Report:
+    """Let a file that is known to be slower pass: its sha256 stands in the list of accepted ones, with the reason."""
+    why = accepted.get(made.models[-1].facts.sha256) if made.models else None
+    if why is None:
+        return made
+    gates = []
+    for one in made.gates:
+        changed = dataclasses.replace(one, accepted=why) if one.verdict == "fail" else one
+        gates.append(dataclasses.replace(changed, verdict=verdict_of(changed)))
+    return dataclasses.replace(made, gates=tuple(gates))
+
+
+def rejudge(stored: Report, **changed: Any) -> Report:
+    """Judge a stored report again; `changed` are fields of its gates that are to be others (`tolerance`, …).
+
+    What follows from other reports (`rejected`) is left to `manifest.corrected_for_family`, what is accepted to
+    `accept`: a file accepts nothing.
+    """
+    changed |= {"rejected": (), "accepted": None}
+    gates = tuple(conclude(stored, dataclasses.replace(one, **changed)) for one in stored.gates)
+    return dataclasses.replace(stored, gates=gates)

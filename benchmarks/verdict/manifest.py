@@ -1,0 +1,261 @@
+"""Many gates in one: a YAML file of pairs, judged together so that many rows do not cry wolf more often than one.
+
+A row that is slower is measured a second time, on its own sessions, until it is sure beyond what one of so many
+comparisons may be by chance: each at its share of alpha (Bonferroni), which a shard can do without knowing the others.
+Holm's procedure over the whole family then rejects at least as much. What does not hold both times is inconclusive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.benchmarks.onnx_file.facts import read_facts
+from distill.benchmarks.parse import counts, fraction, positive, read_npz, sizes
+from distill.benchmarks.records import DAMAGED, Gate, Part, Report, load_part, said_of
+from distill.benchmarks.verdict.bench import Options
+from distill.benchmarks.verdict.gate import Ask, outcome, unread
+from distill.benchmarks.verdict.judging import accept, conclude, verdict_of
+from distill.benchmarks.verdict.rule import ALPHA, LOOKS, holm
+from distill.documents import parse_yaml, read_text
+from distill.errors import UserError
+
+_ROW_KEYS = (
+    *("name", "model", "baseline", "tolerance", "batch", "threads", "dims", "inputs", "max_p50_ms"),
+    "max_size_growth",
+)
+_KEYS = ("models", "tolerance", "time_limit_s")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair of the manifest, ready to be gated."""
+
+    name: str
+    model: Path
+    baseline: Path
+    options: Options
+    ask: Ask
+
+    @property
+    def comparisons(self) -> int:
+        """Count its comparisons: batch sizes times thread counts."""
+        return len(self.options.batches) * len(self.options.threads)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All rows; `digest` is the hash of the text that they were read from, `limit_s` the time that all may take."""
+
+    rows: tuple[Row, ...]
+    digest: str
+    limit_s: float | None = None
+
+
+def read(path: Path, options: Options, ask: Ask) -> Manifest:
+    """Read a manifest; what a row leaves out comes from the command line. Paths are relative to the manifest.
+
+    Raises:
+        UserError: every mistake in it, at once.
+    """
+    try:
+        text = read_text(path)
+        raw = parse_yaml(text)
+    except OSError as error:
+        raise UserError(f"--manifest {path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--manifest {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("models"), list) or not raw["models"]:
+        raise UserError(f"--manifest {path}: must have `models`, a list of rows with model and baseline")
+    mistakes = [f"{path}: {key}: unknown; known are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
+    rows = []
+    limit = raw.get("time_limit_s")
+    try:
+        limit = None if limit is None else positive(f"{path}: time_limit_s", limit)
+    except UserError as error:
+        mistakes.append(str(error))
+    for number, entry in enumerate(raw["models"], start=1):
+        try:
+            rows.append(_row(path.parent, f"{path}: models[{number}]", entry, raw, options, ask))
+        except UserError as error:
+            mistakes.append(str(error))
+    names = [row.name for row in rows]
+    mistakes += [f"{path}: two rows are named {name!r}" for name in sorted(set(names)) if names.count(name) > 1]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return Manifest(tuple(rows), hashlib.sha256(text.encode()).hexdigest(), limit)
+
+
+def _row(home: Path, where: str, entry: Any, whole: dict[str, Any], options: Options, ask: Ask) -> Row:
+    if not isinstance(entry, dict) or not {"model", "baseline"} <= entry.keys():
+        raise UserError(f"{where}: must have model and baseline")
+    texts = ("name", "tolerance", "batch", "threads", "inputs", "max_size_growth", "model", "baseline")
+    for key in texts:
+        if isinstance(entry.get(key), dict | list):
+            raise UserError(f"{where}: {key}: must be a word or a number")
+    unknown = [key for key in entry if key not in _ROW_KEYS]
+    if unknown:
+        raise UserError(f"{where}: {', '.join(map(str, unknown))}: unknown; known are {', '.join(_ROW_KEYS)}")
+    for key in ("model", "baseline"):
+        if not isinstance(entry[key], str) or not entry[key]:
+            raise UserError(f"{where}: {key}={entry[key]}: must be a path")
+    model, baseline = home / entry["model"], home / entry["baseline"]
+    read_facts(model)
+    if not baseline.exists() and baseline.suffix != ".json":
+        raise UserError(f"{where}: {baseline}: the baseline does not exist; only a .json may be yet to be saved")
+    rule = ask.rule
+    if "tolerance" in entry or "tolerance" in whole:
+        text = str(entry.get("tolerance", whole.get("tolerance")))
+        rule = dataclasses.replace(rule, tolerance=fraction(f"{where}: tolerance", text))
+    changed: dict[str, Any] = {}
+    if "batch" in entry:
+        changed["batches"] = counts(f"{where}: batch", str(entry["batch"]))
+    if "threads" in entry:
+        changed["threads"] = counts(f"{where}: threads", str(entry["threads"]))
+    if "dims" in entry:
+        if not isinstance(entry["dims"], dict):
+            raise UserError(f"{where}: dims: must be names with sizes, as {{sequence: 128}}")
+        changed["dims"] = sizes(f"{where}: dims", [f"{name}={size}" for name, size in entry["dims"].items()])
+    if "inputs" in entry:
+        changed["given"] = read_npz(home / str(entry["inputs"]))
+    growth, p50 = entry.get("max_size_growth"), entry.get("max_p50_ms")
+    own = dataclasses.replace(
+        ask,
+        rule=rule,
+        max_size_growth=ask.max_size_growth
+        if growth is None
+        else fraction(f"{where}: max_size_growth", str(growth), zero=True),
+        max_p50_s=ask.max_p50_s if p50 is None else positive(f"{where}: max_p50_ms", p50) / 1000,
+    )
+    name = str(entry.get("name", model.stem))
+    return Row(name, model, baseline, dataclasses.replace(options, **changed), own)
+
+
+def part(manifest: Manifest, shard: str | None) -> Part:
+    """Read which part is meant: `2/3` is the second of three, nothing is the whole. Raises UserError for no part."""
+    number, _, count = (shard or "1/1").partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--shard {shard}: must be as 1/3, from 1/3 to 3/3")
+    return Part(int(number), int(count), manifest.digest)
+
+
+def run(manifest: Manifest, mine: Part, say: Callable[[str], None]) -> list[Report]:
+    """Gate the rows of a part (every nth) one by one; what is slower is measured again."""
+    begun, reports = time.monotonic(), []
+    rows = manifest.rows[mine.number - 1 :: mine.count]
+    family = sum(row.comparisons for row in manifest.rows)
+    for number, row in enumerate(rows, start=1):
+        if manifest.limit_s is not None and time.monotonic() - begun >= manifest.limit_s:
+            why = f"not reached within the time limit of {manifest.limit_s:g} s"
+            found = row.ask.opened(row.name, "unread", "inconclusive", reasons=(why,), family=family)
+            reports.append(unread(found, row.options))
+            continue
+        reports.append(_gated(row, family))
+        say(f"{number}/{len(rows)} {row.name}: {reports[-1].gates[0].verdict}")
+    return corrected_for_family(reports)
+
+
+def _gated(row: Row, family: int) -> Report:
+    """Gate one row, whatever comes of it; a file that is broken leaves the other rows alone."""
+    try:
+        made = outcome(row.model, row.baseline, row.options, row.ask, name=row.name)
+        if _slower(made.gates[0]):
+            made = _confirmed(row, made.gates[0], family)
+    except UserError as error:
+        found = row.ask.opened(row.name, "unread", "not measured", reasons=(str(error),))
+        made = unread(found, row.options)
+    made = dataclasses.replace(made, gates=(dataclasses.replace(made.gates[0], family=family),))
+    return accept(made, row.ask.accepted)
+
+
+def _slower(found: Gate) -> bool:
+    return found.mode == "duet" and any(one is not None and one.verdict == "fail" for one in found.cases)
+
+
+def _confirmed(row: Row, before: Gate, family: int) -> Report:
+    """Measure a row again that was slower, until it is sure beyond the whole family; this measurement counts."""
+    timing = dataclasses.replace(row.options.timing, seed=row.options.timing.seed + 1)
+    options = dataclasses.replace(row.options, timing=timing)
+    ask = dataclasses.replace(row.ask, rule=dataclasses.replace(row.ask.rule, alpha=ALPHA / family))
+    again = outcome(row.model, row.baseline, options, ask, name=row.name)
+    slowest = max(one.slowdown for one in before.cases if one is not None)
+    found = conclude(again, dataclasses.replace(again.gates[0], first=slowest))
+    return dataclasses.replace(again, gates=(found,))
+
+
+def corrected_for_family(reports: Sequence[Report]) -> list[Report]:
+    """Fail what Holm's procedure over the comparisons of all rows rejects; of shards, once they are merged.
+
+    Only second measurements can be: a comparison that was not measured again counts as a p-value of one. Each p-value
+    has been looked at several times on its way, for which it pays.
+    """
+    flagged = [
+        (number, index, len(LOOKS) * one.p_value)
+        for number, report in enumerate(reports)
+        for gate in report.gates
+        if gate.first is not None
+        for index, one in enumerate(gate.cases)
+        if one is not None and one.slowdown > 1 + gate.tolerance
+    ]
+    family = max((gate.family for report in reports for gate in report.gates), default=1)
+    p_values = [min(1.0, p) for _, _, p in flagged] + [1.0] * (family - len(flagged))
+    rejected = {(number, index) for (number, index, _), held in zip(flagged, holm(p_values), strict=False) if held}
+    done = []
+    for number, report in enumerate(reports):
+        gates = []
+        for gate in report.gates:
+            changed = dataclasses.replace(
+                gate, rejected=tuple((number, index) in rejected for index in range(len(gate.cases)))
+            )
+            gates.append(dataclasses.replace(changed, verdict=verdict_of(changed)))
+        done.append(dataclasses.replace(report, gates=tuple(gates)))
+    return done
+
+
+def _judged_again(path: Path, stored: Report) -> Report:
+    """Draw a shard's verdicts again from what it measured.
+
+    Raises:
+        UserError: it is damaged, or judged by another rule than that of the gate.
+    """
+    for gate in stored.gates:
+        if gate.looks != LOOKS or gate.alpha not in (ALPHA, ALPHA / max(1, gate.family)):
+            raise UserError(f"--merge {path}: {gate.name} is judged by another rule than that of this gate")
+    try:
+        return dataclasses.replace(stored, gates=tuple(conclude(stored, gate) for gate in stored.gates))
+    except DAMAGED as error:
+        raise UserError(f"--merge {path}: a damaged report ({said_of(error)}); make it again") from error
+
+
+def merged(paths: Sequence[Path]) -> list[Report]:
+    """Join the shards of one manifest.
+
+    Raises:
+        UserError: a shard is missing, given twice, of another manifest, or no shard at all.
+    """
+    reports: list[Report] = []
+    parts: dict[int, Path] = {}
+    first: Part | None = None
+    for path in paths:
+        found, mine = load_part(path)
+        if mine is None:
+            raise UserError(f"--merge {path}: is no part of a manifest; it was not written by --manifest with --shard")
+        first = first or mine
+        if (mine.manifest, mine.count) != (first.manifest, first.count):
+            raise UserError(f"--merge {path}: is of another manifest, or of another number of shards, than {paths[0]}")
+        if mine.number in parts:
+            raise UserError(f"--merge {path}: is shard {mine.number}/{mine.count}, and so is {parts[mine.number]}")
+        parts[mine.number] = path
+        reports += [_judged_again(path, one) for one in found]
+    assert first is not None
+    missing = [f"{number}/{first.count}" for number in range(1, first.count + 1) if number not in parts]
+    if missing:
+        raise UserError(f"--merge: shards {', '.join(missing)} are missing: give the JSON of every shard")
+    return corrected_for_family(reports)

@@ -1,0 +1,255 @@
+"""The configuration of a run: one section a stage, read from YAML, a preset, or a mapping.
+
+Everything is checked in one pass, before any data is read, and every error is reported with its place, its value and
+the mend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from distill.benchmarks.settings import BenchmarkSettings
+from distill.config.explain import explain
+from distill.config.layers import PLACES, SHORTHAND, STAGE_SECTIONS, read_layers
+from distill.config.presets import presets
+from distill.errors import UserError
+from distill.export.settings import ExportSettings
+from distill.prune.settings import PruneSettings
+from distill.quantize.settings import QuantizeSettings
+from distill.tasks.settings import DataSettings
+from distill.training.loop import TrainSettings
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelSettings:
+    """A model by reference."""
+
+    model: str = Field(
+        description="built-in name, timm:NAME, torchvision:NAME, package.module:function or ./file.py:function"
+    )
+    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's factory")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TeacherSettings(TrainSettings):
+    """The teacher: loaded when ``weights`` is given, else trained with the settings here."""
+
+    model: str = Field(description="as in student.model")
+    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's factory")
+    weights: Path | None = Field(
+        default=None, description="safetensors, or a checkpoint that torch reads with weights_only=True"
+    )
+    pretrained: bool = Field(
+        default=False, description="the factory returns a model that is trained already: do not train it"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DistillSettings(TrainSettings):
+    """How the student learns from the teacher's soft logits."""
+
+    loss: Literal["kd"] = Field(default="kd", description="kd: (1 - weight)*hard + weight*T^2*KL")
+    temperature: Annotated[float, Gt(0), Le(100)] = Field(
+        default=4.0, description="softens both distributions; 1 leaves them as they are, 2 to 8 is usual"
+    )
+    weight: Annotated[float, Ge(0), Le(1)] = Field(
+        default=0.9, description="share of the soft loss; 0 is training without a teacher"
+    )
+    views: Annotated[int, Ge(0)] = Field(
+        default=8,
+        description="augmented views that repeat in turn, so that the teacher answers once for each; 0: a new view "
+        "every epoch, with the teacher in the loop",
+    )
+    control: bool = Field(
+        default=True, description="also train the student without the teacher for the same steps, to compare"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PruneSection(PruneSettings):
+    """Structured pruning, and the distillation that recovers from it."""
+
+    epochs: Annotated[int, Ge(0)] = Field(default=5, description="epochs of distillation after pruning")
+    between: Annotated[int, Ge(0)] = Field(
+        default=1, description="epochs of distillation between two of several steps of pruning"
+    )
+    learning_rate: Annotated[float, Gt(0), Le(100)] = Field(default=0.02, description="of the recovery")
+
+
+_Temperature = Annotated[float, Gt(0), Le(100)]
+_Share = Annotated[float, Ge(0), Le(1)]
+_Ratio = Annotated[float, Ge(0), Lt(1)]
+_Factor = Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SearchSettings:
+    """What Optuna may choose before the full run, on validation data."""
+
+    trials: Annotated[int, Ge(0)] = Field(default=0, description="0 is no search")
+    epochs: Annotated[float, Gt(0), Le(1)] = Field(
+        default=0.25, description="share of distill.epochs that a trial trains"
+    )
+    temperature: tuple[_Temperature, _Temperature] = Field(default=(1.0, 8.0), description="range")
+    weight: tuple[_Share, _Share] = Field(default=(0.3, 1.0), description="range")
+    learning_rate: tuple[_Factor, _Factor] = Field(
+        default=(0.3, 3.0), description="range, as a factor on distill.learning_rate"
+    )
+    ratio: tuple[_Ratio, _Ratio] = Field(default=(0.0, 0.6), description="range of prune.ratio")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TargetSettings:
+    """The device that the model is shipped to, and how it is reached where it is another machine."""
+
+    name: Literal["x86", "arm", "cuda", "tensorrt"] = Field(description="the kind of device")
+    measure: str | None = Field(
+        default=None,
+        description="command that has things timed on the device: gets a bundle folder, brings back its result.json",
+    )
+
+
+def _is_name(text: str) -> str:
+    """Refuse what cannot name a folder: the run folder is called after the task."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise ValueError(
+            f"must be 1 to 64 letters, digits, points, dashes or underscores, a letter or digit first, not {text!r}"
+        )
+    return text
+
+
+_name = AfterValidator(_is_name)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RunConfig:
+    """A whole run."""
+
+    task: Annotated[str, _name] = Field(description="name of the run: a preset, or any word with a data section")
+    teacher: TeacherSettings = Field(description="the model to be compressed")
+    student: ModelSettings | Literal["teacher"] | None = Field(
+        default="teacher", description="a smaller model; `teacher` starts from the teacher's own weights; off: likewise"
+    )
+    data: DataSettings = Field(default_factory=DataSettings, description="what it is trained and judged on")
+    distill: DistillSettings | None = Field(default_factory=DistillSettings, description="or off")
+    prune: PruneSection | None = Field(default_factory=lambda: PruneSection(), description="or off")
+    quantize: QuantizeSettings | None = Field(default_factory=QuantizeSettings, description="or off")
+    export: ExportSettings | None = Field(default_factory=ExportSettings, description="or off")
+    benchmark: BenchmarkSettings | None = Field(default_factory=BenchmarkSettings, description="or off")
+    search: SearchSettings = Field(default_factory=SearchSettings, description="hyperparameters chosen by Optuna")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="what trains")
+    target: TargetSettings | None = Field(
+        default=None, description="what the model is shipped to; none is the device that trains"
+    )
+    max_drop: Annotated[float, Ge(0), Le(1)] = Field(
+        default=0.01, description="how much of the metric may be lost against the teacher; 0.01 is one point"
+    )
+    objective: Literal["latency", "size"] = Field(default="latency", description="what a stage has to improve")
+    seed: Annotated[int, Ge(0), Lt(2**63)] = Field(default=0, description="of weights, order, augmentation and splits")
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any] | RunConfig | None = None, overrides: Iterable[str] = ()
+) -> RunConfig:
+    """Read a configuration.
+
+    Args:
+        source: a preset's name, a YAML file, a mapping, or None for ``digits``.
+        overrides: ``section.key=value`` each, the value in YAML; they win over the source.
+
+    Raises:
+        UserError: every error of the configuration at once, a line each.
+    """
+    raw = read_layers(to_dict(source) if isinstance(source, RunConfig) else source, overrides)
+    try:
+        config = TypeAdapter(RunConfig).validate_python(raw)
+    except ValidationError as error:
+        raise UserError("\n".join(explain(error, RunConfig, raw))) from error
+    problems = _contradictions(config)
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as plain JSON values; ``load_config`` reads it back."""
+    plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
+    # An empty section means its defaults, so a stage that is off has to say so.
+    can_be_off = (*STAGE_SECTIONS, "student")
+    return {key: "off" if key in can_be_off and value is None else value for key, value in plain.items()}
+
+
+def config_hash(config: RunConfig) -> str:
+    """Return eight hexadecimal digits that stand for the whole configuration."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def settings_hash(config: RunConfig) -> str:
+    """Return sixteen hexadecimal digits that stand for a configuration wherever its files lie.
+
+    Unlike ``config_hash`` it knows files by their names only, so that it may go into a model that two folders make
+    alike.
+    """
+    plain = to_dict(config)
+    for section in SHORTHAND:
+        if isinstance(plain[section], dict):
+            plain[section] = {
+                name: Path(value).name if name in PLACES and isinstance(value, str) else value
+                for name, value in plain[section].items()
+            }
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a configuration file, shorthands included, for editors."""
+    built = TypeAdapter(RunConfig).json_schema()
+    properties = built["properties"]
+    properties["extends"] = {"type": "string", "description": "a preset to start from", "enum": list(presets())}
+    for key in SHORTHAND:
+        properties[key] = {"anyOf": [properties[key], {"type": "string"}], "description": "a reference, or a section"}
+    for key in (*STAGE_SECTIONS, "student"):
+        properties[key] = {"anyOf": [properties[key], {"type": "boolean"}, {"const": "off"}]}
+    built["required"] = []
+    built["title"] = "distill configuration"
+    return built
+
+
+def _contradictions(config: RunConfig) -> list[str]:
+    problems = []
+    for name in ("temperature", "weight", "learning_rate", "ratio"):
+        low, high = getattr(config.search, name)
+        if low > high:
+            problems.append(f"search.{name}=[{low}, {high}]: the first must not be above the second")
+    if config.search.trials:
+        problems += _out_of_reach(config)
+    if config.benchmark and config.benchmark.max_latency_s is not None and config.export is None:
+        problems.append("export=off with benchmark.max_latency_s: a latency budget is about an exported file")
+    return problems
+
+
+def _out_of_reach(config: RunConfig) -> list[str]:
+    """Name the ranges of the search whose upper end another section refuses."""
+    problems = []
+    if config.prune and config.search.ratio[1] > config.prune.max_ratio:
+        problems.append(
+            f"search.ratio={list(config.search.ratio)}: goes above prune.max_ratio={config.prune.max_ratio}; "
+            "lower the one or raise the other"
+        )
+    highest = config.search.learning_rate[1] * config.distill.learning_rate if config.distill else 0.0
+    if highest > 100:
+        problems.append(
+            f"search.learning_rate={list(config.search.learning_rate)}: times distill.learning_rate it reaches "
+            f"{highest:g}, above 100; lower one of them"
+        )
+    return problems

@@ -1,0 +1,209 @@
+"""The deploy folder: the final file with labels and provenance inside, vectors to check it by, and its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from distill.benchmarks.onnx_file.saturation import saturating_share
+from distill.clean import code, markdown
+from distill.config.loading import config_hash, settings_hash
+from distill.export import loaded_with, loads_in, parity, run_onnx, write_metadata
+from distill.runtime.artifacts import Artifact, graph_inputs, read_graph, shipped_feed, weights_hash, write_proto
+from distill.runtime.context import Context
+from distill.runtime.folder import digest, sources, versions
+from distill.sealed import altered, file_sha256, hashes_of
+
+VECTORS = 16
+FILES = ("model.onnx", "labels.json", "vectors.npz", "README.md", "NOT_DEPLOYABLE")
+"""What a deploy folder may hold of ours; anything else in it is the user's."""
+CARD = """# {task}
+
+{labels} classes, shipped as `model.onnx` for {target} ({precision}).
+
+| | |
+|---|---|
+| input | {inputs} |
+| output | `logits` float32 [N, {classes}], in the order of `labels.json` |
+| made from | {stages} |
+| checked by | `vectors.npz`: run the model on its inputs, compare with `logits` within `atol` + `rtol`·max|logits| |
+
+    import numpy as np, onnxruntime as ort
+    v = np.load("vectors.npz")
+    session = ort.InferenceSession("model.onnx")
+    feed = {{i.name: v[i.name] for i in session.get_inputs()}}
+    got = session.run(["logits"], feed)[0]
+    assert np.abs(got - v["logits"]).max() <= v["atol"] + v["rtol"] * np.abs(v["logits"]).max()
+"""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed."""
+
+    onnx: Path
+    files: dict[str, str]
+    """sha256 by name."""
+    parity: dict[str, Any]
+    reused: bool
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+
+def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) -> Packed:
+    """Pack the final artifact into ``deploy/``.
+
+    Args:
+        ctx: the run.
+        final: the last artifact that was kept.
+        teacher: what it is compared with.
+        deployable: False marks the file, inside and out, as one that must not be deployed.
+    """
+    begun = time.monotonic()
+    labels = ctx.task.labels
+    hashes: dict[str, str] = {}
+
+    def build(folder: Path) -> None:
+        proto = write_metadata(read_graph(final.onnx), _provenance(ctx, final, teacher, deployable), labels=labels)
+        write_proto(folder / "model.onnx", proto)
+        (folder / "labels.json").write_text(json.dumps(list(labels), ensure_ascii=False) + "\n", encoding="utf-8")
+        np.savez(folder / "vectors.npz", **_vectors(ctx, final.onnx))
+        (folder / "README.md").write_text(_card(ctx, final), encoding="utf-8")
+        if not deployable:
+            (folder / "NOT_DEPLOYABLE").write_text("A smoke run: trained on two batches.\n", encoding="utf-8")
+        hashes.update(hashes_of(folder))
+
+    key = digest(final.graph_hash, weights_hash(teacher.folder), config_hash(ctx.config), deployable, ctx.data_key)
+    key = digest(key, sources("distill.deploy.packing", "distill.export"), versions())
+    place, noted = ctx.folder.path / "deploy", ctx.folder.noted("export.json")
+    different = altered(place, noted.get("files", {}))
+    reused = noted.get("key") == key and not different
+    if not reused:
+        for name, how in different if noted.get("key") == key else ():
+            ctx.folder.tell(f"{place / name} {how}: packed again")
+        ctx.folder.publish("deploy", build, ours=FILES)
+        noted = {"key": key, "files": hashes}
+        ctx.folder.note("export.json", noted)
+    found = shipped_parity(ctx, final, teacher)
+    warnings = () if found["ok"] else (f"parity: {found['why']}",)
+    return Packed(place / "model.onnx", noted["files"], found, reused, time.monotonic() - begun, warnings)
+
+
+def torch_parity(ctx: Context, artifact: Artifact) -> dict[str, Any] | None:
+    """Compare a module's logits on the whole test split with those of its ONNX file."""
+    ours = ctx.torch_logits(artifact, "test")
+    if ours is None:
+        return None
+    found = parity(ours, ctx.logits(artifact.onnx, "test"), atol=ctx.export.atol, rtol=ctx.export.rtol)
+    return {"reference": "torch module", **dataclasses.asdict(found), **_metrics(ctx, ours, artifact.onnx)}
+
+
+def shipped_parity(ctx: Context, final: Artifact, teacher: Artifact) -> dict[str, Any]:
+    """Compare the packed file with the artifact it was made from, on the whole test split: they must be equal."""
+    packed = ctx.folder.path / "deploy" / "model.onnx"
+    before, after = ctx.logits(final.onnx, "test"), ctx.logits(packed, "test")
+    found = parity(before, after, atol=ctx.export.atol, rtol=ctx.export.rtol)
+    why = "; ".join(found.warnings) or f"logits differ by {found.max_abs:.2g}, more than {found.tolerance:.2g}"
+    return {"reference": final.stage, **dataclasses.asdict(found), "why": why}
+
+
+def _metrics(ctx: Context, ours: Any, path: Path) -> dict[str, Any]:
+    target = ctx.target_of("test")
+    metric = ctx.task.metric
+    return {
+        "metric_reference": float(ctx.task.metrics(ours, target)[metric]),
+        "metric_file": float(ctx.task.metrics(ctx.logits(path, "test"), target)[metric]),
+    }
+
+
+def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bool) -> dict[str, str]:
+    """Say how the file was made: hashes and names; no times, no paths, nothing that two runs differ in."""
+    from importlib.metadata import version
+
+    return {
+        "task": ctx.config.task,
+        "metric": ctx.task.metric,
+        "stage": final.stage,
+        "target": ctx.target.name,
+        "teacher_sha256": file_sha256(teacher.folder / "model.safetensors"),
+        "graph_sha256": final.graph_hash,
+        "config_sha256": settings_hash(ctx.config),
+        "producer": f"distill {version('distill')}",
+        "onnxruntime": oldest_runtime(final.onnx, ctx.export.load_with),
+        **({} if deployable else {"deployable": "no"}),
+        **({"isa": "vnni"} if _relies_on_vnni(ctx, final) else {}),
+    }
+
+
+def _relies_on_vnni(ctx: Context, final: Artifact) -> bool:
+    """Whether sums of its integer products saturate on an x86 processor without VNNI."""
+    return ctx.target.name == "x86" and saturating_share(read_graph(final.onnx)) > 0
+
+
+def oldest_runtime(path: Path, interpreters: tuple[Path, ...]) -> str:
+    """Return the oldest onnxruntime that loaded the file: the one here, or one of other interpreters'.
+
+    Raises:
+        NotMeasuredError: an interpreter has none, or its onnxruntime refuses the file.
+    """
+    found = [loaded_with(path), *(loads_in(python, path) for python in interpreters)]
+    return min(found, key=lambda version: [int(part) for part in version.split("+")[0].split(".") if part.isdigit()])
+
+
+def _vectors(ctx: Context, path: Path) -> dict[str, Any]:
+    """Return raw inputs from the test split, the logits they give, and how far another machine's may be from them."""
+    data = ctx.task.data["test"]
+    batch = data.fetch(torch.arange(min(VECTORS, len(data))), None)
+    feed = shipped_feed(ctx.task, batch, graph_inputs(path))
+    feed = {name: np.asarray(value, dtype=str) if value.dtype == object else value for name, value in feed.items()}
+    raw = {name: value.astype(object) if value.dtype.kind == "U" else value for name, value in feed.items()}
+    logits = run_onnx(path, [raw])
+    # An integer kernel may round the other way on another processor; each step of the last scale is one such.
+    relative = ctx.export.rtol if final_is_float(path) else 0.05
+    return {**feed, "logits": logits, "atol": np.float32(ctx.export.atol), "rtol": np.float32(relative)}
+
+
+def final_is_float(path: Path) -> bool:
+    """Tell whether a file computes in float32 throughout."""
+    return number_format(read_graph(path).graph) == "float32"
+
+
+def number_format(graph: onnx.GraphProto) -> str:
+    """Return what a graph computes in, by its operators and constants: float32, fp16, bf16, int8 or int4."""
+    operators = {node.op_type for node in graph.node}
+    types = {tensor.data_type for tensor in graph.initializer}
+    kinds = onnx.TensorProto
+    if "MatMulNBits" in operators or types & {kinds.INT4, kinds.UINT4}:
+        return "int4"
+    if any(name.startswith("QLinear") or name in _INTEGER for name in operators):
+        return "int8"
+    return "fp16" if kinds.FLOAT16 in types else "bf16" if kinds.BFLOAT16 in types else "float32"
+
+
+_INTEGER = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+
+
+def _card(ctx: Context, final: Artifact) -> str:
+    graph = read_graph(final.onnx).graph
+    inputs = ", ".join(
+        f"{code(one.name)} {onnx.TensorProto.DataType.Name(one.type.tensor_type.elem_type).lower()} "
+        f"[{', '.join(d.dim_param or str(d.dim_value) for d in one.type.tensor_type.shape.dim)}]"
+        for one in graph.input
+    )
+    return CARD.format(
+        task=markdown(ctx.config.task),
+        labels=len(ctx.task.labels),
+        classes=len(ctx.task.labels),
+        target=ctx.target.name,
+        precision=number_format(graph),
+        inputs=inputs,
+        stages=final.stage,
+    )

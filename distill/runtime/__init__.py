@@ -1,0 +1,1 @@
+"""What every stage of a run shares: its folder, records, judging and timing."""

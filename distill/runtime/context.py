@@ -1,0 +1,238 @@
+"""What every stage of one run shares, and how a stage's product is judged and timed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distill.benchmarks import (
+    BenchmarkSettings,
+    Comparison,
+    Target,
+    compare,
+    fingerprint,
+    measure,
+    profile,
+    why_unmeasurable,
+)
+from distill.config.loading import RunConfig
+from distill.console import Console
+from distill.export import run_onnx
+from distill.export.settings import ExportSettings
+from distill.runtime.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
+from distill.runtime.budget import Timed
+from distill.runtime.folder import RunFolder, digest, sources, versions
+from distill.runtime.quality import quality, weak_evidence, weak_splits
+from distill.runtime.records import Estimate, Quality, StageLatency
+from distill.sealed import sealed_array
+from distill.tasks.base import Task
+from distill.training.loop import predict
+
+Array = NDArray[Any]
+Split = Literal["validation", "test"]
+_SPLITS: tuple[Split, ...] = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run: its configuration, its data, its folder, what trains and what it is shipped to."""
+
+    config: RunConfig
+    task: Task
+    folder: RunFolder
+    device: torch.device
+    target: Target
+    console: Console
+    data_key: str
+    replay: Mapping[str, Any] = field(default_factory=dict)
+    """Decisions of an earlier run, by stage."""
+
+    @property
+    def export(self) -> ExportSettings:
+        """Return how intermediate graphs are exported, also when no file is to be packed."""
+        return self.config.export or ExportSettings()
+
+    @property
+    def benchmark(self) -> BenchmarkSettings:
+        """Return how files are timed."""
+        return self.config.benchmark or BenchmarkSettings()
+
+    @property
+    def unmeasured(self) -> str | None:
+        """Return why nothing can be timed for the target here; None where it can."""
+        if self.config.benchmark is None:
+            return "benchmark is off"
+        return why_unmeasurable(self.target)
+
+    @property
+    def measured_with(self) -> list[Any]:
+        """Return what a measurement depends on besides its files and settings: machine, versions, sources."""
+        return [fingerprint(), versions(), sources("distill.benchmarks")]
+
+    def key(self, *parts: Any, modules: tuple[str, ...]) -> str:
+        """Return a stage's key: settings, inputs, the sources that make it, versions, and the data."""
+        common = ("distill.tasks", "distill.models", "distill.export", "distill.runtime.artifacts")
+        return digest(parts, sources(*common, *modules), versions(), self.data_key, str(self.device.type))
+
+    # Judging -------------------------------------------------------------------------------------------------------
+
+    def target_of(self, split: Split) -> Array:
+        """Return the class numbers of a split, int64 [N]."""
+        return self._cached(f"target-{split}", lambda: self._targets(split))
+
+    def logits(self, path: Path, split: Split) -> Array:
+        """Return the logits [N, classes] that an ONNX file gives for a split, computed as it ships.
+
+        For a target that is another machine they are computed on this one's CPU.
+        """
+        here = self.unmeasured is None and self.target.measure is None
+        provider = self.target.provider if here else "CPUExecutionProvider"
+        name = f"{split}-{digest(graph_hash(path), provider, versions())}"
+        return self._cached(
+            name, lambda: run_onnx(path, feeds(self.task, self.task.data[split], path), provider=provider)
+        )
+
+    def torch_logits(self, artifact: Artifact, split: Split) -> Array | None:
+        """Return the logits of an artifact's module, on the CPU in float32; None when it has none."""
+        if artifact.model is None:
+            return None
+        return predict(artifact.model, self.task, self.task.data[split], torch.device("cpu"))[0]
+
+    def quality(self, path: Path, split: Split, teacher: Path | None) -> Quality:
+        """Judge a file on a split, beside the teacher's file."""
+        return quality(
+            split,
+            self.logits(path, split),
+            self.target_of(split),
+            metrics=self.task.metrics,
+            metric=self.task.metric,
+            teacher=self.logits(teacher, split) if teacher is not None else None,
+            limit=self.config.max_drop,
+            seed=self.config.seed,
+        )
+
+    def weak_evidence(self, path: Path, teacher: Path | None, name: str) -> tuple[str, ...]:
+        """Say why what was found of a file proves little, on validation or test."""
+        found: list[str] = []
+        for split in _SPLITS:
+            logits, target = self.logits(path, split), self.target_of(split)
+            found += weak_evidence(
+                split,
+                logits,
+                target,
+                metric=self.task.metric,
+                metrics=self.task.metrics(logits, target),
+                teacher=self.logits(teacher, split) if teacher is not None else None,
+                names=("the teacher", name),
+            )
+        return tuple(found)
+
+    @property
+    def weak_splits(self) -> tuple[str, ...]:
+        """Say which classes validation and test do not show."""
+        return tuple(text for split in _SPLITS for text in weak_splits(split, self.target_of(split), self.task.labels))
+
+    def _targets(self, split: Split) -> Array:
+        from distill.training.views import batches
+
+        found = [self.task.target(batch).numpy() for _, batch in batches(self.task.data[split], 512)]
+        return np.concatenate(found)
+
+    def _cached(self, name: str, compute: Callable[[], Array]) -> Array:
+        return sealed_array(self.folder.cache / f"{name}-{self.data_key}.safetensors", compute, self.folder.tell)
+
+    # Timing --------------------------------------------------------------------------------------------------------
+
+    def compare(self, before: Path, after: Path, batch: int) -> Comparison | None:
+        """Time one file against another on the target; None where it is not at hand."""
+        if self.unmeasured is not None:
+            return None
+        self.console.progress(f"timing {after.parent.name}, batch {batch}", 0, 1)
+        found = compare(
+            before,
+            after,
+            self.target,
+            batch,
+            settings=self.benchmark,
+            given_baseline=self._rows(before, batch),
+            given_candidate=self._rows(after, batch),
+        )
+        self.console.progress(f"timing {after.parent.name}, batch {batch}", 1, 1)
+        return found
+
+    def speedup(self, before: Path, after: Path) -> Timed | None:
+        """Return how much faster one file is than another at each batch size; None where nothing can be timed.
+
+        What was measured once holds for every later run of this folder.
+        """
+        if self.unmeasured is not None:
+            return None
+
+        def measured(batch: int) -> dict[str, Any]:
+            found = self.compare(before, after, batch)
+            assert found is not None
+            return {"speedup": dataclasses.asdict(found.speedup), "warnings": list(found.warnings)}
+
+        raw = {
+            batch: self.folder.memo("speedup", self._timing_key(after, before, batch), partial(measured, batch))
+            for batch in self.target.batch_sizes
+        }
+        speedups = {batch: Estimate(**one["speedup"]) for batch, one in raw.items()}
+        return Timed(speedups, tuple(dict.fromkeys(text for one in raw.values() for text in one["warnings"])))
+
+    def latency(self, path: Path, teacher: Path) -> tuple[tuple[StageLatency, ...], tuple[str, ...]]:
+        """Return a file's latency at each batch size, over the teacher's file, and the remarks of the timing."""
+        if self.unmeasured is not None:
+            return (), ()
+        rows, warnings = [], []
+        for batch in self.target.batch_sizes:
+            key = self._timing_key(path, teacher, batch)
+            raw = self.folder.memo("latency", key, partial(self._time, path, teacher, batch))
+            warnings += raw.pop("warnings")
+            speedup = raw.pop("speedup")
+            rows.append(StageLatency(**raw, speedup=Estimate(**speedup) if speedup else None))
+        return tuple(rows), tuple(warnings)
+
+    def profile(self, path: Path) -> dict[str, Any] | None:
+        """Return which operators ran where, and the share of integer kernels; None where the target is not at hand."""
+        if self.unmeasured is not None:
+            return None
+        key = digest(graph_hash(path), dataclasses.asdict(self.target), self.measured_with)
+        rows = self._rows(path, 1)
+        return self.folder.memo("profile", key, lambda: dataclasses.asdict(profile(path, self.target, rows)))
+
+    def _time(self, path: Path, teacher: Path, batch: int) -> dict[str, Any]:
+        if graph_hash(path) == graph_hash(teacher):
+            alone = measure(path, self.target, batch, settings=self.benchmark, given=self._rows(path, batch))
+            return _latency_row(alone, None, None, alone.warnings)
+        found = self.compare(teacher, path, batch)
+        assert found is not None
+        speedup = dataclasses.asdict(found.speedup)
+        return _latency_row(found.candidate, speedup, found.quiet_speedup, (*found.warnings, *found.candidate.warnings))
+
+    def _timing_key(self, path: Path, teacher: Path, batch: int) -> str:
+        settings = dataclasses.asdict(self.benchmark) | {"max_latency_s": None}
+        parts = (graph_hash(path), graph_hash(teacher), dataclasses.asdict(self.target), batch, settings)
+        return digest(parts, self.measured_with)
+
+    def _rows(self, path: Path, batch: int) -> dict[str, Array]:
+        """Return real samples as one batch, repeated where validation holds fewer."""
+        data = self.task.data["validation"]
+        index = torch.arange(batch) % len(data)
+        return shipped_feed(self.task, data.fetch(index, None), graph_inputs(path))
+
+
+def _latency_row(latency: Any, speedup: Any, quiet: float | None, warnings: tuple[str, ...]) -> dict[str, Any]:
+    names = ("target", "provider", "inputs", "batch", "threads", "p50_s", "quiet_s", "samples", "board")
+    row = {name: getattr(latency, name) for name in names}
+    # The stage is named by its record; the path of its file would only be long.
+    remarks = [f"batch {latency.batch}: {text.split('model.onnx: ')[-1]}" for text in warnings]
+    return {**row, "speedup": speedup, "quiet_speedup": quiet, "warnings": list(dict.fromkeys(remarks))}

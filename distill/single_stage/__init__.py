@@ -1,0 +1,1 @@
+"""One stage alone on anybody's model: what the verbs `prune` and `quantize` do."""

@@ -1,0 +1,208 @@
+"""What the verb `quantize` starts from: an .onnx file with its external data, or a function that makes an nn.Module."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import ExternalDataInfo
+
+from distill.benchmarks.onnx_file.external_data import external_file, external_files, external_tensors, part_of
+from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.timing.callables import TorchCallable
+from distill.errors import UserError
+from distill.export.parity_check import first_line
+from distill.quantize.calibrate import Array
+from distill.quantize.select import why_not_quantizable
+from distill.single_stage.quantizing.rows import label_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_MOST_BYTES = 2**31 - 1  # of one protobuf message
+_EXAMPLE_ROWS = 2
+# Operators of onnxruntime's own that hold quantised weights, whatever their inputs are.
+_PACKED = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QMoE", "QAttention", "QGemm")
+
+
+def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
+    """Read a float32 file whole; returns it with the files beside it that hold its external data.
+
+    Raises:
+        UserError: the file, or its external data, are missing or broken, or it is quantised already.
+    """
+    proto = load_proto(path)
+    packed = sorted({node.op_type for node in proto.graph.node} & set(_PACKED))
+    held = f"it is quantised already (it has {', '.join(packed)})" if packed else why_not_quantizable(proto)
+    if held is not None:
+        raise UserError(f"{path}: {held}; give the float32 export")
+    if not proto.graph.output:
+        raise UserError(f"{path}: its graph has no output; export it again")
+    extra = external_files(path, proto)
+    tensors = [(tensor, part_of(path, tensor)) for tensor in external_tensors(proto)]
+    size = sum(file.stat().st_size for file in (path, *extra))
+    # Several tensors may name the same bytes.
+    read = sum(info.length or 0 for _, info in tensors)
+    if max(size, read) > _MOST_BYTES:
+        raise UserError(f"{path}: is larger than 2 GB with its external data, and an ONNX graph in memory cannot be")
+    for tensor, info in tensors:
+        _take_in(tensor, info, path)
+    return proto, extra
+
+
+def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
+    """Put a tensor's external data into the tensor; onnx's own reader follows no links, as caches of models have them.
+
+    Raises:
+        UserError: the data lie elsewhere, or end too early.
+    """
+    file = external_file(path, info.location)
+    with file.open("rb") as opened:
+        opened.seek(info.offset or 0)
+        tensor.raw_data = opened.read(-1 if info.length is None else info.length)
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+    try:
+        onnx.numpy_helper.to_array(tensor)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: its external data {info.location!r} end too early for {tensor.name!r}; copy them again"
+        ) from error
+
+
+def export_callable(made: TorchCallable, arrays: Mapping[str, Array], labels: str | None) -> ModelProto:
+    """Call a function that makes an nn.Module, and export that by a few of the rows; inputs have the arrays' names.
+
+    Arrays whose names are those of forward's parameters are passed by name, the others in the order of the file.
+
+    Args:
+        made: the function, as it was named.
+        arrays: samples [n, …], and labels, if there are any.
+        labels: the name of the labels; None where they may have a usual one.
+
+    Raises:
+        UserError: there is no such function, what it returns is no module, or it cannot be exported.
+    """
+    import torch
+
+    from distill.export import export_onnx
+
+    if made.form != "eager":
+        raise UserError(f"{made.form}:{made.reference}: an export has no {made.form} form; give {made.reference}")
+    module = load_module(made.reference)
+    takes = _signature(module)
+    named = {
+        name for name, one in takes.parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    }
+    key = label_name(arrays, labels, named if labels is None else ())
+    tensors = {}
+    for name, value in arrays.items():
+        if name != key:
+            try:
+                tensors[name] = torch.from_numpy(value[:_EXAMPLE_ROWS].copy())
+            except (TypeError, IndexError) as error:
+                raise UserError(f"{made.reference}: {name} cannot become a tensor ({first_line(error)})") from error
+    args = {name: tensor for name, tensor in tensors.items() if name not in named}
+    kwargs = {name: tensor for name, tensor in tensors.items() if name in named}
+    try:
+        takes.bind(*args.values(), **kwargs)
+    except TypeError as error:
+        raise UserError(
+            f"{made.reference}: forward{takes} does not take {', '.join(tensors) or 'nothing'} ({error}); name the "
+            "arrays of the .npz like its parameters"
+        ) from error
+    names = [*args, *kwargs]
+    try:
+        return export_onnx(module, args=tuple(args.values()), kwargs=kwargs, logits=_logits, input_names=names)
+    except UserError as error:
+        raise UserError(f"{made.reference}: {error}") from error
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    """Return what forward takes; of one that is not written in Python, anything."""
+    try:
+        return inspect.signature(module.forward)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *args: None)
+
+
+def load_module(reference: str) -> nn.Module:
+    """Import what `file.py:function` or `package.module:function` names, and call it.
+
+    Raises:
+        UserError: there is no such file, package or function, it fails, or it returns no module.
+    """
+    from torch import nn
+
+    from distill.benchmarks.timing.torch_arm import load
+
+    place, _, name = reference.rpartition(":")
+    if place.endswith(".py"):
+        _check_file(Path(place), reference)
+    try:
+        made: Any = load(reference)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if place == missing or place.startswith(missing + "."):
+            raise UserError(
+                f"{reference}: there is no module {missing!r} in this folder or among the installed packages; start "
+                "where it is, or write ./path/file.py:function"
+            ) from error
+        raise UserError(f"{reference}: importing it fails: no module {missing!r}; install it") from error
+    except AttributeError as error:
+        if isinstance(error.obj, ModuleType) and error.name == name and _depth(error) <= 2:
+            raise UserError(f"{reference}: {place} has no {name!r}; name a function that it defines") from error
+        raise UserError(f"{reference}: fails: {_cause(error)}") from error
+    except (Exception, SystemExit) as error:  # it runs whatever the user wrote
+        if isinstance(error, TypeError) and _depth(error) <= 2:
+            raise UserError(f"{reference}: it is called without arguments ({first_line(error)})") from error
+        raise UserError(f"{reference}: fails: {_cause(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{reference}: returns {type(made).__name__}; it must return a torch.nn.Module")
+    return made
+
+
+def _check_file(path: Path, reference: str) -> None:
+    """Refuse a file that is not there, or that would take the name of a module that is in use."""
+    if not path.is_file():
+        raise UserError(f"{reference}: there is no file {path}")
+    if path.stem not in sys.modules:
+        return
+    taken = getattr(sys.modules[path.stem], "__file__", None)
+    if taken is None or not Path(taken).exists() or not path.samefile(taken):
+        raise UserError(f"{reference}: a module of the name {path.stem!r} is in use already; rename the file")
+
+
+def _depth(error: BaseException) -> int:
+    """Count the frames from ours to where an error arose: 2 are ours and the loader's."""
+    return len(traceback.extract_tb(error.__traceback__))
+
+
+def _cause(error: BaseException) -> str:
+    """Return an error in one line, with the place in the user's code where it arose."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})"
+
+
+def _logits(output: Any) -> Any:
+    """Return a tensor as it is, and of a mapping or an object its `logits`, as transformers' models return them."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return output
+    held = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if held is None:
+        keys = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+        raise UserError(
+            f"forward returns {type(output).__name__}{keys}; wrap it in a module that returns the logits alone"
+        )
+    return held

@@ -1,0 +1,144 @@
+"""What all stages of a run have in common: a key, a folder, a result, and training with the run's task and device."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.benchmarks import usable_threads
+from distill.config.loading import DistillSettings, TeacherSettings
+from distill.prune import count
+from distill.runtime.artifacts import (
+    Artifact,
+    Recipe,
+    example,
+    load_model,
+    save_model,
+    write_onnx,
+)
+from distill.runtime.context import Context
+from distill.runtime.folder import damaged
+from distill.state import hash_tensors
+from distill.training.loop import TrainRecord, TrainSettings, as_inputs, fit
+from distill.training.views import shuffled
+
+SMALL_WORK = 10**9
+"""Multiply-accumulates of a forward batch below which a second thread costs more than it brings."""
+TRAINING = ("distill.training", "distill.distillation", "distill.stages")
+"""What the sources of a trained model are, besides the parts that every key names."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage's product, what it wrote down about it, and whether it was there already."""
+
+    artifact: Artifact
+    facts: dict[str, Any]
+    reused: bool
+
+
+def make_stage(
+    ctx: Context,
+    name: str,
+    key: str,
+    build: Callable[[Path], dict[str, Any]],
+    recipe: Recipe,
+    *,
+    module: bool = True,
+) -> StageResult:
+    """Return what ``build`` made in the stage's folder, now or in an earlier run with the same key.
+
+    Raises:
+        UserError: the folder's record is damaged.
+    """
+
+    def timed(folder: Path) -> dict[str, Any]:
+        begun = time.monotonic()
+        facts = build(folder)
+        return facts | {"seconds": time.monotonic() - begun}
+
+    folder, facts, reused = ctx.folder.stage(name, key, timed)
+    strange = [one for one in ("seconds", "parameters", "macs") if not isinstance(facts.get(one), int | float)]
+    if strange:
+        raise damaged(folder / "stage.json", f"{strange[0]} is no number", remove=folder)
+    model = None
+    if module:
+        model = load_model(folder, ctx.task, recipe)
+    return StageResult(Artifact(name[3:], folder, recipe, model), facts | {"hashes": ctx.folder.hashes(folder)}, reused)
+
+
+def write_model(ctx: Context, folder: Path, model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """Write weights, architecture and graphs; return what counts the model."""
+    ctx.console.progress(f"exporting {folder.name.split('-')[1]}", 0, 1)
+    save_model(folder, model, recipe)
+    write_onnx(folder, model, ctx.task, ctx.export)
+    counts = count(model, *example(ctx.task))
+    ctx.console.progress(f"exporting {folder.name.split('-')[1]}", 1, 1)
+    return {"parameters": counts.parameters, "macs": counts.macs}
+
+
+def fit_here(ctx: Context, model: nn.Module, settings: TrainSettings, **options: Any) -> tuple[nn.Module, TrainRecord]:
+    """Call ``fit`` with the run's task, device and progress, on as many threads as the model's size is worth."""
+    before = torch.get_num_threads()
+    work = count(model, *example(ctx.task)).macs * settings.batch_size
+    torch.set_num_threads(1 if work < SMALL_WORK else usable_threads())
+    try:
+        return fit(model, ctx.task, settings, device=ctx.device, progress=ctx.console.progress, **options)
+    finally:
+        torch.set_num_threads(before)
+
+
+def train_settings(settings: TeacherSettings | DistillSettings) -> TrainSettings:
+    """Return the part of a section that training is set by."""
+    return TrainSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainSettings)})
+
+
+def training_facts(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a record of training adds to a stage's facts."""
+    curves = record.pop("curves")
+    return {"training": record, "curves": curves}
+
+
+def export_settings(ctx: Context) -> dict[str, Any]:
+    """Return what decides the exported graph: who else has to load the packed file does not."""
+    return {name: value for name, value in dataclasses.asdict(ctx.export).items() if name != "load_with"}
+
+
+def code_of(model: nn.Module) -> str:
+    """Return a hash of the source files that a model's classes come from, torch's own left out."""
+    files = set()
+    for module in model.modules():
+        name = type(module).__module__
+        if name.split(".")[0] == "torch":
+            continue
+        try:
+            files.add(inspect.getsourcefile(sys.modules[name]) if name in sys.modules else None)
+        except TypeError:
+            continue
+    texts = sorted(Path(file).read_bytes() for file in files if file and Path(file).is_file())
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+
+
+def state_hash(model: nn.Module) -> str:
+    """Return a hash of a model's weights and buffers."""
+    return hash_tensors(model.state_dict())[:16]
+
+
+def model_inputs(ctx: Context, size: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Yield the model's own arguments for augmented training batches."""
+    for _, batch in shuffled(ctx.task.data["train"], size, seed=ctx.config.seed, epoch=1, view=1):
+        args, kwargs = ctx.task.inputs(batch)
+        if ctx.task.module_preprocess is not None:
+            with torch.no_grad():
+                args, kwargs = as_inputs(ctx.task.module_preprocess(*args, **kwargs))
+        yield args, kwargs

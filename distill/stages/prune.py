@@ -1,0 +1,183 @@
+"""Pruning in a run: channels go, and the teacher teaches what is left."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from distill.config.loading import DistillSettings, PruneSection
+from distill.prune import prune_channels, recalibrate
+from distill.prune.settings import PruneSettings
+from distill.quantize import quantize as quantize_graph
+from distill.runtime.artifacts import (
+    Artifact,
+    Calibration,
+    example,
+    read_graph,
+    weights_hash,
+    write_onnx,
+    write_proto,
+)
+from distill.runtime.context import Context
+from distill.runtime.decisions import WIDTHS
+from distill.runtime.folder import CHECKPOINT
+from distill.runtime.timing import Shipped
+from distill.stages.making import (
+    TRAINING,
+    StageResult,
+    export_settings,
+    fit_here,
+    make_stage,
+    model_inputs,
+    train_settings,
+    training_facts,
+    write_model,
+)
+from distill.stages.student import teaching
+from distill.training.loop import StepLoss, Teach, TrainSettings, forward
+from distill.training.views import shuffled
+
+_FEW = 64
+
+
+def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
+    """Remove channels, recalibrate batch norm, and distill again from the unpruned teacher."""
+    settings = ctx.config.prune
+    assert settings is not None and base.model is not None
+    distillation = ctx.config.distill or DistillSettings()
+    recovery = dataclasses.replace(
+        train_settings(distillation), epochs=max(1, settings.epochs), learning_rate=settings.learning_rate
+    )
+    timed = settings.asked[0] == "speedup"
+    decided = ctx.replay.get(WIDTHS) if timed else None
+    parts = (dataclasses.asdict(settings), dataclasses.asdict(distillation), ctx.config.seed, export_settings(ctx))
+    inputs = (weights_hash(base.folder), weights_hash(taught_by.folder))
+    # What was measured decides only where a speed is asked for.
+    measured = (dataclasses.asdict(ctx.target), _number_format(ctx), decided or ctx.measured_with) if timed else ()
+    key = ctx.key("prune", parts, inputs, measured, modules=("distill.prune", *TRAINING))
+
+    def build(folder: Path) -> dict[str, Any]:
+        assert base.model is not None
+        teach, loss = teaching(ctx, taught_by, distillation)
+        with closing(shipped(ctx)) if timed and decided is None else nullcontext() as timer:
+            narrow, record = prune_channels(
+                base.model,
+                PruneSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(PruneSettings)}),
+                example=example(ctx.task),
+                batches=_numbered(ctx, recovery.batch_size),
+                loss=_distillation_loss(ctx, teach, loss),
+                logits=ctx.task.logits,
+                device=None if timer is None else timer.device(ctx.folder.cache),
+                recover=partial(_between, ctx, settings, recovery, distillation, (teach, loss)),
+                decided=decided,
+                seed=ctx.config.seed,
+                progress=ctx.console.progress,
+            )
+        facts: dict[str, Any] = {"widths": record.widths, "pruning": dataclasses.asdict(record)}
+        facts["warnings"] = list(record.warnings)
+        if facts["pruning"]["macs_after"] < facts["pruning"]["macs_before"]:
+            narrow = recalibrate(narrow, model_inputs(ctx, recovery.batch_size))
+        if settings.epochs:
+            narrow, trained = fit_here(
+                ctx,
+                narrow,
+                recovery,
+                seed=ctx.config.seed + 1,
+                teach=teach,
+                loss=loss,
+                views=distillation.views,
+                what="recovering from pruning",
+                field_name="prune",
+                checkpoint=folder / CHECKPOINT,
+            )
+            facts |= training_facts(dataclasses.asdict(trained))
+        return facts | write_model(ctx, folder, narrow, base.recipe)
+
+    return make_stage(ctx, "04-prune", key, build, base.recipe)
+
+
+def _between(
+    ctx: Context,
+    settings: PruneSection,
+    recovery: TrainSettings,
+    distillation: DistillSettings,
+    taught: tuple[Teach, StepLoss],
+    narrow: nn.Module,
+    step: int,
+) -> nn.Module:
+    """Recalibrate and distill a little between two steps of pruning."""
+    narrow = recalibrate(narrow, model_inputs(ctx, recovery.batch_size))
+    if not settings.between:
+        return narrow
+    teach, loss = taught
+    short = dataclasses.replace(recovery, epochs=settings.between)
+    trained, _ = fit_here(
+        ctx,
+        narrow,
+        short,
+        seed=ctx.config.seed + 2 + step,
+        teach=teach,
+        loss=loss,
+        views=distillation.views,
+        what=f"recovering from step {step + 1} of pruning",
+        field_name="prune",
+    )
+    return trained
+
+
+def _number_format(ctx: Context) -> str:
+    """Return what a module's file will compute in when it ships: what is asked for, were it kept."""
+    return "float32" if ctx.config.quantize is None else ctx.target.precision
+
+
+def shipped(ctx: Context) -> Shipped:
+    """Return what times a module of this run as it will ship, at the first batch size of the target."""
+    wanted, batch = _number_format(ctx), ctx.target.batch_sizes[0]
+
+    def write(model: nn.Module, path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            write_onnx(Path(folder), model, ctx.task, ctx.export)
+            core = read_graph(Path(folder, "core.onnx"))
+        if wanted != "float32":
+            inputs = tuple(value.name for value in core.graph.input)
+            # Which ranges it finds is no matter of time.
+            samples = Calibration(ctx.task, inputs, _FEW, ctx.config.seed)
+            core, _ = quantize_graph(core, ctx.config.quantize, target=ctx.target, calibration=samples)
+        write_proto(path, core)
+
+    return Shipped(
+        write,
+        ctx.target,
+        batch,
+        kernels="int8" if wanted == "int8" else "float32",
+        settings=dataclasses.replace(ctx.benchmark, session_pairs=min(3, ctx.benchmark.session_pairs)),
+    )
+
+
+def _numbered(ctx: Context, size: int) -> list[tuple[Tensor, Any]]:
+    """Return the batches that importance is measured on, with their sample numbers."""
+    wanted = ctx.config.prune.batches if ctx.config.prune else 1
+    found = []
+    for index, batch in shuffled(ctx.task.data["train"], size, seed=ctx.config.seed, epoch=0, view=0):
+        found.append((index, batch))
+        if len(found) == wanted:
+            break
+    return found
+
+
+def _distillation_loss(ctx: Context, teach: Teach, loss: StepLoss) -> Callable[[nn.Module, Any], Tensor]:
+    def value(model: nn.Module, numbered: tuple[Tensor, Any]) -> Tensor:
+        index, batch = numbered
+        where = next(model.parameters()).device
+        logits = forward(model, ctx.task, batch, where).float()
+        hard = ctx.task.loss(logits, ctx.task.target(batch).to(where))
+        return loss(logits, teach(index, batch, 0).to(where), hard)
+
+    return value

@@ -1,0 +1,108 @@
+"""Quantisation in a run: the number format of the target, repaired until it keeps the budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from distill.export import run_onnx
+from distill.quantize import QuantizeSettings
+from distill.quantize import quantize as quantize_graph
+from distill.quantize.repair import Attempt, Loss, repair
+from distill.quantize.sensitivity import divergence
+from distill.runtime.artifacts import (
+    Artifact,
+    Calibration,
+    attach,
+    core_feed,
+    read_graph,
+    weights_hash,
+    write_proto,
+)
+from distill.runtime.context import Context
+from distill.stages.making import StageResult, export_settings, make_stage
+from distill.tasks.base import Feed
+from distill.training.views import batches
+
+
+def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
+    """Turn the float graph into the number format that the target runs fastest, repaired if it loses too much."""
+    settings = ctx.config.quantize
+    assert settings is not None
+    how = (dataclasses.asdict(settings), dataclasses.asdict(ctx.target), ctx.config.seed, export_settings(ctx))
+    limit = (ctx.config.max_drop, teacher.graph_hash)
+    key = ctx.key("quantize", how, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
+
+    def build(folder: Path) -> dict[str, Any]:
+        core = read_graph(base.core)
+        inputs = tuple(value.name for value in core.graph.input)
+        calibration = Calibration(ctx.task, inputs, settings.samples, ctx.config.seed)
+        if ctx.target.precision == "int8":
+            best = _within_budget(ctx, core, settings, calibration, teacher)
+            quantized, record, tried = best.model, best.record, best.name
+        else:
+            quantized, record = quantize_graph(
+                core, settings, target=ctx.target, calibration=calibration, progress=ctx.console.progress
+            )
+            tried = record.precision
+        write_proto(folder / "core.onnx", quantized)
+        write_proto(folder / "model.onnx", attach(quantized, ctx.task))
+        about = json.loads((base.folder / "stage.json").read_text(encoding="utf-8"))["facts"]
+        facts = {name: about[name] for name in ("parameters", "macs")}
+        return facts | {
+            "quantization": dataclasses.asdict(record) | {"how": tried},
+            "warnings": list(record.warnings),
+        }
+
+    made = make_stage(ctx, "05-quantize", key, build, base.recipe, module=False)
+    return dataclasses.replace(made, artifact=dataclasses.replace(made.artifact, model=base.model))
+
+
+def _within_budget(
+    ctx: Context, core: onnx.ModelProto, settings: QuantizeSettings, calibration: Calibration, teacher: Artifact
+) -> Attempt:
+    """Quantise to int8, and repair it until it keeps the run's budget on validation data, or as far as it goes.
+
+    Where the float graph misses the budget already, int8 has to lose nothing more.
+    """
+    numbers, data = ctx.target_of("validation"), ctx.task.data["validation"]
+
+    def rows() -> Iterator[Feed]:
+        for _, batch in batches(data, 256):
+            yield core_feed(ctx.task, None, batch, list(calibration.inputs))
+
+    def metric(logits: NDArray[Any]) -> float:
+        return float(ctx.task.metrics(logits, numbers)[ctx.task.metric])
+
+    goal, reference = metric(ctx.logits(teacher.onnx, "validation")), run_onnx(core, rows())
+
+    def judge(model: onnx.ModelProto) -> Loss:
+        logits = run_onnx(model, rows())
+        if not np.isfinite(logits).all():
+            return Loss(float("inf"), float("inf"))
+        return Loss(goal - metric(logits), divergence(reference, logits))
+
+    budget = max(ctx.config.max_drop, goal - metric(reference))
+    done = repair(
+        core,
+        settings,
+        target=ctx.target,
+        calibration=calibration,
+        rows=list(islice(rows(), 2)),
+        judge=judge,
+        max_drop=budget,
+        timed=False,  # a run gives equal bytes for equal input
+        progress=ctx.console.progress,
+    )
+    best = done.attempts[-1] if done.attempts[-1].loss.drop <= budget else done.best
+    if len(done.attempts) > 1:
+        ctx.console.say(f"quantize: plain int8 loses too much; of {len(done.attempts)} ways the best is {best.name}")
+    return best

@@ -1,0 +1,75 @@
+"""The teacher: loaded, or trained on the labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from distill.errors import UserError
+from distill.models import load_weights
+from distill.runtime.artifacts import (
+    Recipe,
+)
+from distill.runtime.context import Context
+from distill.runtime.folder import CHECKPOINT
+from distill.stages.making import (
+    TRAINING,
+    StageResult,
+    code_of,
+    export_settings,
+    fit_here,
+    make_stage,
+    state_hash,
+    train_settings,
+    training_facts,
+    write_model,
+)
+from distill.training.loop import predict
+
+
+def make(ctx: Context) -> StageResult:
+    """Load the teacher, or train it on the labels."""
+    settings = ctx.config.teacher
+    recipe = Recipe(settings.model, dict(settings.args), "teacher", ctx.config.seed)
+    model = recipe.build(ctx.task)
+    loaded = settings.weights is not None or settings.pretrained
+    if settings.weights is not None:
+        load_weights(model, settings.weights, field="teacher")
+    start = state_hash(model)
+    train = train_settings(settings)
+    how = [loaded, None if loaded else dataclasses.asdict(train), start, code_of(model)]
+    key = ctx.key("teacher", dataclasses.asdict(recipe), how, ctx.config.seed, export_settings(ctx), modules=TRAINING)
+
+    def build(folder: Path) -> dict[str, Any]:
+        trained, facts = model.eval(), {"loaded": loaded}
+        if loaded:
+            _require_finite(ctx, trained)
+        else:
+            trained, record = fit_here(
+                ctx,
+                model,
+                train,
+                seed=ctx.config.seed,
+                what="training the teacher",
+                field_name="teacher",
+                checkpoint=folder / CHECKPOINT,
+            )
+            facts |= training_facts(dataclasses.asdict(record))
+        return facts | write_model(ctx, folder, trained, recipe)
+
+    return make_stage(ctx, "01-teacher", key, build, recipe)
+
+
+def _require_finite(ctx: Context, model: nn.Module) -> None:
+    """Refuse a loaded teacher that has no answers to teach."""
+    logits, _ = predict(model, ctx.task, ctx.task.data["validation"], ctx.device)
+    bad = int((~np.isfinite(logits)).any(1).sum())
+    if bad:
+        raise UserError(
+            f"teacher.model={ctx.config.teacher.model!r}: its logits for {bad} of {len(logits)} validation samples are "
+            "not finite; load other weights, or look at the data"
+        )

@@ -1,0 +1,60 @@
+"""Every model of a configuration, called and exported once before any training."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.config.loading import ModelSettings, TeacherSettings
+from distill.errors import NotMeasuredError
+from distill.models import MODELS
+from distill.runtime.artifacts import (
+    Recipe,
+    write_onnx,
+)
+from distill.runtime.context import Context
+from distill.runtime.decisions import WIDTHS
+from distill.stages.making import code_of, export_settings
+from distill.tasks.outputs import refuse_probabilities
+from distill.training.loop import forward
+
+
+def try_models(ctx: Context) -> None:
+    """Call every model of the configuration on two samples, and export those that are not ours.
+
+    So that one that does not fit shows before any training. That a model can be exported is found out once.
+
+    Raises:
+        UserError: a model cannot be built, does not take the data, returns something else than logits, or cannot be
+            exported.
+        NotMeasuredError: pruning is asked for a speed-up, and the target is not at hand.
+    """
+    pruning = ctx.config.prune
+    measures = pruning is not None and pruning.asked[0] == "speedup" and not pruning.is_idle
+    if measures and WIDTHS not in ctx.replay and ctx.unmeasured is not None:
+        raise NotMeasuredError(
+            f"prune.speedup: {ctx.unmeasured}, so no speed-up can be measured; ask for prune.macs or prune.ratio"
+        )
+    chosen: dict[str, TeacherSettings | ModelSettings] = {"teacher": ctx.config.teacher}
+    if isinstance(ctx.config.student, ModelSettings) and ctx.config.distill is not None:
+        chosen["student"] = ctx.config.student
+    batch = ctx.task.data["train"].fetch(torch.arange(2), None)
+    for field, settings in chosen.items():
+        model = Recipe(settings.model, dict(settings.args), field, ctx.config.seed).build(ctx.task).eval()
+        with torch.no_grad():
+            what = f"{field}.model={settings.model!r}"
+            refuse_probabilities(forward(model, ctx.task, batch, torch.device("cpu"), what=what), what=what)
+        if settings.model not in MODELS or ctx.task.module_preprocess is not None:
+            key = ctx.key(settings.model, settings.args, code_of(model), export_settings(ctx), modules=())
+            ctx.folder.memo("exports", key, partial(_try_export, ctx, model))
+
+
+def _try_export(ctx: Context, model: nn.Module) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_onnx(Path(folder), model, ctx.task, ctx.export)
+    return {"exports": True}

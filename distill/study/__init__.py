@@ -1,0 +1,1 @@
+"""Optuna chooses hyperparameters within a budget."""

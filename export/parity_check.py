@@ -1,0 +1,176 @@
+"""How closely two artifacts agree on the same inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
+
+from distill.benchmarks.onnx_file.external_data import external_files, external_tensors
+from distill.benchmarks.timing.machine import usable_threads
+from distill.errors import NotMeasuredError, UserError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The distance between two artifacts' logits.
+
+    ``tolerance`` is ``atol + rtol · max |reference|``, in logits; ``ok`` says that every logit is finite and no farther
+    away than that. ``top1_agreement`` is the share of samples with the same strongest class; with one logit a sample,
+    the share with the same sign.
+    """
+
+    max_abs: float
+    mean_abs: float
+    top1_agreement: float
+    samples: int
+    tolerance: float
+    ok: bool
+    warnings: tuple[str, ...] = ()
+
+
+def parity(reference_logits: Array, other_logits: Array, *, atol: float, rtol: float) -> Parity:
+    """Compare logits [N, …] with a reference of the same shape, in float64.
+
+    Raises:
+        UserError: the shapes differ, or there is no sample.
+    """
+    reference, other = np.asarray(reference_logits, np.float64), np.asarray(other_logits, np.float64)
+    if reference.shape != other.shape:
+        raise UserError(f"logits of shape {other.shape} cannot be compared with a reference of shape {reference.shape}")
+    if reference.size == 0:
+        raise UserError(f"logits of shape {reference.shape}: parity needs at least one sample")
+    bad = ~(np.isfinite(reference) & np.isfinite(other))
+    distance = np.abs(np.where(bad, 0.0, other) - np.where(bad, 0.0, reference))
+    largest = float(np.abs(np.where(np.isfinite(reference), reference, 0.0)).max())
+    tolerance = atol + rtol * largest
+    warnings = []
+    if bad.any():
+        warnings.append(f"{int(bad.sum())} of {bad.size} logits are NaN or infinite")
+    if largest > 0 and not np.any(other):
+        warnings.append("every logit is zero")
+    return Parity(
+        max_abs=float(distance.max()),
+        mean_abs=float(distance.mean()),
+        top1_agreement=float((_top1(reference) == _top1(other)).mean()),
+        samples=len(reference),
+        tolerance=tolerance,
+        ok=bool(distance.max() <= tolerance and not bad.any()),
+        warnings=tuple(warnings),
+    )
+
+
+def _top1(logits: Array) -> Array:
+    """Return the strongest class of each row; of one logit, its sign."""
+    rows = logits.reshape(len(logits), -1) if logits.ndim < 3 else logits
+    if rows.shape[1] == 1:
+        return np.asarray(rows > 0)
+    return np.asarray(rows.argmax(axis=1))  # [N, classes, …]: dense predictions count each position
+
+
+def run_onnx(
+    model: str | Path | ModelProto,
+    feeds: Iterable[dict[str, Array]],
+    *,
+    provider: str = "CPUExecutionProvider",
+    threads: int | None = None,
+) -> Array:
+    """Run an ONNX model over batches and return its first output, batches joined along the first axis.
+
+    Args:
+        model: a file or a model in memory.
+        feeds: one mapping from input name to array a batch; read one at a time.
+        provider: the execution provider that has to run it.
+        threads: intra-operator threads; all usable ones when not given.
+
+    Raises:
+        NotMeasuredError: the provider did not load.
+        UserError: the model or a batch is not accepted by onnxruntime, or there is no batch.
+    """
+    session = session_of(model, provider=provider, threads=threads)
+    name = session.get_outputs()[0].name
+    outputs = []
+    for feed in feeds:
+        try:
+            outputs.append(session.run([name], feed)[0])
+        except Exception as error:  # onnxruntime raises its own classes, ValueError and RuntimeError
+            raise UserError(f"onnxruntime refuses the inputs {_describe(feed)}: {first_line(error)}") from error
+    if not outputs:
+        raise UserError("no batch to run the model on")
+    return np.concatenate(outputs)
+
+
+def session_of(
+    model: str | Path | ModelProto,
+    *,
+    provider: str = "CPUExecutionProvider",
+    threads: int | None = None,
+) -> ort.InferenceSession:
+    """Open a session with explicit threads and no spinning, on the provider asked for and no other.
+
+    Raises:
+        NotMeasuredError: the provider did not load.
+        UserError: onnxruntime cannot read the model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    proto = _read(model)
+    if proto is not None:
+        _require_own_data(model, proto)
+    if provider == "CPUExecutionProvider" and proto is not None and _has_half(proto):
+        # Its last optimisation level, for data layouts, crashes on some fp16 graphs with attention.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if provider not in ort.get_available_providers():
+        raise NotMeasuredError(
+            f"provider={provider}: onnxruntime {ort.__version__} has {ort.get_available_providers()}"
+        )
+    content = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
+    try:
+        session = ort.InferenceSession(content, options, providers=[provider])
+    except Exception as error:  # as above
+        raise UserError(f"onnxruntime {ort.__version__} cannot load the model: {first_line(error)}") from error
+    if session.get_providers()[0] != provider:
+        raise NotMeasuredError(f"provider={provider}: onnxruntime fell back to {session.get_providers()[0]}")
+    return session
+
+
+def _read(model: str | Path | ModelProto) -> ModelProto | None:
+    try:
+        return model if isinstance(model, ModelProto) else onnx.load(os.fspath(model), load_external_data=False)
+    except Exception:  # a file that cannot be read is onnxruntime's to explain
+        return None
+
+
+def _require_own_data(model: str | Path | ModelProto, proto: ModelProto) -> None:
+    """Refuse a model whose external data lie elsewhere, before a session reads them. Raises UserError."""
+    if not isinstance(model, ModelProto):
+        external_files(Path(model), proto)
+    elif any(external_tensors(proto)):  # onnxruntime would look for them in the current folder
+        raise UserError("the graph names other files for its data; load them into it first")
+
+
+def _has_half(proto: ModelProto) -> bool:
+    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in proto.graph.initializer)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something, for a message of one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _describe(feed: dict[str, Array]) -> str:
+    return ", ".join(f"{name}: {value.dtype} {list(value.shape)}" for name, value in feed.items())

@@ -1,0 +1,100 @@
+"""Cutting a copy of a model and checking it by running it; which groups are to blame where that fails."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.prune.attention.check import mask_attention
+from distill.prune.attention.heads import cut_attention
+from distill.prune.examples import Example, reason
+from distill.prune.graph.groups import ROOTS, Graph, prepare
+from distill.prune.graph.verify import Shapes, lifts_of, masked_copy, problem_with
+
+Channels = Mapping[str, Sequence[int]]
+"""Group's name -> its root channels that go."""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a cut model has to live up to."""
+
+    example: Example
+    logits: Callable[[Any], Tensor]
+    shapes: Shapes
+
+
+class BrokenError(Exception):
+    """Groups that cannot be cut after all, each with the reason; nothing was changed."""
+
+    def __init__(self, culprits: Mapping[str, str]) -> None:
+        super().__init__(", ".join(culprits))
+        self.culprits = dict(culprits)
+
+
+def cut(model: nn.Module, chosen: Channels, checks: Checks, progress: Progress | None = None) -> nn.Module:
+    """Return a copy without the chosen channels; it runs, keeps its outputs' shapes, and computes what it should.
+
+    Raises:
+        BrokenError: some groups break the model; the others can be cut.
+        UserError: the groups break it only together.
+    """
+    pruned, problem = _attempt(model, chosen, checks)
+    if problem is None:
+        return pruned
+    culprits = _culprits(model, chosen, problem, checks, progress)
+    if not culprits:
+        raise UserError(f"the pruned model is broken: {problem}; name layers to leave alone in ignore")
+    raise BrokenError(culprits)
+
+
+def _culprits(
+    model: nn.Module, chosen: Channels, problem: str, checks: Checks, progress: Progress | None
+) -> dict[str, str]:
+    """Halve the groups that break the model until each stands alone; return those, and how they break it."""
+    found: dict[str, str] = {}
+    waiting = [(dict(chosen), problem)]
+    cleared = 0
+    while waiting:
+        groups, why = waiting.pop()
+        if len(groups) == 1:
+            found |= dict.fromkeys(groups, why)
+            cleared += 1
+        else:
+            names = list(groups)
+            for half in (names[len(names) // 2 :], names[: len(names) // 2]):
+                part = {name: groups[name] for name in half}
+                trouble = _attempt(model, part, checks)[1]
+                if trouble is None:
+                    cleared += len(part)
+                else:
+                    waiting.append((part, trouble))
+        if progress is not None:
+            progress("finding layers that cannot be cut", min(cleared, len(chosen)), len(chosen))
+    return found
+
+
+def _attempt(model: nn.Module, chosen: Channels, checks: Checks) -> tuple[nn.Module, str | None]:
+    """Cut a copy; return it and what is wrong with it."""
+    pruned = copy.deepcopy(model)
+    if not chosen:
+        return pruned, None
+    lifts = lifts_of(model)
+    heads = [name for name in chosen if not isinstance(model.get_submodule(name), ROOTS)]
+    try:
+        graph = Graph(pruned, checks.example, checks.logits)
+        consumers = graph.cut({name: indices for name, indices in chosen.items() if name not in heads})
+        masked = masked_copy(model, consumers, lifts)
+        for name in heads:  # last: their modules may be exchanged for others, which the graph does not know
+            cut_attention(pruned, name, chosen[name])
+            mask_attention(masked, name, chosen[name])
+    except Exception as error:  # torch-pruning asserts, indexes and multiplies its way out
+        return pruned, f"{error}" if isinstance(error, UserError) else reason(error)
+    prepare(pruned)
+    return pruned, problem_with(pruned, masked, checks.example, checks.logits, checks.shapes, lifts)

@@ -1,0 +1,361 @@
+"""torch-pruning's dependency graph, with what happens to channels in reshapes and splits read from shapes.
+
+torch-pruning 1.6 reads both from attributes of autograd that newer versions of torch have renamed, and guesses from the
+layers around instead. The guess divides by zero in networks that shuffle channels, and in windowed attention it makes
+lists of indices that grow without an end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, cycle
+from threading import RLock
+from typing import Any
+
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch_pruning import ops
+from torch_pruning._helpers import GroupItem, _HybridIndex
+from torch_pruning.dependency import index_mapping, shape_infer
+from torch_pruning.dependency.dependency import Dependency as Edge
+from torch_pruning.dependency.group import Group
+
+from distill.prune.graph.axes import Axes, axis_of, given, taken
+
+_LOCK = RLock()  # torch-pruning's functions are those of the whole process
+
+
+class Dependency(tp.DependencyGraph):  # type: ignore[misc]
+    """torch-pruning's graph with our reading of reshapes and splits.
+
+    ``lost`` says of nodes why the channels that go through them cannot be followed: their groups must stay as they are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: dict[Any, str] = {}
+        self._reshapes: dict[Any, _Reshape] = {}
+        self._joined: dict[Any, list[tuple[Any, int]] | None] = {}
+        self._axes = Axes()
+        self._mapped = False
+        # A module that is called twice is one node, of two functions.
+        self._nodes: dict[Any, Any] = {}
+        self._longest = 0
+
+    def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
+        """Trace a model, as torch-pruning does."""
+        with self._reads_shapes():
+            built = super().build_dependency(*args, **kwargs)
+        called = {id(node.module.weight) for node in self.module2node.values() if isinstance(node.module, nn.Linear)}
+        for node in self.module2node.values():
+            if node.type == ops.OPTYPE.ELEMENTWISE and any(id(one) not in called for one in _weights(node.grad_fn)):
+                self.lost[node] = "its channels meet a weight that is applied outside of its layer's own call"
+        self._longest = max((size for node in self.module2node.values() for size in _sizes(node)), default=0)
+        return built
+
+    def _trace_computational_graph(
+        self, module2node: Any, output: Any, gradfn2module: Any, *args: Any, **kw: Any
+    ) -> Any:
+        found = super()._trace_computational_graph(module2node, output, gradfn2module, *args, **kw)
+        for function, module in gradfn2module.items():
+            if module in module2node:
+                self._nodes[function] = module2node[module]
+        return found
+
+    def get_pruning_group(self, module: nn.Module, pruning_fn: Any, idxs: Sequence[int]) -> Any:
+        """Return what has to be cut together, as torch-pruning does.
+
+        Each index goes on from each place once, and none from where channels are lost. torch-pruning sends on every
+        list that it has not seen there, and where shortcuts join some of the channels, as in ReXNet, there are more
+        lists than time.
+        """
+        if not self._mapped:
+            with self._reads_shapes():
+                index_mapping.update_index_mapping(self)
+            self._mapped = True
+        if isinstance(module, _ConvNd) and module.groups == module.out_channels > 1:
+            pruning_fn = tp.prune_depthwise_conv_out_channels
+        root = Edge(pruning_fn, pruning_fn, self.module2node[module], self.module2node[module])
+        indices = [_HybridIndex(idx=index, root_idx=index) for index in idxs]
+        edges = {_place(root): (root, {one.idx: one for one in indices})}
+        stack = [(root, indices)]
+        while stack:
+            edge, indices = stack.pop()
+            for following in edge.target.dependencies:
+                if following.is_triggered_by(edge.handler):
+                    moved = _mapped(following, indices)
+                    known = edges.setdefault(_place(following), (following, {}))[1] if moved else {}
+                    new = [one for one in moved if one.idx not in known]
+                    if any(one.idx >= self._longest for one in new):
+                        self.lost[following.target] = "its channels cannot be followed"
+                        new = [one for one in new if one.idx < self._longest]
+                    for one in new:
+                        known.setdefault(one.idx, one)
+                    if new and following.target not in self.lost:
+                        stack.append((following, new))
+        return self._group(edges.values())
+
+    def forget_widths(self) -> None:
+        """Have indices mapped anew: something was cut."""
+        self._mapped = False
+
+    def _group(self, edges: Iterable[tuple[Any, dict[int, Any]]]) -> Any:
+        group = Group()
+        group._DG = self
+        for edge, found in edges:
+            item = GroupItem(edge, list(found))
+            item.root_idxs = [one.root_idx for one in found.values()]
+            group._group.append(item)
+        return group
+
+    @contextmanager
+    def _reads_shapes(self) -> Iterator[None]:
+        ours = (
+            (shape_infer, "init_shape_information", self._measure),
+            (index_mapping, "update_reshape_index_mapping", self._map_reshape),
+            (index_mapping, "update_split_index_mapping", self._map_split),
+            (index_mapping, "update_slice_index_mapping", self._map_slice),
+            (index_mapping, "update_concat_index_mapping", self._map_concat),
+            # For grouped-query attention, which is not cut here: it takes most of the time of a large graph.
+            (index_mapping, "update_expand_index_mapping", lambda graph, node: None),
+        )
+        with _LOCK:
+            theirs = [(module, name, getattr(module, name)) for module, name, _ in ours]
+            for module, name, function in ours:
+                setattr(module, name, function)
+            try:
+                yield
+            finally:
+                for module, name, function in theirs:
+                    setattr(module, name, function)
+
+    def _map_reshape(self, graph: Any, node: Any) -> None:
+        if node not in self._reshapes:
+            # Shapes are those of the trace, so they are read before anything is cut.
+            self._reshapes[node] = self._read(graph, node)
+        reshape = self._reshapes[node]
+        if reshape.shuffles:
+            self.lost[node] = "its channels are shuffled"
+        if reshape.positions == 1:
+            return
+        channels = None
+        if reshape.last:
+            infer, flat = (
+                (shape_infer.infer_out_channels_recursively, node.inputs)
+                if reshape.undone
+                else (shape_infer.infer_in_channels_recursively, node.outputs)
+            )
+            features = next(
+                filter(None, (infer(graph, one, [0]) for one in flat)), reshape.channels * reshape.positions
+            )
+            channels = features // reshape.positions
+        for one in node.outputs if reshape.undone else node.inputs:
+            _set(node, one, Flattened(reshape.positions, channels, back=True))
+            _set(one, node, Flattened(reshape.positions, channels, back=False))
+
+    def _read(self, graph: Any, node: Any) -> _Reshape:
+        """Read what a reshape does; one that neither flattens nor undoes that keeps the channels where they are."""
+        before, behind = taken(node), given(node)
+        if before is None or behind is None:
+            return _Reshape()
+        axis = self._axes.into(node)
+        # [N, g * C, H, W] becomes [N, g, C, H, W]: groups of as many channels each, or the first step of a shuffle.
+        if axis == 1 and len(before) == 4 and len(behind) > 4 and behind[-2:] == before[-2:]:
+            if len(behind) > 5 or any(map(_moves_axes, node.outputs)):
+                return _Reshape(shuffles=True)
+            return _Reshape(behind[1], behind[2], last=True, undone=True)
+        undone = len(behind) > len(before)
+        wide, flat = (behind, before) if undone else (before, behind)
+        if len(flat) != 2 or len(wide) < 3 or wide[0] != flat[0]:
+            return _Reshape()
+        if undone:
+            # Of what follows nothing is known yet but the layers: one that reads as many channels says where they are.
+            read = (shape_infer.infer_in_channels_recursively(graph, one, [0]) for one in node.outputs)
+            axis = 1 if wide[1] in read else None
+        elif axis is None and len(wide) > 3:
+            axis = 1
+        if axis not in (1, len(wide) - 1):
+            return _Reshape()
+        return _Reshape(math.prod(wide[1:]) // wide[axis], wide[axis], last=axis > 1, undone=undone)
+
+    def _measure(self, graph: Any) -> None:
+        """Note the sizes of the parts that channels are split into, and joined from."""
+        for node in graph.module2node.values():
+            if node.type == ops.OPTYPE.SPLIT and self._is_along_channels(node):
+                axis = axis_of(node, len(taken(node) or ()))
+                node.module.split_sizes = [int(part.shape[axis]) for part in node.grad_fn._input_metadata]
+            elif node.type == ops.OPTYPE.CONCAT:
+                self._joined[node] = sizes = self._sizes_joined(node)
+                node.module.concat_sizes = None if sizes is None else [size for _, size in sizes]
+
+    def _sizes_joined(self, node: Any) -> list[tuple[Any, int]] | None:
+        """Return what is joined along the channels, as autograd's function and its size; None where that is not known.
+
+        What no layer has made has no function, and takes what the others leave.
+        """
+        whole, functions = given(node), node.grad_fn.next_functions
+        axis = None if whole is None else axis_of(node, len(whole))
+        if whole is None or axis is None or axis != self._axes.into(node):
+            return None
+        sizes = [
+            (function, int(function._input_metadata[number].shape[axis]))
+            if hasattr(function, "next_functions") and function.next_functions
+            else (None, 0)
+            for function, number in functions
+        ]
+        rest = whole[axis] - sum(size for _, size in sizes)
+        strange = sum(function is None for function, _ in sizes)
+        if strange > 1:
+            return None
+        return [(function, size if function is not None else rest) for function, size in sizes]
+
+    def _map_concat(self, graph: Any, node: Any) -> None:
+        joined, sizes = self._joined.get(node), node.module.concat_sizes
+        if joined is None or sizes is None:
+            return
+        offsets = [0, *accumulate(sizes)]
+        there, back = defaultdict[Any, list[Any]](list), defaultdict[Any, list[Any]](list)
+        for number, (function, _) in enumerate(joined):
+            part = offsets[number : number + 2]
+            there[self._nodes.get(function)].append(index_mapping._ConcatIndexMapping(part, reverse=False))
+            back[self._nodes.get(function)].append(index_mapping._ConcatIndexMapping(part, reverse=True))
+        for one in dict.fromkeys(node.inputs):
+            _set(one, node, *there[one], second=True)
+            _set(node, one, *back[one], second=True)
+
+    def _map_split(self, _: Any, node: Any) -> None:
+        sizes = node.module.split_sizes
+        if sizes is None:
+            return
+        offsets = [0, *accumulate(sizes)]
+        readers = {reader: self._parts_read(reader, node) for reader in node.outputs}
+        if any(len(parts) != 1 for parts in readers.values()):
+            self.lost[node] = "its channels are split, and one layer reads several of the parts"
+            return
+        for reader, (part,) in readers.items():
+            span = offsets[part : part + 2]
+            _set(node, reader, index_mapping._SplitIndexMapping(span, reverse=False))
+            _set(reader, node, index_mapping._SplitIndexMapping(span, reverse=True))
+
+    def _parts_read(self, reader: Any, split: Any) -> set[int]:
+        """Return which parts of a split a node reads, in all of its calls."""
+        functions = [function for function, node in self._nodes.items() if node is reader]
+        return {
+            number
+            for function in functions
+            for source, number in function.next_functions
+            if source is not None and self._nodes.get(source) is split
+        }
+
+    def _map_slice(self, _: Any, node: Any) -> None:
+        if taken(node) == given(node) or not self._is_along_channels(node):
+            return
+        what = node.module
+        for one in node.inputs:
+            for source, target, back in ((node, one, True), (one, node, False)):
+                mapping = index_mapping._SliceIndexMapping(what.dim, what.start, what.step, what.end, reverse=back)
+                _set(source, target, mapping)
+
+    def _is_along_channels(self, node: Any) -> bool:
+        """Tell a split or slice of channels from one of positions; where nothing says so, the rank does."""
+        shape = taken(node)
+        if shape is None or (axis := axis_of(node, len(shape))) is None:
+            return False
+        channels = self._axes.into(node)
+        return axis == (channels if channels is not None else len(shape) - 1 if len(shape) == 3 else 1)
+
+
+@dataclass(frozen=True)
+class Flattened:
+    """Maps channels to the features that flattening makes of them, or back.
+
+    Args:
+        positions: how many features each channel becomes.
+        channels: how many there are, if they lie on the last axis; None if on the second.
+        back: from features to channels.
+    """
+
+    positions: int
+    channels: int | None
+    back: bool
+
+    def __call__(self, indices: Sequence[Any]) -> list[Any]:
+        """Map torch-pruning's pairs of an index and the index of the root that it comes from."""
+        found: dict[int, Any] = {}
+        for one in indices:
+            for other in self._others(one.idx):
+                # Of the features that make up a channel the first stands for all: they go together.
+                found.setdefault(other, one.root_idx)
+        return [_HybridIndex(idx=index, root_idx=root) for index, root in found.items()]
+
+    def _others(self, index: int) -> Sequence[int]:
+        if self.back:
+            return (index // self.positions if self.channels is None else index % self.channels,)
+        if self.channels is None:
+            return range(index * self.positions, (index + 1) * self.positions)
+        return range(index, self.channels * self.positions, self.channels)
+
+
+@dataclass(frozen=True)
+class _Reshape:
+    """What a reshape does: ``positions`` is 1 where channels stay what they are, ``undone`` if it unflattens."""
+
+    positions: int = 1
+    channels: int = 0
+    last: bool = False
+    undone: bool = False
+    shuffles: bool = False
+
+
+def _moves_axes(node: Any) -> bool:
+    """Tell a transposition, also behind a copy."""
+    if node.grad_fn.name().startswith("CloneBackward"):
+        return any(map(_moves_axes, node.outputs))
+    return bool(node.grad_fn.name().startswith(("TransposeBackward", "PermuteBackward")))
+
+
+def _weights(function: Any) -> Iterator[Tensor]:
+    """Yield the parameters that a matrix product multiplies with, turned over or not."""
+    if function is None or not function.name().startswith(("AddmmBackward", "MmBackward")):
+        return
+    for source, _ in function.next_functions:
+        while source is not None and source.name().startswith(("TBackward", "TransposeBackward", "PermuteBackward")):
+            source = source.next_functions[0][0]
+        variable = getattr(source, "variable", None)
+        if variable is not None and variable.ndim == 2:
+            yield variable
+
+
+def _sizes(node: Any) -> Iterator[int]:
+    """Yield the lengths of all axes that a node gives, takes or holds."""
+    yield from given(node) or ()
+    yield from taken(node) or ()
+    if isinstance(node.module, nn.Module):
+        for parameter in node.module.parameters(recurse=False):
+            yield from parameter.shape
+
+
+def _place(edge: Any) -> tuple[Any, Any]:
+    """Return what of an edge tells whether indices have been there: the node, and which side of it is cut."""
+    return edge.target, edge.handler
+
+
+def _mapped(edge: Any, indices: Sequence[Any]) -> Sequence[Any]:
+    for mapping in edge.index_mapping:
+        indices = indices if mapping is None else mapping(indices)
+    return indices
+
+
+def _set(source: Any, target: Any, *mappings: Any, second: bool = False) -> None:
+    """Set how indices go from one node to another; where several edges do, one mapping for each.
+
+    Of its two an edge applies the one for joining last, after that for splitting.
+    """
+    edges = [edge for edge in source.dependencies if edge.target is target]
+    for edge, mapping in zip(edges, cycle(mappings), strict=False):
+        edge.index_mapping[1 if second else 0] = mapping

@@ -1,0 +1,165 @@
+"""Is a cut model what it should be? Checked by running it, since a dependency graph can be wrong without an error."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.prune.examples import Example, at_batch, reason, run_alike, tensors_in
+from distill.prune.graph.groups import Member, column_mask
+
+# Norms that mix channels. Without the removed channels their statistics are others, which is no mistake.
+_MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+_TOLERANCE = 1e-3
+_NOTHING = 1e-3  # weights below are next to nothing
+
+Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+@torch.no_grad()
+def output_shapes(model: nn.Module, example: Example, logits: Callable[[Any], Tensor]) -> Shapes:
+    """Return the shapes of the logits and of every tensor in the output, at batch 1 and at batch 2.
+
+    Raises:
+        UserError: the model does not run at one of them.
+    """
+    shapes: Shapes = []
+    for batch in (1, 2):
+        try:
+            found = compared(run_alike(model, at_batch(example, batch)), logits)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"the model does not run on its example input at batch {batch}: {reason(error)}") from error
+        shapes += [(name, tuple(tensor.shape)) for name, tensor in found]
+    return shapes
+
+
+def compared(output: Any, logits: Callable[[Any], Tensor]) -> list[tuple[str, Tensor]]:
+    """Return the logits and every tensor that can be seen in an output, by name.
+
+    Raises:
+        UserError: ``logits`` gives no tensor.
+    """
+    named = logits(output)
+    if not isinstance(named, Tensor):
+        raise UserError(f"logits(output) gave a {type(named).__name__}, not a tensor")
+    return [("logits", named), *tensors_in(output)]
+
+
+def problem_with(
+    pruned: nn.Module,
+    masked: nn.Module,
+    example: Example,
+    logits: Callable[[Any], Tensor],
+    shapes: Shapes,
+    lifts: Mapping[str, float],
+) -> str | None:
+    """Return what is wrong with a cut model, or None.
+
+    It must run at batch 1 and 2, keep every output's shape, and compute what ``masked`` does: the model before the
+    cut, in which nothing reads the channels that went. Norms that mix channels are bypassed in both for the last, and
+    ``pruned`` is lifted as ``masked`` has been (`lifts_of`).
+    """
+    try:
+        found = output_shapes(pruned, example, logits)
+    except UserError as error:
+        return f"with fewer of its channels {error}"
+    for (name, before), (_, after) in zip(shapes, found, strict=True):
+        if before != after:
+            return f"the shape of {name} changes from {before} to {after}"
+    with torch.no_grad(), _without_mixing_norms(pruned), _without_mixing_norms(masked), lifted(pruned, lifts):
+        wanted, got = (compared(run_alike(model, at_batch(example, 2)), logits) for model in (masked, pruned))
+    return difference(wanted, got)
+
+
+def difference(wanted: Sequence[tuple[str, Tensor]], got: Sequence[tuple[str, Tensor]]) -> str | None:
+    """Say which of the outputs is not what it should be, or return None."""
+    for (name, want), (_, have) in zip(wanted, got, strict=True):
+        if want.is_floating_point() and differs(want, have):
+            return f"{name} does not follow from its remaining channels (it reads the removed ones in another way)"
+    return None
+
+
+def differs(want: Tensor, have: Tensor) -> bool:
+    """Tell whether values are equal up to rounding, each in its own measure: a box in pixels hides no probability.
+
+    The measure of a place is the largest value of its row of the last axis or of the second, the smaller of both, as
+    either may be what the values differ by in kind; below a thousandth of what is usual it is rounding that differs.
+    What is not finite must be the same.
+    """
+    finite = want.isfinite() & have.isfinite()
+    same = (want == have) | (want.isnan() & have.isnan())
+    if bool((~finite & ~same).any()):
+        return True
+    if not finite.any():
+        return False
+    size = torch.where(finite, want.abs(), 0.0).to(torch.float64)
+    scale = size.amax().expand_as(size)
+    for axis in {1, want.ndim - 1} & set(range(1, want.ndim)):
+        others = [other for other in range(want.ndim) if other != axis]
+        scale = torch.minimum(scale, size.amax(others, keepdim=True))
+    usual = scale[finite].median()
+    eps = torch.finfo(want.dtype).eps
+    tolerance = max(_TOLERANCE, 16 * eps) * scale.clamp_min(1e-6)
+    rounding = 64 * eps * torch.minimum(size.amax(), 1e3 * usual)
+    return bool(((want - have).abs().to(torch.float64) > tolerance + rounding)[finite].any())
+
+
+def lifts_of(model: nn.Module) -> dict[str, float]:
+    """Return what to add to weights that are next to nothing, by name: behind them a wrong cut would not show.
+
+    Such are scales of layers that begin at 1e-6, norms of residual branches and heads that begin at zero. Added to all
+    of a tensor, and so to what a cut leaves of it, it stays small against the sum over inputs.
+    """
+    return {
+        name: 1.0 if value.ndim < 2 else value.shape[0] / value.numel()
+        for name, value in model.named_parameters()
+        if value.is_floating_point() and value.numel() and not name.endswith("bias") and value.abs().max() < _NOTHING
+    }
+
+
+@contextmanager
+def lifted(model: nn.Module, lifts: Mapping[str, float]) -> Iterator[None]:
+    """Add to weights as `lifts_of` says, for a while."""
+    named = {name: value for name, value in model.named_parameters() if name in lifts}
+    before = {name: value.detach().clone() for name, value in named.items()}
+    with torch.no_grad():
+        for name, value in named.items():
+            value.add_(lifts[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in named.items():
+                value.copy_(before[name])
+
+
+@torch.no_grad()
+def masked_copy(model: nn.Module, consumers: Sequence[Member], lifts: Mapping[str, float]) -> nn.Module:
+    """Return a lifted copy in which the consumers' weights for what goes are zero; same shapes as the model."""
+    result = copy.deepcopy(model)
+    for name, value in result.named_parameters():
+        value.add_(lifts.get(name, 0.0))
+    for member in consumers:
+        twin = Member(member.name, result.get_submodule(member.name), member.side, member.indices, member.roots)
+        if isinstance(twin.module, nn.modules.conv._ConvNd | nn.Linear):
+            weight, where = column_mask(twin)
+            weight[where] = 0
+    return result
+
+
+@contextmanager
+def _without_mixing_norms(model: nn.Module) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, _MIXING):
+                handle = module.register_forward_hook(lambda _module, inputs, _output: inputs[0])
+                stack.callback(handle.remove)
+        yield

@@ -1,0 +1,160 @@
+"""What layers read on average: once some of it goes, a constant in the layer's bias can stand in for its mean.
+
+Source: the bias compensation of An et al. 2023 (FLAP, arXiv 2312.11983). Unlike there, scores count the mean as well:
+that fluctuations alone choose better could not be shown (they do for perceptrons, and not before a batch norm).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from distill.prune.graph.groups import ChannelGroup
+
+_PLAIN = {
+    kind.forward
+    for kind in (
+        nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+    )
+}  # fmt: skip
+"""Forwards that are linear in what is read, whatever a class derived from these is for."""
+
+
+Means = Mapping[str, Tensor]
+"""What layers read, by their names: [1, channels, …] with a convolution's spatial axes."""
+
+
+class Watch:
+    """What layers read, averaged over rows (and tokens) by how much the outputs depend on what they make of each."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+        self._excluded: set[str] = set()
+        self._waiting: dict[int, Tensor] = {}
+        self._listens = False
+        self.is_idle = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Count the gradients that come inside."""
+        self._listens = True
+        try:
+            yield
+        finally:
+            self._listens = False
+
+    @property
+    def means(self) -> dict[str, Tensor]:
+        """What is known so far: nothing of a layer that no gradient has reached, or that read what has no one shape."""
+        found = {name: (total / self._weights[name]).float() for name, total in self._sums.items()}
+        return {name: mean for name, mean in found.items() if name not in self._excluded and mean.isfinite().all()}
+
+    def forget(self) -> None:
+        """Let go of what no gradient came for."""
+        self._waiting.clear()
+
+    def record(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """See what a layer makes of what; that is added once the gradient says what it is worth."""
+        if not args:  # it is called by keyword
+            self._excluded.add(name)
+            return
+        given, convolves = args[0], isinstance(layer, _ConvNd)
+        has_rows = given.ndim == layer.weight.ndim if convolves else given.ndim > 1
+        if not has_rows:
+            self._excluded.add(name)
+        elif output.requires_grad:
+            number = len(self._waiting)
+            self._waiting[number] = given.detach()  # not in the hook, which would hold it as long as the graph
+            output.register_hook(lambda gradient: self._add(name, convolves, number, gradient))
+
+    def _add(self, name: str, convolves: bool, number: int, gradient: Tensor) -> None:
+        if not self._listens:
+            return
+        given = self._waiting[number]
+        self._waiting[number] = given.new_empty(0)
+        # What no output depends on, as tokens that are masked or not asked, must not move the mean of those that count.
+        worth = gradient.double().square()
+        if convolves:
+            worth = worth.flatten(1).sum(1)
+            total = torch.tensordot(worth, given.double(), dims=1)[None]
+        else:
+            worth = worth.sum(-1).flatten()
+            total = (worth @ given.double().flatten(0, -2))[None]
+        known = self._sums.get(name)
+        if known is not None and known.shape != total.shape:
+            self._excluded.add(name)  # images of another size: the mean over rows has no one shape
+            return
+        self._sums[name] = total if known is None else known + total
+        self._weights[name] = self._weights.get(name, 0.0) + float(worth.sum())
+
+
+@contextmanager
+def watching(model: nn.Module, names: Collection[str]) -> Iterator[Watch]:
+    """Watch what the named layers read in backward passes, of those that have a bias for themselves."""
+    watch = Watch()
+    hooks = []
+    times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+
+    def watch_layer(name: str, layer: nn.Module) -> None:
+        hooks.append(layer.register_forward_hook(lambda _, args, output: watch.record(name, layer, args, output)))
+
+    for name, module in model.named_modules():
+        plain = type(module).forward in _PLAIN
+        if name in names and plain and times[id(module._parameters.get("bias"))] == 1:
+            watch_layer(name, module)
+            watch.is_idle = False
+    try:
+        yield watch
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def read_by(groups: Iterable[ChannelGroup]) -> set[str]:
+    """Return the names of the layers that read channels of these groups."""
+    return {member.name for group in groups for member in group.members if member.side == "in"}
+
+
+@torch.no_grad()
+def with_constants(
+    model: nn.Module, groups: Sequence[ChannelGroup], gone: Mapping[str, Sequence[int]], means: Means
+) -> nn.Module | None:
+    """Return a copy whose biases hold the means of what their layers are about to lose; None where that changes none.
+
+    Args:
+        model: with all channels; nothing is cut here.
+        groups: that lose channels, or not.
+        gone: root channels that go, by group.
+        means: of this model.
+    """
+    lost: dict[str, set[int]] = {}
+    for group in groups:
+        roots = set(gone.get(group.name, ()))
+        for member in group.members:
+            if roots and member.side == "in" and member.name in means:
+                pairs = zip(member.indices, member.roots, strict=True)
+                lost.setdefault(member.name, set()).update(index for index, root in pairs if root in roots)
+    if not lost:
+        return None
+    result = copy.deepcopy(model)
+    for name, channels in lost.items():
+        layer: Any = result.get_submodule(name)
+        index = sorted(channels)
+        mean, nothing = torch.zeros_like(means[name]), torch.zeros_like(means[name])
+        mean[:, index] = means[name][:, index]
+        layer.bias += _constant(layer, mean.to(layer.weight)) - _constant(layer, nothing.to(layer.weight))
+    return result
+
+
+def _constant(layer: nn.Module, mean: Tensor) -> Tensor:
+    """Return what a layer makes of a mean input, averaged over positions, its bias included: [outputs]."""
+    made: Tensor = layer.forward(mean)  # hooks are not for it
+    return made.flatten(2).mean(2)[0] if made.ndim > 2 else made[0]

@@ -1,0 +1,1 @@
+"""Pruning in steps: score, choose, cut, correct."""

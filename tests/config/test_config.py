@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from tiny_run import Config, write_yaml
+
+from distill.config.layers import _Loader
+from distill.config.loading import (
+    DistillSettings,
+    ModelSettings,
+    PruneSection,
+    RunConfig,
+    TeacherSettings,
+    config_hash,
+    load_config,
+    schema,
+    settings_hash,
+    to_dict,
+)
+from distill.config.presets import preset_text, presets
+from distill.errors import UserError
+
+NEEDS = {"csv": ["data.path=a.csv", "data.target=y"], "imagefolder": ["data.path=photos"]}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def at(text: str, name: str = "mine.yaml") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return at
+
+
+def problems(raw: Any, against: dict[str, Any]) -> list[str]:
+    Draft202012Validator.check_schema(against)
+    return [one.message for one in Draft202012Validator(against).iter_errors(raw)]
+
+
+def errors(source: Any, *overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_config(source, overrides)
+    return str(caught.value).splitlines()
+
+
+def test_every_preset_loads() -> None:
+    assert {"digits", "breast-cancer", "fashion-mnist", "cifar10", "csv", "imagefolder"} <= set(presets())
+    for name in presets():
+        config = load_config(name, NEEDS.get(name, []))
+        assert config.task == config.data.source == name
+        assert isinstance(config.student, ModelSettings)
+        assert config.distill is not None
+        assert config.prune is not None
+
+
+def test_nothing_is_the_digits() -> None:
+    assert load_config() == load_config("digits") == load_config({"task": "digits"})
+
+
+@pytest.mark.parametrize("name", list(presets()))
+def test_the_schema_accepts_every_preset(name: str) -> None:
+    assert problems(yaml.load(preset_text(name), _Loader), schema()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "extends: digits\nprune: off",
+        "extends: digits\nstudent: teacher",
+        "task: mine\nteacher: ./m.py:make\nstudent: ./m.py:small\ndata: ./d.py:make",
+        "extends: digits\nprune: {ratio: 0.4}\nbenchmark: {max_latency_s: 1e-3}",
+    ],
+)
+def test_the_schema_accepts_what_the_loader_accepts(text: str) -> None:
+    load_config(yaml.load(text, _Loader))
+    assert problems(yaml.load(text, _Loader), schema()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["extends: digits\nprun: off", "extends: digits\nprune: {ratio: 1.5}", "extends: digits\nmax_drop: much"]
+)
+def test_the_schema_refuses_what_the_loader_refuses(text: str) -> None:
+    raw = yaml.load(text, _Loader)
+    assert errors(raw)
+    assert problems(raw, schema())
+
+
+def test_the_schema_describes_every_field() -> None:
+    found = schema()
+    for kind in ("DistillSettings", "PruneSection", "TeacherSettings", "QuantizeSettings", "BenchmarkSettings"):
+        fields = found["$defs"][kind]["properties"]
+        assert all(one.get("description") for one in fields.values()), kind
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_file_over_a_preset(write: Any) -> None:
+    config = load_config(write("extends: digits\nprune: {ratio: 0.4}\nmax_drop: 2e-2"))
+    plain = load_config("digits")
+    assert config.prune is not None
+    assert plain.prune is not None
+    assert (config.prune.ratio, config.max_drop) == (0.4, 0.02)
+    assert config.prune.epochs == plain.prune.epochs
+    assert config.teacher == plain.teacher
+
+
+def test_another_model_leaves_the_arguments_of_the_old_one_behind(write: Any) -> None:
+    config = load_config(write("extends: digits\nstudent: depthwise\nteacher: {model: resnet8}"))
+    assert config.student == ModelSettings(model="depthwise")
+    assert (config.teacher.model, config.teacher.args) == ("resnet8", {})
+    assert config.teacher.epochs == load_config("digits").teacher.epochs
+
+
+def test_another_source_leaves_the_fields_of_the_old_one_behind(write: Any) -> None:
+    config = load_config(write("extends: digits\ndata: {source: csv, path: a.csv, target: y}"))
+    assert (config.data.source, config.data.augment) == ("csv", "none")
+
+
+def test_overrides_win_and_are_yaml() -> None:
+    config = load_config(
+        "digits", ["prune.ratio=0.4", "teacher.args.widths=[4, 8]", "quantize=off", "distill.learning_rate=1e-3"]
+    )
+    assert config.prune is not None
+    assert config.distill is not None
+    assert config.prune.ratio == 0.4
+    assert config.teacher.args == {"widths": [4, 8]}
+    assert config.quantize is None
+    assert config.distill.learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["student=depthwise", "student.args.stem=8"],
+        ["student.args.stem=8", "student.model=depthwise"],
+    ],
+)
+def test_an_override_of_the_model_leaves_the_old_arguments_behind_in_any_order(overrides: list[str]) -> None:
+    assert load_config("digits", overrides).student == ModelSettings(model="depthwise", args={"stem": 8})
+
+
+def test_an_override_of_the_source_leaves_the_old_fields_behind() -> None:
+    config = load_config("digits", ["data.path=a.csv", "data.target=y", "data.source=csv"])
+    assert (config.data.source, config.data.path, config.data.target) == ("csv", Path("a.csv"), "y")
+
+
+@pytest.mark.parametrize("override", ["prune.ratio", "=3", "prune.ratio={", ""])
+def test_an_override_that_is_none_is_refused(override: str) -> None:
+    assert "--set" in errors("digits", override)[0]
+
+
+@pytest.mark.parametrize("word", ["off", "false", '"off"', "no"])
+def test_off_is_off(write: Any, word: str) -> None:
+    text = "".join(f"{key}: {word}\n" for key in ("distill", "prune", "quantize", "export", "benchmark", "student"))
+    config = load_config(write(f"extends: digits\n{text}"))
+    off = (config.distill, config.prune, config.quantize, config.export, config.benchmark, config.student)
+    assert off == (None,) * 6
+
+
+@pytest.mark.parametrize("word", ["on", "true", "", "{}"])
+def test_on_and_empty_are_the_defaults(word: str) -> None:
+    raw = {"task": "mine", "teacher": "mlp", "data": "digits", "prune": yaml.safe_load(word) if word else None}
+    assert load_config(raw).prune == PruneSection()
+
+
+def test_shorthands(write: Any) -> None:
+    config = load_config(write("task: mine\nteacher: resnet8\nstudent: teacher\ndata: digits"))
+    assert config.teacher == TeacherSettings(model="resnet8")
+    assert config.student == "teacher"
+    assert config.data.source == "digits"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 0.001), ("1E5", 1e5), ("-2.5e+3", -2500.0), ("1_000e1", 10_000.0), ("0.5", 0.5), (".5", 0.5), ("3", 3)],
+)
+def test_numbers_are_numbers(text: str, value: float) -> None:
+    found = yaml.load(text, _Loader)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["e3", "1e", "resnet20", "1.2.3", "./a.py:f", "12:30 pm"])
+def test_words_stay_words(text: str) -> None:
+    assert yaml.load(text, _Loader) == text
+
+
+PLACES = (
+    "task: mine\nteacher: {model: models.py:make, weights: w/t.safetensors}\nstudent: ./models.py:small\n"
+    "data: {source: ../lib/data.py:make}"
+)
+
+
+def test_paths_in_a_file_start_at_the_file(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(PLACES, "configs/mine.yaml")
+    config = load_config(path)
+    assert config.teacher.model == f"{tmp_path}/configs/models.py:make"
+    assert config.teacher.weights == tmp_path / "configs/w/t.safetensors"
+    assert config.student == ModelSettings(model=f"{tmp_path}/configs/models.py:small")
+    assert Path(str(config.data.source)) == tmp_path / "configs/../lib/data.py:make"
+    monkeypatch.chdir(tmp_path)
+    config = load_config("configs/mine.yaml")
+    assert config.teacher.model == "./configs/models.py:make"
+    assert config.teacher.weights == Path("configs/w/t.safetensors")
+    assert config.data.source == "./configs/../lib/data.py:make"
+
+
+def test_paths_on_the_command_line_start_at_the_current_folder(write: Any) -> None:
+    path = write(PLACES, "configs/mine.yaml")
+    config = load_config(path, ["teacher.weights=w.safetensors", "student=./here.py:make"])
+    assert config.teacher.weights == Path("w.safetensors")
+    assert config.student == ModelSettings(model="./here.py:make")
+
+
+def test_references_that_are_no_files_stay_as_they_are(write: Any) -> None:
+    config = load_config(write("task: a\nteacher: timm:resnet18\nstudent: pkg.models:make\ndata: digits", "c/a.yaml"))
+    assert (config.teacher.model, config.student) == ("timm:resnet18", ModelSettings(model="pkg.models:make"))
+
+
+def test_all_errors_at_once_each_with_place_value_and_mend() -> None:
+    found = errors(
+        {
+            "extends": "digits",
+            "prune": {"ratio": 1.2, "rounds": 3},
+            "distill": {"temperature": 0, "loss": "dkd"},
+            "student": {"args": {}, "model": 3},
+            "search": {"temperature": [0, 5]},
+            "max_dorp": 1,
+            "seed": "x",
+        }
+    )
+    text = "\n".join(found)
+    assert len(found) == 8
+    for part in (
+        "prune.ratio=1.2: must be in [0, 1)",
+        "0.3 removes 30 %",
+        "prune.rounds: unknown key",
+        "distill.temperature=0: must be in (0, 100]",
+        "distill.loss='dkd': must be",
+        "student.model=3",
+        "search.temperature.0=0: must be in (0, 100]",
+        "max_dorp: unknown key; did you mean max_drop?",
+        "seed='x'",
+    ):
+        assert part in text, part
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"extends": "digit"}, "did you mean digits?"),
+        ("digit", "did you mean digits?"),
+        ({"task": "mine"}, "teacher: is missing"),
+        ({"extends": "digits", "search": {"weight": [0.9, 0.1]}}, "first must not be above the second"),
+        ({"extends": "digits", "search": {"trials": 2, "ratio": [0, 0.9]}}, "above prune.max_ratio=0.7"),
+        ({"extends": "digits", "search": {"trials": 2, "learning_rate": [1, 1e9]}}, "above 100"),
+        ({"extends": "digits", "export": "off", "benchmark": {"max_latency_s": 1}}, "latency budget"),
+        ({"extends": "digits", "student": 3}, "must be a model, `teacher` or `off`"),
+        ({"extends": "csv"}, "path is missing"),
+    ],
+)
+def test_what_is_wrong_is_said(raw: Any, said: str) -> None:
+    assert any(said in line for line in errors(raw))
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b", "just words"])
+def test_a_file_that_is_no_mapping_is_named(write: Any, text: str) -> None:
+    assert "mine.yaml" in errors(write(text))[0]
+
+
+def test_direct_construction_is_checked_too() -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        DistillSettings(temperature=0)
+    with pytest.raises(ValueError, match="unknown_key"):
+        PruneSection(unknown_key=1)  # type: ignore[call-arg]
+
+
+VARIANTS: list[Config] = [
+    {},
+    {"prune": "off", "quantize": False, "benchmark": "off"},
+    {"distill": "off", "export": "off", "student": "off"},
+    {"student": "teacher", "seed": 3, "target": "arm"},
+    {"search": {"trials": 3, "ratio": [0.1, 0.2]}, "benchmark": {"batch_sizes": [1, 8], "max_latency_s": 1e-3}},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_a_configuration_survives_being_written_down(changes: Config, tmp_path: Path) -> None:
+    config = load_config({"extends": "digits", **changes})
+    plain = json.loads(json.dumps(to_dict(config)))
+    assert load_config(plain) == config == load_config(config)
+    assert load_config(write_yaml(tmp_path / "a.yaml", plain)) == config
+    assert config_hash(load_config(plain)) == config_hash(config)
+
+
+def test_the_hash_stands_for_everything() -> None:
+    hashes = {config_hash(load_config({"extends": "digits", **changes})) for changes in VARIANTS}
+    assert len(hashes) == len(VARIANTS)
+
+
+def test_the_hash_that_goes_into_a_model_knows_no_folders(write: Any) -> None:
+    one, other = (load_config(write(PLACES, f"{folder}/mine.yaml")) for folder in ("one", "other"))
+    assert config_hash(one) != config_hash(other)
+    assert settings_hash(one) == settings_hash(other)
+    assert settings_hash(load_config("digits")) != settings_hash(load_config("digits", ["seed=1"]))
+
+
+def test_a_mapping_is_not_changed() -> None:
+    given: Config = {"extends": "digits", "prune": {"ratio": 0.4}}
+    load_config(given, ["prune.ratio=0.1", "student=mlp"])
+    assert given == {"extends": "digits", "prune": {"ratio": 0.4}}
+
+
+def test_a_configuration_is_frozen() -> None:
+    config: RunConfig = load_config()
+    with pytest.raises(AttributeError):
+        config.seed = 3  # type: ignore[misc]

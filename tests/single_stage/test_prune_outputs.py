@@ -1,0 +1,170 @@
+"""The verb `prune` on models whose outputs are no logits [rows, classes]: judged and taught by what they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from prune_nets import forget, settle, typed
+from torch import nn
+
+from distill.outputs import Output
+from distill.prune.scores.projection import class_axis
+from distill.single_stage.pruning.losses import Batch, answer_loss, soft_loss
+
+NETS = """
+import torch
+from torch import nn
+
+
+def net(tail, columns):
+    torch.manual_seed(0)
+    body = [nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, columns)]
+    return nn.Sequential(*body, *tail)
+
+
+def chance():
+    model = net([nn.Sigmoid()], 1)
+    with torch.no_grad():
+        x = torch.randn(500, 8)
+        model[4].bias -= model[:5](x).median()  # half of all rows are yes
+    return model
+
+
+def several():
+    return net([nn.Sigmoid()], 5)
+
+
+def shares():
+    return net([nn.Softmax(-1)], 3)
+
+
+def number():
+    return net([], 1)
+"""
+ROWS = np.random.default_rng(0).normal(size=(240, 8)).astype(np.float32)
+PLACES = np.random.default_rng(0).normal(size=(240, 6, 8)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give the current folder, which holds models."""
+    settle(tmp_path, monkeypatch)
+    (tmp_path / "net.py").write_text(NETS)
+    yield tmp_path
+    forget()
+
+
+def pruned(function: str, *words: object, **arrays: Any) -> int:
+    np.savez("rows.npz", **arrays)
+    return typed(
+        "--model", f"net.py:{function}", "--ratio", 0.4, "--data", "rows.npz", "--out", "out", *words, "--no-timing"
+    )
+
+
+def quality() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path("out/prune.json").read_text())["quality"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "judged", "measure"),
+    [
+        ("chance", ROWS, "one yes or no a row (probabilities, above 0.5 is yes)", "accuracy"),
+        ("several", ROWS, "several labels a row (probabilities, each above 0.5 is set)", "F1 of the labels"),
+        ("shares", PLACES, "classes along axis 2", "accuracy"),
+    ],
+)
+def test_the_graph_tells_what_is_judged(function: str, x: Any, judged: str, measure: str) -> None:
+    assert pruned(function, "--epochs", 2, x=x) == 0
+    found = quality()
+    assert f"is judged as {judged}" in found["judged"]
+    assert found["measure"] == measure
+    assert 0 < found["drop"]["value"] < 0.5
+    assert found["before"] is None
+
+
+def test_one_number_needs_labels_or_a_word(capsys: Any) -> None:
+    assert pruned("number", x=ROWS) == 2
+    assert "--output binary" in capsys.readouterr().err
+    assert pruned("number", "--epochs", 4, x=ROWS, y=ROWS[:, :1] * 2) == 0
+    found = quality()
+    assert (found["labelled"], found["measure"]) == (True, "R²")
+    assert found["after"] > found["before"]  # the labels taught what its random weights did not know
+    assert pruned("number", "--output", "numbers", x=ROWS) == 0
+    assert quality()["labelled"] is False
+
+
+def test_a_metric_of_the_users_judges_and_is_named_in_the_command() -> None:
+    Path("own.py").write_text("def error(out, labels):\n    return -abs(out - labels).mean()\n")
+    assert pruned("number", "--metric", "own.py:error", x=ROWS, y=ROWS[:, :1]) == 0
+    assert quality()["measure"] == "error"
+    assert "--metric own.py:error" in json.loads(Path("out/prune.json").read_text())["command"]
+
+
+def test_answers_that_are_all_alike_are_warned_of(capsys: Any) -> None:
+    with Path("net.py").open("a") as file:
+        file.write(
+            "\n\ndef stuck():\n    model = chance()\n    nn.init.constant_(model[4].bias, 9.0)\n    return model\n"
+        )
+    assert pruned("stuck", x=ROWS, y=(np.arange(240) % 40 > 0).astype(int)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the unpruned model and the pruned model give all 48 judged rows the same answer (class 1)" in said
+
+
+@pytest.mark.parametrize("option", [("--output", "binary"), ("--axis", 1), ("--metric", "net.py:net")])
+def test_what_judges_rows_needs_rows(option: tuple[object, ...], capsys: Any) -> None:
+    assert typed("--model", "net.py:chance", "--ratio", 0.4, "--out", "out", *option, "--input", 8) == 2
+    assert f"{option[0]}: needs --data" in capsys.readouterr().err
+
+
+def batch(output: Output, soft: torch.Tensor, target: torch.Tensor, x: torch.Tensor) -> Batch:
+    return Batch(((x,), {}), target, soft, lambda values: values, output, torch.ones(()))
+
+
+X = torch.from_numpy(PLACES)
+
+
+@pytest.mark.parametrize(
+    ("output", "columns", "tail", "x"),
+    [
+        (Output("classes"), 3, nn.Identity(), X[:, 0]),
+        (Output("classes", 2), 3, nn.Identity(), X),
+        (Output("classes", 2, True), 3, nn.Softmax(-1), X),
+        (Output("binary"), 1, nn.Identity(), X[:, 0]),
+        (Output("binary", probabilities=True), 1, nn.Sigmoid(), X[:, 0]),
+        (Output("labels", probabilities=True), 5, nn.Sigmoid(), X[:, 0]),
+        (Output("numbers"), 2, nn.Identity(), X[:, 0]),
+    ],
+)
+def test_losses_are_least_at_what_is_right(output: Output, columns: int, tail: nn.Module, x: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    teacher, student = (nn.Sequential(nn.Linear(8, columns), tail) for _ in range(2))
+    with torch.no_grad():
+        soft = teacher(x)
+    answers = torch.from_numpy(np.asarray(output.answers(soft.numpy())))
+    rows = batch(output, soft, answers if output.kind == "numbers" else answers.long(), x)
+    assert soft_loss(teacher, rows, False).item() == pytest.approx(0, abs=1e-4)
+    assert soft_loss(student, rows, False).item() > 0.01
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = answer_loss(student, rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    agreed = output.answers(student(x).detach().numpy()) == answers.numpy()
+    assert output.kind == "numbers" or agreed.mean() > 0.93
+    assert output.kind != "numbers" or loss.item() < 0.01
+
+
+def test_the_loss_tells_importance_where_the_classes_lie() -> None:
+    values = torch.randn(5, 4, 3, 2, requires_grad=True)
+    for axis in (1, 2, 3):
+        output = Output("classes", axis)
+        rows = batch(output, values.detach(), torch.from_numpy(output.answers(values.detach().numpy())), values)
+        assert class_axis(answer_loss(nn.Identity(), rows), values) == axis
