@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.benchmarks.onnx_file.inputs import Array
 from distill.errors import UserError
+from distill.types import Array
 
 
 def fraction(option: str, text: str, *, zero: bool = False) -> float:

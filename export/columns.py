@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from distill.errors import UserError
+from distill.types import Array
 
 from .preprocess import BATCH, Front, InputSpec
 
-Array = NDArray[Any]
 _ML = "ai.onnx.ml"
 
 

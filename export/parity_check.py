@@ -6,19 +6,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from distill.benchmarks.onnx_file.external_data import external_files, external_tensors
 from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import NotMeasuredError, UserError
-
-Array = NDArray[Any]
+from distill.types import Array
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from distill.errors import UserError
 from distill.export.stripping import strip
+from distill.types import Array
 
 from .canonical import canonical
 from .graph import add_constant, input_shape, output_names, rename_all
 from .raw_input import feed_raw_uint8
 
-Array = NDArray[Any]
 IMAGE = "image"
 FEATURES = "features"
 BATCH = "batch"

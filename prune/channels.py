@@ -19,7 +19,7 @@ from distill.prune.graph.groups import prepare
 from distill.prune.graph.verify import output_shapes
 from distill.prune.kept import by_reason
 from distill.prune.record import PruneRecord
-from distill.prune.scores.evidence import Evidence, Loss, Progress, seeded
+from distill.prune.scores.evidence import Evidence, Loss, seeded
 from distill.prune.scores.importance import FROM_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import keeps_zeros
@@ -27,6 +27,7 @@ from distill.prune.steps.narrow import FAR
 from distill.prune.steps.step import Job, Narrowed, widths_of_layers
 from distill.prune.widths.counts import Counts, count
 from distill.prune.widths.latency import Device, seconds_of_layers
+from distill.types import Progress
 
 Recover = Callable[[nn.Module, int], nn.Module]
 

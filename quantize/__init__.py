@@ -8,8 +8,8 @@ from onnx import ModelProto
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
+from distill.types import Feed, Progress
 
-from .calibrate import Feed, Progress
 from .half import to_half
 from .record import QuantizeRecord
 from .settings import QuantizeSettings

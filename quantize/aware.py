@@ -21,8 +21,8 @@ from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import attribute, initializers, operator
 from distill.outputs import Output, of_shape
+from distill.types import Feed, Progress
 
-from .calibrate import Feed, Progress
 from .select import is_depthwise
 from .settings import QuantizeSettings
 from .static import Calibrated, integer_graph, resolve

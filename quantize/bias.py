@@ -18,8 +18,9 @@ from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
 from distill.export.graph import add_constant, consumers, copy_of, initializers, operator, producers
 from distill.export.parity_check import session_of
+from distill.types import Array, Feed, Progress
 
-from .calibrate import Array, Feed, Progress, channel_reduction, run_batch, slices
+from .calibrate import channel_reduction, run_batch, slices
 from .settings import QuantizeSettings
 
 _ROWS = 32

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
 from distill.export.graph import add_constant, copy_of, opset_of
 from distill.export.parity_check import first_line, session_of
+from distill.types import Array, Feed, Progress
 
 from .histogram import Histogram
 from .settings import QuantizeSettings
 
-Array = NDArray[Any]
-Feed = dict[str, Array]
-Progress = Callable[[str, int, int], None]
 _REDUCE_AXES_ARE_AN_INPUT = 18  # from this opset on
 _ROWS = 32  # a larger batch is cut: its activations would be held at once
 _ROWS_HISTOGRAM = 8  # here they also leave the graph

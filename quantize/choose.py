@@ -15,8 +15,8 @@ from distill.errors import UserError
 from distill.export.graph import initializers, operator
 from distill.export.stripping import strip, to_bytes
 from distill.outputs import Output
+from distill.types import Feed, Progress
 
-from .calibrate import Feed, Progress
 from .half import to_half
 from .record import QuantizeRecord
 from .repair import Attempt, Judge, Loss, repair

@@ -13,8 +13,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from distill.export.graph import attribute, consumers, copy_of, initializers, operator, output_names
-
-from .calibrate import Array
+from distill.types import Array
 
 # f(s·x) = s·f(x) for s > 0, channel by channel.
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity"})

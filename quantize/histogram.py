@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from distill.types import Array
+
 _HALF = 4096  # bins on either side of zero
 _LEVELS = 128  # what entropy tries to keep apart: a signed byte's magnitudes
 _STEP = 8  # candidates for the threshold: every so many bins

@@ -17,8 +17,8 @@ from distill.benchmarks.target import Target
 from distill.export.graph import operator
 from distill.intervals import Estimate
 from distill.outputs import Output
+from distill.types import Feed, Progress
 
-from .calibrate import Feed, Progress
 from .record import QuantizeRecord
 from .sensitivity import Sensitivity, fewest_float, layers_of, sensitivities
 from .settings import QuantizeSettings

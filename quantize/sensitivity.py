@@ -16,8 +16,8 @@ from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.parity_check import run_onnx
 from distill.outputs import Output, of_shape
+from distill.types import Array, Feed, Progress
 
-from .calibrate import Array, Feed, Progress
 from .select import COMPUTE
 from .settings import QuantizeSettings
 from .static import Calibrated, integer_graph

@@ -25,8 +25,9 @@ from distill.export.graph import (
     sort_nodes,
 )
 from distill.export.parity_check import session_of
+from distill.types import Array, Feed, Progress
 
-from .calibrate import Array, Feed, Progress, channel_reduction, run_batch, slices
+from .calibrate import channel_reduction, run_batch, slices
 from .settings import QuantizeSettings
 
 _ROWS = 8

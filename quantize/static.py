@@ -15,9 +15,10 @@ from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import copy_of, initializers, operator, opset_of, producers, sort_nodes
 from distill.export.stripping import strip, to_bytes
+from distill.types import Feed, Progress
 
 from .bias import correct_biases, rounded_weights
-from .calibrate import Feed, Progress, calibrate, twice
+from .calibrate import calibrate, twice
 from .equalize import equalize
 from .executed import fuses_here, unfused_nodes
 from .logs import silent

@@ -10,8 +10,8 @@ from onnx import ModelProto
 from distill.benchmarks.target import Target, why_unmeasurable
 from distill.benchmarks.timing.kernels import kernel_seconds
 from distill.export.graph import consumers, initializers, input_shape
+from distill.types import Feed
 
-from .calibrate import Feed
 from .select import COMPUTE
 from .settings import QuantizeSettings
 from .static import Calibrated, integer_graph

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 
 from distill.errors import UserError
+from distill.types import Array
 
-Array = NDArray[Any]
 Feeds = dict[str, Array]
 Place = tuple[str, int]  # an input's name, and one of its axes
 # Operators that hand integers or strings on without changing what they mean.

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from distill.types import Array
 
 _LARGEST_ACTIVATION = 255  # of an unsigned byte: values beyond the calibrated range end there, whatever it is
 # Operator -> places of (activation, its zero point, weights); None where activations are always unsigned.
@@ -30,7 +30,6 @@ _INTEGER: dict[str, tuple[int, int | None, int]] = {
     "QAttention": (0, 6, 1),
 }
 _PAIRED = ("Conv", "Gemm", "MatMul")  # between QuantizeLinear and DequantizeLinear
-Array = NDArray[Any]
 
 
 def saturating_share(proto: ModelProto, folder: str | Path = "") -> float:

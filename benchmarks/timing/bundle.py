@@ -15,7 +15,7 @@ from typing import Any
 from distill.benchmarks.onnx_file.external_data import external_files
 from distill.benchmarks.onnx_file.inputs import load_proto
 
-RUNNER = Path(__file__).with_name("runner.py")
+RUNNER = Path(__file__).parents[1] / "runner.py"
 JOB, RESULT = "job.json", "result.json"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distill.benchmarks import runner
-from distill.benchmarks.onnx_file.inputs import Array, Feeds, load_proto, make_inputs
+from distill.benchmarks.onnx_file.inputs import Feeds, load_proto, make_inputs
 from distill.benchmarks.onnx_file.saturation import saturating_share
 from distill.benchmarks.records import Case, Ratio
 from distill.benchmarks.settings import BenchmarkSettings
@@ -20,6 +20,7 @@ from distill.benchmarks.timing.machine import VNNI, board_of, cpu_flags, family,
 from distill.benchmarks.timing.sessions import provider_options
 from distill.benchmarks.verdict.bench import case_of, effects_of
 from distill.benchmarks.verdict.remarks import saturation_remark
+from distill.types import Array
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from distill.benchmarks.timing.bundle import RESULT, write_bundle
 from distill.documents import parse_json
 from distill.errors import NotMeasuredError, UserError
 
-RUNNER = Path(__file__).with_name("runner.py")
+RUNNER = Path(__file__).parents[1] / "runner.py"
 
 
 def run_job(

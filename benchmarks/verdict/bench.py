@@ -15,7 +15,7 @@ import numpy as np
 
 from distill.benchmarks import runner
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
-from distill.benchmarks.onnx_file.inputs import Array, Feeds, Place, make_inputs, places_of
+from distill.benchmarks.onnx_file.inputs import Feeds, Place, make_inputs, places_of
 from distill.benchmarks.records import Case, Model, Ratio, Report, Row
 from distill.benchmarks.target import Target, resolve_target
 from distill.benchmarks.timing.callables import TorchCallable
@@ -26,6 +26,7 @@ from distill.benchmarks.timing.sessions import provider_options
 from distill.benchmarks.verdict import remarks
 from distill.benchmarks.verdict.statistics import call_quantile, contended_share, lowest_decile, t_bounds
 from distill.errors import UserError
+from distill.types import Array
 
 
 @dataclass(frozen=True, kw_only=True)

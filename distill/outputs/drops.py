@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distill.errors import DistillError, UserError
 from distill.intervals import Estimate, paired_drop, wilson
+from distill.types import Array
 
 from .evidence import degenerate
 from .kinds import Output
 
-Array = NDArray[Any]
 Metric = Callable[[Array, Array | None], float]
 RESAMPLES = 400
 _FEWEST = 20  # resamples from which on percentiles are taken

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from distill.types import Array
+
 Kind = Literal["classes", "binary", "labels", "numbers"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _CERTAIN = 1e-7  # nearest that a probability comes to 0 and 1 before its logarithm is taken

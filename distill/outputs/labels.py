@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from distill.errors import UserError
+from distill.types import Array
 
 from .kinds import Output
-
-Array = NDArray[Any]
 
 
 def is_binary(labels: Array) -> bool:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distill.errors import UserError
+from distill.types import Array
 
 from .kinds import KINDS, Kind, Output
 from .labels import fitting_axes, is_binary, one_hot, shown, squeezed, whole
 from .tail import UNKNOWN, Tail
 
-Array = NDArray[Any]
 _SUM = 1e-3  # how far probabilities of classes may add up beside 1; of 16 bits ten times as far
 
 

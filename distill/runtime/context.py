@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from distill.benchmarks import (
     BenchmarkSettings,
@@ -35,8 +34,8 @@ from distill.runtime.records import Estimate, Quality, StageLatency
 from distill.sealed import sealed_array
 from distill.tasks.base import Task
 from distill.training.loop import predict
+from distill.types import Array
 
-Array = NDArray[Any]
 Split = Literal["validation", "test"]
 _SPLITS: tuple[Split, ...] = ("validation", "test")
 

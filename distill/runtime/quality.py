@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,8 +12,8 @@ from distill.intervals import Estimate, wilson
 from distill.intervals import paired_drop as paired_drop  # others take it from here
 from distill.outputs import Output, degenerate
 from distill.runtime.records import Drop, Quality, Verdict
+from distill.types import Array
 
-Array = np.ndarray[Any, Any]
 Metrics = Callable[[Array, Array], dict[str, float]]
 
 RESAMPLES = 400

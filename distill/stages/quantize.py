@@ -29,8 +29,8 @@ from distill.runtime.artifacts import (
 )
 from distill.runtime.context import Context
 from distill.stages.making import StageResult, export_settings, make_stage
-from distill.tasks.base import Feed
 from distill.training.views import batches
+from distill.types import Feed
 
 
 def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:

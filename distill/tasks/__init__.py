@@ -16,7 +16,7 @@ from distill.wording import did_you_mean
 
 if TYPE_CHECKING:
     from distill.tasks.base import Task
-    from distill.tasks.sources import Progress
+    from distill.types import Progress
 
 
 class Loader(Protocol):

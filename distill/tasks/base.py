@@ -8,9 +8,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from distill.export.preprocess import Preprocess
+from distill.types import Feed
 
 Batch = Any
-Feed = dict[str, np.ndarray[Any, Any]]
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 SPLITS = ("train", "validation", "test")

@@ -19,7 +19,7 @@ from distill.references.digest import Digest
 from distill.references.loading import call_user, load_reference, source_hash
 from distill.tasks import metrics as measure
 from distill.tasks.augment import hash_words
-from distill.tasks.base import SPLITS, Batch, Data, Feed, Inputs, Task
+from distill.tasks.base import SPLITS, Batch, Data, Inputs, Task
 from distill.tasks.custom_data import (
     ArrayData,
     CheckedData,
@@ -34,8 +34,8 @@ from distill.tasks.custom_data import (
 from distill.tasks.hooks import Given
 from distill.tasks.outputs import cross_entropy
 from distill.tasks.settings import DataSettings
-from distill.tasks.sources import Progress
 from distill.tasks.splits import Rows, at_random, check_sizes, part_size, stratified
+from distill.types import Feed, Progress
 
 _SAMPLES_LOOKED_AT = 64
 

@@ -16,10 +16,11 @@ from distill.export.preprocess import ImagePreprocess, Preprocess
 from distill.references.digest import Digest
 from distill.tasks import metrics as measure
 from distill.tasks.augment import shift_and_flip
-from distill.tasks.base import SPLITS, Data, Feed, Inputs
+from distill.tasks.base import SPLITS, Data, Inputs
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
 from distill.tasks.settings import DataSettings
 from distill.tasks.splits import check_splits, part_size, stratified, unused_shares
+from distill.types import Feed
 
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]

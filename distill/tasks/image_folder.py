@@ -23,7 +23,7 @@ from distill.tasks.base import SPLITS, Task
 from distill.tasks.image import Pixels, Pool, image_task
 from distill.tasks.image_files import Files, find_pictures
 from distill.tasks.settings import DataSettings
-from distill.tasks.sources import Progress
+from distill.types import Progress
 from distill.wording import first_of
 
 _IN_MEMORY_BYTES = 1 << 30

@@ -10,7 +10,8 @@ from distill.tasks.base import Task
 from distill.tasks.binary import read_cifar, read_idx_pair
 from distill.tasks.image import Pool, image_task
 from distill.tasks.settings import DataSettings
-from distill.tasks.sources import Progress, Remote, Source, locate
+from distill.tasks.sources import Remote, Source, locate
+from distill.types import Progress
 
 FASHION_LABELS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

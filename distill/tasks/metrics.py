@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from distill.errors import UserError
+from distill.types import Array
 from distill.wording import did_you_mean
-
-Array = np.ndarray[Any, Any]
 
 
 def accuracy(logits: Array, target: Array) -> float:

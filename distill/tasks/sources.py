@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import UserError
-
-Progress = Callable[[str, int, int], None]
+from distill.types import Progress
 
 _TIMEOUT_S = 30.0
 _BLOCK = 1 << 18

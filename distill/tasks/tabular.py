@@ -16,13 +16,13 @@ from distill.errors import UserError
 from distill.export import FeaturesPreprocess, Preprocess
 from distill.references.digest import Digest
 from distill.tasks import metrics as measure
-from distill.tasks.base import SPLITS, Data, Feed, Inputs, Task
+from distill.tasks.base import SPLITS, Data, Inputs, Task
 from distill.tasks.columns import class_numbers, fit_columns, named_cells
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
 from distill.tasks.settings import DataSettings
-from distill.tasks.sources import Progress
 from distill.tasks.splits import by_group, check_splits, part_size, split_named, stratified, unused_shares
 from distill.tasks.table import Table, read_table
+from distill.types import Feed, Progress
 
 Numbers = NDArray[np.int64]
 RowBatch = tuple[Tensor, Tensor, Tensor]

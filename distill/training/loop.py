@@ -26,8 +26,8 @@ from distill.references.loading import call_user, cause
 from distill.state import hash_tensors, load_state
 from distill.tasks.base import Batch, Data, Task
 from distill.training.views import batches, shuffled
+from distill.types import Progress
 
-Progress = Callable[[str, int, int], None]
 Teach = Callable[[Tensor, Batch, int], Tensor]
 """(sample numbers [B], batch, view) -> the teacher's logits [B, C]."""
 StepLoss = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from distill.sealed import Tell, sealed_array
 from distill.tasks.base import Batch, Data, Task
+from distill.types import Array
 
 
 def batches(data: Data, size: int, *, view: int | None = None) -> Iterator[tuple[Tensor, Batch]]:
@@ -32,9 +32,6 @@ def shuffled(data: Data, size: int, *, seed: int, epoch: int, view: int | None) 
     for start in range(0, max(1, len(data) - size + 1), size):
         index = order[start : start + size]
         yield index, data.fetch(index, view)
-
-
-Array = np.ndarray[Any, Any]
 
 
 def _quiet(text: str) -> None:

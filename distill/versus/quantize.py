@@ -22,23 +22,21 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from distill.benchmarks import Options, Ratio, bench, resolve_target, units
 from distill.benchmarks.timing.jobs import Timing
 from distill.export.parity_check import run_onnx
 from distill.export.stripping import to_bytes
 from distill.intervals import paired_drop
-from distill.quantize.calibrate import Feed
 from distill.quantize.choose import choose
 from distill.quantize.repair import Loss
 from distill.quantize.sensitivity import divergence
 from distill.quantize.settings import QuantizeSettings
+from distill.types import Array, Feed
 from distill.versus.gate import append, read_rows
 
 from . import quantize_cases, quantize_peer
 
-Array = NDArray[Any]
 OURS = "distill"
 FLOAT = "float32"
 _BATCHES = (1, 32)

@@ -12,11 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
@@ -26,10 +25,10 @@ from distill.export import ExportSettings, export_onnx
 from distill.export.stripping import to_bytes
 from distill.models.resnet import ResNet
 from distill.tasks import load_task
+from distill.types import Array
 
 from . import networks
 
-Array = NDArray[Any]
 Judged = Literal["accuracy", "agreement", "noise"]
 PARTS = ("calibration", "validation", "test")
 _CALIBRATION, _TRAINING = 512, 4096

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune.depth.skipped import Block, skip_blocks, skipping
 from distill.prune.examples import reason
+from distill.types import Progress
 
-Progress = Callable[[str, int, int], None]
 Loss = Callable[[nn.Module, Any], Tensor]
 
 _DENSE_AXES = 4  # logits with that many axes are images of classes [N, C, H, W]

@@ -15,10 +15,10 @@ from distill.prune.attention.heads import cut_attention
 from distill.prune.examples import Example, reason
 from distill.prune.graph.groups import ROOTS, Graph, prepare
 from distill.prune.graph.verify import Shapes, lifts_of, masked_copy, problem_with
+from distill.types import Progress
 
 Channels = Mapping[str, Sequence[int]]
 """Group's name -> its root channels that go."""
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

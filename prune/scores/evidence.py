@@ -17,8 +17,8 @@ from distill.prune.scores.importance import FROM_BATCHES, OF_LOGITS
 from distill.prune.scores.means import Means, read_by, watching
 from distill.prune.scores.projection import class_axis, differentiable, outputs_of, signed_sum
 from distill.prune.settings import PruneSettings
+from distill.types import Progress
 
-Progress = Callable[[str, int, int], None]
 _DRAWS = 32  # of signs at least, over all batches: their noise is what the scores of few batches are made of
 _FOR_MEANS = 16  # batches are enough for what layers read on average
 FEW = 8

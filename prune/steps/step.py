@@ -13,7 +13,7 @@ from distill.errors import UserError
 from distill.prune.attention.check import verified_groups
 from distill.prune.attention.heads import AttentionGroup, Kind, attention_groups
 from distill.prune.depth.skipped import Block, skipped_of
-from distill.prune.graph.cutting import BrokenError, Checks, Progress, cut
+from distill.prune.graph.cutting import BrokenError, Checks, cut
 from distill.prune.graph.groups import ChannelGroup, Graph, is_depthwise
 from distill.prune.record import GroupRecord
 from distill.prune.scores.evidence import FEW, Evidence
@@ -24,6 +24,7 @@ from distill.prune.widths.counts import Counts
 from distill.prune.widths.latency import Device, Ladder, LayerCosts, by_macs, ladder, shapes_of, snap
 from distill.prune.widths.selection import Candidate
 from distill.prune.widths.sizes import Sizes
+from distill.types import Progress
 
 _BINS = 20  # of histograms of scores
 _CLEARLY = 0.02  # of a loss is a difference

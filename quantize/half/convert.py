@@ -13,8 +13,9 @@ from distill.export.canonical import freeze_defaults
 from distill.export.graph import opset_of
 from distill.export.simplification import simplify
 from distill.export.stripping import strip
+from distill.types import Feed
 
-from ..calibrate import Feed, slices
+from ..calibrate import slices
 from ..select import COMPUTE, why_not_quantizable
 from .culprits import Verdict, find_culprits
 from .islands import NO_TYPE, fill_gaps, islands

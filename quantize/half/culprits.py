@@ -13,8 +13,9 @@ from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
 from distill.export.graph import copy_of, initializers
 from distill.export.parity_check import session_of
+from distill.types import Feed
 
-from ..calibrate import Feed, run_batch
+from ..calibrate import run_batch
 from .magnitudes import touching
 from .narrow import emulate, narrow
 

@@ -11,8 +11,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from distill.benchmarks.timing.machine import usable_threads
 from distill.export.graph import add_constant, copy_of, initializers, operator
 from distill.export.parity_check import session_of
+from distill.types import Feed
 
-from ..calibrate import Feed, run_batch
+from ..calibrate import run_batch
 from .islands import LARGEST, SMALLEST
 
 HEADROOM = 4.0  # other data go beyond the samples: a tensor has to stay this far within both ends of the range

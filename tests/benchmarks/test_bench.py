@@ -13,11 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from distill.benchmarks import Target
+from distill.benchmarks.timing import jobs, process
+from distill.benchmarks.verdict import bench as bench_module
 from distill.errors import NotMeasuredError, UserError
 
-bench_module, jobs, process = (
-    importlib.import_module(f"distill.benchmarks.{name}") for name in ("bench", "jobs", "process")
-)
 Conv = Callable[..., Path]
 
 

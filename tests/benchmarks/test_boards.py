@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -13,12 +12,12 @@ from typing import Any
 import pytest
 
 from distill.benchmarks import BenchmarkSettings, Target, compare, make_inputs, profile, resolve_target
+from distill.benchmarks.timing import jobs
+from distill.benchmarks.verdict import bench as bench_module
+from distill.benchmarks.verdict import boards, gate
+from distill.benchmarks.verdict.rule import Rule
 from distill.errors import NotMeasuredError, UserError
 
-bench_module, boards, gate, jobs = (
-    importlib.import_module(f"distill.benchmarks.{name}") for name in ("bench", "boards", "gate", "jobs")
-)
-rule = importlib.import_module("distill.benchmarks.verdict.rule").Rule
 Conv = Callable[..., Path]
 
 # What a board does: run the bundle's own runner in the bundle's folder, with nothing of this package at hand.
@@ -96,7 +95,7 @@ def test_a_bundle_goes_out_and_its_result_is_judged_like_a_local_one(
 ) -> None:
     slow, fast = conv(layers=120, name="slow.onnx"), conv(layers=1, name="fast.onnx")
     bundle = tmp_path / "bundle"
-    ask = gate.Ask(rule=rule(tolerance=0.5))
+    ask = gate.Ask(rule=Rule(tolerance=0.5))
     models = [str(slow)] if gated else [str(fast), str(slow)]
     boards.export(bundle, models, options, ask, fast if gated else None)
     job = json.loads((bundle / "job.json").read_text())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distill.benchmarks import Target
-
-campaign, facts, jobs = (
-    importlib.import_module(f"distill.benchmarks.{name}") for name in ("campaign", "facts", "jobs")
-)
+from distill.benchmarks.onnx_file import facts
+from distill.benchmarks.timing import jobs
+from distill.versus import gate as campaign
 
 
 @pytest.mark.parametrize("injected", [0.08, 0.03, 0.04])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import io
 from typing import Any
 from xml.etree import ElementTree
@@ -11,10 +10,13 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-annotations, facts, junit, markdown, records, rule, table, verdicts = (
-    importlib.import_module(f"distill.benchmarks.{name}")
-    for name in ("annotations", "facts", "junit", "markdown", "records", "rule", "table", "verdicts")
-)
+from distill.benchmarks import records
+from distill.benchmarks.onnx_file import facts
+from distill.benchmarks.show import annotations, junit, markdown
+from distill.benchmarks.show import terminal as table
+from distill.benchmarks.verdict import outcomes as verdicts
+from distill.benchmarks.verdict import rule
+
 HOSTILE = "a|b<script>\n::error::`x` [y](z) \x1b[31m 100%"
 
 

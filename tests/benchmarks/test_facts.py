@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from distill.benchmarks.onnx_file import facts as module
 from distill.errors import UserError
 
-module = importlib.import_module("distill.benchmarks.onnx_file.facts")
 Save = Callable[..., Path]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +12,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from distill.benchmarks import Target
+from distill.benchmarks import Target, records
+from distill.benchmarks.timing import jobs
+from distill.benchmarks.verdict import baseline, gate, judging
+from distill.benchmarks.verdict import bench as bench_module
+from distill.benchmarks.verdict import outcomes as verdicts
+from distill.benchmarks.verdict.rule import Rule
 from distill.errors import Exit, NotComparableError, NotMeasuredError, UserError
 
-baseline, bench_module, gate, jobs, judging, records, verdicts = (
-    importlib.import_module(f"distill.benchmarks.{name}")
-    for name in ("baseline", "bench", "gate", "jobs", "judging", "records", "verdicts")
-)
-rule = importlib.import_module("distill.benchmarks.verdict.rule").Rule
 Conv = Callable[..., Path]
 
 
@@ -30,7 +29,7 @@ def options(here: Target) -> Any:
 
 
 def ask(tolerance: float = 0.5, **other: Any) -> Any:
-    return gate.Ask(rule=rule(tolerance=tolerance), **other)
+    return gate.Ask(rule=Rule(tolerance=tolerance), **other)
 
 
 def test_much_more_work_fails_and_much_less_is_an_improvement(conv: Conv, options: Any) -> None:

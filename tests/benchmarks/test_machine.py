@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
 from distill.benchmarks import fingerprint, machine, usable_threads
-
-module = importlib.import_module("distill.benchmarks.timing.machine")
+from distill.benchmarks.timing import machine as module
 
 
 def test_the_description_is_json_and_names_what_matters() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.benchmarks import Target
+from distill.benchmarks import Target, records
+from distill.benchmarks.timing import jobs
+from distill.benchmarks.verdict import bench as bench_module
+from distill.benchmarks.verdict import gate, judging, manifest
+from distill.benchmarks.verdict import outcomes as verdicts
+from distill.benchmarks.verdict import rule as rule_module
 from distill.errors import Exit, UserError
 
-bench_module, gate, jobs, judging, manifest, records, verdicts = (
-    importlib.import_module(f"distill.benchmarks.{name}")
-    for name in ("bench", "gate", "jobs", "judging", "manifest", "records", "verdicts")
-)
-rule_module = importlib.import_module("distill.benchmarks.verdict.rule")
 Conv = Callable[..., Path]
 
 

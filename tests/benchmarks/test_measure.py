@@ -18,13 +18,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from distill.benchmarks import BenchmarkSettings, Target, compare, measure, resolve_target
+from distill.benchmarks import BenchmarkSettings, Target, compare, measure, resolve_target, runner
+from distill.benchmarks import target as target_module
+from distill.benchmarks.timing import machine, process
+from distill.benchmarks.verdict import remarks
 from distill.errors import NotMeasuredError, UserError
 
-machine, process, remarks, runner, target_module = (
-    importlib.import_module(f"distill.benchmarks.{name}")
-    for name in ("machine", "process", "remarks", "runner", "target")
-)
 Conv = Callable[..., Path]
 
 

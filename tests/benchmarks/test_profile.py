@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from distill.benchmarks import Target, make_inputs, profile, resolve_target
+from distill.benchmarks.timing import profile as module
 from distill.errors import NotMeasuredError
 
-module = importlib.import_module("distill.benchmarks.timing.profile")
 summarize = module.summarize
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 

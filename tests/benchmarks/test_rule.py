@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -10,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-module = importlib.import_module("distill.benchmarks.verdict.rule")
+from distill.benchmarks.verdict import rule as module
+
 Rule = module.Rule
 
 

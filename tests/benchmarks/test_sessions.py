@@ -1,16 +1,21 @@
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
 import pytest
 
-from distill.benchmarks import Target, make_inputs, open_session, provider_options, providers_that_load, resolve_target
+from distill.benchmarks import (
+    Target,
+    make_inputs,
+    open_session,
+    provider_options,
+    providers_that_load,
+    resolve_target,
+    runner,
+)
 from distill.errors import NotMeasuredError, UserError
-
-runner = importlib.import_module("distill.benchmarks.runner")
 
 
 def test_threads_are_given_and_nothing_spins(conv: Callable[..., Path]) -> None:

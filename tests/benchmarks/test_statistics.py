@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import math
 
 import mpmath
@@ -10,8 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-module = importlib.import_module("distill.benchmarks.verdict.statistics")
-runner = importlib.import_module("distill.benchmarks.runner")
+from distill.benchmarks import runner
+from distill.benchmarks.verdict import statistics as module
+
 Turns = list[tuple[int, float]]
 
 seconds = st.floats(1e-6, 10.0)

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import pytest
 
 from distill.benchmarks import resolve_target, why_unmeasurable
+from distill.benchmarks import target as target_module
 from distill.errors import UserError
-
-target_module = importlib.import_module("distill.benchmarks.target")
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, family: str, flags: set[str] | None = None, gpus: int = 0) -> None:

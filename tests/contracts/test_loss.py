@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from distill.config.loading import DistillSettings
 from distill.distillation.losses import LOSSES
+from distill.types import Array
 
-Array = np.ndarray[Any, Any]
 NAMES = list(LOSSES)
 
 

@@ -19,9 +19,9 @@ from distill.benchmarks.target import Target, resolve_target
 from distill.errors import UserError
 from distill.export import simplify, strip, to_bytes
 from distill.quantize import quantize_onnx, to_blocks, to_dynamic, to_half
+from distill.types import Feed
 
 ALL_STEPS = [*STEPS, *SHAPE_STEPS, *CONTROL_STEPS]
-Feed = dict[str, Array]
 _PLAIN = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 _FULL = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
 _ALLOWED_LOSS_DB = 18.0  # more than rounding every tensor loses; weights of 7 bits are 6 of it

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, defs, helper
 from onnx import numpy_helper as arrays
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-Array = NDArray[Any]
+from distill.types import Array
+
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 BATCH = 3  # rows while shapes are worked out; the axis itself is open
 OPSETS = tuple(range(13, 24))

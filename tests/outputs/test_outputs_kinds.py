@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from hypothesis import strategies as st
 from distill.errors import UserError
 from distill.intervals import paired_drop, wilson
 from distill.outputs import Comparison, Output, degenerate
+from distill.types import Array
 
-Array = np.ndarray[Any, Any]
 CLASSES, BINARY, LABELS, NUMBERS = Output("classes"), Output("binary"), Output("labels"), Output("numbers")
 CHANCE = Output("binary", probabilities=True)
 

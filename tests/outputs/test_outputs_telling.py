@@ -9,8 +9,8 @@ import pytest
 
 from distill.errors import UserError
 from distill.outputs import Evidence, Output, Tail, checked_labels, note, tell
+from distill.types import Array
 
-Array = np.ndarray[Any, Any]
 SIGMOID, LINEAR, LAST = Tail("Sigmoid", "sigmoid"), Tail("Gemm", "linear", 1), Tail("MatMul", "linear", 2)
 SOFTMAX = Tail("Softmax", "softmax", 1)
 SCALED = Tail("Sigmoid", "sigmoid", scaled=True)

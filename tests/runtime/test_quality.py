@@ -15,8 +15,7 @@ from distill.runtime import quality as estimates
 from distill.runtime.quality import judge_drop, quality, weak_evidence, weak_splits
 from distill.runtime.records import Quality
 from distill.tasks import metrics
-
-Array = np.ndarray[Any, Any]
+from distill.types import Array
 
 
 def answers(right: Array, target: Array, classes: int = 3) -> Array:

@@ -24,7 +24,7 @@ from distill.prune.scores.importance import FROM_BATCHES
 from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
 from distill.single_stage.pruning.folder import RECORD, new_folder, require_place
-from distill.single_stage.pruning.learning import Progress, settled, taught
+from distill.single_stage.pruning.learning import settled, taught
 from distill.single_stage.pruning.losses import answer_loss
 from distill.single_stage.pruning.outcome import Latency, Outcome, Status
 from distill.single_stage.pruning.page import html
@@ -34,6 +34,7 @@ from distill.single_stage.pruning.source import Inputs, built, logits_in, logits
 from distill.single_stage.pruning.text import markdown
 from distill.single_stage.pruning.words import Asked, Words, asked
 from distill.tasks.sources import cache_folder
+from distill.types import Progress
 
 _EXAMPLE, _SAMPLES = 2, 64
 _NEAR = 0.95  # of the speed-up that was asked for: what the last, longer comparison may find

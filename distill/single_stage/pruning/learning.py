@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -13,8 +12,8 @@ from distill.errors import UserError
 from distill.prune import recalibrate
 from distill.single_stage.pruning.losses import soft_loss
 from distill.single_stage.pruning.rows import Rows, device_of, inputs_of
+from distill.types import Progress
 
-Progress = Callable[[str, int, int], None]
 _WARM = 0.1  # share of the steps in which the rate rises
 _DECAY = 0.01
 _LONGEST = 1.0  # norm of a gradient

@@ -21,7 +21,6 @@ from distill.export.metadata import write_metadata
 from distill.export.stripping import to_bytes
 from distill.outputs import Kind, Metric, Output
 from distill.places import require_apart, require_places, write_output
-from distill.quantize.calibrate import Progress
 from distill.quantize.choose import FLOAT, Candidate, Choice, Precision, choose, decide
 from distill.quantize.repair import Loss
 from distill.quantize.sensitivity import sensitivities
@@ -35,6 +34,7 @@ from distill.single_stage.quantizing.rows import Rows, inputs_of, part_rows, rea
 from distill.single_stage.quantizing.source import export_callable, read_graph
 from distill.single_stage.quantizing.table import kept_float
 from distill.single_stage.quantizing.tried import to_json
+from distill.types import Progress
 
 _TIMED = "candidate-{:02}"  # what a candidate is called while it is timed
 

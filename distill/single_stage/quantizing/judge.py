@@ -13,10 +13,10 @@ from distill.errors import UserError
 from distill.export.outputs import tail_of
 from distill.export.parity_check import run_onnx
 from distill.outputs import Comparison, Evidence, Kind, Metric, Output, checked_labels, note, tell_or_numbers
-from distill.quantize.calibrate import Array, Feed
 from distill.quantize.half.narrow import SIXTEEN_BITS, emulate
 from distill.quantize.repair import Loss
 from distill.single_stage.quantizing.rows import Rows
+from distill.types import Array, Feed
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from distill.benchmarks.onnx_file.inputs import Signature, signature
 from distill.benchmarks.parse import read_npz
 from distill.errors import UserError
-from distill.quantize.calibrate import Array, Feed
+from distill.types import Array, Feed
 
 _BATCH = 32
 _ENOUGH = 200  # rows from which on half of them can be kept from calibration, to judge by

@@ -19,9 +19,9 @@ from distill.benchmarks.onnx_file.inputs import load_proto
 from distill.benchmarks.timing.callables import TorchCallable
 from distill.errors import UserError
 from distill.export.parity_check import first_line
-from distill.quantize.calibrate import Array
 from distill.quantize.select import why_not_quantizable
 from distill.single_stage.quantizing.rows import label_name
+from distill.types import Array
 
 if TYPE_CHECKING:
     from torch import nn
