@@ -25,7 +25,7 @@ from distill.errors import UserError
 from distill.export.settings import ExportSettings
 from distill.prune.settings import PruneSettings
 from distill.quantize.settings import QuantizeSettings
-from distill.tasks.settings import DataSettings
+from distill.tasks import FAMILIES, Data, DataSettings
 from distill.training.loop import TrainSettings
 
 _STRICT = ConfigDict(extra="forbid")
@@ -141,7 +141,7 @@ class RunConfig:
     student: ModelSettings | Literal["teacher"] | None = Field(
         default="teacher", description="a smaller model; `teacher` starts from the teacher's own weights; off: likewise"
     )
-    data: DataSettings = Field(default_factory=DataSettings, description="what it is trained and judged on")
+    data: Data = Field(default_factory=DataSettings, description="what it is trained and judged on")
     distill: DistillSettings | None = Field(default_factory=DistillSettings, description="or off")
     prune: PruneSection | None = Field(default_factory=lambda: PruneSection(), description="or off")
     quantize: QuantizeSettings | None = Field(default_factory=QuantizeSettings, description="or off")
@@ -216,6 +216,10 @@ def schema() -> dict[str, Any]:
     built = TypeAdapter(RunConfig).json_schema()
     properties = built["properties"]
     properties["extends"] = {"type": "string", "description": "a preset to start from", "enum": list(presets())}
+    # A preset or the command line may say what a file leaves out, so nothing is required, and several families may fit.
+    properties["data"]["anyOf"] = properties["data"].pop("oneOf")
+    for family in FAMILIES:
+        built["$defs"][family.__name__].pop("required", None)
     for key in SHORTHAND:
         properties[key] = {"anyOf": [properties[key], {"type": "string"}], "description": "a reference, or a section"}
     for key in (*STAGE_SECTIONS, "student"):
