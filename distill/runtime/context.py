@@ -81,8 +81,8 @@ class Context:
 
     def key(self, *parts: Any, modules: tuple[str, ...]) -> str:
         """Return a stage's key: settings, inputs, the sources that make it, versions, and the data."""
-        common = ("distill.tasks", "distill.models", "distill.export", "distill.runtime.artifacts", "distill.runtime.facts")
-        return digest(parts, sources(*common, *modules), versions(), self.data_key, str(self.device.type))
+        ours = [f"distill.{name}" for name in ("tasks", "models", "export", "runtime.artifacts", "runtime.facts")]
+        return digest(parts, sources(*ours, *modules), versions(), self.data_key, str(self.device.type))
 
     # Judging -------------------------------------------------------------------------------------------------------
 
