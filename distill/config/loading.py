@@ -155,6 +155,9 @@ class RunConfig:
     max_drop: Annotated[float, Ge(0), Le(1)] = Field(
         default=0.01, description="how much of the metric may be lost against the teacher; 0.01 is one point"
     )
+    max_file_bytes: Annotated[int, Ge(1)] | None = Field(
+        default=None, description="the largest file that may ship, in bytes; null for none"
+    )
     objective: Literal["latency", "size"] = Field(default="latency", description="what a stage has to improve")
     seed: Annotated[int, Ge(0), Lt(2**63)] = Field(default=0, description="of weights, order, augmentation and splits")
 
