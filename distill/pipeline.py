@@ -26,7 +26,7 @@ from distill.runtime.decisions import SHIP, WIDTHS, read_decisions
 from distill.runtime.facts import Decision, Detail
 from distill.runtime.folder import RunFolder, digest, write_text
 from distill.runtime.records import RunResult, StageRecord, Status
-from distill.runtime.smoke import first_of, smoke_config
+from distill.runtime.smoke import smoke_config, smoke_task
 from distill.stages import prune, quantize, student, teacher
 from distill.stages.making import StageResult
 from distill.stages.trial import try_models
@@ -280,7 +280,7 @@ def _context(config: RunConfig, folder: RunFolder, console: Console, replay: Map
     target = pick_target(config, device)
     task = load_task(config.data, seed=config.seed, progress=console.progress)
     if smoke:
-        task = first_of(task, config)
+        task = smoke_task(task, config)
     key = digest(task.fingerprint(), dataclasses.asdict(config.data), config.seed, smoke)
     return Context(config, task, folder, device, target, console, key, replay)
 
