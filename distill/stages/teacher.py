@@ -28,7 +28,7 @@ from distill.stages.making import (
     training_facts,
     write_model,
 )
-from distill.training.loop import predict
+from distill.training.forward import predict
 
 
 def make(ctx: Context) -> StageResult:
@@ -54,8 +54,8 @@ def make(ctx: Context) -> StageResult:
                 model,
                 train,
                 seed=ctx.config.seed,
-                what="training the teacher",
-                field_name="teacher",
+                title="training the teacher",
+                section="teacher",
                 checkpoint=folder / CHECKPOINT,
             )
             facts |= training_facts(dataclasses.asdict(record))
