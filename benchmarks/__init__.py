@@ -13,7 +13,7 @@ from distill.benchmarks.verdict.bench import Options, bench
 from distill.benchmarks.verdict.gate import Ask, gate
 from distill.benchmarks.verdict.rule import Rule
 
-from .records import Ratio, Report
+from .records import Report
 from .settings import BenchmarkSettings
 from .target import TARGETS, Target, resolve_target, why_unmeasurable
 from .wheels import conflicting_wheels
@@ -26,7 +26,6 @@ __all__ = [
     "Latency",
     "Options",
     "Profile",
-    "Ratio",
     "Report",
     "Rule",
     "Target",

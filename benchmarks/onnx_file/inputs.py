@@ -13,9 +13,8 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from distill.errors import UserError
-from distill.types import Array
+from distill.types import Array, Feed
 
-Feeds = dict[str, Array]
 Place = tuple[str, int]  # an input's name, and one of its axes
 # Operators that hand integers or strings on without changing what they mean.
 _TRANSPARENT = {"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Transpose"}
@@ -90,7 +89,7 @@ def make_inputs(
     given: Mapping[str, Array] | None = None,
     dims: Mapping[str, int] | None = None,
     places: Mapping[Place, int] | None = None,
-) -> Feeds:
+) -> Feed:
     """Make inputs for one call of the file at `path` with `batch` rows, equal for equal seeds and input names.
 
     The batch is an input's first dynamic axis, and every axis of the same name. Numbers are drawn to suit the input:
@@ -125,7 +124,7 @@ def make_inputs(
     for item, axis, name in _open(inputs):
         if name is not None and (item.name, axis) in settled:
             sizes[name] = settled[item.name, axis]
-    feeds: Feeds = {}
+    feeds: Feed = {}
     for item in inputs:
         if item.name in given:
             feeds[item.name] = _fit(item, np.asarray(given[item.name]), batch, axes, sizes)

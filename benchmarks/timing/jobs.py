@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from distill.benchmarks.onnx_file.external_data import external_files
-from distill.benchmarks.onnx_file.inputs import Feeds, load_proto
+from distill.benchmarks.onnx_file.inputs import load_proto
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import Target, why_unmeasurable
 from distill.benchmarks.timing.process import run_job
 from distill.benchmarks.timing.sessions import provider_options
 from distill.errors import NotMeasuredError
+from distill.types import Feed
 
 _TIMEOUT_S, _TENSORRT_TIMEOUT_S = 300.0, 1800.0
 
@@ -31,7 +32,7 @@ class ArmSpec:
     """
 
     path: Path
-    feeds: Feeds
+    feeds: Feed
     command: tuple[str, ...] = ()
     torch: Mapping[str, str] | None = None
 
@@ -88,7 +89,7 @@ def inspect_job(spec: Mapping[str, Any], target: Target) -> dict[str, Any]:
 
 
 def inspect_file(
-    path: str | Path, target: Target, feeds: Feeds, *, timeout_s: float | None = None, python: str | None = None
+    path: str | Path, target: Target, feeds: Feed, *, timeout_s: float | None = None, python: str | None = None
 ) -> dict[str, Any]:
     """Run a file once, untimed, in a process of its own: load time, memory, outputs, the nodes that ran.
 
@@ -146,7 +147,7 @@ def stored(
     ]
 
 
-def _store(feeds: Feeds, path: Path) -> Path:
+def _store(feeds: Feed, path: Path) -> Path:
     """Write inputs by position (a name may be anything) and strings as fixed-width text (no pickle)."""
     np.savez(path, *(value.astype(str) if value.dtype == object else value for value in feeds.values()))
     return path

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from distill.benchmarks import runner
-from distill.benchmarks.onnx_file.inputs import Feeds, load_proto, make_inputs
+from distill.benchmarks.onnx_file.inputs import load_proto, make_inputs
 from distill.benchmarks.onnx_file.saturation import saturating_share
-from distill.benchmarks.records import Case, Ratio
+from distill.benchmarks.records import Case
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import Target
 from distill.benchmarks.timing.jobs import ArmSpec, Timing, time_arms
@@ -20,7 +20,8 @@ from distill.benchmarks.timing.machine import VNNI, board_of, cpu_flags, family,
 from distill.benchmarks.timing.sessions import provider_options
 from distill.benchmarks.verdict.bench import case_of, effects_of
 from distill.benchmarks.verdict.remarks import saturation_remark
-from distill.types import Array
+from distill.intervals import Estimate
+from distill.types import Array, Feed
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Comparison:
 
     baseline: Latency
     candidate: Latency
-    speedup: Ratio
+    speedup: Estimate
     quiet_speedup: float
     session_pairs: int
     contended_share: float
@@ -118,7 +119,7 @@ def compare(
     return Comparison(
         baseline=_latency(case, 0, baseline, target, board),
         candidate=_latency(case, 1, candidate, target, board),
-        speedup=Ratio(1 / row.ratio.value, 1 / row.ratio.high, 1 / row.ratio.low),
+        speedup=Estimate(1 / row.ratio.value, 1 / row.ratio.high, 1 / row.ratio.low),
         quiet_speedup=1 / row.quiet_ratio,
         session_pairs=len(case.pairs),
         contended_share=case.contended_share,
@@ -127,7 +128,7 @@ def compare(
     )
 
 
-def _shapes(feeds: Feeds) -> dict[str, list[int]]:
+def _shapes(feeds: Feed) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in feeds.items()}
 
 
@@ -174,7 +175,7 @@ def _of_file(case: Case, arm: int, target: Target) -> list[str]:
     return warnings
 
 
-def _comparison_warnings(case: Case, settings: BenchmarkSettings, feeds: list[Feeds]) -> tuple[str, ...]:
+def _comparison_warnings(case: Case, settings: BenchmarkSettings, feeds: list[Feed]) -> tuple[str, ...]:
     """Say what a reader of the comparison has to know beyond the two latencies' own warnings."""
     warnings = []
     if len(case.pairs) < settings.session_pairs:

@@ -15,8 +15,8 @@ import numpy as np
 
 from distill.benchmarks import runner
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
-from distill.benchmarks.onnx_file.inputs import Feeds, Place, make_inputs, places_of
-from distill.benchmarks.records import Case, Model, Ratio, Report, Row
+from distill.benchmarks.onnx_file.inputs import Place, make_inputs, places_of
+from distill.benchmarks.records import Case, Model, Report, Row
 from distill.benchmarks.target import Target, resolve_target
 from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import ArmSpec, Timing, inspect_file, time_arms
@@ -26,7 +26,8 @@ from distill.benchmarks.timing.sessions import provider_options
 from distill.benchmarks.verdict import remarks
 from distill.benchmarks.verdict.statistics import call_quantile, contended_share, lowest_decile, t_bounds
 from distill.errors import UserError
-from distill.types import Array
+from distill.intervals import Estimate
+from distill.types import Array, Feed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def settled(paths: Sequence[str | Path], options: Options) -> Options:
     return dataclasses.replace(options, dims={}, places={**options.places, **places_of(paths, options.dims)})
 
 
-def feeds_of(path: str | Path, options: Options, batch: int) -> Feeds:
+def feeds_of(path: str | Path, options: Options, batch: int) -> Feed:
     """Make a file's inputs for one call. Raises UserError that names the file."""
     try:
         return make_inputs(
@@ -186,7 +187,7 @@ def time_case(paths: Sequence[str | Path], options: Options, batch: int, threads
     return case_of(answer, batch, threads, shapes)
 
 
-def _feeds_for(made: TorchCallable, file: str | Path | None, options: Options, batch: int) -> Feeds:
+def _feeds_for(made: TorchCallable, file: str | Path | None, options: Options, batch: int) -> Feed:
     """Feed a callable what the user gave, cycled up to the batch, or else what the first file is fed."""
     if options.given:
         return {name: np.take(rows, np.arange(batch) % len(rows), axis=0) for name, rows in options.given.items()}
@@ -250,7 +251,7 @@ def effects_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int, value: i
     return [runner.effect(dict(pair), arms, arm, value) for pair in pairs]
 
 
-def ratio_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> Ratio:
+def ratio_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> Estimate:
     """Return an arm's time over that of the first one as found, with its 95 % interval."""
     theta, low, high = t_bounds(effects_of(pairs, arms, arm, runner.MEDIAN))
-    return Ratio(math.exp(theta), math.exp(low), math.exp(high))
+    return Estimate(math.exp(theta), math.exp(low), math.exp(high))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from distill.benchmarks import Options, Ratio, Report, bench, resolve_target, why_unmeasurable
+from distill.benchmarks import Options, Report, bench, resolve_target, why_unmeasurable
 from distill.benchmarks.parse import counts, positive
 from distill.benchmarks.target import Target
 from distill.benchmarks.timing.callables import TorchCallable
@@ -19,6 +19,7 @@ from distill.benchmarks.timing.jobs import Timing
 from distill.errors import Exit, UserError
 from distill.export.metadata import write_metadata
 from distill.export.stripping import to_bytes
+from distill.intervals import Estimate
 from distill.outputs import Kind, Metric, Output
 from distill.places import require_apart, require_places, write_output
 from distill.quantize.choose import FLOAT, Candidate, Choice, Precision, choose, decide
@@ -189,13 +190,13 @@ def _chosen(
     """Make, judge and measure what may be the fastest, choose, and measure every layer where that was asked for."""
     reports: list[Report] = []
 
-    def measure(models: Sequence[ModelProto]) -> list[list[Ratio]]:
+    def measure(models: Sequence[ModelProto]) -> list[list[Estimate]]:
         made = _measured(models, target, words, rows)
         if made is None:
             return [[] for _ in models]
         reports.append(made)
         timed = zip(*(case.rows for case in made.cases), strict=True)
-        return [[row.ratio or Ratio(1.0, 1.0, 1.0) for row in sizes] for sizes in timed]
+        return [[row.ratio or Estimate(1.0, 1.0, 1.0) for row in sizes] for sizes in timed]
 
     chosen = choose(
         core,
