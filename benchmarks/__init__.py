@@ -6,7 +6,7 @@ from distill.benchmarks.onnx_file.inputs import make_inputs
 from distill.benchmarks.timing.machine import fingerprint, machine, usable_threads
 from distill.benchmarks.timing.measure import Comparison, Latency, compare, measure
 from distill.benchmarks.timing.profile import Profile, profile
-from distill.benchmarks.timing.sessions import open_session, provider_options, providers_that_load
+from distill.benchmarks.timing.sessions import open_session, providers_that_load
 
 # The functions `bench`, `gate`, `machine`, `measure` and `profile` take the place of the modules that they come from.
 from distill.benchmarks.verdict.bench import Options, bench
@@ -39,7 +39,6 @@ __all__ = [
     "measure",
     "open_session",
     "profile",
-    "provider_options",
     "providers_that_load",
     "resolve_target",
     "usable_threads",

@@ -196,12 +196,9 @@ def _nowhere_slower(candidate: Candidate, first: Candidate) -> bool:
 
 def _kinds(core: ModelProto, target: Target) -> tuple[Precision, ...]:
     """List what may be the fastest on a target, cheapest first."""
-    if target.precision == "fp16":
-        return ("fp16",)
-    if target.name == "tensorrt":
-        return ("int8", "fp16")
+    least = {"dynamic": 1, "int4": _BLOCK_BYTES}  # of bytes in products, for a format to gain anything
     products = _product_bytes(core)
-    return ("int8", *(("dynamic",) if products else ()), *(("int4",) if products >= _BLOCK_BYTES else ()))
+    return tuple(kind for kind in target.formats if products >= least.get(kind, 0))
 
 
 def _product_bytes(core: ModelProto) -> int:

@@ -86,7 +86,7 @@ def make_inputs(
     batch: int,
     *,
     seed: int = 0,
-    given: Mapping[str, Array] | None = None,
+    rows: Mapping[str, Array] | None = None,
     dims: Mapping[str, int] | None = None,
     places: Mapping[Place, int] | None = None,
 ) -> Feed:
@@ -94,19 +94,19 @@ def make_inputs(
 
     The batch is an input's first dynamic axis, and every axis of the same name. Numbers are drawn to suit the input:
     floats are standard normal, uint8 and int8 cover their range, indices stay within the table that they look up,
-    masks are ones, strings are categories that the graph knows. `given` replaces some or all inputs by real rows,
+    masks are ones, strings are categories that the graph knows. `rows` replaces some or all inputs by real rows,
     which are cycled up to the batch, and settles axes that the signature leaves open; `dims` settles axes by name,
     `places` by input and axis.
 
     Raises UserError where the file is broken, where an axis other than the batch is open and nothing was given for
-    it, where the file's batch is fixed at another size, and where `given` or `dims` do not fit the signature.
+    it, where the file's batch is fixed at another size, and where `rows` or `dims` do not fit the signature.
     """
     if batch < 1:
         raise UserError(f"batch={batch}: must be at least 1")
     proto = load_proto(path)
     inputs = signature(proto)
-    given = dict(given or {})
-    unknown = sorted(set(given) - {item.name for item in inputs})
+    rows = dict(rows or {})
+    unknown = sorted(set(rows) - {item.name for item in inputs})
     if unknown:
         known = ", ".join(item.name for item in inputs)
         raise UserError(f"{path}: given inputs {unknown} are not in its signature; it takes {known}")
@@ -126,8 +126,8 @@ def make_inputs(
             sizes[name] = settled[item.name, axis]
     feeds: Feed = {}
     for item in inputs:
-        if item.name in given:
-            feeds[item.name] = _fit(item, np.asarray(given[item.name]), batch, axes, sizes)
+        if item.name in rows:
+            feeds[item.name] = _fit(item, np.asarray(rows[item.name]), batch, axes, sizes)
     for item in inputs:
         if item.name not in feeds:
             # The name is in the seed, so that two files get equal values for equal inputs in any order.

@@ -22,7 +22,6 @@ from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import ArmSpec, Timing, inspect_file, time_arms
 from distill.benchmarks.timing.machine import board_of, fingerprint, machine
 from distill.benchmarks.timing.profile import summarize, unfused_warning
-from distill.benchmarks.timing.sessions import provider_options
 from distill.benchmarks.verdict import remarks
 from distill.benchmarks.verdict.statistics import call_quantile, contended_share, lowest_decile, t_bounds
 from distill.errors import UserError
@@ -34,7 +33,7 @@ from distill.types import Array, Feed
 class Options:
     """How to measure: on this machine's own processor, unless `target` says otherwise.
 
-    `dims` settles open axes by name, `places` by input and axis, `given` replaces made-up inputs by real rows.
+    `dims` settles open axes by name, `places` by input and axis, `rows` replaces made-up inputs by real rows.
     `commands` starts some of the files, by their number, in a process of another interpreter.
     """
 
@@ -44,7 +43,7 @@ class Options:
     timing: Timing = field(default_factory=Timing)
     dims: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[Place, int] = field(default_factory=dict)
-    given: Mapping[str, Array] = field(default_factory=dict)
+    rows: Mapping[str, Array] = field(default_factory=dict)
     commands: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -107,7 +106,7 @@ def target_record(target: Target) -> dict[str, Any]:
     return {
         "name": target.name,
         "provider": target.provider,
-        "provider_options": provider_options(target),
+        "provider_options": target.provider_options(),
         "measure": target.measure,
     }
 
@@ -126,7 +125,7 @@ def feeds_of(path: str | Path, options: Options, batch: int) -> Feed:
             path,
             batch,
             seed=options.timing.seed,
-            given=options.given,
+            rows=options.rows,
             dims=options.dims,
             places=options.places,
         )
@@ -179,9 +178,8 @@ def time_case(paths: Sequence[str | Path], options: Options, batch: int, threads
             command = tuple(options.commands.get(number, ()))
             arms.append(ArmSpec(Path(path), feeds_of(path, options, batch), command))
         else:
-            device = "cuda" if target.name in ("cuda", "tensorrt") else "cpu"
             feeds = _feeds_for(made, file, options, batch)
-            arms.append(ArmSpec(Path(made.reference), feeds, made.command, made.spec(device)))
+            arms.append(ArmSpec(Path(made.reference), feeds, made.command, made.spec(target.device)))
     answer = time_arms(arms, target, options.timing)
     shapes = [{name: list(value.shape) for name, value in arm.feeds.items()} for arm in arms]
     return case_of(answer, batch, threads, shapes)
@@ -189,8 +187,8 @@ def time_case(paths: Sequence[str | Path], options: Options, batch: int, threads
 
 def _feeds_for(made: TorchCallable, file: str | Path | None, options: Options, batch: int) -> Feed:
     """Feed a callable what the user gave, cycled up to the batch, or else what the first file is fed."""
-    if options.given:
-        return {name: np.take(rows, np.arange(batch) % len(rows), axis=0) for name, rows in options.given.items()}
+    if options.rows:
+        return {name: np.take(rows, np.arange(batch) % len(rows), axis=0) for name, rows in options.rows.items()}
     if file is None:
         raise UserError(f"{made.reference}: a PyTorch callable has no signature; give its inputs in order by --inputs")
     return feeds_of(file, options, batch)

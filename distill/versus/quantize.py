@@ -77,7 +77,7 @@ def ours(folder: Path) -> None:
             paths = [Path(place, f"{number}.onnx") for number in range(len(models))]
             for path, model in zip(paths, models, strict=True):
                 path.write_bytes(to_bytes(model))
-            timed = bench(paths, Options(target=target, batches=_BATCHES, given=rows[0]))
+            timed = bench(paths, Options(target=target, batches=_BATCHES, rows=rows[0]))
         sizes = zip(*(case.rows for case in timed.cases), strict=True)
         return [[row.ratio or Estimate(1.0, 1.0, 1.0) for row in of_model] for of_model in sizes]
 
@@ -158,7 +158,7 @@ def measured(folder: Path, tools: Sequence[str], found: dict[str, dict[str, Any]
     rows, _ = read_part(folder, "test")
     paths = [folder / ("model.onnx" if tool == FLOAT else f"{tool}.onnx") for tool in running]
     report = bench(
-        paths, Options(target=resolve_target(None, threads=1), batches=_BATCHES, timing=timing, given=rows[0])
+        paths, Options(target=resolve_target(None, threads=1), batches=_BATCHES, timing=timing, rows=rows[0])
     )
     for place, tool in enumerate(running):
         model = report.models[place]
@@ -175,9 +175,7 @@ def measured(folder: Path, tools: Sequence[str], found: dict[str, dict[str, Any]
     # Of those that are as fast as ours the interval of the direct comparison counts, so ours is the first once more.
     others = [tool for tool in running if tool != OURS]
     order = [paths[running.index(tool)] for tool in (OURS, *others)]
-    again = bench(
-        order, Options(target=resolve_target(None, threads=1), batches=_BATCHES, timing=timing, given=rows[0])
-    )
+    again = bench(order, Options(target=resolve_target(None, threads=1), batches=_BATCHES, timing=timing, rows=rows[0]))
     for case in again.cases:
         for tool, row in zip(others, case.rows[1:], strict=True):
             if row.ratio is not None:

@@ -265,7 +265,7 @@ def _measured(models: Sequence[ModelProto], target: Target, words: Words, rows: 
             batches=target.batch_sizes,
             threads=(words.threads,),
             timing=Timing(pairs=words.pairs, seconds_per_pair=words.seconds, seed=words.seed),
-            given=rows.judged[0],
+            rows=rows.judged[0],
         )
         return bench(paths, options)
 
@@ -307,7 +307,8 @@ def _packed(candidate: Candidate, core: ModelProto, target: Target) -> ModelProt
     if candidate.name == FLOAT or candidate.record is None:
         return core
     entries = {"target": target.name, "precision": candidate.record.precision}
-    if remarks.relies_on_vnni(candidate.record, target):
-        entries["isa"] = "vnni"
+    isa = target.relied_on(candidate.record.saturation_risk)
+    if isa is not None:
+        entries["isa"] = isa
     kept = {entry.key: entry.value for entry in core.metadata_props}
     return write_metadata(candidate.model, {**kept, **entries})
