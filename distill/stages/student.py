@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from distill.config.loading import ModelSettings
 from distill.distillation.settings import DistillSettings
 from distill.distillation.teachers import CachedTeacher, teacher_for
 from distill.runtime.artifacts import Artifact, Recipe, weights_hash
 from distill.runtime.context import Context
+from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.folder import CHECKPOINT, digest
 from distill.stages.making import (
     TRAINING,
@@ -21,7 +21,6 @@ from distill.stages.making import (
     make_stage,
     state_hash,
     train_settings,
-    training_facts,
     write_model,
 )
 from distill.training.lesson import Lesson
@@ -49,7 +48,7 @@ def _student(ctx: Context, name: str, taught_by: Artifact | None) -> StageResult
         parts += [weights_hash(taught_by.folder), dataclasses.asdict(settings) | {"control": None}]
     key = ctx.key(name, dataclasses.asdict(recipe), parts, modules=TRAINING)
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> StageFacts:
         lesson = lesson_of(ctx, taught_by, settings) if taught_by is not None else None
         # The control sees a new view every epoch: it has no cache to save, and is not to be held back by ours.
         trained, record = fit_here(
@@ -62,10 +61,10 @@ def _student(ctx: Context, name: str, taught_by: Artifact | None) -> StageResult
             section="distill",
             checkpoint=folder / CHECKPOINT,
         )
-        facts = training_facts(dataclasses.asdict(record))
-        if lesson is not None:
-            facts["cached_views"] = lesson.views if isinstance(lesson.teacher, CachedTeacher) else 0
-        return facts | write_model(ctx, folder, trained, recipe)
+        cached = lesson.views * isinstance(lesson.teacher, CachedTeacher) if lesson is not None else None
+        detail = Detail(cached_views=cached).trained(record)
+        counts = write_model(ctx, folder, trained, recipe)
+        return StageFacts(counts.parameters, counts.macs, detail=detail)
 
     return make_stage(ctx, name, key, build, recipe)
 
