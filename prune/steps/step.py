@@ -133,13 +133,12 @@ class Step:
 
         Layers of one pattern compete; where scores can be compared and what is to be saved is known, all layers do.
         """
-        whole, asked = self.job.settings.global_, self.job.settings.asked[0]
-        by_saving = whole and asked in ("macs", "parameters")
+        whole, counted = self.job.settings.global_, self.job.settings.goal.counted
         found = []
         for group in self.free:
             scores, scope = self.scores[group.name], group.pattern if whole else group.name
-            if by_saving and group.name in self.mean_scores:
-                worth = self.mean_scores[group.name] / self._saving(group, asked)
+            if whole and counted is not None and group.name in self.mean_scores:
+                worth = self.mean_scores[group.name] / self._saving(group, counted)
                 scores, scope = [score * worth for score in scores], ""
             found.append(
                 Candidate(

@@ -204,12 +204,13 @@ def _finished(
 
 
 def _outcome(words: Words, wanted: Asked, record: PruneRecord, unmeasured: str | None, start: Start) -> Outcome:
-    name, value = record.asked
+    name, amount = record.asked
+    reached = "pruned" if record.achieved is None else record.goal.reached.format(record.achieved)
     return Outcome(
         model=words.model,
         command=shlex.join(_typed(words)),
         status="done",
-        why=f"{_reached(record)} ({name}={value:g} was asked for)",
+        why=f"{reached} ({name}={amount:g} was asked for)",
         target=wanted.target.name,
         record=record,
         machine=machine(),
@@ -217,16 +218,6 @@ def _outcome(words: Words, wanted: Asked, record: PruneRecord, unmeasured: str |
         epochs=words.epochs,
         warnings=(*record.warnings, *start.remarks, *_remarks(words, record, unmeasured)),
     )
-
-
-def _reached(record: PruneRecord) -> str:
-    name, achieved = record.asked[0], record.achieved
-    if achieved is None:
-        return "pruned"
-    return {
-        "ratio": f"{achieved:.1%} of the prunable channels went",
-        "speedup": f"{achieved:.2f}× as fast while widths were chosen",
-    }.get(name, f"{achieved:.1%} of the {name} are left")
 
 
 def _remarks(words: Words, record: PruneRecord, unmeasured: str | None) -> list[str]:
