@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from distill.errors import UserError
-from distill.prune.examples import reason
+from distill.prune.modules import reason
 
 Arguments = Mapping[str, Any]
 # What only decides which weights a model begins with; a rebuilt one gets its own.

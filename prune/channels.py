@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from distill.errors import UserError
-from distill.prune.copies import copied
 from distill.prune.depth.shallow import narrow_or_shallow
 from distill.prune.examples import at_batch, batch_of
 from distill.prune.goals import Bounds
@@ -19,9 +18,10 @@ from distill.prune.graph.cutting import Checks
 from distill.prune.graph.groups import prepare
 from distill.prune.graph.verify import output_shapes
 from distill.prune.kept import by_reason
+from distill.prune.modules import Loss, copied, seeded
 from distill.prune.record import PruneRecord
-from distill.prune.scores.evidence import Evidence, Loss, seeded
-from distill.prune.scores.importance import FROM_BATCHES
+from distill.prune.scores.evidence import Evidence
+from distill.prune.scores.importance import IMPORTANCES, WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import keeps_zeros
 from distill.prune.steps.step import Job, Narrowed, widths_of_layers
@@ -82,7 +82,7 @@ def prune_channels(
     original = _marks(model)
     modes = {name: module.training for name, module in model.named_modules()}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    kind, warnings = _resolve_kind(settings, batches, loss)
+    kind, warnings = _resolve_importance(settings, batches, loss)
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
         work = prepare(copied(model, to_be="pruned"))
         ignored = _ignored_layers(work, ignore)
@@ -134,18 +134,18 @@ def _recorded(
     )
 
 
-def _resolve_kind(settings: PruneSettings, batches: object, loss: object) -> tuple[str, list[str]]:
+def _resolve_importance(settings: PruneSettings, batches: object, loss: object) -> tuple[str, list[str]]:
     """Return the importance to use, and a warning where it is not the one that was named."""
-    kind = settings.importance
-    if kind not in FROM_BATCHES or (batches is not None and loss is not None) or settings.is_idle:
-        return kind, []
+    name, without = settings.importance, settings.without_batches
+    if not IMPORTANCES[name].needs_batches or (batches is not None and loss is not None) or settings.is_idle:
+        return name, []
     missing = "batches" if batches is None else "a loss"
-    if settings.without_batches == "refuse":
+    if without == "refuse":
         raise UserError(
-            f"prune.importance={kind!r} needs {missing}: give it, choose prune.importance='group_norm', "
-            "or allow that with prune.without_batches='group_norm'"
+            f"prune.importance={name!r} needs {missing}: give it, choose prune.importance={WITHOUT_BATCHES!r}, "
+            f"or allow that with prune.without_batches={WITHOUT_BATCHES!r}"
         )
-    return "group_norm", [f"importance {kind!r} needs {missing}; 'group_norm' was used, as prune.without_batches says"]
+    return without, [f"importance {name!r} needs {missing}; {without!r} was used, as prune.without_batches says"]
 
 
 def _outcome(

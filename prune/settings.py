@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from distill.prune.goals import GOALS, Goal
+from distill.prune.scores.importance import DEFAULT, ImportanceName, described
 
-ImportanceName = Literal["magnitude", "l2", "group_norm", "taylor", "hessian", "gauss_newton", "bn_scale", "random"]
 _DEFAULT_RATIO = 0.3
 
 
@@ -38,13 +38,7 @@ class PruneSettings:
         description="Widths that are cut are cut to a multiple of this, the nearest to what was asked. "
         "A layer narrower than this is left as it is. 1: any width.",
     )
-    importance: ImportanceName = Field(
-        default="gauss_newton",
-        description="What a channel is worth: gauss_newton (squared change of the logits; needs data), taylor (loss "
-        "change, first order; needs data), hessian (second order; needs data), "
-        "group_norm (L2 norm of all weights that go with it), magnitude (L1 norm of its own filters), "
-        "l2 (their L2 norm), bn_scale (batch-norm factor), random.",
-    )
+    importance: ImportanceName = Field(default=DEFAULT, description=f"What a channel is worth: {described()}.")
     without_batches: Literal["refuse", "group_norm"] = Field(
         default="refuse",
         description="What an importance that needs data does when there are no batches or no loss: refuse, or use "

@@ -24,6 +24,7 @@ from distill.config.loading import DistillSettings, ModelSettings, PruneSection,
 from distill.errors import UserError
 from distill.prune import count, prune_channels, recalibrate
 from distill.prune.goals import GOALS
+from distill.prune.scores.importance import WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.runtime.artifacts import Artifact, Recipe, example, weights_hash
 from distill.runtime.context import Context
@@ -227,7 +228,7 @@ def _sketch(pruning: PruneSettings, trial: optuna.Trial, ratios: tuple[float, fl
     name, amount = pruning.goal.without_timing(pruning.amount)
     if pruning.goal.is_searched:
         amount = min(trial.suggest_float("prune.ratio", *ratios), pruning.max_ratio)
-    return PruneSettings(**{**plain, name: amount, "importance": "group_norm"})
+    return PruneSettings(**{**plain, name: amount, "importance": WITHOUT_BATCHES})
 
 
 def _start(ctx: Context, teacher: Artifact) -> nn.Module:

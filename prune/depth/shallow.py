@@ -29,7 +29,7 @@ _EVALUATIONS = 60
 
 def narrow_or_shallow(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowed:
     """Narrow as `narrow` does; where a speed is asked for and data can judge, try it with fewer blocks, too."""
-    data.anew()
+    data.read_anew()
     tries = job.settings.goal.needs_timing and job.settings.depth == "auto" and job.decided is None
     if not (tries and data.is_complete) or done.decisions:
         return narrow(done, job, data, share=share)
@@ -62,7 +62,7 @@ def _fewer(model: nn.Module, job: Job, data: Evidence) -> Iterator[list[Block]]:
         blocks = removable_blocks(model, job.checks.example, job.checks.logits)
     except UserError:
         return  # none can go
-    batches, loss = data.read
+    batches, loss = data.batches_and_loss
     ranked = rank_blocks(
         model,
         blocks,

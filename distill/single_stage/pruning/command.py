@@ -20,7 +20,7 @@ from distill.export import to_bytes
 from distill.prune import PruneRecord, prune_channels
 from distill.prune.building import OF_WEIGHTS
 from distill.prune.reload import load_own, save
-from distill.prune.scores.importance import FROM_BATCHES
+from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
 from distill.single_stage.pruning.folder import RECORD, new_folder, require_place
@@ -239,7 +239,7 @@ def _remarks(words: Words, record: PruneRecord, unmeasured: str | None) -> list[
         found.append("nothing was timed, as --no-timing says: whether it is faster is not known")
     elif unmeasured is not None:
         found.append(f"unmeasured: {unmeasured}; --measure COMMAND times it there")
-    if record.importance not in FROM_BATCHES and words.importance is None and words.data is not None:
+    if not IMPORTANCES[record.importance].needs_batches and words.importance is None and words.data is not None:
         found.append(f"importance {record.importance} was used")
     return found
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.models import load_weights
 from distill.prune.building import build
-from distill.prune.examples import Example, reason
+from distill.prune.examples import Example
+from distill.prune.modules import reason
 
 Take = Callable[[Any], Tensor]
 Shapes = dict[str, tuple[int, ...]]

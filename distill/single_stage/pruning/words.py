@@ -14,11 +14,11 @@ from distill.benchmarks.parse import named_values, positive
 from distill.errors import UserError
 from distill.outputs import KINDS, Kind, Metric
 from distill.prune.goals import GOALS
+from distill.prune.scores.importance import DEFAULT, IMPORTANCES, WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import Pattern, read_pattern
 from distill.references.loading import load_reference
 
-FROM_DATA = ("gauss_newton", "taylor", "hessian")
 _DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -94,9 +94,10 @@ def asked(words: Words) -> Asked:
     settings = _settings(words)
     if settings.is_idle:
         raise UserError(f"{given[0]} {settings.amount:g}: removes nothing; ask for {settings.goal.advice}")
-    if settings.importance in FROM_DATA and words.data is None:
+    if IMPORTANCES[settings.importance].needs_batches and words.data is None:
         raise UserError(
-            f"--importance {settings.importance}: needs --data with rows to compute a loss on; group_norm needs none"
+            f"--importance {settings.importance}: needs --data with rows to compute a loss on; "
+            f"{WITHOUT_BATCHES} needs none"
         )
     if words.output not in (None, *KINDS):
         raise UserError(f"--output {words.output}: must be one of {', '.join(KINDS)}")
@@ -133,7 +134,7 @@ def _settings(words: Words) -> PruneSettings:
     chosen: dict[str, Any] = {
         name: getattr(words, name) for name in (*GOALS, "round_to", "max_ratio", "steps", "depth", "heads")
     }
-    chosen["importance"] = words.importance or ("group_norm" if words.data is None else "gauss_newton")
+    chosen["importance"] = words.importance or (WITHOUT_BATCHES if words.data is None else DEFAULT)
     try:
         return PruneSettings(**chosen, global_=not words.uniform)
     except ValidationError as error:
