@@ -1,4 +1,4 @@
-"""The README's commands run, in order, in one folder; an HTML comment before a block says how.
+"""The commands of the README and the docs run, in order, in one folder; an HTML comment before a block says how.
 
 ``skip``: not at all (it runs these tests). ``file NAME``: saved under that name. ``run``: as it stands. ``smoke``:
 every `distill run` with --smoke and the options that follow. ``config``: a `distill run` or `validate` only reads its
@@ -27,6 +27,11 @@ from distill.benchmarks import make_inputs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("run", "data", "python", "prune", "quantize", "bench")))
+"""In the order in which a reader follows them: a page may use what an earlier one left in the folder."""
+OTHERS = tuple(
+    sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md") if f"docs/{path.name}" not in PAGES)
+)
 BLOCK = re.compile(
     r"(?:<!-- test: (?P<how>.+?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -46,8 +51,12 @@ class Block:
     text: str
 
 
-def blocks() -> list[Block]:
-    return [Block(tuple((m["how"] or "").split()), m["language"], m["text"]) for m in BLOCK.finditer(README)]
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str = "README.md") -> list[Block]:
+    return [Block(tuple((m["how"] or "").split()), m["language"], m["text"]) for m in BLOCK.finditer(read(page))]
 
 
 def test_it_opens_with_the_two_commands() -> None:
@@ -55,10 +64,16 @@ def test_it_opens_with_the_two_commands() -> None:
     assert consoles[:2] == [f"{INSTALL}\n", f"{TEST}\n"]
 
 
-def test_every_block_says_how_it_is_tested() -> None:
-    unmarked = [block.text for block in blocks() if not block.how]
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
+def test_every_block_says_how_it_is_tested(page: str) -> None:
+    unmarked = [block.text for block in blocks(page) if not block.how]
     assert not unmarked
-    assert {block.language for block in blocks()} == {"console", "yaml", "python"}
+    assert {block.language for block in blocks(page)} <= {"console", "yaml", "python"}
+    assert page in PAGES or all(block.how == ("skip",) for block in blocks(page))
+
+
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") <= 250
 
 
 def test_the_tables_name_what_there_is() -> None:
@@ -68,26 +83,37 @@ def test_the_tables_name_what_there_is() -> None:
     from distill.errors import Exit
     from distill.models import MODELS
 
+    page = read("docs/run.md")
     for name in (*presets(), *TARGETS):
-        assert re.search(rf"^\| `{name}`[ |]", README, re.MULTILINE), name
+        assert re.search(rf"^\| `{name}`[ |]", page, re.MULTILINE), name
     for name in (*MODELS, *set(schema()["properties"]) - {"extends"}):
-        assert f"`{name}`" in README, name
+        assert f"`{name}`" in page, name
     for code in Exit:
         assert re.search(rf"^\| {code.value} \|", README, re.MULTILINE) or f"{code.value} (" in README, code
 
 
-def test_links_lead_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", README):
-        assert link.startswith("https://") or (ROOT / link.partition("#")[0]).exists(), link
+def anchors(text: str) -> set[str]:
+    """Return what GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", read(page)):
+        path, _, anchor = link.partition("#")
+        place = (ROOT / page).parent / path if path else ROOT / page
+        assert link.startswith("https://") or place.exists(), link
+        assert link.startswith("https://") or not anchor or anchor in anchors(place.read_text(encoding="utf-8")), link
 
 
 @pytest.mark.usefixtures("own_imports")
 def test_commands_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # Smoke runs are too small to share out: threads would only wait for each other.
-    for module in ("pipeline", "cost"):
+    for module in ("pipeline", "estimate.costs"):
         monkeypatch.setattr(f"distill.{module}.usable_threads", lambda: 1)
-    for block in blocks():
+    for block in (block for page in PAGES for block in blocks(page)):
         mode, *words = block.how
         if mode == "file":
             Path(words[0]).write_text(block.text, encoding="utf-8")

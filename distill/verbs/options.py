@@ -1,0 +1,51 @@
+"""Options of a verb, written once: a frozen dataclass of annotated fields makes the function that typer reads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from types import GenericAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Options = TypeVar("Options", bound=DataclassInstance)
+else:
+    Options = TypeVar("Options")
+
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output, for machines")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+
+def command(run: Callable[[Options], None], options: type[Options]) -> Callable[..., None]:
+    """Return a function with one parameter a field of ``options``, which calls ``run`` with an instance.
+
+    A field is annotated as typer has it: ``Annotated[type, typer.Option(help=…)]``. A field of ``tuple[type, …]`` is an
+    option that may be repeated. The help of the verb is ``run``'s docstring.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    names = [field.name for field in fields(options)]
+
+    def verb(**values: Any) -> None:
+        # Typer gives a list, or None, for what may be repeated, and None for what was left out.
+        run(options(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if v is not None}))
+
+    parameters = [_parameter(field, hints[field.name]) for field in fields(options)]
+    verb.__name__, verb.__doc__ = run.__name__, run.__doc__
+    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = dict(zip(names, (parameter.annotation for parameter in parameters), strict=True))
+    return verb
+
+
+def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    base, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if get_origin(base) is tuple:
+        repeated: Any = GenericAlias(list, (get_args(base)[0],))
+        hint, default = Annotated[repeated | None, *notes], None
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
