@@ -23,6 +23,7 @@ from distill.benchmarks import (
     profile,
     why_unmeasurable,
 )
+from distill.benchmarks.target import CPU
 from distill.config.loading import RunConfig
 from distill.console import Console
 from distill.documents import read_as
@@ -96,7 +97,7 @@ class Context:
         For a target that is another machine they are computed on this one's CPU.
         """
         here = self.unmeasured is None and self.target.measure is None
-        provider = self.target.provider if here else "CPUExecutionProvider"
+        provider = self.target.provider if here else CPU
         name = f"{split}-{digest(graph_hash(path), provider, versions())}"
         return self._cached(
             name, lambda: run_onnx(path, feeds(self.task, self.task.data[split], path), provider=provider)
@@ -164,8 +165,8 @@ class Context:
             self.target,
             batch,
             settings=self.benchmark,
-            given_baseline=self._rows(before, batch),
-            given_candidate=self._rows(after, batch),
+            baseline_rows=self._rows(before, batch),
+            candidate_rows=self._rows(after, batch),
         )
         self.console.progress(f"timing {after.parent.name}, batch {batch}", 1, 1)
         return found
@@ -214,7 +215,7 @@ class Context:
 
     def _time(self, path: Path, teacher: Path, batch: int) -> dict[str, Any]:
         if graph_hash(path) == graph_hash(teacher):
-            alone = measure(path, self.target, batch, settings=self.benchmark, given=self._rows(path, batch))
+            alone = measure(path, self.target, batch, settings=self.benchmark, rows=self._rows(path, batch))
             return _latency_row(alone, None, None, alone.warnings)
         found = self.compare(teacher, path, batch)
         assert found is not None

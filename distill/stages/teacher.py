@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from distill.errors import UserError
-from distill.models import load_weights
+from distill.references.weights import load_weights
 from distill.runtime.artifacts import (
     Recipe,
 )
@@ -37,7 +37,7 @@ def make(ctx: Context) -> StageResult:
     model = recipe.build(ctx.task)
     loaded = settings.weights is not None or settings.pretrained
     if settings.weights is not None:
-        load_weights(model, settings.weights, field="teacher")
+        load_weights(model, settings.weights, field="teacher.weights")
     start = state_hash(model)
     train = train_settings(settings)
     how = [loaded, None if loaded else dataclasses.asdict(train), start, code_of(model)]
