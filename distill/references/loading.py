@@ -100,6 +100,8 @@ def source_hash(reference: str, *, folder: Path | None = None) -> str:
     counts by its name.
     """
     place = reference.rpartition(":")[0]
+    if reference.startswith(PREFIX):
+        return reference.rpartition("-")[2]
     if _is_file(place):
         start: Path | None = _file_path(place, folder)
         roots = [start.parent] if start else []
