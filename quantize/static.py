@@ -102,14 +102,14 @@ def calibrated(
     Raises what `quantize_onnx` raises.
     """
     _check(core)
-    model = prepare(core, fold_norms=target.name != "tensorrt")
+    model = prepare(core, fold_norms=not target.symmetric)
     if settings.smooth is not None:
         model, _ = smooth(model, twice(calibration), settings, strength=settings.smooth, progress=progress)
     if settings.equalize:
         model, _ = equalize(model)
-    if not _is_strict(target):
+    if not target.symmetric:
         products_to_gemm(model, keep_float)
-    chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=_is_strict(target))
+    chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=target.symmetric)
     if not any(operator(node) in COMPUTE for node in chosen):
         raise UserError("model: it has no Conv, Gemm or MatMul with constant weights, so there is nothing to quantise")
     inferred = onnx.shape_inference.infer_shapes(model)
@@ -168,7 +168,7 @@ def _fused_graph(
         result, names = integer_graph(
             found, settings, target=target, calibration=calibration, keep_float=floats, progress=progress
         )
-        if not fuses_here(resolve(settings, target)[0], strict=_is_strict(target)):
+        if not fuses_here(resolve(settings, target)[0], strict=target.symmetric):
             return result, names
         loose = unfused_nodes(result, names)
         layers = [node for node in found.model.graph.node if node.name in loose and operator(node) in COMPUTE]
@@ -188,7 +188,7 @@ def integer_graph(
 ) -> tuple[ModelProto, set[str]]:
     """Write the integer graph with the nodes' names still in it; returns it with those of the integer ones."""
     scheme, reduce_range = resolve(settings, target)
-    chosen = select_nodes(found.model.graph, keep_float=keep_float, float_biases=_is_strict(target))
+    chosen = select_nodes(found.model.graph, keep_float=keep_float, float_biases=target.symmetric)
     names = [node.name for node in chosen if node.name in set(found.nodes)]
     if not names:  # the quantiser would take an empty list for all
         raise UserError("model: no layer is left that runs as an integer kernel, so there is nothing to quantise")
@@ -198,7 +198,7 @@ def integer_graph(
         rounded = rounded_weights(result.graph, names)
         model, _ = correct_biases(model, rounded, twice(calibration), settings, progress=progress)
         result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
-    if not _is_strict(target):  # whose pairs stand where integers are read, and nowhere else
+    if not target.symmetric:  # whose pairs stand where integers are read, and nowhere else
         free_float_readers(result.graph, set(names), _rectifiers_gone(model.graph, result.graph, names))
         if settings.tables:
             narrow_tables(result.graph, keep_float)
@@ -217,11 +217,6 @@ def _rectifiers_gone(before: GraphProto, after: GraphProto, names: Collection[st
     for name in {name for node in gone for name in node.input[1:] if name in constants and name not in there}:
         after.initializer.append(constants[name])
     return {makers[node.input[0]].name: node for node in gone if node.input[0] in makers}
-
-
-def _is_strict(target: Target) -> bool:
-    """Whether the target wants symmetric activations, adds biases in float, and rounds where integers are read."""
-    return target.name == "tensorrt"
 
 
 def resolve(settings: QuantizeSettings, target: Target) -> tuple[str, bool]:
@@ -271,7 +266,7 @@ def _insert_pairs(
     # A range without width gets a zero point of 0 whatever the type, and a rectifier before it would be lost.
     wide = {name: (low, high if (low, high) != (0, 0) else 1.0) for name, (low, high) in ranges.items()}
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in wide.items()}
-    strict = _is_strict(target)
+    strict = target.symmetric
     options: dict[str, Any] = {
         "ActivationSymmetric": strict,
         "WeightSymmetric": True,

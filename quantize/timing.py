@@ -26,7 +26,7 @@ def saved_seconds(
     that is fused into it. None where the target is not this machine's processor; layers that are not found are left
     out.
     """
-    if target.measure is not None or target.provider != "CPUExecutionProvider" or why_unmeasurable(target):
+    if not target.is_profiled or why_unmeasurable(target):
         return None
     plain = layer_seconds(found.model, feed, target.threads)
     # Other biases take no other time, and would need the samples.
