@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.export.preprocess import Preprocess
 from distill.references.digest import Digest
 from distill.references.loading import call_user, load_reference, source_hash
+from distill.references.objects import PREFIX
 from distill.tasks import metrics as measure
 from distill.tasks.augment import hash_words
 from distill.tasks.base import SPLITS, Batch, Data, Inputs, Task
@@ -216,6 +217,10 @@ def _read_splits(given: Given, seed: int) -> tuple[dict[str, Split], list[str]]:
         value = given.get(split)
         if value is None:
             continue
+        if isinstance(value, torch.utils.data.DataLoader):
+            warnings.append(
+                f"the {split} DataLoader: its data set and collate_fn are used, batch size and order are not"
+            )
         data: Split = as_data(value, f"{given.source}: {split}", given.get("collate"), seed)
         if isinstance(data, ArrayData):
             data, narrowed = to_single(data)
@@ -266,6 +271,8 @@ def _cut(
 
 def _name(source: str) -> str:
     """Return a name for folders: the file's or module's last part."""
-    place = source.rpartition(":")[0]
+    place, _, last = source.rpartition(":")
+    if source.startswith(PREFIX):
+        return last.rpartition("-")[0]
     last = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last) or "custom"
