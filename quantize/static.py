@@ -106,13 +106,13 @@ def calibrate_graph(
     Raises what `quantize_onnx` raises.
     """
     _check(core)
-    model = prepare(core, fold_norms=target.name != "tensorrt")
+    model = prepare(core, fold_norms=not target.symmetric)
     for repair in REPAIRS.values():
         if repair.rewrite is not None:
             model = repair.rewrite(model, settings, calibration, progress)
-    if not _is_strict(target):
+    if not target.symmetric:
         products_to_gemm(model, keep_float)
-    chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=_is_strict(target))
+    chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=target.symmetric)
     if not any(operator(node) in COMPUTE for node in chosen):
         raise UserError("model: it has no Conv, Gemm or MatMul with constant weights, so there is nothing to quantise")
     inferred = onnx.shape_inference.infer_shapes(model)
@@ -162,7 +162,7 @@ def _fused_graph(
     floats = set(keep_float)
     while True:
         result, names = integer_graph(graph, settings, keep_float=floats, progress=progress)
-        if not fuses_here(resolve(settings, graph.target)[0], strict=_is_strict(graph.target)):
+        if not fuses_here(resolve(settings, graph.target)[0], strict=graph.target.symmetric):
             return result, names
         loose = unfused_nodes(result, names)
         layers = [node for node in graph.model.graph.node if node.name in loose and operator(node) in COMPUTE]
@@ -179,7 +179,7 @@ def integer_graph(
     progress: Progress | None = None,
 ) -> tuple[ModelProto, set[str]]:
     """Write the integer graph with the nodes' names still in it; returns it with those of the integer ones."""
-    model, strict = graph.model, _is_strict(graph.target)
+    model, strict = graph.model, graph.target.symmetric
     chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=strict)
     names = [node.name for node in chosen if node.name in set(graph.nodes)]
     if not names:  # the quantiser would take an empty list for all
@@ -208,11 +208,6 @@ def _absorbed_rectifiers(before: GraphProto, after: GraphProto, names: Collectio
     for name in {name for node in removed for name in node.input[1:] if name in constants and name not in there}:
         after.initializer.append(constants[name])
     return {makers[node.input[0]].name: node for node in removed if node.input[0] in makers}
-
-
-def _is_strict(target: Target) -> bool:
-    """Whether the target wants symmetric activations, adds biases in float, and rounds where integers are read."""
-    return target.name == "tensorrt"
 
 
 def resolve(settings: QuantizeSettings, target: Target) -> tuple[str, bool]:
@@ -255,7 +250,7 @@ def _insert_pairs(graph: CalibratedGraph, settings: QuantizeSettings, names: lis
     # A range without width gets a zero point of 0 whatever the type, and a rectifier before it would be lost.
     wide = {name: (low, high if (low, high) != (0, 0) else 1.0) for name, (low, high) in graph.ranges.items()}
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in wide.items()}
-    strict = _is_strict(graph.target)
+    strict = graph.target.symmetric
     options: dict[str, Any] = {
         "ActivationSymmetric": strict,
         "WeightSymmetric": True,

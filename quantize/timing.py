@@ -25,7 +25,7 @@ def saved_seconds(graph: CalibratedGraph, settings: QuantizeSettings, *, feed: F
     out.
     """
     target = graph.target
-    if target.measure is not None or target.provider != "CPUExecutionProvider" or why_unmeasurable(target):
+    if not target.is_profiled or why_unmeasurable(target):
         return None
     plain = layer_seconds(graph.model, feed, target.threads)
     # Other biases take no other time, and would need the samples.

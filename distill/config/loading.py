@@ -18,6 +18,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from distill.benchmarks.settings import BenchmarkSettings
+from distill.benchmarks.target import TargetName
 from distill.config.explain import explain
 from distill.config.layers import PLACES, SHORTHAND, STAGE_SECTIONS, read_layers
 from distill.config.presets import presets
@@ -113,7 +114,7 @@ class SearchSettings:
 class TargetSettings:
     """The device that the model is shipped to, and how it is reached where it is another machine."""
 
-    name: Literal["x86", "arm", "cuda", "tensorrt"] = Field(description="the kind of device")
+    name: TargetName = Field(description="the kind of device")
     measure: str | None = Field(
         default=None,
         description="command that has things timed on the device: gets a bundle folder, brings back its result.json",

@@ -15,6 +15,7 @@ import torch
 from distill.benchmarks import (
     BenchmarkSettings,
     Comparison,
+    Profile,
     Target,
     compare,
     fingerprint,
@@ -22,15 +23,18 @@ from distill.benchmarks import (
     profile,
     why_unmeasurable,
 )
+from distill.benchmarks.target import CPU
 from distill.config.loading import RunConfig
 from distill.console import Console
+from distill.documents import read_as
 from distill.export import run_onnx
 from distill.export.settings import ExportSettings
+from distill.intervals import Estimate
 from distill.runtime.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
 from distill.runtime.budget import Timed
+from distill.runtime.facts import Quality, StageLatency
 from distill.runtime.folder import RunFolder, digest, sources, versions
 from distill.runtime.quality import quality, weak_evidence, weak_splits
-from distill.runtime.records import Estimate, Quality, StageLatency
 from distill.sealed import sealed_array
 from distill.tasks.base import Task
 from distill.training.loop import predict
@@ -78,8 +82,8 @@ class Context:
 
     def key(self, *parts: Any, modules: tuple[str, ...]) -> str:
         """Return a stage's key: settings, inputs, the sources that make it, versions, and the data."""
-        common = ("distill.tasks", "distill.models", "distill.export", "distill.runtime.artifacts")
-        return digest(parts, sources(*common, *modules), versions(), self.data_key, str(self.device.type))
+        ours = [f"distill.{name}" for name in ("tasks", "models", "export", "runtime.artifacts", "runtime.facts")]
+        return digest(parts, sources(*ours, *modules), versions(), self.data_key, str(self.device.type))
 
     # Judging -------------------------------------------------------------------------------------------------------
 
@@ -93,7 +97,7 @@ class Context:
         For a target that is another machine they are computed on this one's CPU.
         """
         here = self.unmeasured is None and self.target.measure is None
-        provider = self.target.provider if here else "CPUExecutionProvider"
+        provider = self.target.provider if here else CPU
         name = f"{split}-{digest(graph_hash(path), provider, versions())}"
         return self._cached(
             name, lambda: run_onnx(path, feeds(self.task, self.task.data[split], path), provider=provider)
@@ -161,8 +165,8 @@ class Context:
             self.target,
             batch,
             settings=self.benchmark,
-            given_baseline=self._rows(before, batch),
-            given_candidate=self._rows(after, batch),
+            baseline_rows=self._rows(before, batch),
+            candidate_rows=self._rows(after, batch),
         )
         self.console.progress(f"timing {after.parent.name}, batch {batch}", 1, 1)
         return found
@@ -200,17 +204,18 @@ class Context:
             rows.append(StageLatency(**raw, speedup=Estimate(**speedup) if speedup else None))
         return tuple(rows), tuple(warnings)
 
-    def profile(self, path: Path) -> dict[str, Any] | None:
+    def profile(self, path: Path) -> Profile | None:
         """Return which operators ran where, and the share of integer kernels; None where the target is not at hand."""
         if self.unmeasured is not None:
             return None
         key = digest(graph_hash(path), dataclasses.asdict(self.target), self.measured_with)
         rows = self._rows(path, 1)
-        return self.folder.memo("profile", key, lambda: dataclasses.asdict(profile(path, self.target, rows)))
+        raw = self.folder.memo("profile", key, lambda: dataclasses.asdict(profile(path, self.target, rows)))
+        return read_as(Profile, raw)
 
     def _time(self, path: Path, teacher: Path, batch: int) -> dict[str, Any]:
         if graph_hash(path) == graph_hash(teacher):
-            alone = measure(path, self.target, batch, settings=self.benchmark, given=self._rows(path, batch))
+            alone = measure(path, self.target, batch, settings=self.benchmark, rows=self._rows(path, batch))
             return _latency_row(alone, None, None, alone.warnings)
         found = self.compare(teacher, path, batch)
         assert found is not None

@@ -318,7 +318,7 @@ def _options(words: Words) -> Options:
         threads=counts("--threads", words.threads),
         timing=Timing(pairs=words.pairs, seconds_per_pair=words.seconds, seed=words.seed, timeout_s=words.timeout),
         dims=sizes("--dim", words.dim),
-        given=read_npz(words.inputs) if words.inputs is not None else {},
+        rows=read_npz(words.inputs) if words.inputs is not None else {},
         commands=commands,
     )
 
