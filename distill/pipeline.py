@@ -100,11 +100,11 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
         _off(run, "control", why)
         _off(run, "student", f"{why}; the run goes on from the teacher's weights")
     if config.prune is None or config.prune.is_idle:
-        idle = "{}={:g} asks for nothing".format(*config.prune.asked) if config.prune else ""
+        idle = f"{config.prune.goal.name}={config.prune.amount:g} asks for nothing" if config.prune else ""
         _off(run, "prune", f"prune.{idle}" if idle else "prune is off")
     else:
         pruned = prune.make(ctx, run.best, run.teacher)
-        if config.prune.asked[0] == "speedup":
+        if config.prune.goal.needs_timing:
             assert pruned.facts.detail.pruning is not None
             run.decisions[WIDTHS] = plain(pruned.facts.detail.pruning.decisions)
         _judge(ctx, run, "prune", pruned)

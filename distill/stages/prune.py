@@ -55,7 +55,7 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
     recovery = dataclasses.replace(
         train_settings(distillation), epochs=max(1, settings.epochs), learning_rate=settings.learning_rate
     )
-    timed = settings.asked[0] == "speedup"
+    timed = settings.goal.needs_timing
     decided = ctx.replay.get(WIDTHS) if timed else None
     parts = (dataclasses.asdict(settings), dataclasses.asdict(distillation), ctx.config.seed, export_settings(ctx))
     inputs = (weights_hash(base.folder), weights_hash(taught_by.folder))
