@@ -1,4 +1,4 @@
-"""Text and JSON that lie in a file: read so that the worst that a file can do is to be wrong.
+"""Text and JSON that lie in a file: read so that the worst that a file can do is to be wrong; records as JSON.
 
 A file may come from a stranger. It never hangs its reader (a pipe that nobody writes to), fills the memory (a device,
 or gigabytes) or overflows the stack (nested too deeply).
@@ -6,14 +6,23 @@ or gigabytes) or overflows the stack (nested too deeply).
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
 import os
 import stat
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Hashable, Iterable, Mapping
+from functools import cache
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+Json = Any
+"""A value that JSON holds, where it really is of any form."""
 
 MOST_BYTES = 2**28
 """Of a document; the largest that this product writes are a few megabytes."""
@@ -100,3 +109,46 @@ def _number(text: str) -> float:
 
 def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is no finite number")
+
+
+class Sparse:
+    """A record of which the fields that are None are not written."""
+
+
+def plain(value: Any) -> Any:
+    """Turn records, mappings, tuples and paths into JSON values; a number that is not finite is null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        sparse = isinstance(value, Sparse)
+        return {name: plain(part) for name, part in fields.items() if part is not None or not sparse}
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def read_as(record: type[T], value: Any) -> T:
+    """Read a record, a dataclass, from what `plain` made of it.
+
+    Raises:
+        ValueError: a value is of another type than its field, or a field is missing or unknown.
+    """
+    from pydantic import ValidationError
+
+    try:
+        records: list[T] = _adapter(record).validate_json(json.dumps([value]))  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'][1:])) or 'the whole'}: {first['msg']}") from error
+    return records[0]
+
+
+@cache
+def _adapter(record: Hashable) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    # A list hands its configuration down to the records in it, which have none of their own.
+    return TypeAdapter(list[record], config=ConfigDict(extra="forbid", strict=True))  # type: ignore[valid-type]

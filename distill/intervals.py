@@ -7,18 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 Z = 1.959963984540054
 """The normal quantile of a two-sided 95 % interval."""
+
+
+Real = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
+"""A number of a record: what is no number is null in JSON, and is read as one that is no number."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A value with its two-sided 95 % interval, in the value's own unit."""
 
-    value: float
-    low: float
-    high: float
+    value: Real
+    low: Real
+    high: Real
 
 
 def wilson(successes: float, n: int) -> Estimate:

@@ -1,4 +1,4 @@
-"""What a run has found out so far, and what is said of it in the end: the comparison, the verdict, the warnings."""
+"""What a run has so far, and what is said of it in the end: the comparison, the verdict, the warnings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 from distill.benchmarks import machine
 from distill.config.loading import to_dict
 from distill.errors import Exit
+from distill.intervals import Estimate
 from distill.runtime.artifacts import Artifact
 from distill.runtime.budget import latency_verdict, unresolved
 from distill.runtime.context import Context
 from distill.runtime.decisions import SHIP
-from distill.runtime.records import Estimate, Quality, RunResult, StageLatency, StageRecord, Total
+from distill.runtime.facts import Quality, StageLatency
+from distill.runtime.records import RunResult, StageRecord, Total
 from distill.stages.making import StageResult
 
 STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
@@ -21,14 +23,14 @@ STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
 
 @dataclass
 class RunState:
-    """What a run has so far: records and products by stage, the decisions, the last stage that was kept."""
+    """What a run has so far: records and results by stage, the decisions, the last stage that was kept."""
 
     records: dict[str, StageRecord] = field(default_factory=dict)
-    made: dict[str, StageResult] = field(default_factory=dict)
+    results: dict[str, StageResult] = field(default_factory=dict)
     decisions: dict[str, Any] = field(default_factory=dict)
     final: str = "teacher"
     bases: dict[str, str] = field(default_factory=dict)
-    """What each stage that was judged was made from."""
+    """The stage that each stage that was judged began with."""
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -44,16 +46,24 @@ class RunState:
     @property
     def teacher(self) -> Artifact:
         """Return what everything is compared with."""
-        return self.made["teacher"].artifact
+        return self.results["teacher"].artifact
 
     @property
     def best(self) -> Artifact:
         """Return what the next stage begins with, and what ships in the end."""
-        return self.made[self.final].artifact
+        return self.results[self.final].artifact
+
+    def revise(self, name: str, **fields: Any) -> None:
+        """Set fields of a stage's record."""
+        self.records[name] = dataclasses.replace(self.records[name], **fields)
+
+    def note(self, name: str, **facts: Any) -> None:
+        """Set fields of the detail of a stage's record."""
+        self.revise(name, detail=dataclasses.replace(self.records[name].detail, **facts))
 
 
 def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
-    """Put together what a finished run found out; ``smoke`` marks one that proves nothing and has no verdict."""
+    """Put together what a finished run has found out; ``smoke`` marks one that proves nothing and has no verdict."""
     shipped = run.records["export"] if run.records["export"].status != "off" else run.records[run.final]
     size = run.records["teacher"].file_bytes
     judged = shipped.test.drop if shipped.test else None
@@ -91,34 +101,34 @@ def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
 def _run_warnings(
     ctx: Context, run: RunState, test: Quality | None, total: Total, latency: tuple[StageLatency, ...], *, smoke: bool
 ) -> tuple[str, ...]:
-    found = [*ctx.folder.repairs, *ctx.task.warnings, *ctx.target.warnings]
+    warnings = [*ctx.folder.repairs, *ctx.task.warnings, *ctx.target.warnings]
     if not smoke:  # which is cut to few samples
-        found += ctx.weak_splits
+        warnings += ctx.weak_splits
     if SHIP in run.decisions:
-        found.append(
+        warnings.append(
             f"{run.decisions[SHIP]['reason']}; a larger student, more epochs, or another max_drop or "
             "benchmark.max_latency_s would mend it"
         )
     unused = [name for name in ctx.replay if name not in run.decisions]
     if unused:
-        found.append(
+        warnings.append(
             f"--decisions: {', '.join(unused)}: not used, as this configuration leaves nothing of it to decide"
         )
-    loaded = run.records["teacher"].detail.get("loaded")
+    loaded = run.records["teacher"].detail.loaded
     if loaded and "test" not in ctx.task.given_splits:
-        found.append(
+        warnings.append(
             "leakage: the teacher was loaded, and the split into train, validation and test is ours; if it was trained "
             "on samples that are test samples here, its accuracy is too good; give your own split in the data section"
         )
     if run.records["student"].status == "off" and ctx.config.distill is None and ctx.config.student != "teacher":
-        found.append("distill is off: the student was not trained, the run went on from the teacher's weights")
+        warnings.append("distill is off: the student was not trained, the run went on from the teacher's weights")
     if test and test.drop and test.drop.verdict == "unresolved":
-        found.append(f"test: {unresolved(test.drop)}")
+        warnings.append(f"test: {unresolved(test.drop)}")
     if total.latency_verdict == "unresolved":
-        found.append("benchmark.max_latency_s: the latency was not measured on the target, so the budget is open")
-    remarks = run.records[run.final].detail.get("timing", [])
+        warnings.append("benchmark.max_latency_s: the latency was not measured on the target, so the budget is open")
+    remarks = run.records[run.final].detail.timing
     if remarks:
-        found.append(f"timing of the shipped file: {'; '.join(remarks)}")
+        warnings.append(f"timing of the shipped file: {'; '.join(remarks)}")
     if ctx.unmeasured:
-        found.append(f"latency is unmeasured: {ctx.unmeasured}")
-    return tuple(dict.fromkeys(found))
+        warnings.append(f"latency is unmeasured: {ctx.unmeasured}")
+    return tuple(dict.fromkeys(warnings))

@@ -14,15 +14,18 @@ from distill.benchmarks import Target, resolve_target, usable_threads, why_unmea
 from distill.config.loading import ModelSettings, RunConfig, config_hash, load_config
 from distill.console import Console
 from distill.deploy import packing
+from distill.documents import Json, plain, read_as
 from distill.errors import UserError
+from distill.intervals import Estimate
 from distill.outcome import RunState, result_of
 from distill.report import write_reports
 from distill.runtime.artifacts import Artifact
-from distill.runtime.budget import Decision, Standing, decide, nearest, standing
+from distill.runtime.budget import Standing, decide, nearest, standing
 from distill.runtime.context import Context
 from distill.runtime.decisions import SHIP, WIDTHS, read_decisions
+from distill.runtime.facts import Decision, Detail
 from distill.runtime.folder import RunFolder, digest, write_text
-from distill.runtime.records import RunResult, StageRecord, Status, stage_to_dict
+from distill.runtime.records import RunResult, StageRecord, Status
 from distill.runtime.smoke import first_of, smoke_config
 from distill.stages import prune, quantize, student, teacher
 from distill.stages.making import StageResult
@@ -61,14 +64,14 @@ def run(
         settings = smoke_config(settings)
     folder = Path(out) if out is not None else default_folder(settings, smoke=smoke)
     replay = _replayed(decisions, settings)
-    with RunFolder.hold(folder) as held, console or Console("quiet") as shown:
-        held.say = shown.say
+    with RunFolder.hold(folder) as run_folder, console or Console("quiet") as progress:
+        run_folder.say = progress.say
         torch.set_num_threads(usable_threads())
-        ctx = _context(settings, held, shown, replay, smoke)
-        shown.say(_first_line(ctx))
+        ctx = _context(settings, run_folder, progress, replay, smoke)
+        progress.say(_first_line(ctx))
         result = _sequence(ctx, smoke)
-        write_text(held.path / "run.json", result.to_json())
-        write_reports(result, held.path)
+        write_text(run_folder.path / "run.json", result.to_json())
+        write_reports(result, run_folder.path)
     return result
 
 
@@ -97,12 +100,13 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
         _off(run, "control", why)
         _off(run, "student", f"{why}; the run goes on from the teacher's weights")
     if config.prune is None or config.prune.is_idle:
-        idle = "{}={:g} asks for nothing".format(*config.prune.asked) if config.prune else ""
+        idle = f"{config.prune.goal.name}={config.prune.amount:g} asks for nothing" if config.prune else ""
         _off(run, "prune", f"prune.{idle}" if idle else "prune is off")
     else:
         pruned = prune.make(ctx, run.best, run.teacher)
-        if config.prune.asked[0] == "speedup":
-            run.decisions[WIDTHS] = pruned.facts["pruning"]["decisions"]
+        if config.prune.goal.needs_timing:
+            assert pruned.facts.detail.pruning is not None
+            run.decisions[WIDTHS] = plain(pruned.facts.detail.pruning.decisions)
         _judge(ctx, run, "prune", pruned)
     if config.quantize is None:
         _off(run, "quantize", "quantize is off")
@@ -117,55 +121,53 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
     return result_of(ctx, run, smoke=smoke)
 
 
-def _add(ctx: Context, run: RunState, name: str, made: StageResult, status: Status = "done", **detail: Any) -> None:
-    """Record a stage with its validation figures."""
-    teacher = None if name == "teacher" else run.teacher.onnx
-    run.made[name] = made
-    facts = dict(made.facts)
-    profile = ctx.profile(made.artifact.onnx)
-    record = StageRecord(
+def _add(ctx: Context, run: RunState, name: str, result: StageResult, decision: Decision | None = None) -> None:
+    """Record a stage with its validation figures; one that was judged was kept or reverted."""
+    path, facts = result.artifact.onnx, result.facts
+    status: Status = "reverted" if decision and not decision.kept else "done"
+    profile = ctx.profile(path)
+    run.results[name] = result
+    run.records[name] = record = StageRecord(
         name=name,
         status="unmeasured" if status == "done" and ctx.unmeasured else status,
-        reused=made.reused,
-        seconds=facts.pop("seconds"),
-        parameters=facts.pop("parameters"),
-        macs=facts.pop("macs"),
-        file_bytes=made.artifact.onnx.stat().st_size,
-        validation=ctx.quality(made.artifact.onnx, "validation", teacher),
-        warnings=(*facts.pop("warnings", ()), *((profile or {}).get("warnings", ()))),
-        detail=facts | ({"profile": profile} if profile else {}) | detail,
+        reused=result.reused,
+        seconds=facts.seconds,
+        parameters=facts.parameters,
+        macs=facts.macs,
+        file_bytes=path.stat().st_size,
+        validation=ctx.quality(path, "validation", None if name == "teacher" else run.teacher.onnx),
+        warnings=(*facts.warnings, *(profile.warnings if profile else ()), *(decision.warnings if decision else ())),
+        detail=dataclasses.replace(
+            facts.detail, hashes=ctx.folder.hashes(result.artifact.folder), profile=profile, decision=decision
+        ),
     )
-    run.records[name] = record
     figure = record.validation.metrics[ctx.task.metric] if record.validation else None
-    shown = f", validation {ctx.task.metric} {100 * figure.value:.2f} %" if figure else ""
-    again = " (from an earlier run)" if made.reused else f" in {record.seconds:.1f} s"
-    ctx.console.say(f"{name}: {status}{again}{shown}, {record.file_bytes} bytes")
+    metric = f", validation {ctx.task.metric} {100 * figure.value:.2f} %" if figure else ""
+    origin = " (from an earlier run)" if result.reused else f" in {record.seconds:.1f} s"
+    ctx.console.say(f"{name}: {status}{origin}{metric}, {record.file_bytes} bytes")
     _checkpoint(ctx, run)
 
 
-def _judge(ctx: Context, run: RunState, name: str, made: StageResult) -> None:
+def _judge(ctx: Context, run: RunState, name: str, result: StageResult) -> None:
     """Keep a stage only if it earns its place; else go on with what was there before."""
-    before, after = run.best, made.artifact
-    judged = ctx.quality(after.onnx, "validation", run.teacher.onnx)
-    assert judged.drop is not None
+    before, after = run.best, result.artifact
+    quality = ctx.quality(after.onnx, "validation", run.teacher.onnx)
+    assert quality.drop is not None
     if name in ctx.replay:
-        decision = Decision.from_dict(ctx.replay[name])
+        decision = read_as(Decision, ctx.replay[name])
     else:
         decision = decide(
             _standing(ctx, run, before),
             _standing(ctx, run, after),
-            judged.drop,
+            quality.drop,
             lambda: ctx.speedup(before.onnx, after.onnx),
             bytes_before=before.onnx.stat().st_size,
             bytes_after=after.onnx.stat().st_size,
             objective=ctx.config.objective,
         )
-    run.decisions[name] = decision.to_dict()
+    run.decisions[name] = plain(decision)
     run.bases[name] = run.final
-    _add(ctx, run, name, made, "done" if decision.kept else "reverted", decision=decision.to_dict())
-    if decision.warnings:
-        record = run.records[name]
-        run.records[name] = dataclasses.replace(record, warnings=(*record.warnings, *decision.warnings))
+    _add(ctx, run, name, result, decision)
     ctx.console.say(f"{name}: {'kept' if decision.kept else 'reverted'}, {decision.reason}")
     if decision.kept:
         run.final = name
@@ -182,19 +184,9 @@ def _standing(ctx: Context, run: RunState, artifact: Artifact) -> Standing:
 
 def _choose_what_ships(ctx: Context, run: RunState) -> None:
     """Where nothing meets the budget, ship what comes nearest to it, whatever was kept on the way."""
-    choice = ctx.replay.get(SHIP)
+    choice = ctx.replay.get(SHIP) or _nearest(ctx, run)
     if choice is None:
-        if ctx.replay.keys() & run.bases.keys():
-            return  # what ships was decided then
-        standings = {name: _standing(ctx, run, run.made[name].artifact) for name in run.candidates}
-        name = nearest(standings, run.final)
-        if not standings[name].missed:
-            return
-        axes = {
-            name: {c.name: {"value": c.value, "limit": c.limit} for c in s.constraints} for name, s in standings.items()
-        }
-        reason = f"nothing meets the budget; {name} comes nearest and ships: {standings[name]}"
-        choice = {"final": name, "reason": reason, "candidates": axes}
+        return
     run.decisions[SHIP], run.final = choice, choice["final"]
     if run.final not in run.candidates:
         raise UserError(f"--decisions: ship.final={run.final!r}: must be one of {', '.join(run.candidates)}")
@@ -205,46 +197,51 @@ def _choose_what_ships(ctx: Context, run: RunState) -> None:
     for name in run.bases:
         record, kept = run.records[name], name in shipped
         if kept != (record.status != "reverted"):
-            decision = record.detail["decision"] | {"kept": kept, "reason": choice["reason"]}
+            assert record.detail.decision is not None
             status: Status = "reverted" if not kept else "unmeasured" if ctx.unmeasured else "done"
-            run.records[name] = dataclasses.replace(
-                record, status=status, detail=record.detail | {"decision": decision}
-            )
+            decision = dataclasses.replace(record.detail.decision, kept=kept, reason=choice["reason"])
+            run.revise(name, status=status)
+            run.note(name, decision=decision)
+
+
+def _nearest(ctx: Context, run: RunState) -> dict[str, Json] | None:
+    """Return which candidate comes nearest to a budget that nothing meets; None where one does, or it was decided."""
+    if ctx.replay.keys() & run.bases.keys():
+        return None
+    standings = {name: _standing(ctx, run, run.results[name].artifact) for name in run.candidates}
+    name = nearest(standings, run.final)
+    if not standings[name].missed:
+        return None
+    axes = {
+        name: {c.name: {"value": c.value, "limit": c.limit} for c in s.constraints} for name, s in standings.items()
+    }
+    reason = f"nothing meets the budget; {name} comes nearest and ships: {standings[name]}"
+    return {"final": name, "reason": reason, "candidates": axes}
 
 
 def _off(run: RunState, name: str, reason: str) -> None:
-    run.records[name] = StageRecord(name=name, status="off", detail={"reason": reason})
+    run.records[name] = StageRecord(name=name, status="off", detail=Detail(reason=reason))
 
 
 def _test_and_time(ctx: Context, run: RunState) -> None:
     """Read the test split, once, and time every stage's file against the teacher's."""
-    for name, made in run.made.items():
-        path = made.artifact.onnx
+    for name, result in run.results.items():
+        path = result.artifact.onnx
         latency, remarks = ctx.latency(path, run.teacher.onnx)
-        record, teacher = run.records[name], None if name == "teacher" else run.teacher.onnx
-        weak = (
-            ctx.weak_evidence(path, teacher, f"the {_MODELS.get(name, name)}") if name in ("teacher", run.final) else ()
-        )
-        run.records[name] = dataclasses.replace(
-            record,
-            warnings=(*record.warnings, *weak),
-            test=ctx.quality(path, "test", teacher),
-            latency=latency,
-            detail=record.detail | {"parity": packing.torch_parity(ctx, made.artifact), "timing": list(remarks)},
-        )
-    if "control" in run.made:
-        student = run.records["student"]
-        gain = {"gain": _gain(ctx, run.made["control"].artifact, run.made["student"].artifact)}
-        run.records["student"] = dataclasses.replace(student, detail=student.detail | gain)
-    first = run.records["teacher"]
-    splits = {name: len(data) for name, data in ctx.task.data.items()}
-    run.records["teacher"] = dataclasses.replace(first, detail=first.detail | {"splits": splits})
+        teacher, warnings = None if name == "teacher" else run.teacher.onnx, run.records[name].warnings
+        if name in ("teacher", run.final):
+            warnings += ctx.weak_evidence(path, teacher, f"the {_MODELS.get(name, name)}")
+        run.revise(name, warnings=warnings, test=ctx.quality(path, "test", teacher), latency=latency)
+        run.note(name, parity=packing.torch_parity(ctx, result.artifact), timing=remarks)
+    if "control" in run.results:
+        run.note("student", gain=_gain(ctx, run.results["control"].artifact, run.results["student"].artifact))
+    run.note("teacher", splits={name: len(data) for name, data in ctx.task.data.items()})
 
 
-def _gain(ctx: Context, control: Artifact, student: Artifact) -> dict[str, float] | None:
+def _gain(ctx: Context, control: Artifact, student: Artifact) -> Estimate | None:
     """Return what distillation bought on the test split: student minus control, with its paired interval."""
     drop = ctx.quality(student.onnx, "test", control.onnx).drop
-    return None if drop is None else {"value": -drop.value, "low": -drop.high, "high": -drop.low}
+    return None if drop is None else Estimate(-drop.value, -drop.high, -drop.low)
 
 
 def _export(ctx: Context, run: RunState, smoke: bool) -> None:
@@ -263,17 +260,22 @@ def _export(ctx: Context, run: RunState, smoke: bool) -> None:
         validation=ctx.quality(packed.onnx, "validation", run.teacher.onnx),
         latency=latency,
         warnings=packed.warnings,
-        detail={"files": tuple(packed.files), "parity": packed.parity, "timing": list(remarks)}
-        | {"sha256": packed.files["model.onnx"], "hashes": packed.files}
-        | ({"profile": last.detail["profile"]} if "profile" in last.detail else {}),
+        detail=Detail(
+            files=tuple(packed.files),
+            parity=packed.parity,
+            timing=remarks,
+            sha256=packed.files["model.onnx"],
+            hashes=packed.files,
+            profile=last.detail.profile,
+        ),
     )
     ctx.console.say(f"export: {packed.onnx}")
 
 
 def _checkpoint(ctx: Context, run: RunState) -> None:
-    """Leave what is known so far where a killed run's owner can read it."""
-    known = {"unfinished": True, "stages": [stage_to_dict(record) for record in run.ordered]}
-    write_text(ctx.folder.path / "progress.json", json.dumps(known, indent=1) + "\n")
+    """Leave the records so far where a killed run's owner can read them."""
+    records = {"unfinished": True, "stages": plain(run.ordered)}
+    write_text(ctx.folder.path / "progress.json", json.dumps(records, indent=1) + "\n")
 
 
 def _context(config: RunConfig, folder: RunFolder, console: Console, replay: Mapping[str, Any], smoke: bool) -> Context:
@@ -322,10 +324,10 @@ def _first_line(ctx: Context) -> str:
     )
 
 
-def _replayed(path: str | Path | None, config: RunConfig) -> dict[str, Any]:
+def _replayed(path: str | Path | None, config: RunConfig) -> Mapping[str, Any]:
     if path is None:
         return {}
-    known = read_decisions(Path(path))
-    if "search" in known:
-        search.require_allowed(config, known["search"]["chosen"], f"--decisions {path}: search.chosen")
-    return known
+    decisions = read_decisions(Path(path))
+    if "search" in decisions:
+        search.require_allowed(config, decisions["search"]["chosen"], f"--decisions {path}: search.chosen")
+    return decisions

@@ -42,7 +42,7 @@ def test_two_inputs_and_a_dict_go_through_every_stage(custom_run: Finished) -> N
     assert teacher.test is not None
     assert teacher.test.metrics["accuracy"].value > 0.7
     assert [row.batch for row in teacher.latency] == [1, 4]
-    assert custom_run.result.stage("prune").detail["pruning"]["parameters_after"] < 1000
+    assert custom_run.result.stage("prune").detail.pruning.parameters_after < 1000
 
 
 def test_the_users_own_collate_and_loss_are_used(custom: Config, custom_run: Finished, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_loaded_teacher_with_the_users_own_split_does_not_leak(
     shutil.copytree(custom_run.folder, folder)
     weights = str(custom_run.folder / "stages/01-teacher/model.safetensors")
     done = run_quietly(merged(custom, {"teacher": {"weights": weights}}), folder)
-    assert done.result.stage("teacher").detail["loaded"] is True
+    assert done.result.stage("teacher").detail.loaded is True
     assert not leaks(done)
 
 

@@ -78,13 +78,13 @@ def test_stages_shrink_the_model(finished: Finished) -> None:
 
 def test_the_runtime_agrees_with_torch(finished: Finished) -> None:
     for name in ("teacher", "control", "student", "prune"):
-        parity = finished.result.stage(name).detail["parity"]
-        assert parity["ok"], name
-        assert parity["top1_agreement"] == 1
-        assert parity["samples"] == 42
-    shipped = finished.result.stage("export").detail["parity"]
-    assert shipped["ok"]
-    assert shipped["max_abs"] == 0
+        parity = finished.result.stage(name).detail.parity
+        assert parity.ok, name
+        assert parity.top1_agreement == 1
+        assert parity.samples == 42
+    shipped = finished.result.stage("export").detail.parity
+    assert shipped.ok
+    assert shipped.max_abs == 0
 
 
 def test_no_pickle_is_written(finished: Finished) -> None:
@@ -104,8 +104,8 @@ def test_the_deploy_folder_is_complete(finished: Finished) -> None:
     assert json.loads((deploy / "labels.json").read_text()) == ["level", "slanting", "upright"]
     check_vectors(deploy)
     detail = finished.result.stage("export").detail
-    assert detail["sha256"] == file_sha256(deploy / "model.onnx")
-    assert set(detail["files"]) == {path.name for path in deploy.iterdir()}
+    assert detail.sha256 == file_sha256(deploy / "model.onnx")
+    assert set(detail.files) == {path.name for path in deploy.iterdir()}
 
 
 def test_the_shipped_file_says_what_it_is_and_nothing_of_this_machine(finished: Finished) -> None:
@@ -197,7 +197,7 @@ def test_a_loaded_teacher_with_a_split_of_ours_may_have_seen_the_test(variant: V
     done = variant({"teacher": {"weights": str(weights)}})
     assert leaks(done)
     assert not leaks(finished)
-    assert done.result.stage("teacher").detail["loaded"] is True
+    assert done.result.stage("teacher").detail.loaded is True
     assert "leakage" in markdown(done.result)
     assert done.result.stage("teacher").test == finished.result.stage("teacher").test
     assert done.result.stage("student").reused
@@ -276,7 +276,7 @@ def test_what_was_altered_is_made_again_by_the_same_command_and_told(
 
 def test_every_file_of_a_stage_and_of_deploy_is_in_the_record(finished: Finished) -> None:
     for stage in finished.result.stages:
-        hashes = stage.detail["hashes"]
+        hashes = stage.detail.hashes
         folder = (
             finished.folder / "deploy"
             if stage.name == "export"

@@ -12,10 +12,10 @@ import pytest
 from tiny_run import Finished, Variant, check_vectors, raw_run, run_quietly, statuses
 
 from distill.errors import UserError
+from distill.intervals import Estimate
 from distill.report import markdown
 from distill.runtime.budget import Timed, standing
 from distill.runtime.folder import file_sha256
-from distill.runtime.records import Estimate
 
 # What is off ----------------------------------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ def test_prune_off(variant: Variant) -> None:
     done = variant({"prune": "off"})
     assert statuses(done)["prune"] == "off"
     assert done.result.stage("student").reused
-    assert "off" in done.result.stage("prune").detail["reason"]
+    assert "off" in done.result.stage("prune").detail.reason
     assert done.result.stage("quantize").parameters == done.result.stage("student").parameters
 
 
@@ -34,9 +34,9 @@ def test_a_ratio_of_zero_is_prune_off(variant: Variant) -> None:
 
 def test_int8_that_loses_too_much_is_repaired(variant: Variant) -> None:
     clipped = variant({"quantize": {"calibration": "percentile", "percentile": 55}, "max_drop": 0.03})
-    found = clipped.result.stage("quantize").detail["quantization"]
-    assert found["how"].startswith("int8 ") and "percentile" not in found["how"]
-    assert found["calibration"] != "percentile"
+    found = clipped.result.stage("quantize").detail.quantization
+    assert found.how.startswith("int8 ") and "percentile" not in found.how
+    assert found.calibration != "percentile"
     lost = {name: clipped.result.stage(name).validation for name in ("student", "prune", "quantize")}
     drops = {name: one.drop.value for name, one in lost.items() if one is not None and one.drop is not None}
     # Within the budget, or no worse than the float network that it was made of.
@@ -82,14 +82,14 @@ def test_distill_off_goes_on_from_the_teacher(variant: Variant) -> None:
         "export": "done",
     }  # fmt: skip
     assert any("distill is off" in text for text in done.result.warnings)
-    assert done.result.stage("prune").detail["pruning"]["parameters_before"] == done.result.stage("teacher").parameters
+    assert done.result.stage("prune").detail.pruning.parameters_before == done.result.stage("teacher").parameters
 
 
 def test_the_student_may_be_the_teacher(variant: Variant) -> None:
     done = variant({"student": "teacher", "quantize": "off"})
     assert statuses(done)["control"] == statuses(done)["student"] == "off"
     assert done.result.stage("teacher").reused
-    assert done.result.stage("prune").detail["pruning"]["parameters_before"] == done.result.stage("teacher").parameters
+    assert done.result.stage("prune").detail.pruning.parameters_before == done.result.stage("teacher").parameters
     assert not any("distill is off" in text for text in done.result.warnings)
     check_vectors(done.folder / "deploy")
 
@@ -104,7 +104,7 @@ def test_a_stage_that_drops_too_much_is_reverted(variant: Variant) -> None:
     assert prune.validation is not None
     assert prune.validation.drop is not None
     assert prune.validation.drop.value > 0.02
-    assert "above the limit of 2.00 points" in prune.detail["decision"]["reason"]
+    assert "above the limit of 2.00 points" in prune.detail.decision.reason
     assert done.result.final == "student"
     assert done.result.stage("export").parameters == done.result.stage("student").parameters
     check_vectors(done.folder / "deploy")
@@ -195,7 +195,7 @@ def test_the_nearest_ships(
     assert {name for name in ("prune", "quantize") if statuses(done)[name] == "done"} == kept
     assert {stage.name for stage in done.result.stages if stage.status == "reverted"} == {"prune", "quantize"} - kept
     for name in ("prune", "quantize"):
-        assert done.result.stage(name).detail["decision"]["kept"] is (name in kept)
+        assert done.result.stage(name).detail.decision.kept is (name in kept)
     assert done.result.decisions["ship"]["final"] == final
     again = run_quietly(done.config, tmp_path / "again", decisions=done.folder / "run.json")
     assert again.result.final == final
@@ -247,7 +247,7 @@ def test_another_processor_gets_its_own_scheme_and_no_figures(variant: Variant) 
     assert done.result.target["name"] == "arm"
     assert set(statuses(done).values()) <= {"unmeasured", "reverted"}
     assert all(stage.latency == () for stage in done.result.stages)
-    assert done.result.stage("quantize").detail["quantization"]["scheme"] == "s8s8"
+    assert done.result.stage("quantize").detail.quantization.scheme == "s8s8"
     assert all(done.result.stage(name).reused for name in ("teacher", "control", "student", "prune"))
     core = onnx.load(done.folder / "stages/05-quantize/core.onnx")
     zeros = {node.input[2] for node in core.graph.node if node.op_type == "QuantizeLinear"}
@@ -283,7 +283,7 @@ def test_a_board_is_measured_by_the_command_that_the_target_names(variant: Varia
     assert {row.target for row in done.result.stage("teacher").latency} == {"arm"}
     assert done.result.machine["timed on"]["versions"]["onnxruntime"]
     assert "timed on" in (done.folder / "report.md").read_text()
-    assert done.result.stage("quantize").detail["quantization"]["scheme"] == "s8s8"
+    assert done.result.stage("quantize").detail.quantization.scheme == "s8s8"
 
 
 def test_a_run_that_proves_nothing_says_so(tmp_path: Path) -> None:

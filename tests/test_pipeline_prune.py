@@ -34,7 +34,7 @@ class Pretended:
 
 
 def widths(done: Finished) -> Any:
-    return done.result.stage("prune").detail["widths"]
+    return done.result.stage("prune").detail.widths
 
 
 def test_a_run_prunes_to_a_share_in_several_steps(variant: Variant) -> None:
@@ -43,7 +43,7 @@ def test_a_run_prunes_to_a_share_in_several_steps(variant: Variant) -> None:
     assert before is not None
     assert after is not None
     assert after / before == pytest.approx(0.6, abs=0.05)
-    assert len(done.result.stage("prune").detail["pruning"]["decisions"]) == 2
+    assert len(done.result.stage("prune").detail.pruning.decisions) == 2
     assert "prune-widths" not in done.result.decisions
 
 
@@ -53,9 +53,9 @@ def test_a_speed_is_measured_and_decided_and_a_decision_is_done_again(
     changes = {"prune": {**OTHER, "speedup": 1.5}, "quantize": "off"}
     monkeypatch.setattr("distill.stages.prune.shipped", Pretended)
     done = variant(changes)
-    pruning = done.result.stage("prune").detail["pruning"]
-    assert pruning["latency_before_s"] / pruning["latency_after_s"] >= 1.45
-    assert done.result.decisions["prune-widths"] == json.loads(json.dumps(pruning["decisions"]))
+    pruning = done.result.stage("prune").detail.pruning
+    assert pruning.latency_before_s / pruning.latency_after_s >= 1.45
+    assert done.result.decisions["prune-widths"] == json.loads(json.dumps(pruning.decisions))
     monkeypatch.setattr("distill.stages.prune.shipped", None)
     again = run_quietly(done.config, tmp_path / "again", decisions=done.folder / "run.json")
     assert widths(again) == widths(done)
@@ -75,10 +75,10 @@ def test_a_speed_of_one_is_prune_off(variant: Variant) -> None:
 def test_another_target_takes_the_place_of_the_presets() -> None:
     config = load_config("digits", ["prune.macs=0.5"])
     assert config.prune is not None
-    assert config.prune.asked == ("macs", 0.5)
+    assert (config.prune.goal.name, config.prune.amount) == ("macs", 0.5)
     again = load_config({"extends": "digits", "prune": {"speedup": 2}}, [])
     assert again.prune is not None
-    assert again.prune.asked == ("speedup", 2.0)
+    assert (again.prune.goal.name, again.prune.amount) == ("speedup", 2.0)
     with pytest.raises(UserError, match=r"macs=0.5 and parameters=0.5: give one of them"):
         load_config({"extends": "digits", "prune": {"macs": 0.5, "parameters": 0.5}}, [])
 

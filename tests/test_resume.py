@@ -100,7 +100,7 @@ def test_a_run_that_is_killed_three_times_ends_as_an_undisturbed_one(config: Con
     shas = {file_sha256(folder / "deploy/model.onnx") for folder in (out, tmp_path / "undisturbed")}
     assert len(shas) == 1
     for name in ("teacher", "student"):
-        assert result.stage(name).detail["curves"] == undisturbed.stage(name).detail["curves"]
+        assert result.stage(name).detail.curves == undisturbed.stage(name).detail.curves
     assert not list(out.glob("**/checkpoint*"))
     assert {one.name for one in (out / "stages").iterdir()} == {"01-teacher", "03-student", "05-quantize"}
 

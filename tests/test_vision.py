@@ -65,7 +65,7 @@ def test_a_timm_teacher_and_student_go_through_every_stage(pictures: Path, tmp_p
     student, pruned = result.stage("student"), result.stage("prune")
     assert pruned.macs is not None and student.macs is not None and pruned.macs < student.macs
     for name in ("teacher", "student", "prune"):
-        assert result.stage(name).detail["parity"]["ok"], name
+        assert result.stage(name).detail.parity.ok, name
     assert (tmp_path / "run" / "deploy" / "model.onnx").is_file()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from distill.config.loading import config_hash, settings_hash
 from distill.export import loaded_with, loads_in, parity, run_onnx, write_metadata
 from distill.runtime.artifacts import Artifact, graph_inputs, read_graph, shipped_feed, weights_hash, write_proto
 from distill.runtime.context import Context
+from distill.runtime.facts import FileParity
 from distill.runtime.folder import digest, sources, versions
 from distill.sealed import altered, file_sha256, hashes_of
 
@@ -52,7 +52,7 @@ class Packed:
     onnx: Path
     files: dict[str, str]
     """sha256 by name."""
-    parity: dict[str, Any]
+    parity: FileParity
     reused: bool
     seconds: float
     warnings: tuple[str, ...] = ()
@@ -92,36 +92,30 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
         ctx.folder.publish("deploy", build, ours=FILES)
         noted = {"key": key, "files": hashes}
         ctx.folder.note("export.json", noted)
-    found = shipped_parity(ctx, final, teacher)
-    warnings = () if found["ok"] else (f"parity: {found['why']}",)
+    found = shipped_parity(ctx, final)
+    warnings = () if found.ok else (f"parity: {found.why}",)
     return Packed(place / "model.onnx", noted["files"], found, reused, time.monotonic() - begun, warnings)
 
 
-def torch_parity(ctx: Context, artifact: Artifact) -> dict[str, Any] | None:
+def torch_parity(ctx: Context, artifact: Artifact) -> FileParity | None:
     """Compare a module's logits on the whole test split with those of its ONNX file."""
     ours = ctx.torch_logits(artifact, "test")
     if ours is None:
         return None
     found = parity(ours, ctx.logits(artifact.onnx, "test"), atol=ctx.export.atol, rtol=ctx.export.rtol)
-    return {"reference": "torch module", **dataclasses.asdict(found), **_metrics(ctx, ours, artifact.onnx)}
+    target = ctx.target_of("test")
+    metrics = [ctx.task.metrics(logits, target) for logits in (ours, ctx.logits(artifact.onnx, "test"))]
+    before, after = (float(figures[ctx.task.metric]) for figures in metrics)
+    return FileParity(**vars(found), reference="torch module", metric_reference=before, metric_file=after)
 
 
-def shipped_parity(ctx: Context, final: Artifact, teacher: Artifact) -> dict[str, Any]:
+def shipped_parity(ctx: Context, final: Artifact) -> FileParity:
     """Compare the packed file with the artifact it was made from, on the whole test split: they must be equal."""
     packed = ctx.folder.path / "deploy" / "model.onnx"
     before, after = ctx.logits(final.onnx, "test"), ctx.logits(packed, "test")
     found = parity(before, after, atol=ctx.export.atol, rtol=ctx.export.rtol)
     why = "; ".join(found.warnings) or f"logits differ by {found.max_abs:.2g}, more than {found.tolerance:.2g}"
-    return {"reference": final.stage, **dataclasses.asdict(found), "why": why}
-
-
-def _metrics(ctx: Context, ours: Any, path: Path) -> dict[str, Any]:
-    target = ctx.target_of("test")
-    metric = ctx.task.metric
-    return {
-        "metric_reference": float(ctx.task.metrics(ours, target)[metric]),
-        "metric_file": float(ctx.task.metrics(ctx.logits(path, "test"), target)[metric]),
-    }
+    return FileParity(**vars(found), reference=final.stage, why=why)
 
 
 def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bool) -> dict[str, str]:

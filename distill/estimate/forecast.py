@@ -21,8 +21,8 @@ from distill.benchmarks import why_unmeasurable
 from distill.config.loading import ModelSettings, RunConfig
 from distill.errors import UserError
 from distill.estimate.costs import Cost, measure_cost, undisturbed
-from distill.models import load_weights
 from distill.pipeline import pick_device, pick_target
+from distill.references.weights import load_weights
 from distill.runtime.artifacts import Recipe
 from distill.tasks import load_task
 from distill.tasks.base import Task
@@ -133,7 +133,7 @@ def _teacher(config: RunConfig, task: Task, device: torch.device) -> Cost:
     settings = config.teacher
     model = Recipe(settings.model, dict(settings.args), "teacher", config.seed).build(task)
     if settings.weights is not None:
-        load_weights(model, settings.weights, field="teacher")
+        load_weights(model, settings.weights, field="teacher.weights")
     trained = settings.weights is None and not settings.pretrained
     recovers = "student" if isinstance(config.student, ModelSettings) and config.distill is not None else "teacher"
     # A teacher that is only pruned is trained too: with the settings of the distillation.

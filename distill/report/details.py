@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from distill.benchmarks import units as fmt
 from distill.benchmarks.units import DASH
-from distill.runtime.records import Quality, RunResult, StageRecord
+from distill.documents import plain
+from distill.runtime.facts import Detail, Quality
+from distill.runtime.records import RunResult, StageRecord
 
 from . import facts
-
-_OWN = ("profile", "decision", "parity", "widths", "curves", "gain", "splits", "files", "hashes", "reason")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def splits(result: RunResult) -> tuple[tuple[str, str, str], ...]:
     """Return (stage, split, samples) for every split that a stage was judged on, or that the teacher recorded."""
     found = []
     for stage in result.stages:
-        for name, samples in facts.flatten(facts.section(stage, "splits")):
-            found.append((stage.name, name, samples))
+        found += [(stage.name, facts.text(name), fmt.plain(n)) for name, n in (stage.detail.splits or {}).items()]
         judged = [quality for quality in (stage.validation, stage.test) if quality is not None]
         found += [(stage.name, quality.split, fmt.plain(quality.samples)) for quality in judged]
     return tuple(found)
@@ -82,30 +81,24 @@ def _gain(student: StageRecord | None, control: StageRecord | None, metric: str)
         return "The control was off: this run does not show what distillation itself bought."
     if student is None or student.status == "off":
         return "The student was off: nothing was distilled."
-    name, gain = facts.text(metric) or "the metric", facts.section(student, "gain")
-    low, high = fmt.number(gain.get("low")), fmt.number(gain.get("high"))
-    if fmt.number(gain.get("value")) is None:
+    name, gain = facts.text(metric) or "the metric", student.detail.gain
+    if gain is None or fmt.number(gain.value) is None:
         return (
             "The student learnt from the teacher, the control from the labels alone for as many steps. "
             "They stand side by side; no paired interval of their difference is recorded."
         )
-    words = f"Distillation changed {name} by {fmt.points(gain.get('value'))}"
-    if low is not None and high is not None:
-        words += f" [{fmt.points(low, unit=False)}, {fmt.points(high, unit=False)}]"
-    words += " against the same student trained without a teacher for as many steps"
-    zero = low is not None and high is not None and low <= 0 <= high
-    return words + (": the interval holds zero, so no difference was shown." if zero else ".")
+    change = f"Distillation changed {name} by {fmt.drop(gain)} against the same student trained without a teacher"
+    undecided = ": the interval holds zero, so no difference was shown" if gain.low <= 0 <= gain.high else ""
+    return f"{change} for as many steps{undecided}."
 
 
 def _decision(stage: StageRecord) -> Group | None:
-    decision = facts.section(stage, "decision")
-    if not decision:
+    decision = stage.detail.decision
+    if decision is None:
         why = facts.reason(stage)
         return Group("Decision", ("", ""), (("reason", why),)) if why else None
-    kept = decision.get("kept")
-    rows = [("outcome", "kept" if kept else "reverted")] if isinstance(kept, bool) else []
-    rows += facts.flatten({key: value for key, value in decision.items() if key != "kept" or not rows})
-    return Group("Decision", ("", ""), tuple(rows))
+    outcome = {"outcome": "kept" if decision.kept else "reverted", **plain(decision)}
+    return Group("Decision", ("", ""), tuple(facts.flatten({key: outcome[key] for key in outcome if key != "kept"})))
 
 
 def _quality(stage: StageRecord) -> Group | None:
@@ -158,12 +151,12 @@ def _latency(stage: StageRecord) -> Group | None:
 
 
 def _parity(stage: StageRecord) -> Group | None:
-    return Group("Parity", ("", ""), tuple(facts.flatten(facts.section(stage, "parity"))))
+    return Group("Parity", ("", ""), tuple(facts.flatten(plain(stage.detail.parity or {}))))
 
 
 def _nodes(stage: StageRecord) -> Group | None:
-    nodes = facts.section(stage, "profile").get("nodes")
-    rows = tuple((name, text) for name, text in facts.flatten(nodes)) if isinstance(nodes, Mapping) else ()
+    nodes = stage.detail.profile.nodes if stage.detail.profile else {}
+    rows = tuple((facts.text(name), fmt.plain(count)) for name, count in nodes.items())
     share = fmt.share(facts.integer_share(stage))
     if share != DASH:
         rows = (("compute nodes on integer kernels", share), *rows)
@@ -171,12 +164,9 @@ def _nodes(stage: StageRecord) -> Group | None:
 
 
 def widths(stage: StageRecord) -> Iterator[tuple[str, float, float]]:
-    """Yield (layer, channels before, channels after) as far as they are numbers."""
-    for layer, pair in facts.section(stage, "widths").items():
-        if isinstance(pair, list | tuple) and len(pair) == 2:
-            before, after = fmt.number(pair[0]), fmt.number(pair[1])
-            if before is not None and after is not None:
-                yield facts.text(layer), before, after
+    """Yield (layer, channels before, channels after)."""
+    for layer, (before, after) in (stage.detail.widths or {}).items():
+        yield facts.text(layer), before, after
 
 
 def _widths(stage: StageRecord) -> Group | None:
@@ -186,14 +176,13 @@ def _widths(stage: StageRecord) -> Group | None:
 
 def curve(stage: StageRecord, name: str) -> list[float | None]:
     """Return a training curve, one value an epoch; None where an epoch has none; empty when nothing is recorded."""
-    found = facts.section(stage, "curves").get(name)
-    values = [fmt.number(one) for one in found] if isinstance(found, list | tuple) else []
-    return values if any(one is not None for one in values) else []
+    values = [fmt.number(value) for value in (stage.detail.curves or {}).get(name, ())]
+    return values if any(value is not None for value in values) else []
 
 
 def _curves(stage: StageRecord) -> Group | None:
     rows = []
-    for name in facts.section(stage, "curves"):
+    for name in stage.detail.curves or {}:
         values = curve(stage, str(name))
         if values:
             texts = [fmt.significant(one, 4) for one in values]
@@ -202,7 +191,16 @@ def _curves(stage: StageRecord) -> Group | None:
 
 
 def _other(stage: StageRecord) -> Group | None:
-    rest = {key: value for key, value in stage.detail.items() if key not in _OWN}
-    profile = {k: v for k, v in facts.section(stage, "profile").items() if k not in ("nodes", "integer_share")}
-    rows = tuple(facts.flatten({"profile": profile, **rest} if profile else rest))
-    return Group("More", ("", ""), rows)
+    detail = stage.detail
+    more = Detail(
+        loaded=detail.loaded,
+        training=detail.training,
+        cached_views=detail.cached_views,
+        pruning=detail.pruning,
+        quantization=detail.quantization,
+        timing=detail.timing,
+    )
+    profile = {k: v for k, v in plain(detail.profile or {}).items() if k not in ("nodes", "integer_share")}
+    return Group(
+        "More", ("", ""), tuple(facts.flatten({"profile": profile, **plain(more)} if profile else plain(more)))
+    )

@@ -11,7 +11,8 @@ from typing import Any
 
 from distill.benchmarks import units as fmt
 from distill.benchmarks.units import DASH
-from distill.runtime.records import Quality, RunResult, StageLatency, StageRecord
+from distill.runtime.facts import Quality, StageLatency
+from distill.runtime.records import RunResult, StageRecord
 
 STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
 LEGEND = {
@@ -130,7 +131,7 @@ def notes(result: RunResult) -> tuple[tuple[str, str], ...]:
         elif stage.status == "reverted":
             why = f"reverted: {reason(stage) or 'no reason is recorded'}"
         elif stage.status == "unmeasured":
-            why = f"unmeasured: {text(stage.detail.get('unmeasured')) or unmeasured_because(result)}"
+            why = f"unmeasured: {unmeasured_because(result)}"
         else:
             continue
         found.setdefault(why, []).append(text(stage.name))
@@ -144,7 +145,7 @@ def unmeasured_because(result: RunResult) -> str:
 
 def reason(stage: StageRecord) -> str:
     """Return why a stage was kept, reverted or left out, on one line; empty when no reason is recorded."""
-    return text(section(stage, "decision").get("reason")) or text(stage.detail.get("reason"))
+    return text((stage.detail.decision or stage.detail).reason)
 
 
 def warnings(result: RunResult) -> tuple[tuple[str, str], ...]:
@@ -162,22 +163,14 @@ def files(result: RunResult) -> tuple[tuple[str, str], ...]:
     found = [("report", "report.html"), ("report as Markdown", "report.md"), ("record of the run", "run.json")]
     export = find(result, "export")
     if export is not None and export.status in ("done", "unmeasured"):
-        listed = export.detail.get("files")
-        extra = listed if isinstance(listed, list | tuple) else ("model.onnx",)
-        paths = [str(one).removeprefix("deploy/") for one in extra]
-        found = [("model" if one.endswith(".onnx") else "with it", f"deploy/{one}") for one in paths] + found
+        names = export.detail.files or ("model.onnx",)
+        found = [("model" if name.endswith(".onnx") else "with it", f"deploy/{name}") for name in names] + found
     return tuple(found)
 
 
-def section(stage: StageRecord | None, name: str) -> Mapping[str, Any]:
-    """Return a mapping out of a stage's detail; empty when there is none."""
-    found = stage.detail.get(name) if stage else None
-    return found if isinstance(found, Mapping) else {}
-
-
-def integer_share(stage: StageRecord) -> Any:
+def integer_share(stage: StageRecord) -> float | None:
     """Return the share of compute nodes that ran on integer kernels, in [0, 1], or None."""
-    return section(stage, "profile").get("integer_share")
+    return stage.detail.profile.integer_share if stage.detail.profile else None
 
 
 def quality_of(quality: Quality | None, metric: str) -> tuple[str, str]:
@@ -279,8 +272,9 @@ def _shipped_words(result: RunResult) -> str:
     if shipped(result) is None:
         return "Nothing shipped"
     kept = [one.name for one in result.stages if one.status in ("done", "unmeasured")]
-    record = section(find(result, "quantize"), "quantization")
-    precision = text(record.get("precision")) or text(result.target.get("precision"))
+    stage = find(result, "quantize")
+    record = stage.detail.quantization if stage else None
+    precision = text(record.precision if record else result.target.get("precision"))
     model = "student" if "student" in kept and result.final != "teacher" else "teacher"
     words = [f"the {model}"]
     words += ["pruned"] if "prune" in kept else []

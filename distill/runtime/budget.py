@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from distill.benchmarks import units
-from distill.runtime.records import Drop, Estimate, StageLatency, Verdict
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Why a stage was kept or reverted. What decided is written here before it acts, and can be replayed."""
-
-    kept: bool
-    reason: str
-    drop: Drop | None = None
-    speedup: Estimate | None = None
-    bytes_before: int = 0
-    bytes_after: int = 0
-    warnings: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Decision:
-        """Read what ``to_dict`` wrote."""
-        fields = dict(raw)
-        fields["drop"] = Drop(**fields["drop"]) if fields.get("drop") else None
-        fields["speedup"] = Estimate(**fields["speedup"]) if fields.get("speedup") else None
-        fields["warnings"] = tuple(fields.get("warnings", ()))
-        return cls(**fields)
+from distill.intervals import Estimate
+from distill.runtime.facts import Decision, Drop, StageLatency, Verdict
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from distill.benchmarks import (
     BenchmarkSettings,
     Comparison,
+    Profile,
     Target,
     compare,
     fingerprint,
@@ -25,13 +26,15 @@ from distill.benchmarks import (
 from distill.benchmarks.target import CPU
 from distill.config.loading import RunConfig
 from distill.console import Console
+from distill.documents import read_as
 from distill.export import run_onnx
 from distill.export.settings import ExportSettings
+from distill.intervals import Estimate
 from distill.runtime.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
 from distill.runtime.budget import Timed
+from distill.runtime.facts import Quality, StageLatency
 from distill.runtime.folder import RunFolder, digest, sources, versions
 from distill.runtime.quality import quality, weak_evidence, weak_splits
-from distill.runtime.records import Estimate, Quality, StageLatency
 from distill.sealed import sealed_array
 from distill.tasks.base import Task
 from distill.training.loop import predict
@@ -79,8 +82,8 @@ class Context:
 
     def key(self, *parts: Any, modules: tuple[str, ...]) -> str:
         """Return a stage's key: settings, inputs, the sources that make it, versions, and the data."""
-        common = ("distill.tasks", "distill.models", "distill.export", "distill.runtime.artifacts")
-        return digest(parts, sources(*common, *modules), versions(), self.data_key, str(self.device.type))
+        ours = [f"distill.{name}" for name in ("tasks", "models", "export", "runtime.artifacts", "runtime.facts")]
+        return digest(parts, sources(*ours, *modules), versions(), self.data_key, str(self.device.type))
 
     # Judging -------------------------------------------------------------------------------------------------------
 
@@ -201,13 +204,14 @@ class Context:
             rows.append(StageLatency(**raw, speedup=Estimate(**speedup) if speedup else None))
         return tuple(rows), tuple(warnings)
 
-    def profile(self, path: Path) -> dict[str, Any] | None:
+    def profile(self, path: Path) -> Profile | None:
         """Return which operators ran where, and the share of integer kernels; None where the target is not at hand."""
         if self.unmeasured is not None:
             return None
         key = digest(graph_hash(path), dataclasses.asdict(self.target), self.measured_with)
         rows = self._rows(path, 1)
-        return self.folder.memo("profile", key, lambda: dataclasses.asdict(profile(path, self.target, rows)))
+        raw = self.folder.memo("profile", key, lambda: dataclasses.asdict(profile(path, self.target, rows)))
+        return read_as(Profile, raw)
 
     def _time(self, path: Path, teacher: Path, batch: int) -> dict[str, Any]:
         if graph_hash(path) == graph_hash(teacher):

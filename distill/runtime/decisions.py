@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from distill.documents import read_json
 from distill.errors import UserError
-from distill.runtime.budget import Decision
+from distill.runtime.facts import Decision
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 SHIP = "ship"

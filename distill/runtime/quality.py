@@ -11,7 +11,7 @@ from distill.errors import UserError
 from distill.intervals import Estimate, wilson
 from distill.intervals import paired_drop as paired_drop  # others take it from here
 from distill.outputs import Output, degenerate
-from distill.runtime.records import Drop, Quality, Verdict
+from distill.runtime.facts import Drop, Quality, Verdict
 from distill.types import Array
 
 Metrics = Callable[[Array, Array], dict[str, float]]

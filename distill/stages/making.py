@@ -17,7 +17,8 @@ from torch import nn
 
 from distill.benchmarks import usable_threads
 from distill.config.loading import DistillSettings, TeacherSettings
-from distill.prune import count
+from distill.documents import plain, read_as
+from distill.prune import Counts, count
 from distill.runtime.artifacts import (
     Artifact,
     Recipe,
@@ -27,6 +28,7 @@ from distill.runtime.artifacts import (
     write_onnx,
 )
 from distill.runtime.context import Context
+from distill.runtime.facts import StageFacts
 from distill.runtime.folder import damaged
 from distill.state import hash_tensors
 from distill.training.loop import TrainRecord, TrainSettings, as_inputs, fit
@@ -43,7 +45,7 @@ class StageResult:
     """A stage's product, what it wrote down about it, and whether it was there already."""
 
     artifact: Artifact
-    facts: dict[str, Any]
+    facts: StageFacts
     reused: bool
 
 
@@ -51,7 +53,7 @@ def make_stage(
     ctx: Context,
     name: str,
     key: str,
-    build: Callable[[Path], dict[str, Any]],
+    build: Callable[[Path], StageFacts],
     recipe: Recipe,
     *,
     module: bool = True,
@@ -65,26 +67,25 @@ def make_stage(
     def timed(folder: Path) -> dict[str, Any]:
         begun = time.monotonic()
         facts = build(folder)
-        return facts | {"seconds": time.monotonic() - begun}
+        return plain(dataclasses.replace(facts, seconds=time.monotonic() - begun))  # type: ignore[no-any-return]
 
-    folder, facts, reused = ctx.folder.stage(name, key, timed)
-    strange = [one for one in ("seconds", "parameters", "macs") if not isinstance(facts.get(one), int | float)]
-    if strange:
-        raise damaged(folder / "stage.json", f"{strange[0]} is no number", remove=folder)
-    model = None
-    if module:
-        model = load_model(folder, ctx.task, recipe)
-    return StageResult(Artifact(name[3:], folder, recipe, model), facts | {"hashes": ctx.folder.hashes(folder)}, reused)
+    folder, raw, reused = ctx.folder.stage(name, key, timed)
+    try:
+        facts = read_as(StageFacts, raw)
+    except ValueError as error:
+        raise damaged(folder / "stage.json", str(error), remove=folder) from error
+    model = load_model(folder, ctx.task, recipe) if module else None
+    return StageResult(Artifact(name[3:], folder, recipe, model), facts, reused)
 
 
-def write_model(ctx: Context, folder: Path, model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+def write_model(ctx: Context, folder: Path, model: nn.Module, recipe: Recipe) -> Counts:
     """Write weights, architecture and graphs; return what counts the model."""
     ctx.console.progress(f"exporting {folder.name.split('-')[1]}", 0, 1)
     save_model(folder, model, recipe)
     write_onnx(folder, model, ctx.task, ctx.export)
     counts = count(model, *example(ctx.task))
     ctx.console.progress(f"exporting {folder.name.split('-')[1]}", 1, 1)
-    return {"parameters": counts.parameters, "macs": counts.macs}
+    return counts
 
 
 def fit_here(ctx: Context, model: nn.Module, settings: TrainSettings, **options: Any) -> tuple[nn.Module, TrainRecord]:
@@ -101,12 +102,6 @@ def fit_here(ctx: Context, model: nn.Module, settings: TrainSettings, **options:
 def train_settings(settings: TeacherSettings | DistillSettings) -> TrainSettings:
     """Return the part of a section that training is set by."""
     return TrainSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainSettings)})
-
-
-def training_facts(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what a record of training adds to a stage's facts."""
-    curves = record.pop("curves")
-    return {"training": record, "curves": curves}
 
 
 def export_settings(ctx: Context) -> dict[str, Any]:

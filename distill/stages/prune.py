@@ -27,6 +27,7 @@ from distill.runtime.artifacts import (
 )
 from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
+from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.folder import CHECKPOINT
 from distill.runtime.timing import Shipped
 from distill.stages.making import (
@@ -37,7 +38,6 @@ from distill.stages.making import (
     make_stage,
     model_inputs,
     train_settings,
-    training_facts,
     write_model,
 )
 from distill.stages.student import teaching
@@ -55,7 +55,7 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
     recovery = dataclasses.replace(
         train_settings(distillation), epochs=max(1, settings.epochs), learning_rate=settings.learning_rate
     )
-    timed = settings.asked[0] == "speedup"
+    timed = settings.goal.needs_timing
     decided = ctx.replay.get(WIDTHS) if timed else None
     parts = (dataclasses.asdict(settings), dataclasses.asdict(distillation), ctx.config.seed, export_settings(ctx))
     inputs = (weights_hash(base.folder), weights_hash(taught_by.folder))
@@ -63,7 +63,7 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
     measured = (dataclasses.asdict(ctx.target), _number_format(ctx), decided or ctx.measured_with) if timed else ()
     key = ctx.key("prune", parts, inputs, measured, modules=("distill.prune", *TRAINING))
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> StageFacts:
         assert base.model is not None
         teach, loss = teaching(ctx, taught_by, distillation)
         with closing(shipped(ctx)) if timed and decided is None else nullcontext() as timer:
@@ -80,9 +80,8 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
                 seed=ctx.config.seed,
                 progress=ctx.console.progress,
             )
-        facts: dict[str, Any] = {"widths": record.widths, "pruning": dataclasses.asdict(record)}
-        facts["warnings"] = list(record.warnings)
-        if facts["pruning"]["macs_after"] < facts["pruning"]["macs_before"]:
+        detail = Detail(widths=record.widths, pruning=record)
+        if record.macs_after < record.macs_before:
             narrow = recalibrate(narrow, model_inputs(ctx, recovery.batch_size))
         if settings.epochs:
             narrow, trained = fit_here(
@@ -97,8 +96,9 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
                 field_name="prune",
                 checkpoint=folder / CHECKPOINT,
             )
-            facts |= training_facts(dataclasses.asdict(trained))
-        return facts | write_model(ctx, folder, narrow, base.recipe)
+            detail = detail.trained(trained)
+        counts = write_model(ctx, folder, narrow, base.recipe)
+        return StageFacts(counts.parameters, counts.macs, warnings=record.warnings, detail=detail)
 
     return make_stage(ctx, "04-prune", key, build, base.recipe)
 

@@ -28,6 +28,7 @@ from distill.runtime.artifacts import (
     write_proto,
 )
 from distill.runtime.context import Context
+from distill.runtime.facts import Detail, Quantization, StageFacts
 from distill.stages.making import StageResult, export_settings, make_stage
 from distill.training.views import batches
 from distill.types import Feed
@@ -41,7 +42,7 @@ def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
     limit = (ctx.config.max_drop, teacher.graph_hash)
     key = ctx.key("quantize", how, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> StageFacts:
         core = read_graph(base.core)
         inputs = tuple(value.name for value in core.graph.input)
         calibration = Calibration(ctx.task, inputs, settings.samples, ctx.config.seed)
@@ -55,12 +56,9 @@ def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
             tried = record.precision
         write_proto(folder / "core.onnx", quantized)
         write_proto(folder / "model.onnx", attach(quantized, ctx.task))
-        about = json.loads((base.folder / "stage.json").read_text(encoding="utf-8"))["facts"]
-        facts = {name: about[name] for name in ("parameters", "macs")}
-        return facts | {
-            "quantization": dataclasses.asdict(record) | {"how": tried},
-            "warnings": list(record.warnings),
-        }
+        sizes = json.loads((base.folder / "stage.json").read_text(encoding="utf-8"))["facts"]
+        detail = Detail(quantization=Quantization(**vars(record), how=tried))
+        return StageFacts(sizes["parameters"], sizes["macs"], warnings=record.warnings, detail=detail)
 
     made = make_stage(ctx, "05-quantize", key, build, base.recipe, module=False)
     return dataclasses.replace(made, artifact=dataclasses.replace(made.artifact, model=base.model))

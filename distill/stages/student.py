@@ -16,6 +16,7 @@ from distill.runtime.artifacts import (
     weights_hash,
 )
 from distill.runtime.context import Context
+from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.folder import CHECKPOINT, digest
 from distill.stages.making import (
     TRAINING,
@@ -26,7 +27,6 @@ from distill.stages.making import (
     make_stage,
     state_hash,
     train_settings,
-    training_facts,
     write_model,
 )
 from distill.training.loop import StepLoss, Teach
@@ -60,7 +60,7 @@ def _student(ctx: Context, name: str, taught_by: Artifact | None) -> StageResult
         how += [weights_hash(taught_by.folder), settings.loss, settings.temperature, settings.weight, settings.views]
     key = ctx.key(name, dataclasses.asdict(recipe), how, modules=TRAINING)
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> StageFacts:
         teach, loss = teaching(ctx, taught_by, settings) if taught_by is not None else (None, None)
         # The control sees a new view every epoch: it has no cache to save, and is not to be held back by ours.
         trained, record = fit_here(
@@ -75,10 +75,10 @@ def _student(ctx: Context, name: str, taught_by: Artifact | None) -> StageResult
             field_name="distill",
             checkpoint=folder / CHECKPOINT,
         )
-        facts = training_facts(dataclasses.asdict(record))
-        if taught_by is not None:
-            facts["cached_views"] = settings.views if fits_cache(ctx.task, settings.views) else 0
-        return facts | write_model(ctx, folder, trained, recipe)
+        cached = settings.views if fits_cache(ctx.task, settings.views) else 0
+        detail = Detail(cached_views=None if taught_by is None else cached).trained(record)
+        counts = write_model(ctx, folder, trained, recipe)
+        return StageFacts(counts.parameters, counts.macs, detail=detail)
 
     return make_stage(ctx, name, key, build, recipe)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
 
 from distill.errors import UserError
-from distill.models import load_weights
+from distill.references.weights import load_weights
 from distill.runtime.artifacts import (
     Recipe,
 )
 from distill.runtime.context import Context
+from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.folder import CHECKPOINT
 from distill.stages.making import (
     TRAINING,
@@ -25,7 +25,6 @@ from distill.stages.making import (
     make_stage,
     state_hash,
     train_settings,
-    training_facts,
     write_model,
 )
 from distill.training.loop import predict
@@ -38,14 +37,14 @@ def make(ctx: Context) -> StageResult:
     model = recipe.build(ctx.task)
     loaded = settings.weights is not None or settings.pretrained
     if settings.weights is not None:
-        load_weights(model, settings.weights, field="teacher")
+        load_weights(model, settings.weights, field="teacher.weights")
     start = state_hash(model)
     train = train_settings(settings)
     how = [loaded, None if loaded else dataclasses.asdict(train), start, code_of(model)]
     key = ctx.key("teacher", dataclasses.asdict(recipe), how, ctx.config.seed, export_settings(ctx), modules=TRAINING)
 
-    def build(folder: Path) -> dict[str, Any]:
-        trained, facts = model.eval(), {"loaded": loaded}
+    def build(folder: Path) -> StageFacts:
+        trained, detail = model.eval(), Detail(loaded=loaded)
         if loaded:
             _require_finite(ctx, trained)
         else:
@@ -58,8 +57,9 @@ def make(ctx: Context) -> StageResult:
                 field_name="teacher",
                 checkpoint=folder / CHECKPOINT,
             )
-            facts |= training_facts(dataclasses.asdict(record))
-        return facts | write_model(ctx, folder, trained, recipe)
+            detail = detail.trained(record)
+        counts = write_model(ctx, folder, trained, recipe)
+        return StageFacts(counts.parameters, counts.macs, detail=detail)
 
     return make_stage(ctx, "01-teacher", key, build, recipe)
 

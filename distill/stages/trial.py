@@ -35,7 +35,7 @@ def try_models(ctx: Context) -> None:
         NotMeasuredError: pruning is asked for a speed-up, and the target is not at hand.
     """
     pruning = ctx.config.prune
-    measures = pruning is not None and pruning.asked[0] == "speedup" and not pruning.is_idle
+    measures = pruning is not None and pruning.goal.needs_timing and not pruning.is_idle
     if measures and WIDTHS not in ctx.replay and ctx.unmeasured is not None:
         raise NotMeasuredError(
             f"prune.speedup: {ctx.unmeasured}, so no speed-up can be measured; ask for prune.macs or prune.ratio"

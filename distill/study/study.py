@@ -23,7 +23,9 @@ from torch import nn
 from distill.config.loading import DistillSettings, ModelSettings, PruneSection, RunConfig
 from distill.errors import UserError
 from distill.prune import count, prune_channels, recalibrate
-from distill.prune.settings import TARGETS, PruneSettings
+from distill.prune.goals import GOALS
+from distill.prune.scores.importance import WITHOUT_BATCHES
+from distill.prune.settings import PruneSettings
 from distill.runtime.artifacts import Artifact, Recipe, example, weights_hash
 from distill.runtime.context import Context
 from distill.runtime.folder import RunFolder, damaged, digest, sources
@@ -79,7 +81,7 @@ def space(config: RunConfig) -> dict[str, tuple[float, float]]:
     low, high = ((config.distill or DistillSettings()).learning_rate * factor for factor in ranges.learning_rate)
     found = {"distill.temperature": ranges.temperature, "distill.weight": ranges.weight}
     found["distill.learning_rate"] = low, high
-    if pruning is not None and pruning.asked[0] == "ratio":
+    if pruning is not None and pruning.goal.is_searched:
         found["prune.ratio"] = ranges.ratio
     return found
 
@@ -222,13 +224,11 @@ def _sketch(pruning: PruneSettings, trial: optuna.Trial, ratios: tuple[float, fl
     A trial is a sketch, and the full run prunes as configured: group norm needs no data, and half of the time is taken
     for half of the multiply-accumulates, which needs no device.
     """
-    plain = {f.name: getattr(pruning, f.name) for f in dataclasses.fields(PruneSettings) if f.name not in TARGETS}
-    name, value = pruning.asked
-    if name == "ratio":
-        value = min(trial.suggest_float("prune.ratio", *ratios), pruning.max_ratio)
-    if name == "speedup":
-        name, value = "macs", 1 / value
-    return PruneSettings(**{**plain, name: value, "importance": "group_norm"})
+    plain = {f.name: getattr(pruning, f.name) for f in dataclasses.fields(PruneSettings) if f.name not in GOALS}
+    name, amount = pruning.goal.without_timing(pruning.amount)
+    if pruning.goal.is_searched:
+        amount = min(trial.suggest_float("prune.ratio", *ratios), pruning.max_ratio)
+    return PruneSettings(**{**plain, name: amount, "importance": WITHOUT_BATCHES})
 
 
 def _start(ctx: Context, teacher: Artifact) -> nn.Module:

@@ -31,7 +31,7 @@ from distill.distillation.losses import kd
 from distill.errors import UserError
 from distill.models.resnet import BasicBlock, ResNet
 from distill.prune import PruneSettings, count, prune_channels, recalibrate
-from distill.prune.settings import ImportanceName
+from distill.prune.scores.importance import ImportanceName
 from distill.runtime.artifacts import Recipe, example, load_model
 from distill.tasks import load_task
 from distill.tasks.base import Task

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distill.benchmarks import units as fmt
 from distill.clean import text as clean_text
-from distill.runtime.records import Estimate
+from distill.intervals import Estimate
 
 VALUES = st.one_of(
     st.none(),

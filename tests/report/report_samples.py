@@ -6,7 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from distill.runtime.records import Drop, Estimate, Quality, RunResult, StageLatency, StageRecord, Total
+from distill.benchmarks import Profile
+from distill.intervals import Estimate
+from distill.runtime.facts import Decision, Detail, Drop, FileParity, Quality, Quantization, StageLatency
+from distill.runtime.records import RunResult, StageRecord, Total
 
 LIMIT = 0.01
 
@@ -67,47 +70,56 @@ def _stages() -> tuple[StageRecord, ...]:
         "CPUExecutionProvider/QLinearAdd": 3,
         "CPUExecutionProvider/QGemm": 1,
     }
+    profile = Profile(nodes, 1.0, 13, 0, "CPUExecutionProvider")
     teacher = StageRecord(
         "teacher", "done", True, 431.0, 272_186, 31_021_000, 1_091_204,
         quality("validation", 0.9371, None), quality("test", 0.9309, None), latencies(581e-6, 18.31e-3, None),
-        detail={"curves": curves(0.79, 0.9371, 12), "splits": {"train": 54_000, "validation": 6_000, "test": 10_000},
-                "profile": {"integer_share": 0.0, "nodes": {"CPUExecutionProvider/FusedConv": 19}}},
+        detail=Detail(
+            curves=curves(0.79, 0.9371, 12), splits={"train": 54_000, "validation": 6_000, "test": 10_000},
+            profile=Profile({"CPUExecutionProvider/FusedConv": 19}, 0.0, 0, 19, "CPUExecutionProvider"),
+        ),
     )  # fmt: skip
     control = StageRecord(
         "control", "done", False, 208.4, 80_112, 5_912_000, 334_020,
         quality("validation", 0.9214, (0.0157, 0.0121, 0.0192), "missed"),
         quality("test", 0.9161, (0.0148, 0.0109, 0.0187), "missed"),
-        latencies(142e-6, 4.11e-3, (4.09, 4.45)), detail={"curves": curves(0.75, 0.9214)},
+        latencies(142e-6, 4.11e-3, (4.09, 4.45)), detail=Detail(curves=curves(0.75, 0.9214)),
     )  # fmt: skip
     student = StageRecord(
         "student", "done", False, 231.9, 80_112, 5_912_000, 334_020,
         quality("validation", 0.9307, (0.0064, 0.0031, 0.0097)), quality("test", 0.9251, (0.0058, 0.0021, 0.0095)),
         latencies(141e-6, 4.08e-3, (4.12, 4.49)),
-        detail={"curves": curves(0.77, 0.9307), "gain": {"value": 0.009, "low": 0.0049, "high": 0.0131}},
+        detail=Detail(curves=curves(0.77, 0.9307), gain=Estimate(0.009, 0.0049, 0.0131)),
     )  # fmt: skip
     prune = StageRecord(
         "prune", "done", False, 97.1, 51_874, 3_871_000, 219_340,
         quality("validation", 0.9298, (0.0073, 0.0038, 0.0108), "unresolved"),
         quality("test", 0.9244, (0.0065, 0.0027, 0.0103), "unresolved"), latencies(108e-6, 2.97e-3, (5.38, 6.16)),
-        detail={"decision": {"kept": True, "reason": "validation drop 0.73 points, 1.31× faster than the student"},
-                "widths": {"stem.conv": [32, 24], "block1.conv1": [48, 32], "block2.conv1": [64, 48],
-                           "block2.conv2": [64, 48]},
-                "curves": curves(0.88, 0.9298, 5)},
+        detail=Detail(
+            decision=Decision(True, "validation drop 0.73 points, 1.31× faster than the student"),
+            widths={"stem.conv": (32, 24), "block1.conv1": (48, 32), "block2.conv1": (64, 48), "block2.conv2": (64, 48)},
+            curves=curves(0.88, 0.9298, 5),
+        ),
         warnings=("block3.conv1: 8 channels kept of 9 asked for, the kernel's multiple",),
     )  # fmt: skip
     quantize = StageRecord(
         "quantize", "done", False, 6.2, 51_874, 3_871_000, 81_240,
         quality("validation", 0.9293, (0.0078, 0.0042, 0.0114), "unresolved"),
         quality("test", 0.9243, (0.0066, 0.0028, 0.0104), "unresolved"), latencies(68.4e-6, 1.52e-3, (8.49, 12.0)),
-        detail={"decision": {"kept": True, "reason": "1.58× faster, 2.7× smaller than the pruned model"},
-                "profile": {"integer_share": 1.0, "nodes": nodes}, "scheme": "u8s8", "calibration_samples": 512},
+        detail=Detail(
+            decision=Decision(True, "1.58× faster, 2.7× smaller than the pruned model"),
+            profile=profile,
+            quantization=Quantization("int8", "u8s8", True, False, "minmax", 512, 13, 0, 0.0, 81_240, how="static"),
+        ),
     )  # fmt: skip
     export = StageRecord(
         "export", "done", False, 3.4, 51_874, 3_871_000, 84_118,
         None, quality("test", 0.9243, (0.0066, 0.0028, 0.0104), "unresolved"), latencies(69.1e-6, 1.54e-3, (8.41, 11.9)),
-        detail={"parity": {"max_abs": 0.0031, "top1_agreement": 1.0, "samples": 10_000, "tolerance": 0.01},
-                "profile": {"integer_share": 1.0, "nodes": nodes}, "opset": 18, "ir_version": 8,
-                "files": ["model.onnx", "labels.json", "vectors.npz", "card.md"]},
+        detail=Detail(
+            parity=FileParity(0.0031, 0.0004, 1.0, 10_000, 0.01, True, reference="quantize"),
+            profile=profile,
+            files=("model.onnx", "labels.json", "vectors.npz", "card.md"),
+        ),
     )  # fmt: skip
     return teacher, control, student, prune, quantize, export
 
@@ -148,8 +160,8 @@ def reverted() -> RunResult:
         if stage.name == "control":
             stage = StageRecord("control", "off")
         elif stage.name == "prune":
-            why = {"kept": False, "reason": "validation drop 1.62 points is over max_drop 1.00", "drop": 0.0162}
-            stage = replace(stage, status="reverted", detail={**stage.detail, "decision": why})
+            why = Decision(False, "validation drop 1.62 points is over max_drop 1.00")
+            stage = replace(stage, status="reverted", detail=replace(stage.detail, decision=why))
         elif stage.name == "quantize":
             stage = replace(stage, latency=(timed(1, 140e-6, (1.01, 0.97, 1.05)), timed(32, 4e-3, (1.0, 0.9, 1.1))))
         stages.append(stage)
@@ -186,9 +198,20 @@ def hostile() -> RunResult:
     keys = {NASTY: {"value": NASTY, "list": [NASTY, 1, None]}}
     stages = []
     for stage in result.stages:
-        one = {**stage.detail, **keys, "decision": {"kept": True, "reason": NASTY}, "widths": {NASTY: [4, 2]}}
+        detail = Detail(
+            decision=Decision(True, NASTY),
+            widths={NASTY: (4, 2)},
+            curves={NASTY: [1.0]},
+            splits={NASTY: 1},
+            profile=Profile({NASTY: 1}, 0.5, 1, 1, NASTY, (NASTY,), (NASTY,)),
+            parity=FileParity(0.0, 0.0, 1.0, 1, 0.1, True, (NASTY,), reference=NASTY, why=NASTY),
+            quantization=Quantization(
+                NASTY, NASTY, True, True, NASTY, 1, 1, 1, 0.0, 1, {NASTY: 1}, (NASTY,), how=NASTY
+            ),
+            timing=(NASTY,),
+        )
         tested = replace(stage.test, metrics={NASTY: estimate(0.9)}) if stage.test else None
-        stages.append(replace(stage, detail=one, warnings=(NASTY,), test=tested))
+        stages.append(replace(stage, detail=detail, warnings=(NASTY,), test=tested))
     return replace(
         result, task=NASTY, folder=NASTY, config=keys, machine=keys, target={**result.target, "name": NASTY},
         warnings=(NASTY + "2",), stages=tuple(stages), comparison=replace(result.comparison, metric=NASTY),

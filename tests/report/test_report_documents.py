@@ -21,10 +21,13 @@ from hypothesis import strategies as st
 from report_samples import EVERY, empty, full, hostile, reverted, unmeasured
 from test_report_terminal import printed
 
+from distill.benchmarks import Profile
 from distill.benchmarks import units as fmt
 from distill.errors import UserError
+from distill.intervals import Estimate
 from distill.report import html, markdown, write_reports
-from distill.runtime.records import Drop, Estimate, Quality, RunResult, StageLatency, StageRecord, Total
+from distill.runtime.facts import Decision, Detail, Drop, FileParity, Quality, StageLatency
+from distill.runtime.records import RunResult, StageRecord, Total
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -139,7 +142,7 @@ def test_charts_hold_the_records_numbers(without_plotly: None) -> None:
     assert circles["export"]["y"] == pytest.approx([92.43])
     sizes = {name: trace["marker"]["size"][0] for name, trace in circles.items()}
     assert max(sizes, key=lambda name: sizes[name]) == "teacher"
-    assert drawn["curve-loss"]["data"][0]["y"] == full().stage("teacher").detail["curves"]["loss"]
+    assert drawn["curve-loss"]["data"][0]["y"] == (full().stage("teacher").detail.curves or {})["loss"]
 
 
 def test_plotly_accepts_the_charts(without_plotly: None) -> None:
@@ -169,7 +172,7 @@ def test_a_leakage_warning_stands_beside_the_splits_too(without_plotly: None) ->
 
 def test_without_a_recorded_gain_no_difference_is_made_up(without_plotly: None) -> None:
     result = full()
-    stages = tuple(replace(s, detail={k: v for k, v in s.detail.items() if k != "gain"}) for s in result.stages)
+    stages = tuple(replace(s, detail=replace(s.detail, gain=None)) for s in result.stages)
     text = Page(html(replace(result, stages=stages))).text
     assert "no paired interval of their difference is recorded" in text
     assert "0.90 points" not in text
@@ -280,17 +283,21 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
-DETAILS = st.dictionaries(
-    st.sampled_from(["profile", "decision", "parity", "widths", "curves", "gain", "splits", "files", "x"]),
-    st.one_of(
-        ANYTHING,
-        st.fixed_dictionaries({"validation": st.lists(NUMBERS), "loss": st.lists(NUMBERS)}),
-        st.fixed_dictionaries({"kept": ANYTHING, "reason": ANYTHING, "integer_share": ANYTHING, "nodes": ANYTHING}),
-        st.fixed_dictionaries(
-            {"layer": st.lists(NUMBERS, max_size=2), "value": NUMBERS, "low": NUMBERS, "high": NUMBERS}
-        ),
-    ),
-    max_size=4,
+REAL = st.one_of(st.floats(), st.sampled_from([0.0, 5e-324, 1e-300, 1e308, -1e308, 0.5, math.nan]))
+COUNTS = st.dictionaries(TEXTS, st.integers(), max_size=3)
+WARNINGS = st.lists(TEXTS, max_size=1).map(tuple)
+DETAILS = st.builds(
+    Detail,
+    curves=st.none() | st.dictionaries(st.sampled_from(["validation", "loss", "x"]), st.lists(REAL)),
+    widths=st.none() | st.dictionaries(TEXTS, st.tuples(st.integers(), st.integers()), max_size=2),
+    profile=st.none() | st.builds(Profile, COUNTS, REAL, st.integers(), st.integers(), TEXTS, WARNINGS, WARNINGS),
+    decision=st.none() | st.builds(Decision, st.booleans(), TEXTS, speedup=st.none() | st.builds(Estimate, REAL, REAL)),
+    parity=st.none() | st.builds(FileParity, REAL, REAL, REAL, st.integers(), REAL, st.booleans(), reference=TEXTS),
+    gain=st.none() | st.builds(Estimate, REAL, REAL, REAL),
+    splits=st.none() | COUNTS,
+    files=st.none() | WARNINGS,
+    timing=st.none() | WARNINGS,
+    reason=st.none() | TEXTS,
 )
 STAGES = st.builds(
     StageRecord, st.sampled_from(["teacher", "control", "student", "prune", "quantize", "export"]),

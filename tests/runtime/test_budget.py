@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.runtime.budget import Constraint, Decision, Standing, Timed, decide, latency_verdict, nearest, standing
+from distill.documents import plain, read_as
+from distill.intervals import Estimate
+from distill.runtime.budget import Constraint, Standing, Timed, decide, latency_verdict, nearest, standing
+from distill.runtime.facts import Decision, Drop, StageLatency
 from distill.runtime.quality import judge_drop
-from distill.runtime.records import Drop, Estimate, StageLatency
 
 NOISE = ("the machine was busy",)
 
@@ -114,7 +116,7 @@ def test_doubts_are_told() -> None:
 @pytest.mark.parametrize("comparison", [FASTER, None])
 def test_a_decision_survives_being_written_down(comparison: Timed | None) -> None:
     decision = decided(drop(0.005, 0.02), comparison)
-    assert Decision.from_dict(json.loads(json.dumps(decision.to_dict()))) == decision
+    assert read_as(Decision, json.loads(json.dumps(plain(decision)))) == decision
 
 
 def row(p50_s: float) -> tuple[StageLatency, ...]:

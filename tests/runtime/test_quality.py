@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from distill.errors import UserError
 from distill.intervals import Estimate, Z, paired_drop, wilson
 from distill.runtime import quality as estimates
+from distill.runtime.facts import Quality
 from distill.runtime.quality import judge_drop, quality, weak_evidence, weak_splits
-from distill.runtime.records import Quality
 from distill.tasks import metrics
 from distill.types import Array
 

@@ -18,8 +18,8 @@ from prune_nets import SHAPE, forget, labels_of, rows, settle, skip_exports, typ
 from distill.benchmarks import resolve_target
 from distill.export import run_onnx
 from distill.prune import count, load
-from distill.prune.building import build
 from distill.prune.sparse.zeros import check_pattern
+from distill.references.models import build
 
 FILES = {"model.onnx", "model.safetensors", "model.json", "prune.json", "report.md", "report.html"}
 UNTIMED = ("--no-timing",)

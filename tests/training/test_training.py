@@ -147,9 +147,9 @@ def test_cached_logits_lead_to_what_live_logits_lead_to(tiny_task: Task, tmp_pat
 
 
 def test_the_control_takes_as_many_steps_as_the_student(finished: Finished) -> None:
-    control, student = (finished.result.stage(name).detail["training"] for name in ("control", "student"))
-    assert control["steps"] == student["steps"] > 0
-    assert control["epochs"] == student["epochs"]
+    control, student = (finished.result.stage(name).detail.training for name in ("control", "student"))
+    assert control.steps == student.steps > 0
+    assert control.epochs == student.epochs
 
 
 def test_a_batch_larger_than_the_data_is_one_step_an_epoch(tiny_task: Task) -> None:

@@ -1,0 +1,83 @@
+"""Weights from the user's file into a model: safetensors, or a checkpoint of plain tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.errors import UserError
+from distill.references.loading import label
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load_weights(model: nn.Module, path: Path, *, field: str) -> nn.Module:
+    """Load a state dict from safetensors, or from a checkpoint that torch reads with ``weights_only=True``.
+
+    A checkpoint may hold the state dict under ``state_dict``, ``model`` or ``model_state_dict``, and its keys may
+    carry the ``module.`` of DistributedDataParallel. The model itself is changed and returned.
+
+    Raises:
+        UserError: no such file, not weights, or weights of another model; ``field`` opens the message.
+    """
+    import torch
+
+    from distill.state import load_state
+
+    where = label(path, field)
+    if not path.is_file():
+        raise UserError(f"{where}: no such file")
+    state = _read_state(path, where)
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    strange = [
+        f"{name} is a {type(item).__name__}" for name, item in state.items() if not isinstance(item, torch.Tensor)
+    ]
+    strange += [f"{name!r} is no parameter's name" for name in state if not isinstance(name, str)]
+    if strange:
+        raise UserError(f"{where}: {strange[0]}; must be a state dict, names to tensors, such as model.state_dict()")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    expected = model.state_dict()
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if missing or extra or shapes:
+        parts = [
+            f"missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}" if missing else "",
+            f"unknown: {', '.join(extra[:3])}{' …' if len(extra) > 3 else ''}" if extra else "",
+            "; ".join(shapes[:3]),
+        ]
+        raise UserError(f"{where}: weights of another model ({'; '.join(part for part in parts if part)})")
+    bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise UserError(f"{where}: {bad[0]} holds values that are not finite")
+    load_state(model, state)
+    return model
+
+
+def _read_state(path: Path, where: str) -> dict[str, Any]:
+    import torch
+
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{where}: not a safetensors file ({error})") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle that is refused and a broken file raise many types
+        raise UserError(
+            f"{where}: not a checkpoint of plain tensors, and nothing else is unpickled; save it again with "
+            "torch.save(model.state_dict(), path) or as safetensors"
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{where}: holds {type(state).__name__}, must hold a state dict")
+    return state
