@@ -21,20 +21,12 @@ from distill.benchmarks.onnx_file.facts import Facts
 from distill.benchmarks.verdict.rule import Judgement, Verdict
 from distill.documents import read_json
 from distill.errors import NotComparableError, UserError
+from distill.intervals import Estimate
 
 SCHEMA = 2
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 """What reading or judging a file raises that was damaged, or written by somebody else."""
 Mode = Literal["duet", "history", "incomparable", "identical", "none", "budget", "unread"]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio with its two-sided 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ class Row:
     samples: int
     load_s: float
     end_to_end_s: float | None = None
-    ratio: Ratio | None = None
+    ratio: Estimate | None = None
     quiet_ratio: float | None = None
 
 

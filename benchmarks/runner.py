@@ -4,9 +4,10 @@ It needs Python 3.8, numpy and onnxruntime and nothing else, so that this one fi
 else runs in its process (torch's threads would be timed too), and a model that crashes takes only this process along.
 
 The job is JSON. `task` is `time`, `inspect` (what a file is, untimed: nodes that ran, memory) or `open` (does it load).
-`arms` holds for each file `model`, `inputs` (.npz, its arrays in the order of `names`), `names`, `provider` and
-`provider_options`; with a `command` the arm lives in a process of its own that is started by it and answers to `serve`
-(another Python, another onnxruntime, torch). Paths are relative to the job's folder. `threads`, `pairs`,
+`arms` holds for each file `model`, `inputs` (.npz, its arrays in the order of `names`), `names`, `provider`,
+`provider_options`, `device` (where inputs lie: `cpu` or `cuda`) and `fallbacks` (providers for nodes that the first
+cannot run, before the CPU); with a `command` the arm lives in a process of its own that is started by it and answers
+to `serve` (another Python, another onnxruntime, torch). Paths are relative to the job's folder. `threads`, `pairs`,
 `seconds_per_pair` and `seed` say how to time; `gate` when to stop early. The answer holds, for every session pair in
 order, its turns as [arm, median seconds of a call, calls, calls that kept their core, seconds of the fastest call]:
 every figure and every verdict can be computed again from it.
@@ -51,7 +52,7 @@ LEAST_ROUNDS = 2
 MEDIAN, FASTEST = 1, 4  # places in a turn
 LEAST_PAIRED = 4  # undisturbed paired turns that make a session pair's median, before spoilt ones have to help out
 BIN = math.log(1.005)  # width of the bins that single calls are counted in: quantiles to half a per cent
-DEVICE_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+CPU = "CPUExecutionProvider"
 # Of nvidia-ml-py: software power cap, hardware slowdown, software and hardware thermal, hardware power brake.
 THROTTLED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 
@@ -163,12 +164,12 @@ def stands(pairs: list[dict[str, Any]], arms: int, gate: dict[str, Any]) -> bool
 # Sessions -------------------------------------------------------------------------------------------------------------
 
 
-def preload(provider: str) -> str:
-    """Load the CUDA libraries of pip's nvidia-* wheels, where this onnxruntime knows how; returns what it printed."""
+def preload(spec: dict[str, Any]) -> str:
+    """Load the CUDA libraries of pip's nvidia-* wheels, where a GPU needs them; returns what onnxruntime printed."""
     import onnxruntime
 
     printed = io.StringIO()
-    if provider in DEVICE_PROVIDERS and hasattr(onnxruntime, "preload_dlls"):
+    if on_gpu(spec) and hasattr(onnxruntime, "preload_dlls"):
         with contextlib.redirect_stdout(printed), contextlib.suppress(Exception):
             onnxruntime.preload_dlls()
     return printed.getvalue().strip()
@@ -190,15 +191,17 @@ def session_options(threads: int) -> Any:
     return options
 
 
-def with_fallbacks(provider: str, provider_options: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """List providers as onnxruntime takes them: what cannot run on the device may run on the next one down."""
-    chosen = [(provider, dict(provider_options))]
-    if provider == "TensorrtExecutionProvider":
-        kept = {key: value for key, value in provider_options.items() if key == "device_id"}
-        chosen.append(("CUDAExecutionProvider", kept))
-    if provider != "CPUExecutionProvider":
-        chosen.append(("CPUExecutionProvider", {}))
-    return chosen
+def with_fallbacks(spec: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    """List an arm's providers as onnxruntime takes them: what cannot run on one may run on the next."""
+    device = {key: value for key, value in spec["provider_options"].items() if key == "device_id"}
+    providers = [(spec["provider"], dict(spec["provider_options"]))]
+    providers += [(name, device) for name in spec.get("fallbacks", ())]
+    return providers if spec["provider"] == CPU else [*providers, (CPU, {})]
+
+
+def on_gpu(spec: dict[str, Any]) -> bool:
+    """Whether an arm's inputs and outputs stay on a GPU."""
+    return bool(spec.get("device", "cpu") != "cpu")
 
 
 def clean(error: Exception) -> str:
@@ -207,21 +210,20 @@ def clean(error: Exception) -> str:
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
 
 
-def open_session(path: str, provider: str, provider_options: dict[str, str], options: Any) -> Any:
-    """Open a session whose first provider is `provider`, or raise RunnerError saying whose fault it is."""
+def open_session(spec: dict[str, Any], options: Any) -> Any:
+    """Open an arm's file on the arm's provider and no other, or raise RunnerError saying whose fault it is."""
     import onnxruntime
 
+    path, provider = str(spec["model"]), spec["provider"]
     if provider not in onnxruntime.get_available_providers():
         has = ", ".join(onnxruntime.get_available_providers())
         raise RunnerError("provider", "this build of onnxruntime has no " + provider + ", only " + has)
-    hint = preload(provider)
+    hint = preload(spec)
     try:
         # Without fallback: by default a failing provider is replaced by the CPU, at creation and in any later run().
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=with_fallbacks(provider, provider_options), enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(path, options, providers=with_fallbacks(spec), enable_fallback=0)
     except Exception as error:
-        if provider == "CPUExecutionProvider" or not opens_on_cpu(path):
+        if provider == CPU or not opens_on_cpu(path):
             raise RunnerError("file", clean(error)) from error
         raise RunnerError("provider", provider + " did not load: " + clean(error)) from error
     got = session.get_providers()[0]
@@ -236,7 +238,7 @@ def opens_on_cpu(path: str) -> bool:
     import onnxruntime
 
     try:
-        onnxruntime.InferenceSession(str(path), session_options(1), providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(path, session_options(1), providers=[CPU])
     except Exception:
         return False
     return True
@@ -272,8 +274,7 @@ class Arm:
         """Open a fresh session; returns the seconds that it took."""
         feeds = load_feeds(self.spec["inputs"], self.spec["names"])
         begin = time.perf_counter()
-        options = session_options(self.threads)
-        session = open_session(self.spec["model"], self.spec["provider"], self.spec["provider_options"], options)
+        session = open_session(self.spec, session_options(self.threads))
         seconds = time.perf_counter() - begin
         self.bind(session, feeds)
         self.seen.clear()
@@ -282,8 +283,8 @@ class Arm:
     def bind(self, session: Any, feeds: dict[str, Any]) -> None:
         """Make the calls that are timed."""
         self.whole = self.call = lambda: session.run(None, feeds)
-        if self.spec["provider"] in DEVICE_PROVIDERS:
-            self.call = bound_call(session, feeds)
+        if on_gpu(self.spec):
+            self.call = bound_call(session, feeds, self.spec["device"])
 
     def first(self) -> float:
         """Call once, which allocates, searches algorithms, builds engines; returns the seconds that it took."""
@@ -308,7 +309,7 @@ class Arm:
         arrays = [value for value in self.whole() if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
         finite = bool(all(np.isfinite(value).all() for value in arrays))
         whole = None
-        if self.spec["provider"] in DEVICE_PROVIDERS:
+        if on_gpu(self.spec):
             whole = middle(timed_calls(self.whole, self.calls)[0])
         del self.call, self.whole
         gc.collect()
@@ -383,7 +384,7 @@ def serve(kind: Any = Arm) -> None:
         out.flush()
 
 
-def bound_call(session: Any, feeds: dict[str, Any], device: str = "cuda") -> Callable[[], Any]:
+def bound_call(session: Any, feeds: dict[str, Any], device: str) -> Callable[[], Any]:
     """Make a call whose inputs and outputs stay on the device, timed without copies; it returns the binding."""
     import onnxruntime
 
@@ -394,10 +395,8 @@ def bound_call(session: Any, feeds: dict[str, Any], device: str = "cuda") -> Cal
         else:
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0))
     outputs = [output.name for output in session.get_outputs()]
-    if (
-        all(value.dtype != object for value in feeds.values())
-        and session.get_provider_options().get("CUDAExecutionProvider", {}).get("enable_cuda_graph") == "1"
-    ):
+    captured = any(chosen.get("enable_cuda_graph") == "1" for chosen in session.get_provider_options().values())
+    if captured and all(value.dtype != object for value in feeds.values()):
         # A captured graph writes to the same addresses in every call, so the outputs need buffers of their own.
         for name, value in zip(outputs, session.run(None, feeds)):  # noqa: B905
             binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0))
@@ -446,10 +445,10 @@ def summed_up(times: list[float], alone: list[bool], seen: Counter[int]) -> list
 class Gpu:
     """Clock, throttle reasons and energy of the GPU; silent where nvidia-ml-py is not installed."""
 
-    def __init__(self, provider: str) -> None:
+    def __init__(self, device: str) -> None:
         self.nvml: Any = None
         self.handle: Any = None
-        if provider in DEVICE_PROVIDERS:
+        if device == "cuda":
             try:
                 import pynvml
 
@@ -591,7 +590,7 @@ def make_arms(job: dict[str, Any]) -> list[Any]:
 
 def time_arms(job: dict[str, Any]) -> dict[str, Any]:
     """Session pairs until the gate's verdict stands; at least two, and no more once the next would take too long."""
-    gpu, begin, loading = Gpu(job["arms"][0]["provider"]), time.perf_counter(), 0.0
+    gpu, begin, loading = Gpu(job["arms"][0].get("device", "cpu")), time.perf_counter(), 0.0
     arms, pairs = make_arms(job), []  # type: list[Any], list[dict[str, Any]]
     limit = job.get("total_s") or TOTAL_MAX_S
     for index in range(job["pairs"]):
@@ -642,8 +641,7 @@ def inspect(job: dict[str, Any]) -> dict[str, Any]:
 
     forget_peak()
     before, begin = memory_bytes(), time.perf_counter()
-    options = session_options(job["threads"])
-    session = open_session(spec["model"], spec["provider"], spec["provider_options"], options)
+    session = open_session(spec, session_options(job["threads"]))
     load_s = time.perf_counter() - begin
     outputs = session.run(None, feeds)
     peak, after = memory_bytes(), {}
@@ -665,7 +663,7 @@ def profiled(job: dict[str, Any], spec: dict[str, Any], feeds: dict[str, Any]) -
     options = session_options(job["threads"])
     options.enable_profiling = True
     options.profile_file_prefix = str(Path(job["folder"], "profile"))
-    session = open_session(spec["model"], spec["provider"], spec["provider_options"], options)
+    session = open_session(spec, options)
     try:
         session.run(None, feeds)
     finally:
@@ -685,7 +683,7 @@ def profiled(job: dict[str, Any], spec: dict[str, Any], feeds: dict[str, Any]) -
 def try_open(job: dict[str, Any]) -> dict[str, Any]:
     """Only open the file, to see whether the provider loads."""
     spec = job["arms"][0]
-    open_session(spec["model"], spec["provider"], spec["provider_options"], session_options(1))
+    open_session(spec, session_options(1))
     return {"provider": spec["provider"]}
 
 

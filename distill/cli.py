@@ -13,7 +13,7 @@ import typer
 
 from distill import clean
 from distill.errors import DistillError, Exit
-from distill.verbs.bench import bench
+from distill.verbs.bench import verb as bench
 from distill.verbs.doctor import doctor
 from distill.verbs.init import init
 from distill.verbs.options import command

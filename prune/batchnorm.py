@@ -40,7 +40,7 @@ def recalibrate(
 def refreshed(
     model: nn.Module,
     batches: Iterable[Any],
-    run: Callable[[nn.Module, Any], None],
+    run: Callable[[nn.Module, Any], object],
     limit: int = 100,
     *,
     progress: Callable[[str, int, int], None] | None = None,
@@ -76,7 +76,7 @@ def _copy_of(norm: _BatchNorm) -> dict[str, torch.Tensor]:
 def _run(
     model: nn.Module,
     batches: Iterable[Any],
-    run: Callable[[nn.Module, Any], None],
+    run: Callable[[nn.Module, Any], object],
     limit: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> int:

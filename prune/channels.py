@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from distill.errors import UserError
-from distill.prune.copies import copied
 from distill.prune.depth.shallow import narrow_or_shallow
 from distill.prune.examples import at_batch, batch_of
+from distill.prune.goals import Bounds
 from distill.prune.graph.cutting import Checks
 from distill.prune.graph.groups import prepare
 from distill.prune.graph.verify import output_shapes
 from distill.prune.kept import by_reason
+from distill.prune.modules import Loss, copied, seeded
 from distill.prune.record import PruneRecord
-from distill.prune.scores.evidence import Evidence, Loss, seeded
-from distill.prune.scores.importance import FROM_BATCHES
+from distill.prune.scores.evidence import Evidence
+from distill.prune.scores.importance import IMPORTANCES, WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import keeps_zeros
-from distill.prune.steps.narrow import FAR
 from distill.prune.steps.step import Job, Narrowed, widths_of_layers
 from distill.prune.widths.counts import Counts, count
 from distill.prune.widths.latency import Device, seconds_of_layers
@@ -55,7 +55,7 @@ def prune_channels(
     means of what went, those of ignored or frozen layers too, where the loss is lower for it. Same arguments and seed,
     same result, but for what a device measures.
 
-    Where the target cannot be reached, the nearest to it comes back, and the record's ``shortfall`` names what can be.
+    Where the goal cannot be reached, the nearest to it comes back, and the record's ``shortfall`` names what can be.
 
     Args:
         model: any module that autograd can trace; it is not changed.
@@ -65,7 +65,7 @@ def prune_channels(
         loss: (model, batch) -> scalar, with the model in eval mode; ``gauss_newton`` reads what the model says in it.
         logits: takes the logits from the model's output.
         ignore: names of modules whose layers keep their output width.
-        device: measures; needed for ``speedup``, and for other targets it moves widths to the ends of its stairs.
+        device: measures; needed for ``speedup``, and for other goals it moves widths to the ends of its stairs.
         recover: (narrower model, number of the step) -> the same, trained a little; called between steps.
         decided: the ``decisions`` of an earlier record with equal arguments, which are done again; no device is asked.
         seed: decides ``importance="random"``, the signs of ``gauss_newton``, and seeds torch while ``loss`` runs.
@@ -77,12 +77,12 @@ def prune_channels(
     """
     if keeps_zeros(model):
         raise UserError("a model that keeps its zeros cannot lose channels; prune first, then make it sparse")
-    if settings.asked[0] == "speedup" and not settings.is_idle and device is None and decided is None:
+    if settings.goal.needs_timing and not settings.is_idle and device is None and decided is None:
         raise UserError("prune.speedup needs a device that measures; give one, or ask for macs, parameters or ratio")
     original = _marks(model)
     modes = {name: module.training for name, module in model.named_modules()}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    kind, warnings = _resolve_kind(settings, batches, loss)
+    kind, warnings = _resolve_importance(settings, batches, loss)
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
         work = prepare(copied(model, to_be="pruned"))
         ignored = _ignored_layers(work, ignore)
@@ -123,7 +123,7 @@ def _recorded(
         parameters_after=after.parameters,
         widths={name: (width, now.get(name, 0)) for name, width in job.initial.items()},
         importance=job.kind,
-        asked=job.settings.asked,
+        asked=(job.settings.goal.name, job.settings.amount),
         ratio_achieved=done.ratio,
         latency_before_s=done.before_s,
         latency_after_s=done.after_s,
@@ -134,58 +134,40 @@ def _recorded(
     )
 
 
-def _resolve_kind(settings: PruneSettings, batches: object, loss: object) -> tuple[str, list[str]]:
+def _resolve_importance(settings: PruneSettings, batches: object, loss: object) -> tuple[str, list[str]]:
     """Return the importance to use, and a warning where it is not the one that was named."""
-    kind = settings.importance
-    if kind not in FROM_BATCHES or (batches is not None and loss is not None) or settings.is_idle:
-        return kind, []
+    name, without = settings.importance, settings.without_batches
+    if not IMPORTANCES[name].needs_batches or (batches is not None and loss is not None) or settings.is_idle:
+        return name, []
     missing = "batches" if batches is None else "a loss"
-    if settings.without_batches == "refuse":
+    if without == "refuse":
         raise UserError(
-            f"prune.importance={kind!r} needs {missing}: give it, choose prune.importance='group_norm', "
-            "or allow that with prune.without_batches='group_norm'"
+            f"prune.importance={name!r} needs {missing}: give it, choose prune.importance={WITHOUT_BATCHES!r}, "
+            f"or allow that with prune.without_batches={WITHOUT_BATCHES!r}"
         )
-    return "group_norm", [f"importance {kind!r} needs {missing}; 'group_norm' was used, as prune.without_batches says"]
+    return without, [f"importance {name!r} needs {missing}; {without!r} was used, as prune.without_batches says"]
 
 
 def _outcome(
     settings: PruneSettings, record: PruneRecord, *, exhausted: bool, kept: bool
 ) -> tuple[str | None, list[str]]:
-    """Say what was missed of the target: as a shortfall where no more can go, as a warning where it is only inexact."""
-    name, asked = record.asked
-    achieved = record.achieved
-    if settings.is_idle or achieved is None:
+    """Say what was missed of the goal: as a shortfall where no more can go, as a warning where it is only inexact."""
+    name, amount = record.asked
+    if settings.is_idle or record.achieved is None:
         return None, []
-    limits = f"round_to={settings.round_to} and max_ratio={settings.max_ratio:g}"
     if record.parameters_after == record.parameters_before:
-        missed = f"{name}={asked:g}: nothing was removed"
+        missed = f"{name}={amount:g}: nothing was removed"
         if kept:
             return missed, ["nothing was removed: what is wide enough could not be cut, for the reasons above"]
         return missed, [
             "nothing was removed: no layer that can be cut is wide enough to lose a block of "
-            f"round_to={settings.round_to} channels at {name}={asked:g} and max_ratio={settings.max_ratio:g}; "
+            f"round_to={settings.round_to} channels at {name}={amount:g} and max_ratio={settings.max_ratio:g}; "
             "lower round_to or ask for more"
         ]
-    if name == "ratio":
-        if abs(achieved - asked) <= FAR:
-            return None, []
-        return None, [
-            f"{achieved:.0%} of the prunable channels went, {asked:.0%} were asked for: widths end on "
-            f"multiples of round_to={settings.round_to}, and some layers were not cut; a lower round_to comes closer"
-        ]
-    if name == "speedup":
-        if achieved >= asked * (1 - FAR):
-            return None, []
-        text = f"speedup={asked:g} cannot be reached with {limits}: the best is {achieved:.2f}× as fast"
-        return text, [text]
-    if abs(achieved - asked) <= FAR:
+    miss = record.goal.miss(amount, record.achieved, Bounds(settings.round_to, settings.max_ratio, exhausted))
+    if miss is None:
         return None, []
-    if achieved < asked or not exhausted:
-        return None, [
-            f"{achieved:.0%} of the {name} are left, {asked:.0%} were asked for: blocks of channels are large"
-        ]
-    text = f"{name}={asked:g} cannot be reached with {limits}: the least that can be left is {achieved:.2f}"
-    return text, [text]
+    return (miss.text if miss.is_final else None), [miss.text]
 
 
 def _ignored_layers(model: nn.Module, ignore: Sequence[str]) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from distill.prune.modules import seeded
+
 Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -41,12 +43,10 @@ def run_alike(model: nn.Module, example: Example) -> Any:
     treats padding in another way.
     """
     args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.random.fork_rng(devices=list(gpus)):
-            torch.manual_seed(0)
+        with seeded(0):
             return model(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -65,9 +65,3 @@ def tensors_in(output: Any, name: str = "output") -> Iterator[tuple[str, Tensor]
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         for field in dataclasses.fields(output):
             yield from tensors_in(getattr(output, field.name), f"{name}.{field.name}")
-
-
-def reason(error: BaseException) -> str:
-    """Return an exception as one line: its type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill.prune.goals import GOALS, Goal
+
 
 @dataclass(frozen=True)
 class GroupRecord:
@@ -26,11 +28,11 @@ class GroupRecord:
 class PruneRecord:
     """What pruning did. ``widths`` maps every Conv and Linear layer to its output channels before and after.
 
-    ``asked`` is the target's name and value. ``ratio_achieved`` is the share of prunable channels that went;
+    ``asked`` is the goal's name and amount. ``ratio_achieved`` is the share of prunable channels that went;
     ``importance`` the kind that was used. ``latency_before_s`` and ``latency_after_s`` are of the exported model, where
     a device measured it, and ``layer_seconds`` those of each layer alone, before and after. ``blocks`` are whole blocks
     that went. ``decisions`` says which blocks and how many units of each group went in each step: with equal arguments
-    they make the same model again without measuring. ``shortfall`` says that the target was not reached and what can
+    they make the same model again without measuring. ``shortfall`` says that the goal was not reached and what can
     be; the model is then the nearest to it.
     """
 
@@ -52,12 +54,11 @@ class PruneRecord:
     warnings: tuple[str, ...] = ()
 
     @property
+    def goal(self) -> Goal:
+        """What was asked for."""
+        return GOALS[self.asked[0]]
+
+    @property
     def achieved(self) -> float | None:
-        """What was reached of what was asked, in the target's own unit; None for a speed-up that nothing measured."""
-        name, _ = self.asked
-        if name == "ratio":
-            return self.ratio_achieved
-        if name == "speedup":
-            known = self.latency_before_s is not None and self.latency_after_s
-            return self.latency_before_s / self.latency_after_s if known else None  # type: ignore[operator]
-        return getattr(self, f"{name}_after") / max(1, getattr(self, f"{name}_before"))  # type: ignore[no-any-return]
+        """What was reached of the goal, in its own unit; None for a speed-up that nothing measured."""
+        return self.goal.achieved(self)

@@ -8,8 +8,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-ImportanceName = Literal["magnitude", "l2", "group_norm", "taylor", "hessian", "gauss_newton", "bn_scale", "random"]
-TARGETS = ("ratio", "macs", "parameters", "speedup")
+from distill.prune.goals import GOALS, Goal
+from distill.prune.scores.importance import DEFAULT, ImportanceName, described
+
 _DEFAULT_RATIO = 0.3
 
 
@@ -37,13 +38,7 @@ class PruneSettings:
         description="Widths that are cut are cut to a multiple of this, the nearest to what was asked. "
         "A layer narrower than this is left as it is. 1: any width.",
     )
-    importance: ImportanceName = Field(
-        default="gauss_newton",
-        description="What a channel is worth: gauss_newton (squared change of the logits; needs data), taylor (loss "
-        "change, first order; needs data), hessian (second order; needs data), "
-        "group_norm (L2 norm of all weights that go with it), magnitude (L1 norm of its own filters), "
-        "l2 (their L2 norm), bn_scale (batch-norm factor), random.",
-    )
+    importance: ImportanceName = Field(default=DEFAULT, description=f"What a channel is worth: {described()}.")
     without_batches: Literal["refuse", "group_norm"] = Field(
         default="refuse",
         description="What an importance that needs data does when there are no batches or no loss: refuse, or use "
@@ -62,7 +57,7 @@ class PruneSettings:
     depth: Literal["auto", "off"] = Field(
         default="auto",
         description="For speedup: whole residual blocks or transformer layers go where that loses less than narrower "
-        "layers at the same speed, by the loss on the batches. Other targets remove channels only.",
+        "layers at the same speed, by the loss on the batches. Other goals remove channels only.",
     )
     steps: Annotated[int, Ge(1), Le(10)] = Field(
         default=1,
@@ -71,10 +66,10 @@ class PruneSettings:
     batches: Annotated[int, Ge(1)] = Field(default=50, description="Batches of data that the importance averages over.")
 
     @model_validator(mode="after")
-    def _one_target(self) -> PruneSettings:
-        given = [f"{name}={getattr(self, name):g}" for name in TARGETS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)}: give one of them, the rest follows from it")
+    def _one_goal(self) -> PruneSettings:
+        amounts = [f"{name}={getattr(self, name):g}" for name in GOALS if getattr(self, name) is not None]
+        if len(amounts) > 1:
+            raise ValueError(f"{' and '.join(amounts)}: give one of them, the rest follows from it")
         if self.ratio is not None and self.ratio > self.max_ratio:
             raise ValueError(
                 f"ratio={self.ratio} is above max_ratio={self.max_ratio}, so it cannot be reached; "
@@ -83,18 +78,17 @@ class PruneSettings:
         return self
 
     @property
-    def asked(self) -> tuple[str, float]:
-        """What is asked for: the target's name and its value."""
-        given = ((name, getattr(self, name)) for name in TARGETS)
-        return next(((name, float(value)) for name, value in given if value is not None), ("ratio", self._default))
+    def goal(self) -> Goal:
+        """What is asked for: a ratio where no field says it."""
+        return next((goal for name, goal in GOALS.items() if getattr(self, name) is not None), GOALS["ratio"])
 
     @property
-    def _default(self) -> float:
-        """The ratio where nothing is asked for; a low max_ratio lowers it."""
-        return min(_DEFAULT_RATIO, self.max_ratio)
+    def amount(self) -> float:
+        """How much of the goal is asked for; a low max_ratio lowers what is the default."""
+        amount = getattr(self, self.goal.name)
+        return min(_DEFAULT_RATIO, self.max_ratio) if amount is None else float(amount)
 
     @property
     def is_idle(self) -> bool:
-        """Whether what is asked for is there already."""
-        name, value = self.asked
-        return value == 0 if name == "ratio" else value == 1
+        """Whether the unpruned model is what is asked for."""
+        return self.amount == self.goal.idle

@@ -9,11 +9,12 @@ from typing import Literal
 
 from onnx import ModelProto
 
-from distill.benchmarks import Ratio, units
+from distill.benchmarks import units
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import initializers, operator
 from distill.export.stripping import strip, to_bytes
+from distill.intervals import Estimate
 from distill.outputs import Output
 from distill.types import Feed, Progress
 
@@ -28,7 +29,7 @@ FLOAT = "float32"
 _BLOCK_BYTES = 1 << 20  # of product weights, below which reading them takes no time to speak of
 _SAME_SIZE = 1.02
 Precision = Literal["auto", "int8", "dynamic", "int4", "fp16", "bf16"]
-Measure = Callable[[Sequence[ModelProto]], Sequence[Sequence[Ratio]]]
+Measure = Callable[[Sequence[ModelProto]], Sequence[Sequence[Estimate]]]
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,15 @@ class Candidate:
     loss: Loss
     within: bool
     file_bytes: int
-    ratios: tuple[Ratio, ...] = ()
+    ratios: tuple[Estimate, ...] = ()
 
     @property
-    def ratio(self) -> Ratio | None:
+    def ratio(self) -> Estimate | None:
         """The geometric mean over the batch sizes, with the mean of the intervals; None where it was not timed."""
         if not self.ratios:
             return None
         parts = ([getattr(ratio, bound) for ratio in self.ratios] for bound in ("value", "low", "high"))
-        return Ratio(*(geometric_mean(part) for part in parts))
+        return Estimate(*(geometric_mean(part) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -195,12 +196,9 @@ def _nowhere_slower(candidate: Candidate, first: Candidate) -> bool:
 
 def _kinds(core: ModelProto, target: Target) -> tuple[Precision, ...]:
     """List what may be the fastest on a target, cheapest first."""
-    if target.precision == "fp16":
-        return ("fp16",)
-    if target.name == "tensorrt":
-        return ("int8", "fp16")
+    least = {"dynamic": 1, "int4": _BLOCK_BYTES}  # of bytes in products, for a format to gain anything
     products = _product_bytes(core)
-    return ("int8", *(("dynamic",) if products else ()), *(("int4",) if products >= _BLOCK_BYTES else ()))
+    return tuple(kind for kind in target.formats if products >= least.get(kind, 0))
 
 
 def _product_bytes(core: ModelProto) -> int:

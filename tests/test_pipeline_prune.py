@@ -75,10 +75,10 @@ def test_a_speed_of_one_is_prune_off(variant: Variant) -> None:
 def test_another_target_takes_the_place_of_the_presets() -> None:
     config = load_config("digits", ["prune.macs=0.5"])
     assert config.prune is not None
-    assert config.prune.asked == ("macs", 0.5)
+    assert (config.prune.goal.name, config.prune.amount) == ("macs", 0.5)
     again = load_config({"extends": "digits", "prune": {"speedup": 2}}, [])
     assert again.prune is not None
-    assert again.prune.asked == ("speedup", 2.0)
+    assert (again.prune.goal.name, again.prune.amount) == ("speedup", 2.0)
     with pytest.raises(UserError, match=r"macs=0.5 and parameters=0.5: give one of them"):
         load_config({"extends": "digits", "prune": {"macs": 0.5, "parameters": 0.5}}, [])
 

@@ -13,9 +13,8 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from distill.errors import UserError
-from distill.types import Array
+from distill.types import Array, Feed
 
-Feeds = dict[str, Array]
 Place = tuple[str, int]  # an input's name, and one of its axes
 # Operators that hand integers or strings on without changing what they mean.
 _TRANSPARENT = {"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Transpose"}
@@ -87,27 +86,27 @@ def make_inputs(
     batch: int,
     *,
     seed: int = 0,
-    given: Mapping[str, Array] | None = None,
+    rows: Mapping[str, Array] | None = None,
     dims: Mapping[str, int] | None = None,
     places: Mapping[Place, int] | None = None,
-) -> Feeds:
+) -> Feed:
     """Make inputs for one call of the file at `path` with `batch` rows, equal for equal seeds and input names.
 
     The batch is an input's first dynamic axis, and every axis of the same name. Numbers are drawn to suit the input:
     floats are standard normal, uint8 and int8 cover their range, indices stay within the table that they look up,
-    masks are ones, strings are categories that the graph knows. `given` replaces some or all inputs by real rows,
+    masks are ones, strings are categories that the graph knows. `rows` replaces some or all inputs by real rows,
     which are cycled up to the batch, and settles axes that the signature leaves open; `dims` settles axes by name,
     `places` by input and axis.
 
     Raises UserError where the file is broken, where an axis other than the batch is open and nothing was given for
-    it, where the file's batch is fixed at another size, and where `given` or `dims` do not fit the signature.
+    it, where the file's batch is fixed at another size, and where `rows` or `dims` do not fit the signature.
     """
     if batch < 1:
         raise UserError(f"batch={batch}: must be at least 1")
     proto = load_proto(path)
     inputs = signature(proto)
-    given = dict(given or {})
-    unknown = sorted(set(given) - {item.name for item in inputs})
+    rows = dict(rows or {})
+    unknown = sorted(set(rows) - {item.name for item in inputs})
     if unknown:
         known = ", ".join(item.name for item in inputs)
         raise UserError(f"{path}: given inputs {unknown} are not in its signature; it takes {known}")
@@ -125,10 +124,10 @@ def make_inputs(
     for item, axis, name in _open(inputs):
         if name is not None and (item.name, axis) in settled:
             sizes[name] = settled[item.name, axis]
-    feeds: Feeds = {}
+    feeds: Feed = {}
     for item in inputs:
-        if item.name in given:
-            feeds[item.name] = _fit(item, np.asarray(given[item.name]), batch, axes, sizes)
+        if item.name in rows:
+            feeds[item.name] = _fit(item, np.asarray(rows[item.name]), batch, axes, sizes)
     for item in inputs:
         if item.name not in feeds:
             # The name is in the seed, so that two files get equal values for equal inputs in any order.

@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from distill.benchmarks.runner import session_options
+from distill.benchmarks.runner import CPU, session_options
 
 _LEAST_CALLS, _MOST_CALLS, _SECONDS = 10, 100, 1.0
 # What onnxruntime adds to a node's name when it fuses it, or lays its data out by blocks.
@@ -22,7 +22,7 @@ def kernel_seconds(
     feed: dict[str, Any],
     threads: int,
     *,
-    provider: str = "CPUExecutionProvider",
+    provider: str = CPU,
     seconds: float = _SECONDS,
     least: int = _LEAST_CALLS,
 ) -> dict[str, list[float]]:

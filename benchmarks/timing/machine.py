@@ -20,8 +20,6 @@ FLAGS = (
     *("amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
-# Without one of these an x86 processor adds the products of two 8-bit pairs in 16 bits, and saturates.
-VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 # The same flags as macOS spells them in `sysctl`.
 _MACOS = {
     "avx1.0": "avx",

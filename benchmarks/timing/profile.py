@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.benchmarks.onnx_file.inputs import Feeds, load_proto
+from distill.benchmarks.onnx_file.inputs import load_proto
 from distill.benchmarks.target import Target
 from distill.benchmarks.timing.jobs import inspect_file
 from distill.errors import NotMeasuredError
+from distill.types import Feed
 
 INTEGER = frozenset(
     (
@@ -51,7 +52,7 @@ class Profile:
     unfused: tuple[str, ...] = ()
 
 
-def profile(path: str | Path, target: Target, inputs: Feeds) -> Profile:
+def profile(path: str | Path, target: Target, inputs: Feed) -> Profile:
     """Run the file once with `inputs` in a separate, untimed session and count what was executed.
 
     Raises UserError for a broken file, and NotMeasuredError where the provider did not load, the call failed, the

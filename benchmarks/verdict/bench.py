@@ -15,25 +15,25 @@ import numpy as np
 
 from distill.benchmarks import runner
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
-from distill.benchmarks.onnx_file.inputs import Feeds, Place, make_inputs, places_of
-from distill.benchmarks.records import Case, Model, Ratio, Report, Row
+from distill.benchmarks.onnx_file.inputs import Place, make_inputs, places_of
+from distill.benchmarks.records import Case, Model, Report, Row
 from distill.benchmarks.target import Target, resolve_target
 from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import ArmSpec, Timing, inspect_file, time_arms
 from distill.benchmarks.timing.machine import board_of, fingerprint, machine
 from distill.benchmarks.timing.profile import summarize, unfused_warning
-from distill.benchmarks.timing.sessions import provider_options
 from distill.benchmarks.verdict import remarks
 from distill.benchmarks.verdict.statistics import call_quantile, contended_share, lowest_decile, t_bounds
 from distill.errors import UserError
-from distill.types import Array
+from distill.intervals import Estimate
+from distill.types import Array, Feed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How to measure: on this machine's own processor, unless `target` says otherwise.
 
-    `dims` settles open axes by name, `places` by input and axis, `given` replaces made-up inputs by real rows.
+    `dims` settles open axes by name, `places` by input and axis, `rows` replaces made-up inputs by real rows.
     `commands` starts some of the files, by their number, in a process of another interpreter.
     """
 
@@ -43,7 +43,7 @@ class Options:
     timing: Timing = field(default_factory=Timing)
     dims: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[Place, int] = field(default_factory=dict)
-    given: Mapping[str, Array] = field(default_factory=dict)
+    rows: Mapping[str, Array] = field(default_factory=dict)
     commands: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -106,7 +106,7 @@ def target_record(target: Target) -> dict[str, Any]:
     return {
         "name": target.name,
         "provider": target.provider,
-        "provider_options": provider_options(target),
+        "provider_options": target.provider_options(),
         "measure": target.measure,
     }
 
@@ -118,14 +118,14 @@ def settled(paths: Sequence[str | Path], options: Options) -> Options:
     return dataclasses.replace(options, dims={}, places={**options.places, **places_of(paths, options.dims)})
 
 
-def feeds_of(path: str | Path, options: Options, batch: int) -> Feeds:
+def feeds_of(path: str | Path, options: Options, batch: int) -> Feed:
     """Make a file's inputs for one call. Raises UserError that names the file."""
     try:
         return make_inputs(
             path,
             batch,
             seed=options.timing.seed,
-            given=options.given,
+            rows=options.rows,
             dims=options.dims,
             places=options.places,
         )
@@ -178,18 +178,17 @@ def time_case(paths: Sequence[str | Path], options: Options, batch: int, threads
             command = tuple(options.commands.get(number, ()))
             arms.append(ArmSpec(Path(path), feeds_of(path, options, batch), command))
         else:
-            device = "cuda" if target.name in ("cuda", "tensorrt") else "cpu"
             feeds = _feeds_for(made, file, options, batch)
-            arms.append(ArmSpec(Path(made.reference), feeds, made.command, made.spec(device)))
+            arms.append(ArmSpec(Path(made.reference), feeds, made.command, made.spec(target.device)))
     answer = time_arms(arms, target, options.timing)
     shapes = [{name: list(value.shape) for name, value in arm.feeds.items()} for arm in arms]
     return case_of(answer, batch, threads, shapes)
 
 
-def _feeds_for(made: TorchCallable, file: str | Path | None, options: Options, batch: int) -> Feeds:
+def _feeds_for(made: TorchCallable, file: str | Path | None, options: Options, batch: int) -> Feed:
     """Feed a callable what the user gave, cycled up to the batch, or else what the first file is fed."""
-    if options.given:
-        return {name: np.take(rows, np.arange(batch) % len(rows), axis=0) for name, rows in options.given.items()}
+    if options.rows:
+        return {name: np.take(rows, np.arange(batch) % len(rows), axis=0) for name, rows in options.rows.items()}
     if file is None:
         raise UserError(f"{made.reference}: a PyTorch callable has no signature; give its inputs in order by --inputs")
     return feeds_of(file, options, batch)
@@ -250,7 +249,7 @@ def effects_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int, value: i
     return [runner.effect(dict(pair), arms, arm, value) for pair in pairs]
 
 
-def ratio_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> Ratio:
+def ratio_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> Estimate:
     """Return an arm's time over that of the first one as found, with its 95 % interval."""
     theta, low, high = t_bounds(effects_of(pairs, arms, arm, runner.MEDIAN))
-    return Ratio(math.exp(theta), math.exp(low), math.exp(high))
+    return Estimate(math.exp(theta), math.exp(low), math.exp(high))

@@ -124,7 +124,7 @@ def _row(home: Path, where: str, entry: Any, whole: dict[str, Any], options: Opt
             raise UserError(f"{where}: dims: must be names with sizes, as {{sequence: 128}}")
         changed["dims"] = sizes(f"{where}: dims", [f"{name}={size}" for name, size in entry["dims"].items()])
     if "inputs" in entry:
-        changed["given"] = read_npz(home / str(entry["inputs"]))
+        changed["rows"] = read_npz(home / str(entry["inputs"]))
     growth, p50 = entry.get("max_size_growth"), entry.get("max_p50_ms")
     own = dataclasses.replace(
         ask,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from distill.benchmarks import units
-from distill.benchmarks.records import Gate, Ratio
+from distill.benchmarks.records import Gate
 from distill.benchmarks.verdict.rule import Judgement, Verdict
 from distill.errors import Exit
+from distill.intervals import Estimate
 
 _MARKS: dict[Verdict, str] = {
     "pass": "PASS",
@@ -49,7 +50,7 @@ def mark(verdict: Verdict) -> str:
 def change(judged: Judgement) -> str:
     """Write a speed-up with its bounds, above 1 is faster; ~ in front where the bounds hold no change."""
     same = "~ " if judged.low <= 1 <= judged.high else ""
-    return same + units.faster(Ratio(judged.slowdown, judged.low, judged.high))
+    return same + units.faster(Estimate(judged.slowdown, judged.low, judged.high))
 
 
 def headline(gate: Gate) -> str:

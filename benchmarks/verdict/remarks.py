@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.benchmarks import units
-from distill.benchmarks.timing.machine import VNNI
+from distill.benchmarks.target import TARGETS
 
 if TYPE_CHECKING:
     from distill.benchmarks.records import Case, Model
@@ -64,17 +64,16 @@ def of_report(models: Sequence[Model], cases: Sequence[Case], machine: Mapping[s
     return tuple(found)
 
 
-def isa_remark(model: Model, machine: Mapping[str, Any]) -> list[str]:
+def isa_remark(model: Model, machine: Mapping[str, Any]) -> tuple[str, ...]:
     """Say when a file was made for another kind of processor than this machine's."""
     name, made_for, here = model.facts.name, model.facts.made_for, machine["family"]
-    if made_for in ("x86", "arm") and made_for != here:
-        return [f"{name}: was made for {made_for}, this machine is {here}: its latency here says little about there"]
-    said = saturation_remark(name, model.facts.saturating, here, machine["flags"])
-    return [] if said is None else [said]
+    if made_for in TARGETS and TARGETS[made_for].processor and made_for != here:
+        return (f"{name}: was made for {made_for}, this machine is {here}: its latency here says little about there",)
+    return saturation_remark(name, model.facts.saturating, here, machine["flags"])
 
 
-def saturation_remark(name: str, share: float, family: str, flags: Iterable[str] | None) -> str | None:
-    """Say when a file's integer sums can saturate on a processor; None where they cannot.
+def saturation_remark(name: str, share: float, family: str, flags: Iterable[str] | None) -> tuple[str, ...]:
+    """Say when a file's integer sums can saturate on a processor; empty where they cannot.
 
     Args:
         name: what the file is called.
@@ -82,10 +81,13 @@ def saturation_remark(name: str, share: float, family: str, flags: Iterable[str]
         family: the family of the processor.
         flags: of the processor; None where the system does not show them.
     """
-    if not share or family != "x86" or VNNI & set(flags or ()):
-        return None
-    lacks = "this machine's processor lacks" if flags is not None else "this machine's processor may lack"
+    processor = TARGETS.get(family)
+    isa = processor.relied_on(share) if processor is not None and processor.saturates(flags) else None
+    if isa is None:
+        return ()
+    lacks = "lacks" if flags is not None else "may lack"
     return (
-        f"{name}: {units.share(share)} of its neighbouring int8 weight pairs rely on VNNI, which {lacks}: their sums "
-        "can saturate, and its answers are then wrong; quantize it with --reduce-range"
+        f"{name}: {units.share(share)} of its neighbouring int8 weight pairs rely on {isa.upper()}, which this "
+        f"machine's processor {lacks}: their sums can saturate, and its answers are then wrong; quantize it with "
+        "--reduce-range",
     )

@@ -69,7 +69,7 @@ def _section_at(root: type[Any], place: Sequence[str | int]) -> tuple[type[Any] 
     union = [root]
     for part in place:
         if _is_branch(part):
-            section = next((branch for branch in union if branch.__name__ == part), section)
+            section = next((branch for branch in union if branch.__name__ == str(part).strip("[]")), section)
         else:
             union = _sections(getattr(_fields(section).get(str(part)), "annotation", None))
             section = next(iter(union), None)

@@ -14,10 +14,10 @@ import yaml
 from distill.config.presets import preset_text, presets
 from distill.documents import parse_yaml
 from distill.errors import UserError
-from distill.prune.settings import TARGETS
+from distill.prune.goals import GOALS
 
 STAGE_SECTIONS = ("distill", "prune", "quantize", "export", "benchmark")
-PLACES = ("model", "source", "weights", "path")
+PLACES = ("model", "source", "metric", "weights", "path")
 """Keys whose values may lie somewhere on the disk."""
 SHORTHAND = {"teacher": "model", "student": "model", "data": "source", "target": "name"}
 
@@ -112,9 +112,9 @@ def _extend(raw: dict[str, Any], seen: tuple[str, ...]) -> dict[str, Any]:
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
-    if set(over) & set(TARGETS):
-        # Another target takes the place of the one below it.
-        merged = {key: value for key, value in merged.items() if key not in TARGETS}
+    if set(over) & set(GOALS):
+        # Another goal takes the place of the one below it.
+        merged = {key: value for key, value in merged.items() if key not in GOALS}
     for key, given in over.items():
         value, before = given, merged.get(key)
         shorthand = key in SHORTHAND and isinstance(value, str) and value not in ("teacher", "off")
@@ -156,8 +156,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
         # As in a file: another model has other arguments and weights, another source other fields.
         for stale in list(place) if last == "source" else ("args", "weights"):
             place.pop(stale, None)
-    if sections == ["prune"] and last in TARGETS:
-        for stale in TARGETS:
+    if sections == ["prune"] and last in GOALS:
+        for stale in GOALS:
             place.pop(stale, None)
     place[last] = parsed
 
@@ -180,7 +180,7 @@ def _rooted(key: str, value: Any, base: Path) -> Any:
     for name, entry in value.items():
         if not isinstance(entry, str):
             continue
-        if name in ("model", "source"):
+        if name in ("model", "source", "metric"):
             rooted[name] = _rooted_reference(entry, base)
         elif name in ("weights", "path") and not entry.startswith("~"):
             rooted[name] = str(base / entry)

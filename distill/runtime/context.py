@@ -23,6 +23,7 @@ from distill.benchmarks import (
     profile,
     why_unmeasurable,
 )
+from distill.benchmarks.target import CPU
 from distill.config.loading import RunConfig
 from distill.console import Console
 from distill.documents import read_as
@@ -36,7 +37,8 @@ from distill.runtime.folder import RunFolder, digest, sources, versions
 from distill.runtime.quality import quality, weak_evidence, weak_splits
 from distill.sealed import sealed_array
 from distill.tasks.base import Task
-from distill.training.loop import predict
+from distill.training.batches import batches
+from distill.training.forward import predict
 from distill.types import Array
 
 Split = Literal["validation", "test"]
@@ -101,7 +103,7 @@ class Context:
         For a target that is another machine they are computed on this one's CPU.
         """
         here = self.unmeasured is None and self.target.measure is None
-        provider = self.target.provider if here else "CPUExecutionProvider"
+        provider = self.target.provider if here else CPU
         name = f"{split}-{digest(graph_hash(path), provider, versions())}"
         return self._cached(
             name, lambda: run_onnx(path, feeds(self.task, self.task.data[split], path), provider=provider)
@@ -148,8 +150,6 @@ class Context:
         return tuple(text for split in _SPLITS for text in weak_splits(split, self.target_of(split), self.task.labels))
 
     def _targets(self, split: Split) -> Array:
-        from distill.training.views import batches
-
         found = [self.task.target(batch).numpy() for _, batch in batches(self.task.data[split], 512)]
         return np.concatenate(found)
 
@@ -169,8 +169,8 @@ class Context:
             self.target,
             batch,
             settings=self.benchmark,
-            given_baseline=self._rows(before, batch),
-            given_candidate=self._rows(after, batch),
+            baseline_rows=self._rows(before, batch),
+            candidate_rows=self._rows(after, batch),
         )
         self.console.progress(f"timing {after.parent.name}, batch {batch}", 1, 1)
         return found
@@ -219,7 +219,7 @@ class Context:
 
     def _time(self, path: Path, teacher: Path, batch: int) -> dict[str, Any]:
         if graph_hash(path) == graph_hash(teacher):
-            alone = measure(path, self.target, batch, settings=self.benchmark, given=self._rows(path, batch))
+            alone = measure(path, self.target, batch, settings=self.benchmark, rows=self._rows(path, batch))
             return _latency_row(alone, None, None, alone.warnings)
         found = self.compare(teacher, path, batch)
         assert found is not None

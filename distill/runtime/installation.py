@@ -11,26 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
-from distill.benchmarks import conflicting_wheels, providers_that_load, usable_threads
-from distill.benchmarks.timing.machine import VNNI, affinity_cores, cgroup_cores, cpu_flags, cpu_model, family, gpus
+from distill.benchmarks import TARGETS, conflicting_wheels, providers_that_load, usable_threads
+from distill.benchmarks.target import CPU, CUDA
+from distill.benchmarks.timing.machine import affinity_cores, cgroup_cores, cpu_flags, cpu_model, family, gpus
 
 _PACKAGES = (
     *("distill", "torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "torch-pruning", "optuna"),
     *("numpy", "scikit-learn", "safetensors", "torchvision", "timm"),
 )
 _FREE_BYTES = 2 * 2**30
-# What a processor can do for int8 and for training, as a user may have read of it, and the flags that say so.
-_ABILITIES = {
-    "x86": {
-        "AVX2": {"avx2"},
-        "AVX512": {"avx512f"},
-        "VNNI": {"avx512_vnni", "avx_vnni"},
-        "AMX int8": {"amx_int8"},
-        "bf16": {"avx512_bf16", "amx_bf16"},
-    },
-    "arm": {"dotprod": {"asimddp"}, "i8mm": {"i8mm"}, "bf16": {"bf16"}},
-}
-_EXACT = "int8 products are added up exactly in 32 bits"
 
 
 class Cpu(TypedDict):
@@ -148,19 +137,8 @@ def int8_sentence(kind: str, flags: frozenset[str] | None) -> str:
     """Say in one sentence what a processor's flags mean for int8; ``flags`` None is a processor that cannot be seen."""
     if flags is None:
         return "The flags cannot be seen on this system, so int8 weights keep to 7 bits, which is safe everywhere."
-    if kind == "x86":
-        if flags & VNNI:
-            return f"With VNNI {_EXACT}: int8 uses all 8 bits, and is where the speed-up comes from."
-        if "avx2" in flags:
-            return (
-                "Without VNNI an int8 product can overflow 16 bits, so weights keep to 7 bits (quantize.reduce_range), "
-                "and int8 gains less speed."
-            )
-        return "Without AVX2 int8 is hardly faster than float32; expect a smaller file, not a faster one."
-    if kind == "arm":
-        if "i8mm" in flags or "asimddp" in flags:
-            return f"With dot-product instructions {_EXACT}: int8 (signed, s8s8) is fast here."
-        return "Without dot-product instructions int8 gains little speed; expect a smaller file."
+    if kind in TARGETS:
+        return TARGETS[kind].int8_sentence(flags)
     return "This processor is neither x86 nor ARM: name a target, and its latency will be unmeasured here."
 
 
@@ -189,13 +167,13 @@ def _providers(problems: list[str], gpu: Gpu) -> dict[str, str]:
             "python -m pip install --force-reinstall --no-deps onnxruntime-gpu (onnxruntime where it has no wheel)"
         )
         return {}
-    cpu = providers.get("CPUExecutionProvider", "not in this build of onnxruntime")
+    cpu = providers.get(CPU, "not in this build of onnxruntime")
     if cpu != "loads":
-        problems.append(f"CPUExecutionProvider does not load: {cpu}; install onnxruntime again")
-    cuda = providers.get("CUDAExecutionProvider")
+        problems.append(f"{CPU} does not load: {cpu}; install onnxruntime again")
+    cuda = providers.get(CUDA)
     if gpu["torch_sees"] and cuda != "loads":
         problems.append(
-            f"torch trains on the GPU, but CUDAExecutionProvider does not load: {cuda}; "
+            f"torch trains on the GPU, but {CUDA} does not load: {cuda}; "
             "mend it, or ship to another target (--target x86)"
         )
     return providers
@@ -205,7 +183,8 @@ def _cpu() -> Cpu:
     kind, flags = family(), cpu_flags()
     abilities = None
     if flags is not None:
-        abilities = {name: bool(flags & any_of) for name, any_of in _ABILITIES.get(kind, {}).items()}
+        listed = TARGETS[kind].abilities if kind in TARGETS else ()
+        abilities = {name: bool(flags & set(any_of)) for name, any_of in listed}
     bf16 = bool(abilities and abilities.get("bf16"))
     return {
         "family": kind,

@@ -13,6 +13,7 @@ from distill.types import Array, Feed
 Batch = Any
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword tensors of one call."""
+OpenAxes = tuple[Mapping[int, str], ...]
 Facts = Mapping[str, Any]
 """What a model factory may ask for by parameter name: ``classes``, ``channels``, ``features``, ``image_size``, or
 whatever the user's own data tell it."""
@@ -53,6 +54,11 @@ class Task(Protocol):
     """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
     module_preprocess: nn.Module | None
     """The same as a module of the user's, called on what ``inputs`` returned; exported together with the model."""
+    open_axes: OpenAxes
+    """For each input tensor, positional ones first, its axes of any length beside the batch, with their names.
+
+    () where all samples have one shape.
+    """
     given_splits: tuple[str, ...]
     """The splits that the data came with; the others are cut by us."""
     warnings: tuple[str, ...]

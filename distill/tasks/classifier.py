@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distill.export.preprocess import Preprocess
 from distill.references.digest import Digest
 from distill.tasks import metrics
-from distill.tasks.base import Data, Facts
+from distill.tasks.base import Data, Facts, OpenAxes
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
 from distill.types import Array
 
@@ -56,6 +56,7 @@ class Classifier(Generic[Split]):
         self.given_splits = tuple(given_splits)
         self.graph_preprocess: Preprocess | None = preprocess
         self.module_preprocess: nn.Module | None = None
+        self.open_axes: OpenAxes = ()
         self.warnings = tuple(warnings)
         self.metric = metrics.chosen_metric(settings.metric, self.available)
         self._positive = metrics.positive_number(settings.positive, labels)

@@ -16,9 +16,10 @@ from distill.errors import UserError
 from distill.export.preprocess import Preprocess
 from distill.references.digest import Digest
 from distill.references.loading import call_user, load_reference, source_hash
+from distill.references.objects import PREFIX
 from distill.tasks import metrics as measure
 from distill.tasks.augment import hash_words
-from distill.tasks.base import SPLITS, Batch, Data, Facts, Inputs, Task
+from distill.tasks.base import SPLITS, Batch, Data, Facts, Inputs, OpenAxes, Task
 from distill.tasks.custom_data import (
     ArrayData,
     CheckedData,
@@ -32,11 +33,13 @@ from distill.tasks.custom_data import (
 )
 from distill.tasks.custom_settings import CustomSettings
 from distill.tasks.hooks import Hooks
+from distill.tasks.open_axes import seen_axes, stated_axes
 from distill.tasks.outputs import cross_entropy
 from distill.tasks.splits import Rows, check_sizes, cut_off_train, missing_splits, unused_shares
 from distill.types import Array, Feed, Progress
 
 _SAMPLES_LOOKED_AT = 64
+_SAMPLES_COMPARED = 16  # one by one, to see whether they differ in length
 
 Split = ArrayData | ItemData
 
@@ -71,6 +74,7 @@ class CustomTask:
         self.data: dict[str, Data] = {split: self._checked(split, samples) for split, samples in data.items()}
         self._look_at_samples()
         self.facts = self._facts()
+        self.open_axes = self._open_axes()
         self.metric = measure.chosen_metric(metric or hooks.get("metric"), self._metric_names())
 
     def inputs(self, batch: Batch) -> Inputs:
@@ -146,6 +150,16 @@ class CustomTask:
                 facts["image_size"] = shape[2]
         return {**facts, **self._hooks.facts()}
 
+    def _open_axes(self) -> OpenAxes:
+        """Return the axes that the user calls open, or those whose length differs among some samples."""
+        train, stated = self._splits["train"], self._hooks.get("open_axes")
+        if stated is not None:
+            return stated_axes(stated, self._hooks.source, self.inputs(train.fetch(torch.arange(2), None)))
+        if isinstance(train, ArrayData):
+            return ()
+        places = spread(len(train), _SAMPLES_COMPARED)
+        return seen_axes(self.inputs(train.fetch(place.reshape(1), None)) for place in places)
+
     def _metric_names(self) -> list[str]:
         """Call the metrics once, on perfect answers, so that a mistake in them shows before training."""
         target = np.tile(np.arange(len(self.labels)), 4)
@@ -213,6 +227,10 @@ def _read_splits(hooks: Hooks, seed: int) -> tuple[dict[str, Split], list[str]]:
         value = hooks.get(split)
         if value is None:
             continue
+        if isinstance(value, torch.utils.data.DataLoader):
+            warnings.append(
+                f"the {split} DataLoader: its data set and collate_fn are used, batch size and order are not"
+            )
         data: Split = as_data(value, f"{hooks.source}: {split}", hooks.get("collate"), seed)
         if isinstance(data, ArrayData):
             data, narrowed = to_single(data)
@@ -253,6 +271,8 @@ def _numbered(targets: Rows) -> tuple[str, ...]:
 
 def _name(source: str) -> str:
     """Return a name for folders: the file's or module's last part."""
-    place = source.rpartition(":")[0]
+    place, _, last = source.rpartition(":")
+    if source.startswith(PREFIX):
+        return last.rpartition("-")[0]
     last = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last) or "custom"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union, get_args, get_type_hints
 
@@ -66,7 +67,13 @@ def load_task(
         )
     module, _, function = settings.loader.partition(":")
     loader: Loader = getattr(importlib.import_module(f"distill.tasks.{module}"), function)
-    return loader(settings, seed=seed, folder=folder or Path.cwd(), progress=progress)
+    folder = folder or Path.cwd()
+    if ":" not in (settings.metric or ""):
+        return loader(settings, seed=seed, folder=folder, progress=progress)
+    from distill.tasks.scored import scored
+
+    task = loader(replace(settings, metric=None), seed=seed, folder=folder, progress=progress)
+    return scored(task, str(settings.metric), folder)
 
 
 def data_settings(**section: Any) -> DataSettings:

@@ -15,7 +15,7 @@ from distill.tasks.outputs import checked_logits, plain_logits
 from distill.wording import did_you_mean
 
 HOOK_KEYS = ("inputs", "target", "logits", "loss", "metrics")
-KEYS = (*SPLITS, *HOOK_KEYS, "collate", "labels", "metric", "preprocess", "facts")
+KEYS = (*SPLITS, *HOOK_KEYS, "collate", "labels", "metric", "preprocess", "facts", "open_axes")
 
 Where = Callable[[int], str]
 """Names a sample of a batch, by its place in it."""

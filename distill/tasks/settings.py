@@ -44,7 +44,11 @@ class DataSettings:
         description="Share of the samples for validation where the data have no such split. "
         "Default 0.1, at least 10 samples (digits 0.15; fashion-mnist 1/12, which is 5,000 images).",
     )
-    metric: str | None = Field(default=None, description="The metric that the budget is stated in. Default: accuracy.")
+    metric: str | None = Field(
+        default=None,
+        description="The metric that the budget is stated in, or a function of yours of logits and class numbers: "
+        "./file.py:function. Default: accuracy.",
+    )
 
     @property
     def shares(self) -> Mapping[str, float | None]:

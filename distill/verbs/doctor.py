@@ -80,7 +80,10 @@ def _sections(installation: Installation) -> list[tuple[str, Rows]]:
 
 def _usable(provider: str, why: str, gpu: Gpu) -> str:
     """Shorten what nobody without a GPU needs to read; the JSON form has it all."""
-    needs_gpu = provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+    from distill.benchmarks import TARGETS
+
+    on_gpu = {target.provider for target in TARGETS.values() if target.device == "cuda"}
+    needs_gpu = provider in {*on_gpu, "NvTensorRTRTXExecutionProvider"}
     return "not usable: there is no NVIDIA GPU here" if needs_gpu and why != "loads" and not gpu["cards"] else why
 
 

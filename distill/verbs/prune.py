@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from distill.prune.scores.importance import DEFAULT, IMPORTANCES, WITHOUT_BATCHES
+
 _GOAL, _CHOICE, _LEARN, _TIME = "How much goes: one of these", "What goes", "Rows and training", "What it ships to"
 
 
@@ -39,8 +41,7 @@ def prune(
     importance: Annotated[
         str | None,
         typer.Option(
-            help="gauss_newton, taylor, hessian, group_norm, magnitude, l2, bn_scale, random; "
-            "gauss_newton with --data, else group_norm",
+            help=f"{', '.join(IMPORTANCES)}; {DEFAULT} with --data, else {WITHOUT_BATCHES}",
             rich_help_panel=_CHOICE,
         ),
     ] = None,

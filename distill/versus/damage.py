@@ -18,17 +18,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
-from typing import Any, cast
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.distillation.losses import kd, soft_targets
+from distill.distillation.losses import soft_targets
 from distill.errors import UserError
 from distill.prune import PruneSettings, count, prune_channels, recalibrate
-from distill.prune.settings import ImportanceName
 from distill.versus.gate import append, read_rows
 
 from .networks import mobilenet_v2
@@ -140,7 +139,7 @@ class Bench:
         else:
             narrow, _ = prune_channels(
                 self.teacher,
-                PruneSettings(macs=share, importance=cast(ImportanceName, way), round_to=4, max_ratio=0.9),
+                PruneSettings(macs=share, importance=way, round_to=4, max_ratio=0.9),
                 example=((example,), {}),
                 batches=self.known,
                 loss=self._loss,
@@ -160,7 +159,8 @@ class Bench:
         with torch.no_grad():
             taught = _logits(self.teacher(rows))
         logits = _logits(model(rows))
-        return kd(logits, taught, functional.cross_entropy(logits, labels), _TEMPERATURE, _WEIGHT)
+        hard = functional.cross_entropy(logits, labels)
+        return (1 - _WEIGHT) * hard + _WEIGHT * soft_targets(logits, taught, _TEMPERATURE)
 
     def _trained(self, network: Network) -> nn.Module:
         model = network.make().train()

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune.attention.heads import Kind, attention_groups, cut_attention
 from distill.prune.attention.sites import site_of
-from distill.prune.examples import Example, at_batch, reason, run_alike
+from distill.prune.examples import Example, at_batch, run_alike
 from distill.prune.graph.groups import ChannelGroup
 from distill.prune.graph.verify import Shapes, compared, difference, lifted, lifts_of, masked_copy, output_shapes
+from distill.prune.modules import reason
 
 
 def verified_groups(

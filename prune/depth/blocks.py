@@ -19,10 +19,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
-from distill.prune.copies import copied
 from distill.prune.depth.skipped import Block, Returns, argument_names, given_to, skipping
-from distill.prune.examples import Example, reason
+from distill.prune.examples import Example
 from distill.prune.graph.verify import Shapes, output_shapes
+from distill.prune.modules import copied, reason
 from distill.prune.widths.counts import count
 
 # A skipped block hands on a value that passed through one of these at most: the addition of a branch, the norm or the

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune.depth.skipped import Block, skip_blocks, skipping
-from distill.prune.examples import reason
+from distill.prune.modules import reason
 from distill.types import Progress
 
 Loss = Callable[[nn.Module, Any], Tensor]

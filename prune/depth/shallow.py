@@ -17,9 +17,10 @@ from distill.errors import UserError
 from distill.prune.depth.blocks import removable_blocks
 from distill.prune.depth.damage import rank_blocks
 from distill.prune.depth.skipped import Block, skip_blocks
+from distill.prune.goals import FAR
 from distill.prune.graph.groups import prepare
 from distill.prune.scores.evidence import Evidence
-from distill.prune.steps.narrow import FAR, NEAR_S, narrow
+from distill.prune.steps.narrow import NEAR_S, narrow
 from distill.prune.steps.step import Job, Narrowed
 
 _STEPS = (1, 1, 1, 2, 3)  # blocks that go at once
@@ -28,8 +29,8 @@ _EVALUATIONS = 60
 
 def narrow_or_shallow(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowed:
     """Narrow as `narrow` does; where a speed is asked for and data can judge, try it with fewer blocks, too."""
-    data.anew()
-    tries = job.settings.asked[0] == "speedup" and job.settings.depth == "auto" and job.decided is None
+    data.read_anew()
+    tries = job.settings.goal.needs_timing and job.settings.depth == "auto" and job.decided is None
     if not (tries and data.is_complete) or done.decisions:
         return narrow(done, job, data, share=share)
     original = done.model
@@ -61,7 +62,7 @@ def _fewer(model: nn.Module, job: Job, data: Evidence) -> Iterator[list[Block]]:
         blocks = removable_blocks(model, job.checks.example, job.checks.logits)
     except UserError:
         return  # none can go
-    batches, loss = data.read
+    batches, loss = data.batches_and_loss
     ranked = rank_blocks(
         model,
         blocks,
@@ -100,5 +101,5 @@ def _to_speed(done: Narrowed, job: Job, data: Evidence, *, share: float) -> Narr
 def _is_fast(done: Narrowed, job: Job, share: float, slack: float = NEAR_S[1] - 1) -> bool:
     assert done.before_s is not None
     assert done.after_s is not None
-    goal_s = done.before_s / job.settings.asked[1] ** share
+    goal_s = done.before_s / job.settings.amount**share
     return bool(done.after_s <= goal_s * (1 + slack))

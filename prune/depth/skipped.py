@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from distill.errors import UserError
-from distill.prune.copies import copied
+from distill.prune.modules import copied
 
 Returns: TypeAlias = str | tuple[str | None, ...]
 """What a skipped block returns: the argument of this name, or a tuple of arguments and None."""

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune.attention.check import mask_attention
 from distill.prune.attention.heads import cut_attention
-from distill.prune.examples import Example, reason
+from distill.prune.examples import Example
 from distill.prune.graph.groups import ROOTS, Graph, prepare
 from distill.prune.graph.verify import Shapes, lifts_of, masked_copy, problem_with
+from distill.prune.modules import reason
 from distill.types import Progress
 
 Channels = Mapping[str, Sequence[int]]

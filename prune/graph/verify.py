@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.examples import Example, at_batch, reason, run_alike, tensors_in
+from distill.prune.examples import Example, at_batch, run_alike, tensors_in
 from distill.prune.graph.groups import Member, column_mask
+from distill.prune.modules import reason
 
 # Norms that mix channels. Without the removed channels their statistics are others, which is no mistake.
 _MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune.batchnorm import refreshed
 from distill.prune.graph.groups import ChannelGroup
-from distill.prune.scores.importance import FROM_BATCHES, OF_LOGITS
+from distill.prune.modules import Loss, require_scalar, seeded
+from distill.prune.scores.importance import DEFAULT, Importance
 from distill.prune.scores.means import Means, read_by, watching
 from distill.prune.scores.projection import class_axis, differentiable, outputs_of, signed_sum
+from distill.prune.scores.weights import Weights
 from distill.prune.settings import PruneSettings
 from distill.types import Progress
 
@@ -23,7 +24,6 @@ _DRAWS = 32  # of signs at least, over all batches: their noise is what the scor
 _FOR_MEANS = 16  # batches are enough for what layers read on average
 FEW = 8
 """Batches that are enough to compare two models by their losses."""
-Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class Evidence:
@@ -39,13 +39,13 @@ class Evidence:
         seed: int = 0,
     ) -> None:
         self._limit, self._loss, self._logits, self._progress = settings.batches, loss, logits, progress
-        self._seed, self._drawn, self._signs = seed, 0, 1
+        self._seed, self._draws = seed, 0
         self._batches = batches
-        self._held: list[Any] | None = None
+        self._cache: list[Any] | None = None
 
-    def anew(self) -> None:
+    def read_anew(self) -> None:
         """Read the batches again when they are next asked for."""
-        self._held = None
+        self._cache = None
 
     @property
     def is_complete(self) -> bool:
@@ -53,7 +53,7 @@ class Evidence:
         return self._batches is not None and self._loss is not None
 
     @property
-    def read(self) -> tuple[list[Any], Loss]:
+    def batches_and_loss(self) -> tuple[list[Any], Loss]:
         """The batches, as many as may be read, and the loss.
 
         Raises:
@@ -61,11 +61,11 @@ class Evidence:
         """
         if self._loss is None or self._batches is None:
             raise UserError("the importance needs batches and a loss")
-        if self._held is None:
-            self._held = list(islice(self._batches, self._limit))
+        if self._cache is None:
+            self._cache = list(islice(self._batches, self._limit))
         if isinstance(self._batches, Iterator):
-            self._batches = self._held  # it gives its batches once
-        return self._held, self._loss
+            self._batches = self._cache  # it gives its batches once
+        return self._cache, self._loss
 
     def means(self, model: nn.Module, groups: Sequence[ChannelGroup]) -> Means:
         """Return what layers with biases read of these groups on average, by their names.
@@ -73,55 +73,56 @@ class Evidence:
         Raises:
             UserError: as ``gathered``.
         """
-        with outputs_of(model) as said, watching(model, read_by(groups)) as watch:
+        with outputs_of(model) as outputs, watching(model, read_by(groups)) as watch:
             if watch.is_idle:
                 return {}
-            for value in self._losses(model, "gauss_newton", "channel means", limit=_FOR_MEANS):
-                for scalar, keep in self._scalars(model, value, said, "gauss_newton", signs=1):
+            for loss in self._losses(model, "channel means", limit=_FOR_MEANS):
+                for scalar, follows in self._scalars(model, loss, outputs, "logits", draws=1):
                     with watch.listening():
-                        scalar.backward(retain_graph=keep)  # type: ignore[no-untyped-call]
-                said.clear()
+                        scalar.backward(retain_graph=follows)  # type: ignore[no-untyped-call]
+                outputs.clear()
                 watch.forget()
         model.zero_grad(set_to_none=True)
         return watch.means
 
-    def gathered(self, model: nn.Module, groups: Sequence[ChannelGroup], kind: str) -> dict[str, Tensor]:
+    def gathered(self, model: nn.Module, groups: Sequence[ChannelGroup], importance: Importance) -> dict[str, Tensor]:
         """Return what all batches together say about each group's channels; batch norms stay in eval mode.
 
         Raises:
             UserError: there is no batch, the loss is no number or does not depend on the parameters, or there are no
                 logits where they are needed.
         """
-        found: dict[str, Tensor] = {}
-        with outputs_of(model) as said:
-            for value in self._losses(model, kind, "channel importance"):
-                for scalar, keep in self._scalars(model, value, said, kind, signs=self._signs):
-                    scalar.backward(retain_graph=keep)  # type: ignore[no-untyped-call]
+        totals: dict[str, Tensor] = {}
+        draws = -(-_DRAWS // max(1, len(self.batches_and_loss[0])))
+        with outputs_of(model) as outputs:
+            for loss in self._losses(model, "channel importance", importance.name):
+                for scalar, follows in self._scalars(model, loss, outputs, importance.backward, draws=draws):
+                    scalar.backward(retain_graph=follows)  # type: ignore[no-untyped-call]
                     with torch.no_grad():
                         for group in groups:
-                            change = FROM_BATCHES[kind](group)
-                            if change is not None:
-                                found[group.name] = found.get(group.name, torch.zeros_like(change)) + change
-                said.clear()
+                            score = importance.score(Weights(group, self._seed))
+                            if score is not None:
+                                totals[group.name] = totals.get(group.name, torch.zeros_like(score)) + score
+                outputs.clear()
         model.zero_grad(set_to_none=True)
-        return found
+        return totals
 
     def _scalars(
-        self, model: nn.Module, value: Tensor, said: list[Any], kind: str, *, signs: int
+        self, model: nn.Module, loss: Tensor, outputs: list[Any], start: Literal["loss", "logits"] | None, *, draws: int
     ) -> Iterator[tuple[Tensor, bool]]:
         """Yield what to go backward from, and whether more follows: the loss, or the logits with random signs."""
-        if kind not in OF_LOGITS:
-            yield value, False
+        if start != "logits":
+            yield loss, False
             return
-        outputs = differentiable(said, self._logits)
+        pairs = differentiable(outputs, self._logits)
         # Anew for each batch of each step, and by nothing else, so that a step alone can be done again.
-        self._drawn += 1
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._drawn)
-        axes = [class_axis(value, logits) for logits, _ in outputs]
-        for number in range(signs):
+        self._draws += 1
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._draws)
+        axes = [class_axis(loss, logits) for logits, _ in pairs]
+        for number in range(draws):
             model.zero_grad(set_to_none=True)
-            parts = [signed_sum(*output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
-            yield torch.stack(parts).sum(), number + 1 < signs
+            parts = [signed_sum(*pair, axis, generator) for pair, axis in zip(pairs, axes, strict=True)]
+            yield torch.stack(parts).sum(), number + 1 < draws
 
     def mean_loss(self, model: nn.Module, limit: int | None = None) -> float:
         """Return the mean loss over the batches, with batch-norm statistics of this very model; infinite if no number.
@@ -130,49 +131,32 @@ class Evidence:
             model: is not changed.
             limit: batches at most.
         """
-        batches, loss = self.read
+        batches, loss = self.batches_and_loss
         batches = batches[:limit]
 
-        def judged(copied: nn.Module, batch: Any) -> float:
+        def loss_of(copied: nn.Module, batch: Any) -> float:
             with torch.enable_grad():  # a loss may need gradients for itself
                 return float(loss(copied, batch).detach())
 
-        def run(copied: nn.Module, batch: Any) -> None:
-            judged(copied, batch)
-
         with seeded(self._seed):
-            settled = refreshed(model, batches, run)
-            values = [judged(settled, batch) for batch in batches]
+            settled = refreshed(model, batches, loss_of)
+            values = [loss_of(settled, batch) for batch in batches]
         mean = sum(values) / len(values) if values else float("inf")
         return mean if mean == mean else float("inf")
 
-    def _losses(self, model: nn.Module, kind: str, what: str, limit: int | None = None) -> Iterator[Tensor]:
-        batches, loss = self.read
+    def _losses(
+        self, model: nn.Module, purpose: str, importance: str = DEFAULT, limit: int | None = None
+    ) -> Iterator[Tensor]:
+        batches, loss = self.batches_and_loss
         batches = batches[:limit]
-        done = self._drawn = 0
-        self._signs = -(-_DRAWS // max(1, len(batches)))
-        for value in self._values(model, batches, loss):
-            if not isinstance(value, Tensor) or value.numel() != 1 or value.grad_fn is None:
-                raise UserError("loss(model, batch) must return a scalar tensor that depends on the model's parameters")
-            if not torch.isfinite(value).all():
-                raise UserError(f"the loss of batch {done} is {value.item()}; the model or the batch is broken")
-            yield value
-            done += 1
-            if self._progress is not None:
-                self._progress(what, done, len(batches))
-        if not done:
-            raise UserError(f"importance {kind!r} got no batch; give it at least one, or choose prune.importance")
-
-    def _values(self, model: nn.Module, batches: Iterable[Any], loss: Loss) -> Iterator[Tensor]:
-        for batch in batches:
+        self._draws = 0
+        for number, batch in enumerate(batches):
             model.zero_grad(set_to_none=True)
-            yield loss(model, batch)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch inside, and leave its generators outside as they were."""
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=list(gpus)):
-        torch.manual_seed(seed)
-        yield
+            value = require_scalar(loss(model, batch))
+            if not torch.isfinite(value).all():
+                raise UserError(f"the loss of batch {number} is {value.item()}; the model or the batch is broken")
+            yield value
+            if self._progress is not None:
+                self._progress(purpose, number + 1, len(batches))
+        if not batches:
+            raise UserError(f"importance {importance!r} got no batch; give it at least one, or choose prune.importance")

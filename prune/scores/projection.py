@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.examples import reason, tensors_in
+from distill.prune.examples import tensors_in
+from distill.prune.modules import reason
 
 _BLIND = 0.01  # a gradient that adds up to less, of its own size, is blind to what all classes gain alike
 _INSTEAD = "prune.importance='taylor' goes by the loss alone"

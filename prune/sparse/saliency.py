@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distill.errors import UserError
-from distill.prune.examples import reason
+from distill.prune.modules import reason
 
 SaliencyName = Literal["magnitude", "wanda", "taylor"]
 Loss = Callable[[nn.Module, Any], Tensor]

@@ -10,6 +10,7 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.prune.depth.skipped import skip_blocks
+from distill.prune.goals import FAR
 from distill.prune.graph.cutting import BrokenError
 from distill.prune.graph.groups import prepare
 from distill.prune.graph.verify import output_shapes
@@ -21,7 +22,6 @@ from distill.prune.widths.selection import choose, choose_until
 
 _CORRECTIONS = 5  # cuts at most, until what was reached is what was asked for
 _CLOSE = 0.01  # shares this near are reached
-FAR = 0.05  # shares this far are missed
 _FAR_FAST = 0.1  # speeds this much too high cost channels that nobody asked for
 NEAR_S = (0.94, 1.01)  # seconds over those asked for that are reached
 
@@ -77,7 +77,7 @@ def _chosen(step: Step, share: float) -> tuple[Units, nn.Module]:
                 raise UserError(f"decisions: {number} units of {name!r} are to go, at most {most} of this model's can")
         units = step.units(rungs, gone)
         return units, step.cut(units)
-    return _by_seconds(step, share) if job.settings.asked[0] == "speedup" else _by_share(step, share)
+    return _by_seconds(step, share) if job.settings.goal.needs_timing else _by_share(step, share)
 
 
 def _by_share(step: Step, share: float) -> tuple[Units, nn.Module]:
@@ -94,19 +94,19 @@ def _by_share(step: Step, share: float) -> tuple[Units, nn.Module]:
 def _nearest(step: Step, share: float, move: Callable[[Units], Units]) -> tuple[float, Units, nn.Module]:
     """Return what comes nearest to the share, and how far from it; the aim is corrected by what a cut really leaves."""
     settings = step.job.settings
-    name, asked = settings.asked
+    counted, amount = settings.goal.counted, settings.amount
     candidates = step.candidates()
     limits = {"round_to": settings.round_to, "max_ratio": settings.max_ratio}
-    if name == "ratio":
-        units = move(choose(candidates, ratio=asked * share, **limits))  # type: ignore[arg-type]
+    if counted is None:
+        units = move(choose(candidates, ratio=amount * share, **limits))  # type: ignore[arg-type]
         # Only a move may be far from what was chosen: that is as near as blocks allow.
-        chosen = choose(candidates, ratio=asked * share, **limits)  # type: ignore[arg-type]
+        chosen = choose(candidates, ratio=amount * share, **limits)  # type: ignore[arg-type]
         return abs(step.gone(units) - step.gone(chosen)), units, step.cut(units)
-    whole = getattr(step.job.before, name)
-    goal = (1 - (1 - asked) * share) * whole / max(1, getattr(step.sizes, name))
+    whole = getattr(step.job.before, counted)
+    goal = (1 - (1 - amount) * share) * whole / max(1, getattr(step.sizes, counted))
 
     def left(units: Units) -> float:
-        return step.sizes.left({group: len(chosen) for group, chosen in units.items()})[name]
+        return step.sizes.left({group: len(chosen) for group, chosen in units.items()})[counted]
 
     most = choose(candidates, ratio=settings.max_ratio, **limits)  # type: ignore[arg-type]
     step.done.exhausted = left(most) > goal
@@ -117,7 +117,7 @@ def _nearest(step: Step, share: float, move: Callable[[Units], Units]) -> tuple[
         if key in tried:
             break
         pruned = step.cut(units)
-        now = getattr(count(pruned, *step.job.checks.example), name) / max(1, getattr(step.sizes, name))
+        now = getattr(count(pruned, *step.job.checks.example), counted) / max(1, getattr(step.sizes, counted))
         tried[key] = abs(now - goal), units, pruned
         if abs(now - goal) <= _CLOSE:
             break
@@ -130,7 +130,7 @@ def _by_seconds(step: Step, share: float) -> tuple[Units, nn.Module]:
     device, before_s = step.job.device, step.done.before_s
     if device is None or before_s is None:
         raise UserError("prune.speedup needs a device that measures")
-    goal_s = before_s / step.job.settings.asked[1] ** share
+    goal_s = before_s / step.job.settings.amount**share
     ladders = step.ladders(step.candidates())
     rungs = {one.name: one for one in ladders}
     now_s = step.done.after_s or before_s

@@ -17,8 +17,9 @@ from distill.prune.graph.cutting import BrokenError, Checks, cut
 from distill.prune.graph.groups import ChannelGroup, Graph, is_depthwise
 from distill.prune.record import GroupRecord
 from distill.prune.scores.evidence import FEW, Evidence
-from distill.prune.scores.importance import FROM_BATCHES, OF_LOGITS, mean_score, unit_scores
+from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.scores.means import with_constants
+from distill.prune.scores.weights import Scores, unit_scores
 from distill.prune.settings import PruneSettings
 from distill.prune.widths.counts import Counts
 from distill.prune.widths.latency import Device, Ladder, LayerCosts, by_macs, ladder, shapes_of, snap
@@ -106,20 +107,16 @@ class Step:
             done.widths.setdefault(group.name, [len(group.units)] * 2 + [len(group.units[0])])
         done.kept |= {group.name: group.kept for group in self.groups if group.kept}
         known = [group for group in self.groups if not group.kept]
-        evidence = data.gathered(self.model, known, job.kind) if job.kind in FROM_BATCHES else {}
-        self._channel_means = data.means(self.model, known) if job.kind in OF_LOGITS else {}
-        self.scores: dict[str, list[float]] = {}
-        self.mean_scores: dict[str, float] = {}
-        """The mean score of each group, where groups can be compared by it."""
+        importance = IMPORTANCES[job.kind]
+        evidence = data.gathered(self.model, known, importance) if importance.needs_batches else {}
+        self._channel_means = data.means(self.model, known) if importance.backward == "logits" else {}
+        self.scores: dict[str, Scores] = {}
         for group in known:
-            found = unit_scores(group, job.kind, job.seed, evidence)
-            if found is None:
+            scores = unit_scores(group, importance, job.seed, evidence)
+            if scores is None:
                 done.kept.setdefault(group.name, f"importance {job.kind!r} says nothing about it, or 0 throughout")
             else:
-                self.scores[group.name] = found
-                mean = mean_score(group, job.kind, evidence)
-                if mean is not None:
-                    self.mean_scores[group.name] = mean
+                self.scores[group.name] = scores
         self.sizes = Sizes(self.model, self.groups, checks.example)
         self._costs: LayerCosts | None = None
 
@@ -133,19 +130,19 @@ class Step:
 
         Layers of one pattern compete; where scores can be compared and what is to be saved is known, all layers do.
         """
-        whole, asked = self.job.settings.global_, self.job.settings.asked[0]
-        by_saving = whole and asked in ("macs", "parameters")
+        whole, counted = self.job.settings.global_, self.job.settings.goal.counted
         found = []
         for group in self.free:
-            scores, scope = self.scores[group.name], group.pattern if whole else group.name
-            if by_saving and group.name in self.mean_scores:
-                worth = self.mean_scores[group.name] / self._saving(group, asked)
-                scores, scope = [score * worth for score in scores], ""
+            scores, scope = self.scores[group.name].units, group.pattern if whole else group.name
+            mean = self.scores[group.name].mean
+            if whole and counted is not None and mean is not None:
+                worth = mean / self._saving(group, counted)
+                scores, scope = tuple(score * worth for score in scores), ""
             found.append(
                 Candidate(
                     name=group.name,
                     scope=scope,
-                    scores=tuple(scores),
+                    scores=scores,
                     unit=len(group.units[0]),
                     initial=self.done.widths[group.name][0],
                 )
@@ -168,8 +165,9 @@ class Step:
 
     def _weight(self, group: ChannelGroup) -> float:
         """Return what a group is worth to others: all its scores where they compare, else the layers that make it."""
-        if self.job.settings.global_ and group.name in self.mean_scores:
-            return self.mean_scores[group.name] * len(group.units)
+        mean = self.scores[group.name].mean
+        if self.job.settings.global_ and mean is not None:
+            return mean * len(group.units)
         return max(1, sum(map(_makes, group.members)))
 
     @property
@@ -235,7 +233,7 @@ class Step:
         for group in self.free:
             gone = set(units.get(group.name, ()))
             self.done.widths[group.name][1] -= len(gone)
-            scores = self.scores[group.name]
+            scores = self.scores[group.name].units
             highest = max(scores) or 1.0
             bins = [min(_BINS - 1, int(score / highest * _BINS)) for score in scores]
             known = self.done.groups.get(group.name)

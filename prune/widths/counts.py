@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.errors import UserError
-from distill.prune.examples import at_batch, reason
+from distill.prune.examples import at_batch
+from distill.prune.modules import reason
 
 
 @dataclass(frozen=True)

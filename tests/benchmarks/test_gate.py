@@ -67,7 +67,7 @@ def test_outputs_that_are_no_longer_finite_are_not_timed(save: Any, options: Any
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy")
     good = save([helper.make_node("Relu", ["x"], ["y"])], [x], [y], name="good.onnx")
     bad = save([helper.make_node("Log", ["x"], ["y"])], [x], [y], name="bad.onnx")
-    given = dataclasses.replace(options, given={"x": -np.ones((1, 3), np.float32)})
+    given = dataclasses.replace(options, rows={"x": -np.ones((1, 3), np.float32)})
     with pytest.raises(NotMeasuredError, match=r"bad\.onnx: its outputs are not all finite"):
         gate.gate(bad, good, given, ask())
 

@@ -15,8 +15,8 @@ from distill.errors import UserError
 from distill.prune import IMPORTANCES, PruneRecord, PruneSettings, count, prune_channels
 from distill.prune.graph.groups import ChannelGroup, Graph
 from distill.prune.scores.evidence import Evidence
-from distill.prune.scores.importance import of_units
-from distill.prune.settings import ImportanceName
+from distill.prune.scores.importance import ImportanceName
+from distill.prune.scores.weights import Weights
 
 KINDS = list(IMPORTANCES)
 Batch = tuple[Tensor, Tensor]
@@ -163,7 +163,9 @@ def scored(model: nn.Module, sample: Tensor, batches: list[Batch]) -> dict[str, 
     settings = PruneSettings(batches=len(batches))
     graph = Graph(model, ((sample,), {}), lambda output: output)
     groups = [group for group in graph.groups() if not group.is_output]
-    found = Evidence(batches, loss, lambda output: output, settings, None).gathered(model, groups, "gauss_newton")
+    found = Evidence(batches, loss, lambda output: output, settings, None).gathered(
+        model, groups, IMPORTANCES["gauss_newton"]
+    )
     return {name: value / len(batches) for name, value in found.items()}
 
 
@@ -183,7 +185,7 @@ def test_gauss_newton_is_what_the_logits_lose_with_the_channel() -> None:
 def test_gauss_newton_squares_what_goes_together_as_one() -> None:
     group = ChannelGroup("0", members=(), units=((0, 1), (2, 3)), is_output=False, pattern="", kept=None)
     change = torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
-    assert of_units(group, change).tolist() == [0.0, 0.0, 2.0, 2.0]
+    assert Weights(group).squared_by_unit(change).tolist() == [0.0, 0.0, 2.0, 2.0]
 
 
 def test_gauss_newton_takes_from_any_layer_what_no_answer_needs() -> None:

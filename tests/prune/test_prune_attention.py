@@ -34,7 +34,8 @@ from distill.prune.attention.check import mask_attention, verified_groups
 from distill.prune.attention.heads import AttentionGroup, attention_groups, attributes_of, cut_attention
 from distill.prune.attention.stand_ins import is_stand_in, stand_in_
 from distill.prune.examples import at_batch, tensors_in
-from distill.prune.scores.importance import first_order, unit_scores
+from distill.prune.scores.importance import IMPORTANCES
+from distill.prune.scores.weights import Weights, unit_scores
 
 # torch says it when its encoder packs padded batches, as the models that came in do.
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -255,10 +256,10 @@ def test_importances_see_all_weights_of_a_head(name: str) -> None:
             "magnitude": rows.abs().sum((0, 2)),
         }.items():
             want = torch.stack([per_channel[head].mean() for head in heads])
-            got = unit_scores(group, kind, 0, {})
+            got = unit_scores(group, IMPORTANCES[kind], 0, {})
             assert got is not None
-            torch.testing.assert_close(torch.tensor(got, dtype=torch.float64), want / want.mean())
-        change = first_order(group)
+            torch.testing.assert_close(torch.tensor(got.units, dtype=torch.float64), want / want.mean())
+        change = Weights(group).change()
         assert change is not None
         assert change.shape == (32,)
         assert change.abs().min() > 0

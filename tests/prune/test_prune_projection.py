@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune import PruneRecord, PruneSettings, count, prune_channels
 from distill.prune.scores.evidence import Evidence
-from distill.prune.scores.importance import reading
+from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.scores.projection import class_axis, signed_sum
+from distill.prune.scores.weights import Weights
 from distill.prune.widths.sizes import Sizes
 
 LABELS = torch.randint(4, (6, 5, 5), generator=torch.Generator().manual_seed(0))
@@ -173,7 +174,7 @@ def test_few_batches_are_asked_often_enough() -> None:
     scores = []
     for seed in range(2):
         evidence = Evidence(rows(1, 6), lambda m, x: m(x).square().mean(), _first, PruneSettings(), None, seed)
-        scores.append(evidence.gathered(model, _free(model), "gauss_newton")["0"])
+        scores.append(evidence.gathered(model, _free(model), IMPORTANCES["gauss_newton"])["0"])
     assert torch.corrcoef(torch.stack(scores))[0, 1] > 0.85
 
 
@@ -203,7 +204,7 @@ def test_a_unit_of_attention_is_worth_what_goes_with_it(heads: int) -> None:
     model(x).sin().sum().backward()
     for hook in hooks:
         hook.remove()
-    found = reading(group)
+    found = Weights(group).change_of_readers()
     assert found is not None
     whole = torch.stack([found[list(unit)].sum() for unit in group.units])
     torch.testing.assert_close(whole, mask.grad)

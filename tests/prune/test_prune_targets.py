@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune import PruneRecord, PruneSettings, apply_structure, count, prune_channels, structure_of
 from distill.prune.examples import at_batch
-from distill.prune.settings import ImportanceName
+from distill.prune.scores.importance import ImportanceName
 from distill.prune.widths.latency import Device
 from distill.prune.widths.sizes import Sizes
 
@@ -85,8 +85,8 @@ def test_nothing_is_asked_for_and_nothing_happens() -> None:
 def test_two_targets_are_one_too_many() -> None:
     with pytest.raises(ValidationError, match=r"ratio=0.3 and macs=0.5: give one of them"):
         PruneSettings(ratio=0.3, macs=0.5)
-    assert PruneSettings().asked == ("ratio", 0.3)
-    assert PruneSettings(max_ratio=0.2).asked == ("ratio", 0.2)
+    assert (PruneSettings().goal.name, PruneSettings().amount) == ("ratio", 0.3)
+    assert PruneSettings(max_ratio=0.2).amount == 0.2
 
 
 @given(st.floats(0.25, 1.0), st.sampled_from(["macs", "parameters"]))

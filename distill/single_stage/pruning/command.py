@@ -19,7 +19,7 @@ from distill.errors import NotMeasuredError, UserError
 from distill.export import to_bytes
 from distill.prune import PruneRecord, prune_channels
 from distill.prune.reload import load_own, save
-from distill.prune.scores.importance import FROM_BATCHES
+from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
 from distill.references.libraries import OF_WEIGHTS
@@ -204,12 +204,13 @@ def _finished(
 
 
 def _outcome(words: Words, wanted: Asked, record: PruneRecord, unmeasured: str | None, start: Start) -> Outcome:
-    name, value = record.asked
+    name, amount = record.asked
+    reached = "pruned" if record.achieved is None else record.goal.reached.format(record.achieved)
     return Outcome(
         model=words.model,
         command=shlex.join(_typed(words)),
         status="done",
-        why=f"{_reached(record)} ({name}={value:g} was asked for)",
+        why=f"{reached} ({name}={amount:g} was asked for)",
         target=wanted.target.name,
         record=record,
         machine=machine(),
@@ -217,16 +218,6 @@ def _outcome(words: Words, wanted: Asked, record: PruneRecord, unmeasured: str |
         epochs=words.epochs,
         warnings=(*record.warnings, *start.remarks, *_remarks(words, record, unmeasured)),
     )
-
-
-def _reached(record: PruneRecord) -> str:
-    name, achieved = record.asked[0], record.achieved
-    if achieved is None:
-        return "pruned"
-    return {
-        "ratio": f"{achieved:.1%} of the prunable channels went",
-        "speedup": f"{achieved:.2f}× as fast while widths were chosen",
-    }.get(name, f"{achieved:.1%} of the {name} are left")
 
 
 def _remarks(words: Words, record: PruneRecord, unmeasured: str | None) -> list[str]:
@@ -248,7 +239,7 @@ def _remarks(words: Words, record: PruneRecord, unmeasured: str | None) -> list[
         found.append("nothing was timed, as --no-timing says: whether it is faster is not known")
     elif unmeasured is not None:
         found.append(f"unmeasured: {unmeasured}; --measure COMMAND times it there")
-    if record.importance not in FROM_BATCHES and words.importance is None and words.data is not None:
+    if not IMPORTANCES[record.importance].needs_batches and words.importance is None and words.data is not None:
         found.append(f"importance {record.importance} was used")
     return found
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.examples import Example, reason
+from distill.prune.examples import Example
+from distill.prune.modules import reason
 from distill.references.models import build, require_storable
 from distill.references.weights import load_weights
 

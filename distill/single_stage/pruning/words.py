@@ -13,11 +13,12 @@ from distill.benchmarks import BenchmarkSettings, Target, resolve_target
 from distill.benchmarks.parse import named_values, positive
 from distill.errors import UserError
 from distill.outputs import KINDS, Kind, Metric
-from distill.prune.settings import TARGETS, PruneSettings
+from distill.prune.goals import GOALS
+from distill.prune.scores.importance import DEFAULT, IMPORTANCES, WITHOUT_BATCHES
+from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import Pattern, read_pattern
 from distill.references.loading import load_reference
 
-FROM_DATA = ("gauss_newton", "taylor", "hessian")
 _DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -82,7 +83,7 @@ def asked(words: Words) -> Asked:
     Raises:
         UserError: an option is out of its range, contradicts another, or lacks one.
     """
-    given = [f"--{name}" for name in TARGETS if getattr(words, name) is not None]
+    given = [f"--{name}" for name in GOALS if getattr(words, name) is not None]
     if len(given) != 1:
         said = " and ".join(given)
         raise UserError(
@@ -92,10 +93,11 @@ def asked(words: Words) -> Asked:
         )
     settings = _settings(words)
     if settings.is_idle:
-        raise UserError(f"{given[0]} {settings.asked[1]:g}: removes nothing; ask for {_more(settings)}")
-    if settings.importance in FROM_DATA and words.data is None:
+        raise UserError(f"{given[0]} {settings.amount:g}: removes nothing; ask for {settings.goal.advice}")
+    if IMPORTANCES[settings.importance].needs_batches and words.data is None:
         raise UserError(
-            f"--importance {settings.importance}: needs --data with rows to compute a loss on; group_norm needs none"
+            f"--importance {settings.importance}: needs --data with rows to compute a loss on; "
+            f"{WITHOUT_BATCHES} needs none"
         )
     if words.output not in (None, *KINDS):
         raise UserError(f"--output {words.output}: must be one of {', '.join(KINDS)}")
@@ -130,9 +132,9 @@ def asked(words: Words) -> Asked:
 
 def _settings(words: Words) -> PruneSettings:
     chosen: dict[str, Any] = {
-        name: getattr(words, name) for name in (*TARGETS, "round_to", "max_ratio", "steps", "depth", "heads")
+        name: getattr(words, name) for name in (*GOALS, "round_to", "max_ratio", "steps", "depth", "heads")
     }
-    chosen["importance"] = words.importance or ("group_norm" if words.data is None else "gauss_newton")
+    chosen["importance"] = words.importance or (WITHOUT_BATCHES if words.data is None else DEFAULT)
     try:
         return PruneSettings(**chosen, global_=not words.uniform)
     except ValidationError as error:
@@ -145,11 +147,6 @@ def _explained(error: Any) -> str:
         return f"--{said}"
     option = str(error["loc"][0]).replace("_", "-")
     return f"--{option} {error['input']}: {said[:1].lower()}{said[1:]}"
-
-
-def _more(settings: PruneSettings) -> str:
-    name, _ = settings.asked
-    return {"ratio": "0.3 or so", "speedup": "1.5 or so"}.get(name, "0.5 or so, the share that stays")
 
 
 def _arguments(entries: tuple[str, ...]) -> dict[str, Any]:
