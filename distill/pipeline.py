@@ -33,6 +33,7 @@ from distill.stages import prune, quantize, student, teacher
 from distill.stages.making import StageResult
 from distill.stages.trial import try_models
 from distill.study import study as search
+from distill.study.space import require_allowed
 from distill.tasks import load_task
 
 _MODELS = {"prune": "pruned model", "quantize": "quantized model"}
@@ -341,5 +342,5 @@ def _replayed(path: str | Path | None, config: RunConfig) -> Mapping[str, Any]:
         return {}
     decisions = read_decisions(Path(path))
     if "search" in decisions:
-        search.require_allowed(config, decisions["search"]["chosen"], f"--decisions {path}: search.chosen")
+        require_allowed(config, decisions["search"]["chosen"], f"--decisions {path}: search.chosen")
     return decisions
