@@ -21,18 +21,19 @@ DTYPES: dict[int, torch.dtype] = {
     TensorProto.BOOL: torch.bool,
     TensorProto.DOUBLE: torch.float64,
 }
-Numbers = Sequence[int] | Tensor  # axes, sizes and the like: attributes in older opsets, inputs in newer ones
+Sizes = list[int]
+Numbers = Sizes | Tensor  # axes, sizes and the like: attributes in older opsets, inputs in newer ones
 
 
 def _ints(numbers: Numbers) -> list[int]:
     return [int(number) for number in (numbers.tolist() if isinstance(numbers, Tensor) else numbers)]
 
 
-def _padded(x: Tensor, pads: Sequence[int] = (), auto_pad: str = "NOTSET", *, fill: float = 0.0) -> Tensor:
+def _padded(x: Tensor, pads: Sizes | None = None, auto_pad: str = "NOTSET", *, fill: float = 0.0) -> Tensor:
     """Pad as the attributes of a window say, which may be uneven."""
     if auto_pad != "NOTSET":
         raise UserError("model: auto_pad cannot be trained here; export with explicit pads")
-    if not any(pads):
+    if not pads or not any(pads):
         return x
     half = len(pads) // 2
     return functional.pad(x, [pad for i in reversed(range(half)) for pad in (pads[i], pads[half + i])], value=fill)
@@ -43,10 +44,10 @@ def _conv(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    strides: Sequence[int] | None = None,
-    dilations: Sequence[int] | None = None,
+    strides: Sizes | None = None,
+    dilations: Sizes | None = None,
     group: int = 1,
-    kernel_shape: Sequence[int] = (),
+    kernel_shape: Sizes | None = None,
     **padding: Any,
 ) -> Tensor:
     convolve: Callable[..., Tensor] = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[x.ndim]
@@ -70,39 +71,40 @@ def _gemm(
 def _max_pool(
     x: Tensor,
     *,
-    kernel_shape: Sequence[int],
-    strides: Sequence[int] | None = None,
-    dilations: Sequence[int] = (1, 1),
+    kernel_shape: Sizes,
+    strides: Sizes | None = None,
+    dilations: Sizes | int = 1,
     ceil_mode: int = 0,
     storage_order: int = 0,
     **padding: Any,
 ) -> Tensor:
     _check_pool(kernel_shape, ceil_mode)
     padded = _padded(x, **padding, fill=-torch.inf)
-    return functional.max_pool2d(padded, kernel_shape, strides or (1, 1), 0, dilations)
+    pooled: Tensor = functional.max_pool2d(padded, kernel_shape, strides or 1, 0, dilations)
+    return pooled
 
 
 def _average_pool(
     x: Tensor,
     *,
-    kernel_shape: Sequence[int],
-    strides: Sequence[int] | None = None,
-    dilations: Sequence[int] = (1,),
+    kernel_shape: Sizes,
+    strides: Sizes | None = None,
+    dilations: Sizes | None = None,
     ceil_mode: int = 0,
     count_include_pad: int = 0,
     **padding: Any,
 ) -> Tensor:
     _check_pool(kernel_shape, ceil_mode)
-    if set(dilations) != {1}:
+    if set(dilations or [1]) != {1}:
         raise UserError("model: an AveragePool with dilations cannot be trained here")
-    pool = partial(functional.avg_pool2d, kernel_size=kernel_shape, stride=strides or (1, 1))
+    pool = partial(functional.avg_pool2d, kernel_size=kernel_shape, stride=strides or 1)
     mean: Tensor = pool(_padded(x, **padding))
-    if any(padding.get("pads", ())) and not count_include_pad:
+    if any(padding.get("pads") or []) and not count_include_pad:
         mean = mean / pool(_padded(torch.ones_like(x), **padding))
     return mean
 
 
-def _check_pool(kernel_shape: Sequence[int], ceil_mode: int) -> None:
+def _check_pool(kernel_shape: Sizes, ceil_mode: int) -> None:
     if ceil_mode or len(kernel_shape) != 2:
         raise UserError("model: a pool with ceil_mode, or not over two axes, cannot be trained here")
 
@@ -202,7 +204,7 @@ def _expand(x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(_ints(shape))))
 
 
-def _transpose(x: Tensor, *, perm: Sequence[int] | None = None) -> Tensor:
+def _transpose(x: Tensor, *, perm: Sizes | None = None) -> Tensor:
     return x.permute(*(perm or reversed(range(x.ndim))))
 
 
