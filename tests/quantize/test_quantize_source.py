@@ -63,7 +63,7 @@ net = Net()
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_imports: None) -> Path:
     """Give the current folder, which holds a module and rows."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("distill.single_stage.quantizing.command.why_unmeasurable", lambda _: "not here")
+    monkeypatch.setattr("distill.single_stage.quantize_model.why_unmeasurable", lambda _: "not here")
     Path("net.py").write_text(NET)
     x = normal(120, 6)
     np.savez("rows.npz", features=x)

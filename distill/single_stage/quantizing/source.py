@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from distill.errors import UserError
 from distill.export.parity_check import first_line
 from distill.quantize.select import why_not_quantizable
 from distill.references.models import build
-from distill.single_stage.quantizing.rows import label_name
+from distill.single_stage.pruning.source import named_inputs, parameters_of
+from distill.tasks.rows import label_name
 from distill.types import Array
 
 if TYPE_CHECKING:
@@ -78,57 +78,46 @@ def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
 def export_callable(made: TorchCallable, arrays: Mapping[str, Array], labels: str | None) -> ModelProto:
     """Call a function that makes an nn.Module, and export that by a few of the rows; inputs have the arrays' names.
 
+    Raises:
+        UserError: there is no such function, what it returns is no module, or it cannot be exported.
+    """
+    if made.form != "eager":
+        raise UserError(f"{made.form}:{made.reference}: an export has no {made.form} form; give {made.reference}")
+    return export_module(build(made.reference), arrays, labels, made.reference)
+
+
+def export_module(module: nn.Module, arrays: Mapping[str, Array], labels: str | None, name: str) -> ModelProto:
+    """Export a module by a few of the rows.
+
     Arrays whose names are those of forward's parameters are passed by name, the others in the order of the file.
 
     Args:
-        made: the function, as it was named.
+        module: whose forward takes the rows.
         arrays: samples [n, …], and labels, if there are any.
         labels: the name of the labels; None where they may have a usual one.
+        name: what messages call the module.
 
     Raises:
-        UserError: there is no such function, what it returns is no module, or it cannot be exported.
+        UserError: forward does not take these arrays, or it cannot be exported.
     """
     import torch
 
     from distill.export import export_onnx
 
-    if made.form != "eager":
-        raise UserError(f"{made.form}:{made.reference}: an export has no {made.form} form; give {made.reference}")
-    module = build(made.reference)
-    takes = _signature(module)
-    named = {
-        name for name, one in takes.parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
-    }
-    key = label_name(arrays, labels, named if labels is None else ())
+    key = label_name(arrays, labels, parameters_of(module) if labels is None else ())
     tensors = {}
-    for name, value in arrays.items():
-        if name != key:
+    for array, value in arrays.items():
+        if array != key:
             try:
-                tensors[name] = torch.from_numpy(value[:_EXAMPLE_ROWS].copy())
+                tensors[array] = torch.from_numpy(value[:_EXAMPLE_ROWS].copy())
             except (TypeError, IndexError) as error:
-                raise UserError(f"{made.reference}: {name} cannot become a tensor ({first_line(error)})") from error
-    args = {name: tensor for name, tensor in tensors.items() if name not in named}
-    kwargs = {name: tensor for name, tensor in tensors.items() if name in named}
+                raise UserError(f"{name}: {array} cannot become a tensor ({first_line(error)})") from error
     try:
-        takes.bind(*args.values(), **kwargs)
-    except TypeError as error:
-        raise UserError(
-            f"{made.reference}: forward{takes} does not take {', '.join(tensors) or 'nothing'} ({error}); name the "
-            "arrays of the .npz like its parameters"
-        ) from error
-    names = [*args, *kwargs]
-    try:
-        return export_onnx(module, args=tuple(args.values()), kwargs=kwargs, logits=_logits, input_names=names)
+        inputs = named_inputs(module, [*tensors], _logits)
+        args, kwargs = inputs.call(tensors)
+        return export_onnx(module, args=args, kwargs=kwargs, logits=_logits, input_names=inputs.names)
     except UserError as error:
-        raise UserError(f"{made.reference}: {error}") from error
-
-
-def _signature(module: nn.Module) -> inspect.Signature:
-    """Return what forward takes; of one that is not written in Python, anything."""
-    try:
-        return inspect.signature(module.forward)
-    except (TypeError, ValueError):
-        return inspect.signature(lambda *args: None)
+        raise UserError(f"{name}: {error}") from error
 
 
 def _logits(output: Any) -> Any:
