@@ -30,8 +30,8 @@ from distill.prune import apply_structure, structure_of
 from distill.runtime.folder import damaged, file_sha256
 from distill.state import load_state
 from distill.tasks.base import Batch, Data, Task
-from distill.training.loop import as_inputs
-from distill.training.views import batches
+from distill.training.batches import batches
+from distill.training.forward import as_inputs
 from distill.types import Feed
 
 

@@ -20,7 +20,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
-from distill.config.loading import DistillSettings, ModelSettings, PruneSection, RunConfig
+from distill.config.loading import ModelSettings, PruneSection, RunConfig
+from distill.distillation.settings import DistillSettings
 from distill.errors import UserError
 from distill.prune import count, prune_channels, recalibrate
 from distill.prune.goals import GOALS
@@ -31,8 +32,11 @@ from distill.runtime.context import Context
 from distill.runtime.folder import RunFolder, damaged, digest, sources
 from distill.sealed import remove
 from distill.stages.making import TRAINING, fit_here, model_inputs
-from distill.stages.student import teaching
-from distill.training.loop import DivergedError, StepLoss, Teach, TrainRecord, TrainSettings, predict
+from distill.stages.student import lesson_of
+from distill.training.forward import predict
+from distill.training.lesson import Lesson
+from distill.training.loop import DivergedError
+from distill.training.settings import TrainSettings
 
 JOURNAL = "study.journal"
 _NOTE = "study.json"
@@ -195,11 +199,11 @@ def _try(
         learning_rate=trial.suggest_float("distill.learning_rate", *ranges["distill.learning_rate"], log=True),
         epochs=max(1, math.ceil(distillation.epochs * ctx.config.search.epochs)),
     )
-    teach, loss = teaching(ctx, teacher, proposed)
+    lesson = lesson_of(ctx, teacher, proposed)
     train = TrainSettings(**{f.name: getattr(proposed, f.name) for f in dataclasses.fields(TrainSettings)})
     model = _start(ctx, teacher)
     if isinstance(ctx.config.student, ModelSettings):
-        model, _ = _fit(ctx, model, train, teach, loss, proposed.views)
+        model = _fit(ctx, model, train, lesson)
     if pruning is not None:
         model, _ = prune_channels(
             model,
@@ -212,7 +216,7 @@ def _try(
         )
         model = recalibrate(model, model_inputs(ctx, train.batch_size), batches=20)
         short = dataclasses.replace(train, epochs=1, learning_rate=pruning.learning_rate)
-        model, _ = _fit(ctx, model, short, teach, loss, proposed.views)
+        model = _fit(ctx, model, short, lesson)
     logits, target = predict(model, ctx.task, ctx.task.data["validation"], ctx.device)
     macs = count(model, *example(ctx.task)).macs
     return float(ctx.task.metrics(logits, target)[ctx.task.metric]), float(macs)
@@ -239,20 +243,8 @@ def _start(ctx: Context, teacher: Artifact) -> nn.Module:
     return teacher.model
 
 
-def _fit(
-    ctx: Context, model: nn.Module, train: TrainSettings, teach: Teach, loss: StepLoss, views: int
-) -> tuple[nn.Module, TrainRecord]:
-    return fit_here(
-        ctx,
-        model,
-        train,
-        seed=ctx.config.seed,
-        teach=teach,
-        loss=loss,
-        views=views,
-        what="trial",
-        field_name="distill",
-    )
+def _fit(ctx: Context, model: nn.Module, train: TrainSettings, lesson: Lesson) -> nn.Module:
+    return fit_here(ctx, model, train, seed=ctx.config.seed, lesson=lesson, title="trial", section="distill")[0]
 
 
 def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
