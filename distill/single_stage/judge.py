@@ -51,7 +51,7 @@ class AnswerSettings:
         metric = options.metric
         if isinstance(metric, str):
             metric = load_reference(metric, field="--metric")
-        return cls(options.output, options.axis, metric)  # type: ignore[arg-type]
+        return cls(options.output, options.axis, metric)
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,7 @@ def run(options: PruneOptions, progress: Progress | None = None) -> Pruned:
     if options.out is not None:
         require_place(options.out, [path for path in (options.data, options.weights) if isinstance(path, Path)])
         if not isinstance(options.model, str):
-            raise UserError(
-                "out: a folder says how its model is built again; name the model as package.module:function"
-            )
+            raise UserError("out: a folder says how its model is built again; give model as package.module:function")
     unmeasured = _why_unmeasured(request)
     with told_of(shown(options.model)):
         start = _start(request, progress)

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill.distillation.settings import DistillSettings
-from distill.training.taps import Answers
 from prune_nets import forget, settle, typed
 from torch import nn
 
+from distill.distillation.settings import DistillSettings
 from distill.outputs import Output
 from distill.prune.scores.projection import class_axis
 from distill.single_stage.prune_model import recovery_loss
 from distill.tasks.rows import RowBatch, RowsTask
+from distill.training.taps import Answers
 
 NETS = """
 import torch
@@ -139,7 +139,7 @@ def soft_loss(model: nn.Module, task: RowsTask) -> float:
     student, target = task.logits(model(*args)), task.target(batch)
     loss = recovery_loss(task, DistillSettings(temperature=2.0))
     value = loss(Answers(student), Answers(task.reference_logits(batch)), target, task.loss(student, target))
-    return float(value)
+    return value.item()
 
 
 X = torch.from_numpy(PLACES)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from prune_nets import skip_exports
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -22,7 +23,8 @@ ROWS = np.random.default_rng(0).normal(size=(240, 8)).astype(np.float32)
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -40,12 +42,12 @@ def test_a_module_is_pruned_in_a_few_lines() -> None:
     model = make()
     labels = labels_of(model)
 
-    result = distill.prune_model(model, data=(ROWS, labels), macs=0.5, epochs=3, timing=False)
+    result = distill.prune_model(model, data=(ROWS, labels), macs=0.5, epochs=20, timing=False)
     accuracy = (result.model(torch.from_numpy(ROWS)).argmax(1).numpy() == labels).mean()
     print(result.outcome.status, accuracy, result.outcome.record.widths)
 
     assert result.outcome.status == "done"
-    assert accuracy > 0.8
+    assert accuracy > 0.85
     example = (torch.from_numpy(ROWS[:2]),)
     assert count(result.model, example, {}).macs <= 0.56 * count(model, example, {}).macs
     assert result.outcome.quality is not None
@@ -110,14 +112,12 @@ TENSORS = {"input": torch.from_numpy(ROWS)}
         (Path("rows.npz"), True),
     ],
 )
-def test_rows_of_any_form_say_the_same(data: Any, labelled: bool) -> None:
+def test_rows_of_any_form_say_the_same(data: Any, labelled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_exports(monkeypatch)
     np.savez("rows.npz", input=ROWS, labels=labels_of(make()))
-    found = distill.prune_model(make, data=data, ratio=0.4, importance="group_norm", timing=False).outcome.quality
-    assert found is not None
-    assert found.labelled is labelled
-    assert found.rows == 48
-    expected = distill.prune_model(make, data=Path("rows.npz"), ratio=0.4, importance="group_norm", timing=False)
-    assert not labelled or found == expected.outcome.quality
+    quality = distill.prune_model(make, data=data, ratio=0.4, importance="group_norm", timing=False).outcome.quality
+    assert quality is not None
+    assert (quality.rows, quality.labelled, quality.before) == (48, labelled, 1.0 if labelled else None)
 
 
 def test_a_graph_is_quantised_and_judged_by_a_function() -> None:
@@ -130,7 +130,7 @@ def test_a_graph_is_quantised_and_judged_by_a_function() -> None:
     words = {"metric": certainty, "max_drop": 1.0, "precision": "int8", "target": "arm"}
     result = distill.quantize_model(exported, data={"input": ROWS}, **words)
     assert result.choice.judged.endswith("is judged by certainty")
-    assert result.choice.chosen.name == "int8"
+    assert result.choice.chosen.name.startswith("int8")
     onnx.save(exported, "float.onnx")
     again = distill.quantize_model("float.onnx", data=Named(), out="small.onnx", **words)
     assert Path("small.onnx").read_bytes() == again.onnx.SerializeToString() == result.onnx.SerializeToString()
