@@ -195,16 +195,16 @@ def require_bounds(options: PruneOptions | QuantizeOptions) -> None:
 
 def typed(options: PruneOptions) -> list[str]:
     """Write options down again as they can be typed; an object of Python by its name, or its type's."""
-    words: list[str] = []
+    command: list[str] = []
     for field in fields(PruneOptions):
         value = getattr(options, field.name)
         repeated = value if isinstance(field.default, tuple) else (value,)
         option = "--" + field.name.replace("_", "-")
         if isinstance(value, bool) and value != field.default:
-            words.append(option if value else option.replace("--", "--no-", 1))
+            command.append(option if value else option.replace("--", "--no-", 1))
         elif value is not None and not (isinstance(value, str | int | float) and value == field.default):
-            words += [word for entry in repeated for word in (option, shown(entry))]
-    return words
+            command += [part for entry in repeated for part in (option, shown(entry))]
+    return command
 
 
 def shown(value: Any) -> str:

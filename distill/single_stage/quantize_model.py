@@ -26,7 +26,7 @@ from distill.quantize.choose import FLOAT, Candidate, Choice, Precision, choose,
 from distill.quantize.repair import Loss
 from distill.quantize.sensitivity import sensitivities
 from distill.quantize.settings import CALIBRATIONS, QuantizeSettings
-from distill.quantize.static import calibrated
+from distill.quantize.static import calibrate_graph
 from distill.quantize.timing import saved_seconds
 from distill.single_stage.graph_rows import GraphRows, inputs_of, part_rows
 from distill.single_stage.judge import AnswerSettings, GraphJudge
@@ -261,16 +261,16 @@ class _Job:
         """Measure every layer of static int8, as it was written last if it was; why not is a warning."""
         settings = choice.attempts[-1].settings if choice.attempts else self.settings
         plain = replace(settings, bias_correction=False)  # needs no other ranges
-        rows, target = self.rows, self.target
+        rows = self.rows
         try:
-            base = calibrated(self.core, plain, target=target, calibration=rows.calibration, progress=self.progress)
+            graph = calibrate_graph(
+                self.core, plain, target=self.target, calibration=rows.calibration, progress=self.progress
+            )
             layers = sensitivities(
-                base,
+                graph,
                 settings,
-                target=target,
                 rows=rows.judged,
-                saved_s=saved_seconds(base, settings, target=target, feed=rows.judged[0]),
-                calibration=rows.calibration,
+                saved_s=saved_seconds(graph, settings, feed=rows.judged[0]),
                 output=self.judge.output,
                 progress=self.progress,
             )

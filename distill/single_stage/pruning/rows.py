@@ -105,9 +105,9 @@ def read_samples(request: PruneRequest, model: nn.Module, take: Take) -> Samples
     """
     options = request.options
     assert options.data is not None
-    source_name, known = f"--data {shown(options.data)}", parameters_of(model)
-    arrays = read_rows(options.data, next(iter(known), "x"))
-    key = label_name(arrays, options.labels, known if options.labels is None else ())
+    source_name, by_name = f"--data {shown(options.data)}", parameters_of(model)
+    arrays = read_rows(options.data, next(iter(by_name), "x"))
+    key = label_name(arrays, options.labels, by_name if options.labels is None else ())
     if key is None and LABELS in arrays:
         key = LABELS  # the forward of transformers takes them, too, to compute its own loss
     total = count_rows(arrays, source_name, fewest=2)

@@ -38,9 +38,9 @@ def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
     """
     proto = load_proto(path)
     packed = sorted({node.op_type for node in proto.graph.node} & set(_PACKED))
-    held = f"it is quantised already (it has {', '.join(packed)})" if packed else why_not_quantizable(proto)
-    if held is not None:
-        raise UserError(f"{path}: {held}; give the float32 export")
+    why = f"it is quantised already (it has {', '.join(packed)})" if packed else why_not_quantizable(proto)
+    if why is not None:
+        raise UserError(f"{path}: {why}; give the float32 export")
     if not proto.graph.output:
         raise UserError(f"{path}: its graph has no output; export it again")
     extra = external_files(path, proto)
@@ -75,15 +75,17 @@ def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
         ) from error
 
 
-def export_callable(made: TorchCallable, arrays: Mapping[str, Array], labels: str | None) -> ModelProto:
+def export_callable(function: TorchCallable, arrays: Mapping[str, Array], labels: str | None) -> ModelProto:
     """Call a function that makes an nn.Module, and export that by a few of the rows; inputs have the arrays' names.
 
     Raises:
         UserError: there is no such function, what it returns is no module, or it cannot be exported.
     """
-    if made.form != "eager":
-        raise UserError(f"{made.form}:{made.reference}: an export has no {made.form} form; give {made.reference}")
-    return export_module(build(made.reference), arrays, labels, made.reference)
+    if function.form != "eager":
+        raise UserError(
+            f"{function.form}:{function.reference}: an export has no {function.form} form; give {function.reference}"
+        )
+    return export_module(build(function.reference), arrays, labels, function.reference)
 
 
 def export_module(module: nn.Module, arrays: Mapping[str, Array], labels: str | None, name: str) -> ModelProto:
