@@ -6,39 +6,35 @@ import shlex
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
 from distill.benchmarks import machine, why_unmeasurable
-from distill.distillation.settings import DistillSettings
 from distill.errors import NotMeasuredError, UserError
 from distill.export import to_bytes
-from distill.prune import PruneRecord, prune_channels, recalibrate
+from distill.prune import PruneRecord, prune_channels
 from distill.prune.reload import load_own, save
-from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
-from distill.references.libraries import OF_WEIGHTS
 from distill.single_stage.options import ModuleLike, PruneOptions, shown, typed
+from distill.single_stage.pruning import remarks
 from distill.single_stage.pruning.folder import RECORD, new_folder, require_place
 from distill.single_stage.pruning.outcome import Latency, Outcome
 from distill.single_stage.pruning.page import html
+from distill.single_stage.pruning.recovery import Recovery
 from distill.single_stage.pruning.request import PruneRequest, read_request
-from distill.single_stage.pruning.rows import JudgedRows, Samples, device_of, read_samples
+from distill.single_stage.pruning.rows import JudgedRows, Samples, read_samples
 from distill.single_stage.pruning.shipping import Shipping
 from distill.single_stage.pruning.source import Inputs, built, logits_in, logits_of, made_up, named_inputs, told_of
 from distill.single_stage.pruning.text import markdown
-from distill.tasks.rows import RowsTask, moved, on
+from distill.tasks.rows import moved, on
 from distill.tasks.sources import cache_folder
-from distill.training.lesson import Lesson, Loss
-from distill.training.loop import fit
-from distill.training.taps import Answers, Tap
 from distill.types import Progress
 
 _EXAMPLE, _SAMPLES = 2, 64
@@ -125,6 +121,12 @@ class _Start:
     def options(self) -> PruneOptions:
         return self.request.options
 
+    @cached_property
+    def recovery(self) -> Recovery | None:
+        if self.rows is None:
+            return None
+        return Recovery(self.rows.task, self.request.recovery, self.options.seed, self.progress)
+
 
 def _why_unmeasured(request: PruneRequest) -> str | None:
     """Say why nothing will be timed, or None.
@@ -160,7 +162,7 @@ def _start(request: PruneRequest, progress: Progress | None) -> _Start:
         {name: value[:_SAMPLES].numpy() for name, value in tensors.items()},
         None if samples is None else samples.first(options.batch),
     )
-    weaknesses = _library_weights(options) or _drawn_weights(request, model)
+    weaknesses = remarks.library_weights(options) or remarks.drawn_weights(request, model)
     core = shipping.exported(model)
     rows = None
     if samples is not None:
@@ -197,10 +199,11 @@ def _prune(start: _Start, *, timed: bool) -> tuple[nn.Module, PruneRecord]:
     """Cut channels, heads and blocks; between steps the rows teach what is left."""
     options, settings, device = start.options, start.request.settings, _device(start.options)
     batches = loss = recover = None
-    if start.rows is not None:
-        shuffled = start.rows.task.batches(options.batch_size, options.seed)
+    if start.recovery is not None:
+        task = start.recovery.task
+        shuffled = task.batches(options.batch_size, options.seed)
         batches = [on(batch, device) for batch in islice(shuffled, settings.batches)]
-        loss, recover = start.rows.task.loss_of, partial(_between, start)
+        loss, recover = task.loss_of, partial(_between, options, start.recovery)
     prune = partial(
         prune_channels,
         start.model.to(device),
@@ -230,72 +233,24 @@ def _cache() -> Path | None:
     return folder
 
 
-def _between(start: _Start, narrow: nn.Module, step: int) -> nn.Module:
+def _between(options: PruneOptions, recovery: Recovery, narrow: nn.Module, step: int) -> nn.Module:
     """Recalibrate and teach a little between two steps."""
-    assert start.rows is not None
-    narrow = _recalibrated(start, start.rows, narrow)
-    if not start.options.epochs:
+    narrow = recovery.recalibrated(narrow)
+    if not options.epochs:
         return narrow
-    seed, title = start.options.seed + step, f"distilling after step {step + 1}"
-    return _taught(start, start.rows, narrow, epochs=1, seed=seed, title=title)
+    return recovery.taught(narrow, epochs=1, seed=options.seed + step, title=f"distilling after step {step + 1}")
 
 
 def _finish(start: _Start, pruned: nn.Module) -> tuple[nn.Module, SparseRecord | None]:
     """Set weights to zero where that was asked for, and let the rows teach; returns the model on the CPU."""
-    sparse, options = None, start.options
+    sparse, options, recovery = None, start.options, start.recovery
     if start.request.sparsity is not None:
         pruned, sparse = sparsify(pruned, start.request.sparsity, ignore=options.ignore)
-    if start.rows is not None:
-        pruned = _recalibrated(start, start.rows, pruned)
+    if recovery is not None:
+        pruned = recovery.recalibrated(pruned)
         if options.epochs:
-            title = "distilling"
-            pruned = _taught(start, start.rows, pruned, epochs=options.epochs, seed=options.seed, title=title)
+            pruned = recovery.taught(pruned, epochs=options.epochs, seed=options.seed, title="distilling")
     return release_(pruned).cpu(), sparse
-
-
-def _recalibrated(start: _Start, rows: JudgedRows, model: nn.Module) -> nn.Module:
-    """Return a copy whose batch-norm statistics are those of the rows."""
-    device = device_of(model)
-    batches = rows.task.batches(start.options.batch_size, start.options.seed)
-    return recalibrate(model, (moved(batch.inputs, device) for batch in batches), progress=start.progress)
-
-
-def _taught(start: _Start, rows: JudgedRows, model: nn.Module, *, epochs: int, seed: int, title: str) -> nn.Module:
-    """Return a copy, where the model is, that learnt what the unpruned one answers, and a little of the labels."""
-    task, device, recovery = rows.task, device_of(model), replace(start.request.recovery, epochs=epochs)
-    lesson = Lesson(lambda index, batch, view: Answers(task.reference_logits(batch)), recovery_loss(task, recovery))
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        trained, _ = fit(
-            model,
-            task,
-            recovery,
-            seed=seed,
-            device=device,
-            lesson=lesson,
-            title=title,
-            section="prune",
-            progress=start.progress,
-        )
-    return trained.to(device)
-
-
-def recovery_loss(task: RowsTask, recovery: DistillSettings) -> Loss:
-    """Return what compares a pruned model's answers with the unpruned one's, and with labels where there are some."""
-    if task.truth is None:
-        recovery = replace(recovery, weight=1.0)
-    return _NumbersLoss(task, recovery.weight) if task.output.kind == "numbers" else recovery.effective_loss
-
-
-@dataclass(frozen=True)
-class _NumbersLoss:
-    """(1 - weight)·hard + weight·squared error against the teacher's numbers, in units of their variance."""
-
-    task: RowsTask
-    weight: float
-    taps: ClassVar[tuple[Tap, ...]] = ()
-
-    def __call__(self, student: Answers, teacher: Answers, labels: Tensor, hard: Tensor) -> Tensor:
-        return (1 - self.weight) * hard + self.weight * self.task.loss(student.logits, teacher.logits)
 
 
 def _outcome(start: _Start, record: PruneRecord, unmeasured: str | None) -> Outcome:
@@ -312,64 +267,8 @@ def _outcome(start: _Start, record: PruneRecord, unmeasured: str | None) -> Outc
         machine=machine(),
         unmeasured=unmeasured,
         epochs=options.epochs,
-        warnings=(*record.warnings, *start.weaknesses, *_warnings(options, record, unmeasured)),
+        warnings=(*record.warnings, *start.weaknesses, *remarks.of_outcome(options, record, unmeasured)),
     )
-
-
-def _warnings(options: PruneOptions, record: PruneRecord, unmeasured: str | None) -> list[str]:
-    """Say what makes the result less than it could be, each with what mends it."""
-    warnings = []
-    if options.data is None:
-        warnings.append(
-            "no rows were given: batch-norm statistics are those of before, and what the pruned model still knows was "
-            "not looked at; its accuracy needs --data and --epochs, or a training of your own"
-        )
-    elif not options.epochs:
-        warnings.append(
-            "the pruned model was not trained again; --epochs 10 has it learn what the unpruned one answers"
-        )
-    if options.format != "float32":
-        warnings.append(
-            f"model.onnx is float32 and was timed as {options.format}; `python -m distill quantize` makes it that, "
-            "on rows of yours"
-        )
-    if unmeasured == "--no-timing":
-        warnings.append("nothing was timed, as --no-timing says: whether it is faster is not known")
-    elif unmeasured is not None:
-        warnings.append(f"unmeasured: {unmeasured}; --measure COMMAND times it there")
-    if not IMPORTANCES[record.importance].needs_batches and options.importance is None and options.data is not None:
-        warnings.append(f"importance {record.importance} was used")
-    return warnings
-
-
-def _library_weights(options: PruneOptions) -> list[str]:
-    """Say when a library's model has the weights that it was drawn with."""
-    model = shown(options.model)
-    library = model.partition(":")[0]
-    names = OF_WEIGHTS.get(library, ())
-    if not names or options.weights is not None or any(entry.partition("=")[0] in names for entry in options.arg):
-        return []
-    value = "DEFAULT" if library == "torchvision" else "true"
-    return [
-        f"the weights of {model} are random: its speed means something, what is cut does not; give --weights, or "
-        f"--arg {names[0]}={value}, which downloads some"
-    ]
-
-
-def _drawn_weights(request: PruneRequest, model: nn.Module) -> list[str]:
-    """Say when a function gives other weights with another seed: they were drawn, and nobody trained them."""
-    options = request.options
-    name = shown(options.model)
-    if options.weights is not None or isinstance(options.model, nn.Module) or name.partition(":")[0] in OF_WEIGHTS:
-        return []
-    other = dict(built(options.model, request.arguments, None, options.seed + 1).named_parameters())
-    drawn = [key for key, value in model.named_parameters() if key in other and not value.equal(other[key])]
-    if not drawn:
-        return []
-    return [
-        f"the weights of {name} are random ({drawn[0]} differs with another seed): nobody trained them, so what is cut "
-        "and what is learnt means nothing; give trained ones by --weights"
-    ]
 
 
 def _judge(

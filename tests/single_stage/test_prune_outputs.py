@@ -16,7 +16,7 @@ from torch import nn
 from distill.distillation.settings import DistillSettings
 from distill.outputs import Output
 from distill.prune.scores.projection import class_axis
-from distill.single_stage.prune_model import recovery_loss
+from distill.single_stage.pruning.recovery import Recovery
 from distill.tasks.rows import RowBatch, RowsTask
 from distill.training.taps import Answers
 
@@ -137,7 +137,7 @@ def soft_loss(model: nn.Module, task: RowsTask) -> float:
     batch = task.batch(task.train_rows)
     args, _ = task.inputs(batch)
     student, target = task.logits(model(*args)), task.target(batch)
-    loss = recovery_loss(task, DistillSettings(temperature=2.0))
+    loss = Recovery(task, DistillSettings(temperature=2.0), 0, None).loss
     value = loss(Answers(student), Answers(task.reference_logits(batch)), target, task.loss(student, target))
     return value.item()
 

@@ -28,7 +28,10 @@ _TOKENS = 128  # tokens of a made-up text
 _SETTING = re.compile(r"\bprune\.(?=importance|learning_rate|speedup|macs|parameters|ratio)")
 
 
-def logits_in(name: str | None) -> Take:
+_WHERE = "say by --logits where they are: a key, an attribute, or a place in a tuple, from 0"
+
+
+def logits_in(name: str | None, *, mend: str = _WHERE) -> Take:
     """Return what takes the logits out of a model's output: a key, an attribute or a place in a tuple.
 
     None takes a tensor as it is, and `logits` of a mapping or an object.
@@ -49,10 +52,7 @@ def logits_in(name: str | None) -> Take:
         content = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
         content = f" of {len(output)}" if isinstance(output, list | tuple) else content
         without = "" if name is None else f", which holds no tensor {name!r}"
-        raise UserError(
-            f"forward returns a {type(output).__name__}{content}{without}; say by --logits where they are: a key, "
-            "an attribute, or a place in a tuple, from 0"
-        )
+        raise UserError(f"forward returns a {type(output).__name__}{content}{without}; {mend}")
 
     return take
 

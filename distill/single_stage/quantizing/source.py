@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 from onnx import ModelProto, TensorProto
@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.export.parity_check import first_line
 from distill.quantize.select import why_not_quantizable
 from distill.references.models import build
-from distill.single_stage.pruning.source import named_inputs, parameters_of
+from distill.single_stage.pruning.source import logits_in, named_inputs, parameters_of
 from distill.tasks.rows import label_name
 from distill.types import Array
 
@@ -114,24 +114,10 @@ def export_module(module: nn.Module, arrays: Mapping[str, Array], labels: str | 
                 tensors[array] = torch.from_numpy(value[:_EXAMPLE_ROWS].copy())
             except (TypeError, IndexError) as error:
                 raise UserError(f"{name}: {array} cannot become a tensor ({first_line(error)})") from error
+    take = logits_in(None, mend="wrap it in a module that returns the logits alone")
     try:
-        inputs = named_inputs(module, [*tensors], _logits)
+        inputs = named_inputs(module, [*tensors], take)
         args, kwargs = inputs.call(tensors)
-        return export_onnx(module, args=args, kwargs=kwargs, logits=_logits, input_names=inputs.names)
+        return export_onnx(module, args=args, kwargs=kwargs, logits=take, input_names=inputs.names)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-
-
-def _logits(output: Any) -> Any:
-    """Return a tensor as it is, and of a mapping or an object its `logits`, as transformers' models return them."""
-    import torch
-
-    if isinstance(output, torch.Tensor):
-        return output
-    held = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if held is None:
-        keys = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
-        raise UserError(
-            f"forward returns {type(output).__name__}{keys}; wrap it in a module that returns the logits alone"
-        )
-    return held
