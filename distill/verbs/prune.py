@@ -127,8 +127,9 @@ def prune(
     }
     from distill import clean
     from distill.console import Console
+    from distill.rendering.terminal import render
     from distill.single_stage.pruning.command import run
-    from distill.single_stage.pruning.table import render
+    from distill.single_stage.pruning.report import document
 
     with Console("quiet" if quiet else "auto") as console:
         outcome = run(Words(**said), console.progress)
@@ -137,6 +138,6 @@ def prune(
         sys.stdout.write(clean.json_text(outcome.to_json()))
     else:
         shown = clean.console()
-        shown.print(render(outcome))
+        shown.print(render(document(outcome, str(out))))
         shown.print(f"{written}: {outcome.why}", soft_wrap=True)
     raise typer.Exit(int(outcome.exit_code))

@@ -89,7 +89,8 @@ def quantize(
     from rich.text import Text
 
     from distill import clean
-    from distill.single_stage.quantizing.table import render
+    from distill.rendering.terminal import render
+    from distill.single_stage.quantizing.report import document
 
     # Of what takes minutes a person wants to see the hand move; a file or a pipe gets the result alone.
     with clean.console(stderr=True).status("reading") as status:
@@ -99,7 +100,7 @@ def quantize(
 
         choice, report, code = run(words, say)
     console = clean.console()
-    console.print(render(choice, report, console.width))
+    console.print(render(document(choice, report)))
     written = f"wrote {out}" if code == 0 else f"{out} was not written"
     console.print(f"{written}: {choice.why}", soft_wrap=True)
     if plot is not None:

@@ -23,15 +23,16 @@ from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
 from distill.references.libraries import OF_WEIGHTS
+from distill.rendering.html import html
+from distill.rendering.markdown import markdown
 from distill.single_stage.pruning.folder import RECORD, new_folder, require_place
 from distill.single_stage.pruning.learning import settled, taught
 from distill.single_stage.pruning.losses import answer_loss
 from distill.single_stage.pruning.outcome import Latency, Outcome, Status
-from distill.single_stage.pruning.page import html
+from distill.single_stage.pruning.report import document
 from distill.single_stage.pruning.rows import Rows, Samples, on, read_rows
 from distill.single_stage.pruning.shipping import Shipping
 from distill.single_stage.pruning.source import Inputs, built, logits_in, logits_of, made_up, named_inputs, told_of
-from distill.single_stage.pruning.text import markdown
 from distill.single_stage.pruning.words import Asked, Words, asked
 from distill.tasks.sources import cache_folder
 from distill.types import Progress
@@ -335,8 +336,9 @@ def _written(words: Words, wanted: Asked, start: Start, pruned: nn.Module, after
         save(folder, pruned, words.model, wanted.arguments)
         _require_same(words.model, start, pruned, folder)
         (folder / RECORD).write_text(outcome.to_json(), encoding="utf-8")
-        (folder / "report.md").write_text(markdown(outcome, str(words.out)), encoding="utf-8")
-        (folder / "report.html").write_text(html(outcome, str(words.out)), encoding="utf-8")
+        report = document(outcome, str(words.out))
+        (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+        (folder / "report.html").write_text(html(report), encoding="utf-8")
 
 
 def _require_same(model: str, start: Start, pruned: nn.Module, folder: Path) -> None:

@@ -31,9 +31,9 @@ from distill.quantize.timing import saved_seconds
 from distill.single_stage.quantizing import remarks
 from distill.single_stage.quantizing.judge import Judge, judge_of
 from distill.single_stage.quantizing.plot import sensitivity_svg
+from distill.single_stage.quantizing.report import kept_float
 from distill.single_stage.quantizing.rows import Rows, inputs_of, part_rows, read_arrays
 from distill.single_stage.quantizing.source import export_callable, read_graph
-from distill.single_stage.quantizing.table import kept_float
 from distill.single_stage.quantizing.tried import to_json
 from distill.types import Progress
 
