@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -21,8 +21,9 @@ def explain(error: ValidationError, root: type[Any], raw: Mapping[str, Any]) -> 
     lines: dict[str, None] = {}
     for one in error.errors():
         place = [str(part) for part in one["loc"] if not _is_branch(part)]
+        branches = {str(part).strip("[]") for part in one["loc"] if _is_branch(part)}
         path, kind, value = ".".join(place), one["type"], one["input"]
-        fields, described = _fields_at(root, place[:-1]), ""
+        fields, described = _fields_at(root, place[:-1], branches), ""
         if place[-1].isdigit() and len(place) > 1:
             described = str(getattr(_fields_at(root, place[:-2]).get(place[-2]), "description", "") or "")
         elif fields and place[-1] in fields:
@@ -54,13 +55,17 @@ def _is_branch(part: Any) -> bool:
     return isinstance(part, str) and (part.endswith("Settings") or part.endswith("Section") or "[" in part)
 
 
-def _fields_at(root: Any, path: list[str]) -> dict[str, Any]:
-    """Return the fields of the settings class at a place below the root; none where there is no such class."""
+def _fields_at(root: Any, path: list[str], branches: Collection[str] = ()) -> dict[str, Any]:
+    """Return the fields of the settings class at a place below the root; none where there is no such class.
+
+    Of several classes that may stand at a place, ``branches`` names the one that was tried.
+    """
     kind = root
     for name in path:
         annotation = getattr(kind.__pydantic_fields__.get(name), "annotation", None)
         options = (annotation, *get_args(annotation))
-        kind = next((one for one in options if hasattr(one, "__pydantic_fields__")), None)
+        kinds = [option for option in options if hasattr(option, "__pydantic_fields__")]
+        kind = next((option for option in kinds if option.__name__ in branches), kinds[0] if kinds else None)
         if kind is None:
             return {}
     return dict(kind.__pydantic_fields__)

@@ -20,7 +20,9 @@ from distill.prune import count
 from distill.runtime.artifacts import example
 from distill.runtime.smoke import First
 from distill.tasks.base import Task
-from distill.training.loop import TrainSettings, fit, forward, predict
+from distill.training.forward import forward, predict
+from distill.training.loop import fit
+from distill.training.settings import TrainSettings
 
 _STEPS = 3
 _PATIENCE_S = 4.0
@@ -92,7 +94,7 @@ def _step_s(model: nn.Module, task: Task, settings: TrainSettings, device: torch
     try:
         # The rate does not change a step's time; a small one cannot diverge.
         slow = dataclasses.replace(settings, epochs=1, learning_rate=min(settings.learning_rate, 1e-4))
-        fit(model, short, slow, seed=0, device=device, what=what, field_name=what, progress=stamp)
+        fit(model, short, slow, seed=0, device=device, title=what, section=what, progress=stamp)
     except _EnoughError:
         pass
     gaps = [after - before for before, after in pairwise(stamps)]

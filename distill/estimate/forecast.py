@@ -19,6 +19,7 @@ from rich.text import Text
 from distill import clean
 from distill.benchmarks import why_unmeasurable
 from distill.config.loading import ModelSettings, RunConfig
+from distill.distillation.teachers import fits_cache
 from distill.errors import UserError
 from distill.estimate.costs import Cost, measure_cost, undisturbed
 from distill.pipeline import pick_device, pick_target
@@ -26,8 +27,7 @@ from distill.references.weights import load_weights
 from distill.runtime.artifacts import Recipe
 from distill.tasks import load_task
 from distill.tasks.base import Task
-from distill.training.loop import TrainSettings
-from distill.training.views import fits_cache
+from distill.training.settings import TrainSettings
 
 _QUANTIZE_S = 3.0
 _SESSION_S = 1.5
@@ -160,7 +160,7 @@ def _stages(
     train, held_out = sizes["train"], sizes["validation"]
     distillation = config.distill
     views = distillation.views if distillation else 0
-    cached = fits_cache(task, views)
+    cached = fits_cache(task, views) and not (distillation and distillation.loss.taps)
     # Without a cache the teacher answers in every step.
     taught_s = 0.0 if cached else student.settings.batch_size * teacher.sample_s
     loaded = config.teacher.weights is not None or config.teacher.pretrained

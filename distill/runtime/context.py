@@ -37,7 +37,8 @@ from distill.runtime.folder import RunFolder, digest, sources, versions
 from distill.runtime.quality import quality, weak_evidence, weak_splits
 from distill.sealed import sealed_array
 from distill.tasks.base import Task
-from distill.training.loop import predict
+from distill.training.batches import batches
+from distill.training.forward import predict
 from distill.types import Array
 
 Split = Literal["validation", "test"]
@@ -144,8 +145,6 @@ class Context:
         return tuple(text for split in _SPLITS for text in weak_splits(split, self.target_of(split), self.task.labels))
 
     def _targets(self, split: Split) -> Array:
-        from distill.training.views import batches
-
         found = [self.task.target(batch).numpy() for _, batch in batches(self.task.data[split], 512)]
         return np.concatenate(found)
 

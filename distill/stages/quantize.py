@@ -30,7 +30,7 @@ from distill.runtime.artifacts import (
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, Quantization, StageFacts
 from distill.stages.making import StageResult, export_settings, make_stage
-from distill.training.views import batches
+from distill.training.batches import batches
 from distill.types import Feed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from distill.types import Feed
 
 Batch = Any
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+OpenAxes = tuple[Mapping[int, str], ...]
 
 SPLITS = ("train", "validation", "test")
 
@@ -50,6 +52,11 @@ class Task(Protocol):
     """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
     module_preprocess: nn.Module | None
     """The same as a module of the user's, called on what ``inputs`` returned; exported together with the model."""
+    open_axes: OpenAxes
+    """For each input tensor, positional ones first, its axes of any length beside the batch, with their names.
+
+    () where all samples have one shape.
+    """
     given_splits: tuple[str, ...]
     """The splits that the data came with; the others are cut by us."""
     warnings: tuple[str, ...]

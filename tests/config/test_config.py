@@ -11,7 +11,6 @@ from tiny_run import Config, write_yaml
 
 from distill.config.layers import _Loader
 from distill.config.loading import (
-    DistillSettings,
     ModelSettings,
     PruneSection,
     RunConfig,
@@ -23,6 +22,7 @@ from distill.config.loading import (
     to_dict,
 )
 from distill.config.presets import preset_text, presets
+from distill.distillation.settings import DistillSettings
 from distill.errors import UserError
 
 NEEDS = {"csv": ["data.path=a.csv", "data.target=y"], "imagefolder": ["data.path=photos"]}

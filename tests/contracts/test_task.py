@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import task_samples as samples
 import torch
 
 from distill.errors import UserError
 from distill.tasks import TASKS, DataSettings, load_task
 from distill.tasks.base import SPLITS, Task
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
-import task_samples as samples
 
 MAKERS: dict[str, Callable[[Path], DataSettings]] = {
     "digits": lambda folder: DataSettings(source="digits", augment="crop", padding=1),

@@ -22,7 +22,8 @@ from distill.prune.sparse.saliency import SALIENCIES
 from distill.prune.sparse.sparsify import NO_FASTER, drop_smallest, first_and_last, keep_largest, sparsify, stored_bytes
 from distill.prune.sparse.zeros import check_pattern, keep_zeros_, keeps_zeros, masks_of, release_, sparsity_of
 from distill.tasks.base import Task
-from distill.training.loop import TrainSettings, fit
+from distill.training.loop import fit
+from distill.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
 
