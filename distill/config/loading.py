@@ -28,7 +28,7 @@ from distill.errors import UserError
 from distill.export.settings import ExportSettings
 from distill.prune.settings import PruneSettings
 from distill.quantize.settings import QuantizeSettings
-from distill.tasks.settings import DataSettings
+from distill.tasks import FAMILIES, Data, DataSettings
 from distill.training.settings import TrainSettings
 
 _STRICT = ConfigDict(extra="forbid")
@@ -121,7 +121,7 @@ class RunConfig:
     student: ModelSettings | Literal["teacher"] | None = Field(
         default="teacher", description="a smaller model; `teacher` starts from the teacher's own weights; off: likewise"
     )
-    data: DataSettings = Field(default_factory=DataSettings, description="what it is trained and judged on")
+    data: Data = Field(default_factory=DataSettings, description="what it is trained and judged on")
     distill: DistillSettings | None = Field(default_factory=DistillSettings, description="or off")
     prune: PruneSection | None = Field(default_factory=lambda: PruneSection(), description="or off")
     quantize: QuantizeSettings | None = Field(default_factory=QuantizeSettings, description="or off")
@@ -134,6 +134,9 @@ class RunConfig:
     )
     max_drop: Annotated[float, Ge(0), Le(1)] = Field(
         default=0.01, description="how much of the metric may be lost against the teacher; 0.01 is one point"
+    )
+    max_file_bytes: Annotated[int, Ge(1)] | None = Field(
+        default=None, description="the largest file that may ship, in bytes; null for none"
     )
     objective: Literal["latency", "size"] = Field(default="latency", description="what a stage has to improve")
     seed: Annotated[int, Ge(0), Lt(2**63)] = Field(default=0, description="of weights, order, augmentation and splits")
@@ -204,6 +207,10 @@ def schema() -> dict[str, Any]:
     built = TypeAdapter(RunConfig).json_schema()
     properties = built["properties"]
     properties["extends"] = {"type": "string", "description": "a preset to start from", "enum": list(presets())}
+    # A preset or the command line may say what a file leaves out, so nothing is required, and several families may fit.
+    properties["data"]["anyOf"] = properties["data"].pop("oneOf")
+    for family in FAMILIES:
+        built["$defs"][family.__name__].pop("required", None)
     for key in SHORTHAND:
         properties[key] = {"anyOf": [properties[key], {"type": "string"}], "description": "a reference, or a section"}
     for key in (*STAGE_SECTIONS, "student"):

@@ -110,8 +110,8 @@ class Judge:
             right, before = None if right is None else right[judging_rows], reference[judging_rows]
         comparison = Comparison(output, before, right, settings.metric)
         comparison.drop(before)  # finds at once what a metric of the user's, or numbers that never vary, refuse
-        told = settings.kind is not None or settings.axis is not None
-        return cls(comparison, truth, note(evidence, output, said=told, measure=comparison.measure, own=own))
+        stated = settings.kind is not None or settings.axis is not None
+        return cls(comparison, truth, note(evidence, output, stated=stated, measure=comparison.measure, own=own))
 
 
 @dataclass(frozen=True)

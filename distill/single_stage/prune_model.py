@@ -22,17 +22,18 @@ from distill.prune import PruneRecord, prune_channels
 from distill.prune.reload import load_own, save
 from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
+from distill.rendering.html import html
+from distill.rendering.markdown import markdown
 from distill.single_stage.options import ModuleLike, PruneOptions, shown, typed
 from distill.single_stage.pruning import remarks
 from distill.single_stage.pruning.folder import RECORD, new_folder, require_place
 from distill.single_stage.pruning.outcome import Latency, Outcome
-from distill.single_stage.pruning.page import html
 from distill.single_stage.pruning.recovery import Recovery
+from distill.single_stage.pruning.report import document
 from distill.single_stage.pruning.request import PruneRequest, read_request
 from distill.single_stage.pruning.rows import JudgedRows, Samples, read_samples
 from distill.single_stage.pruning.shipping import Shipping
 from distill.single_stage.pruning.source import Inputs, built, logits_in, logits_of, made_up, named_inputs, told_of
-from distill.single_stage.pruning.text import markdown
 from distill.tasks.rows import moved, on
 from distill.tasks.sources import cache_folder
 from distill.types import Progress
@@ -320,8 +321,9 @@ def _write(out: Path, start: _Start, pruned: nn.Module, graph: ModelProto, outco
         save(folder, pruned, model, start.request.arguments)
         _require_same(model, start.shipping, pruned, folder)
         (folder / RECORD).write_text(outcome.to_json(), encoding="utf-8")
-        (folder / "report.md").write_text(markdown(outcome, str(out)), encoding="utf-8")
-        (folder / "report.html").write_text(html(outcome, str(out)), encoding="utf-8")
+        report = document(outcome, str(out))
+        (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+        (folder / "report.html").write_text(html(report), encoding="utf-8")
 
 
 def _require_same(model: str, shipping: Shipping, pruned: nn.Module, folder: Path) -> None:

@@ -34,8 +34,8 @@ from distill.single_stage.options import GraphLike, QuantizeOptions, Rows, requi
 from distill.single_stage.pruning.source import built, parameters_of
 from distill.single_stage.quantizing import remarks
 from distill.single_stage.quantizing.plot import sensitivity_svg
+from distill.single_stage.quantizing.report import kept_float
 from distill.single_stage.quantizing.source import export_callable, export_module, read_graph
-from distill.single_stage.quantizing.table import kept_float
 from distill.single_stage.quantizing.tried import to_json
 from distill.tasks.rows import read_rows
 from distill.types import Array, Progress

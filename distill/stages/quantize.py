@@ -75,7 +75,7 @@ def _within_budget(
 
     def rows() -> Iterator[Feed]:
         for _, batch in batches(data, 256):
-            yield core_feed(ctx.task, None, batch, list(calibration.inputs))
+            yield core_feed(ctx.task, batch, list(calibration.inputs))
 
     def metric(logits: NDArray[Any]) -> float:
         return float(ctx.task.metrics(logits, numbers)[ctx.task.metric])

@@ -48,7 +48,7 @@ def try_models(ctx: Context) -> None:
         model = Recipe(settings.model, dict(settings.args), field, ctx.config.seed).build(ctx.task).eval()
         with torch.no_grad():
             title = f"{field}.model={settings.model!r}"
-            refuse_probabilities(forward(model, ctx.task, batch, torch.device("cpu"), title=title), what=title)
+            refuse_probabilities(forward(model, ctx.task, batch, torch.device("cpu"), title=title), title)
         if settings.model not in MODELS or ctx.task.module_preprocess is not None:
             key = ctx.key(settings.model, settings.args, code_of(model), export_settings(ctx), modules=())
             ctx.folder.memo("exports", key, partial(_try_export, ctx, model))

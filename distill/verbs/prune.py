@@ -25,8 +25,9 @@ def _prune(options: _Options) -> None:
     """Remove channels, heads and blocks of any model, and prove what that bought."""
     from distill import clean
     from distill.console import Console
+    from distill.rendering.terminal import render
     from distill.single_stage.prune_model import run
-    from distill.single_stage.pruning.table import render
+    from distill.single_stage.pruning.report import document
 
     with Console("quiet" if options.quiet else "auto") as console:
         outcome = run(options, console.progress).outcome
@@ -35,7 +36,7 @@ def _prune(options: _Options) -> None:
     else:
         written = f"wrote {options.out}" if outcome.exit_code == 0 else f"{options.out} was not written"
         terminal = clean.console()
-        terminal.print(render(outcome))
+        terminal.print(render(document(outcome, str(options.out))))
         terminal.print(f"{written}: {outcome.why}", soft_wrap=True)
     raise typer.Exit(int(outcome.exit_code))
 

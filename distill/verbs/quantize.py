@@ -23,8 +23,9 @@ def _quantize(options: _Options) -> None:
     from rich.text import Text
 
     from distill import clean
+    from distill.rendering.terminal import render
     from distill.single_stage.quantize_model import run
-    from distill.single_stage.quantizing.table import render
+    from distill.single_stage.quantizing.report import document
 
     # Of what takes minutes a person wants to see the hand move; a file or a pipe gets the result alone.
     with clean.console(stderr=True).status("reading") as status:
@@ -34,7 +35,7 @@ def _quantize(options: _Options) -> None:
 
         result = run(options, show)
     choice, terminal = result.choice, clean.console()
-    terminal.print(render(choice, result.report, terminal.width))
+    terminal.print(render(document(choice, result.report)))
     written = f"wrote {options.out}" if result.exit_code == 0 else f"{options.out} was not written"
     terminal.print(f"{written}: {choice.why}", soft_wrap=True)
     if options.plot is not None:

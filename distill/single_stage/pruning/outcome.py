@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from distill.benchmarks import Comparison
+from distill.documents import plain
 from distill.errors import Exit
 from distill.intervals import Estimate
 from distill.prune.record import PruneRecord
@@ -100,14 +100,6 @@ class Outcome:
 
     def to_json(self) -> str:
         """Write it down; what is not finite is null."""
-        written = {"format": FORMAT, **_finite(asdict(self))}
-        written["record"]["achieved"] = self.record.achieved
-        return json.dumps(written, indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        values = {"format": FORMAT, **plain(self)}
+        values["record"]["achieved"] = self.record.achieved
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
