@@ -45,7 +45,6 @@ _CLASSES = 1000
 class Row:
     """A line of the table: what was compared, and both figures, by batch size where there are several."""
 
-    part: str
     subject: str
     before: str
     after: str
@@ -85,13 +84,13 @@ def provider(setup: Setup, folder: Path) -> Row:
     setup.torch_device()
     path = _written(folder / "float32.onnx", _core(setup.pixels))
     cells = _compared(["eager:distill.versus.networks:resnet18", path], setup)
-    return Row("provider", f"{setup.network}: PyTorch eager, ONNX on {setup.target.provider}, float32", *cells)
+    return Row(f"{setup.network}: PyTorch eager, ONNX on {setup.target.provider}, float32", *cells)
 
 
 def fp16(setup: Setup, folder: Path) -> Row:
     """Compare the float32 file with the fp16 file that `quantize` writes for the target."""
     paths = [_written(folder / "float32.onnx", _core(setup.pixels)), _fp16(setup, folder)]
-    return Row("fp16", f"{setup.network}: float32, fp16", *_compared(paths, setup))
+    return Row(f"{setup.network}: float32, fp16", *_compared(paths, setup))
 
 
 def cuda_graphs(setup: Setup, folder: Path) -> Row:
@@ -99,7 +98,7 @@ def cuda_graphs(setup: Setup, folder: Path) -> Row:
     path = _fp16(setup, folder)
     graphs = dataclasses.replace(setup.target, options=(("enable_cuda_graph", "1"),))
     cells = _apart((path, setup.target), (path, graphs), setup)
-    return Row("CUDA graphs", f"{setup.network}: fp16, fp16 as a CUDA graph", *cells)
+    return Row(f"{setup.network}: fp16, fp16 as a CUDA graph", *cells)
 
 
 def tensorrt(setup: Setup, folder: Path) -> Row:
@@ -116,7 +115,7 @@ def tensorrt(setup: Setup, folder: Path) -> Row:
         if target.provider in str(error):
             raise LeftOutError(str(error)) from error
         raise
-    return Row("TensorRT", f"{setup.network}: fp16 on CUDA, int8 on TensorRT", *cells)
+    return Row(f"{setup.network}: fp16 on CUDA, int8 on TensorRT", *cells)
 
 
 def bf16_training(setup: Setup, folder: Path) -> Row:
@@ -127,7 +126,7 @@ def bf16_training(setup: Setup, folder: Path) -> Row:
     rates = [batch / _step_s(precision, images, labels, setup) for precision in ("fp32", "bf16")]
     before, after = (f"{rate:,.0f} images/s" for rate in rates)
     subject = f"training ResNet-18, {setup.pixels // 2} px, batch {batch}: float32, bf16"
-    return Row("bf16 training", subject, before, after, f"{rates[1] / rates[0]:.2f}×")
+    return Row(subject, before, after, f"{rates[1] / rates[0]:.2f}×")
 
 
 def preset(setup: Setup, folder: Path) -> Row:
@@ -148,7 +147,7 @@ def preset(setup: Setup, folder: Path) -> Row:
     speedup = result.comparison.speedup if result.comparison else None
     subject = f"preset digits on {setup.device}, twice: shipped {units.speedup(speedup)} over its teacher"
     again = f"{units.elapsed(seconds[1])}, {reused} stages reused"
-    return Row("preset", subject, units.elapsed(seconds[0]), again, f"{seconds[0] / seconds[1]:.1f}×")
+    return Row(subject, units.elapsed(seconds[0]), again, f"{seconds[0] / seconds[1]:.1f}×")
 
 
 def two_of_four(setup: Setup, folder: Path) -> Row:
@@ -171,11 +170,17 @@ def two_of_four(setup: Setup, folder: Path) -> Row:
     ]
     subject = f"product of {width}×{width} with {width}×{rows} in fp16: dense, 2:4"
     before, after = map(units.duration, seconds)
-    return Row("2:4", subject, before, after, f"{seconds[0] / seconds[1]:.2f}×")
+    return Row(subject, before, after, f"{seconds[0] / seconds[1]:.2f}×")
 
 
 PARTS: dict[str, Callable[[Setup, Path], Row]] = {
-    part.__name__: part for part in (provider, fp16, cuda_graphs, bf16_training, two_of_four, preset, tensorrt)
+    "CUDA provider": provider,
+    "fp16": fp16,
+    "CUDA graphs": cuda_graphs,
+    "bf16 training": bf16_training,
+    "2:4": two_of_four,
+    "preset twice": preset,
+    "TensorRT": tensorrt,
 }
 
 
@@ -326,12 +331,12 @@ def table(results: Sequence[Outcome]) -> str:
         f"{versions['onnxruntime']}, Python {versions['python']}; {datetime.now(UTC):%Y-%m-%d}",
         "",
     ]
-    rows = [outcome.row for outcome in results if outcome.row is not None]
+    rows = [(result.part, result.row) for result in results if result.row is not None]
     if rows:
         sizes = " / ".join(map(str, Setup().batches))
         lines += [f"| part | compared (batch {sizes}) | before | after | speed-up |", "|---|---|---:|---:|---:|"]
-        for row in rows:
-            cells = (row.part, row.subject, row.before, row.after, row.ratio)
+        for part, row in rows:
+            cells = (part, row.subject, row.before, row.after, row.ratio)
             lines.append("| " + " | ".join(map(clean.markdown, cells)) + " |")
         lines.append("")
     lines += [f"- {result.part}: left out, {clean.markdown(result.left_out)}" for result in results if result.left_out]
