@@ -26,7 +26,7 @@ from distill.quantize.choose import FLOAT, Candidate, Choice, Precision, choose,
 from distill.quantize.repair import Loss
 from distill.quantize.sensitivity import sensitivities
 from distill.quantize.settings import QuantizeSettings
-from distill.quantize.static import calibrated
+from distill.quantize.static import calibrate_graph
 from distill.quantize.timing import saved_seconds
 from distill.single_stage.quantizing import remarks
 from distill.single_stage.quantizing.judge import Judge, judge_of
@@ -235,14 +235,12 @@ def _with_sensitivity(
     settings = chosen.attempts[-1].settings if chosen.attempts else settings
     plain = replace(settings, bias_correction=False)  # needs no other ranges
     try:
-        base = calibrated(core, plain, target=target, calibration=rows.calibration, progress=say)
+        graph = calibrate_graph(core, plain, target=target, calibration=rows.calibration, progress=say)
         found = sensitivities(
-            base,
+            graph,
             settings,
-            target=target,
             rows=rows.judged,
-            saved_s=saved_seconds(base, settings, target=target, feed=rows.judged[0]),
-            calibration=rows.calibration,
+            saved_s=saved_seconds(graph, settings, feed=rows.judged[0]),
             output=output,
             progress=say,
         )
