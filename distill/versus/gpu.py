@@ -229,7 +229,7 @@ def _apart(first: tuple[Path, Target], second: tuple[Path, Target], setup: Setup
 
 def _step_s(precision: str, images: torch.Tensor, labels: torch.Tensor, setup: Setup) -> float:
     """Return the seconds of a training step; a loss that is not finite is an error."""
-    from distill.training.loop import autocast
+    from distill.training.forward import autocast
 
     torch.manual_seed(0)
     model = resnet18(_CLASSES).to(images.device).train()
