@@ -6,27 +6,26 @@ from distill.benchmarks.onnx_file.inputs import make_inputs
 from distill.benchmarks.timing.machine import fingerprint, machine, usable_threads
 from distill.benchmarks.timing.measure import Comparison, Latency, compare, measure
 from distill.benchmarks.timing.profile import Profile, profile
-from distill.benchmarks.timing.sessions import open_session, provider_options, providers_that_load
+from distill.benchmarks.timing.sessions import open_session, providers_that_load
 
 # The functions `bench`, `gate`, `machine`, `measure` and `profile` take the place of the modules that they come from.
 from distill.benchmarks.verdict.bench import Options, bench
-from distill.benchmarks.verdict.gate import Ask, gate
+from distill.benchmarks.verdict.gate import Limits, gate
 from distill.benchmarks.verdict.rule import Rule
 
-from .records import Ratio, Report
+from .records import Report
 from .settings import BenchmarkSettings
 from .target import TARGETS, Target, resolve_target, why_unmeasurable
 from .wheels import conflicting_wheels
 
 __all__ = [
     "TARGETS",
-    "Ask",
     "BenchmarkSettings",
     "Comparison",
     "Latency",
+    "Limits",
     "Options",
     "Profile",
-    "Ratio",
     "Report",
     "Rule",
     "Target",
@@ -40,7 +39,6 @@ __all__ = [
     "measure",
     "open_session",
     "profile",
-    "provider_options",
     "providers_that_load",
     "resolve_target",
     "usable_threads",

@@ -4,9 +4,10 @@ It needs Python 3.8, numpy and onnxruntime and nothing else, so that this one fi
 else runs in its process (torch's threads would be timed too), and a model that crashes takes only this process along.
 
 The job is JSON. `task` is `time`, `inspect` (what a file is, untimed: nodes that ran, memory) or `open` (does it load).
-`arms` holds for each file `model`, `inputs` (.npz, its arrays in the order of `names`), `names`, `provider` and
-`provider_options`; with a `command` the arm lives in a process of its own that is started by it and answers to `serve`
-(another Python, another onnxruntime, torch). Paths are relative to the job's folder. `threads`, `pairs`,
+`arms` holds for each file `model`, `inputs` (.npz, its arrays in the order of `names`), `names`, `provider`,
+`provider_options`, `device` (where inputs lie: `cpu` or `cuda`) and `fallbacks` (providers for nodes that the first
+cannot run, before the CPU); with a `command` the arm lives in a process of its own that is started by it and answers
+to `serve` (another Python, another onnxruntime, torch). Paths are relative to the job's folder. `threads`, `pairs`,
 `seconds_per_pair` and `seed` say how to time; `gate` when to stop early. The answer holds, for every session pair in
 order, its turns as [arm, median seconds of a call, calls, calls that kept their core, seconds of the fastest call]:
 every figure and every verdict can be computed again from it.
@@ -51,7 +52,7 @@ LEAST_ROUNDS = 2
 MEDIAN, FASTEST = 1, 4  # places in a turn
 LEAST_PAIRED = 4  # undisturbed paired turns that make a session pair's median, before spoilt ones have to help out
 BIN = math.log(1.005)  # width of the bins that single calls are counted in: quantiles to half a per cent
-DEVICE_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+CPU = "CPUExecutionProvider"
 # Of nvidia-ml-py: software power cap, hardware slowdown, software and hardware thermal, hardware power brake.
 THROTTLED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 
@@ -92,7 +93,7 @@ def paired_log_ratios(turns: list[tuple[int, float]], arms: int = 2, arm: int = 
     return ratios
 
 
-def kept_turns(pair: dict[str, Any], arms: int, value: int = MEDIAN) -> list[tuple[int, float]]:
+def sound_turns(pair: dict[str, Any], arms: int, value: int = MEDIAN) -> list[tuple[int, float]]:
     """List (arm, value) of the half rounds of a session pair that nothing spoilt, or of all where fewer than four are.
 
     A half round is spoilt by a GPU that was throttled, and by another process that took the core in every call of a
@@ -111,7 +112,7 @@ def kept_turns(pair: dict[str, Any], arms: int, value: int = MEDIAN) -> list[tup
 
 def effect(pair: dict[str, Any], arms: int = 2, arm: int = 1, value: int = FASTEST) -> float:
     """D: the median paired log ratio of `arm` to arm 0 in one session pair. Raises ValueError without a half round."""
-    ratios = paired_log_ratios(kept_turns(pair, arms, value), arms, arm)
+    ratios = paired_log_ratios(sound_turns(pair, arms, value), arms, arm)
     if not ratios:
         raise ValueError("a session pair without a round")
     return middle(ratios)
@@ -129,9 +130,9 @@ def verdict(fastest: list[float], medians: list[float], tolerance: float, critic
     The fastest calls decide; the medians can only fail, where some calls are slower and the fastest are not.
     """
     mean, error = mean_and_error(fastest)
-    found = verdict_of(mean, critical * error, tolerance)
+    by_fastest = verdict_of(mean, critical * error, tolerance)
     mean, error = mean_and_error(medians)
-    return "fail" if verdict_of(mean, critical * error, tolerance) == "fail" else found
+    return "fail" if verdict_of(mean, critical * error, tolerance) == "fail" else by_fastest
 
 
 def verdict_of(mean: float, half: float, tolerance: float) -> str:
@@ -163,12 +164,12 @@ def stands(pairs: list[dict[str, Any]], arms: int, gate: dict[str, Any]) -> bool
 # Sessions -------------------------------------------------------------------------------------------------------------
 
 
-def preload(provider: str) -> str:
-    """Load the CUDA libraries of pip's nvidia-* wheels, where this onnxruntime knows how; returns what it printed."""
+def preload(spec: dict[str, Any]) -> str:
+    """Load the CUDA libraries of pip's nvidia-* wheels, where a GPU needs them; returns what onnxruntime printed."""
     import onnxruntime
 
     printed = io.StringIO()
-    if provider in DEVICE_PROVIDERS and hasattr(onnxruntime, "preload_dlls"):
+    if on_gpu(spec) and hasattr(onnxruntime, "preload_dlls"):
         with contextlib.redirect_stdout(printed), contextlib.suppress(Exception):
             onnxruntime.preload_dlls()
     return printed.getvalue().strip()
@@ -190,15 +191,17 @@ def session_options(threads: int) -> Any:
     return options
 
 
-def with_fallbacks(provider: str, provider_options: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """List providers as onnxruntime takes them: what cannot run on the device may run on the next one down."""
-    chosen = [(provider, dict(provider_options))]
-    if provider == "TensorrtExecutionProvider":
-        kept = {key: value for key, value in provider_options.items() if key == "device_id"}
-        chosen.append(("CUDAExecutionProvider", kept))
-    if provider != "CPUExecutionProvider":
-        chosen.append(("CPUExecutionProvider", {}))
-    return chosen
+def with_fallbacks(spec: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    """List an arm's providers as onnxruntime takes them: what cannot run on one may run on the next."""
+    device = {key: value for key, value in spec["provider_options"].items() if key == "device_id"}
+    providers = [(spec["provider"], dict(spec["provider_options"]))]
+    providers += [(name, device) for name in spec.get("fallbacks", ())]
+    return providers if spec["provider"] == CPU else [*providers, (CPU, {})]
+
+
+def on_gpu(spec: dict[str, Any]) -> bool:
+    """Whether an arm's inputs and outputs stay on a GPU."""
+    return bool(spec.get("device", "cpu") != "cpu")
 
 
 def clean(error: Exception) -> str:
@@ -207,21 +210,20 @@ def clean(error: Exception) -> str:
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
 
 
-def open_session(path: str, provider: str, provider_options: dict[str, str], options: Any) -> Any:
-    """Open a session whose first provider is `provider`, or raise RunnerError saying whose fault it is."""
+def open_session(spec: dict[str, Any], options: Any) -> Any:
+    """Open an arm's file on the arm's provider and no other, or raise RunnerError saying whose fault it is."""
     import onnxruntime
 
+    path, provider = str(spec["model"]), spec["provider"]
     if provider not in onnxruntime.get_available_providers():
         has = ", ".join(onnxruntime.get_available_providers())
         raise RunnerError("provider", "this build of onnxruntime has no " + provider + ", only " + has)
-    hint = preload(provider)
+    hint = preload(spec)
     try:
         # Without fallback: by default a failing provider is replaced by the CPU, at creation and in any later run().
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=with_fallbacks(provider, provider_options), enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(path, options, providers=with_fallbacks(spec), enable_fallback=0)
     except Exception as error:
-        if provider == "CPUExecutionProvider" or not opens_on_cpu(path):
+        if provider == CPU or not opens_on_cpu(path):
             raise RunnerError("file", clean(error)) from error
         raise RunnerError("provider", provider + " did not load: " + clean(error)) from error
     got = session.get_providers()[0]
@@ -236,7 +238,7 @@ def opens_on_cpu(path: str) -> bool:
     import onnxruntime
 
     try:
-        onnxruntime.InferenceSession(str(path), session_options(1), providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(path, session_options(1), providers=[CPU])
     except Exception:
         return False
     return True
@@ -272,8 +274,7 @@ class Arm:
         """Open a fresh session; returns the seconds that it took."""
         feeds = load_feeds(self.spec["inputs"], self.spec["names"])
         begin = time.perf_counter()
-        options = session_options(self.threads)
-        session = open_session(self.spec["model"], self.spec["provider"], self.spec["provider_options"], options)
+        session = open_session(self.spec, session_options(self.threads))
         seconds = time.perf_counter() - begin
         self.bind(session, feeds)
         self.seen.clear()
@@ -282,8 +283,8 @@ class Arm:
     def bind(self, session: Any, feeds: dict[str, Any]) -> None:
         """Make the calls that are timed."""
         self.whole = self.call = lambda: session.run(None, feeds)
-        if self.spec["provider"] in DEVICE_PROVIDERS:
-            self.call = bound_call(session, feeds)
+        if on_gpu(self.spec):
+            self.call = bound_call(session, feeds, self.spec["device"])
 
     def first(self) -> float:
         """Call once, which allocates, searches algorithms, builds engines; returns the seconds that it took."""
@@ -308,7 +309,7 @@ class Arm:
         arrays = [value for value in self.whole() if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
         finite = bool(all(np.isfinite(value).all() for value in arrays))
         whole = None
-        if self.spec["provider"] in DEVICE_PROVIDERS:
+        if on_gpu(self.spec):
             whole = middle(timed_calls(self.whole, self.calls)[0])
         del self.call, self.whole
         gc.collect()
@@ -323,13 +324,13 @@ class RemoteArm:
         self.model = spec["model"]
         self.ask("make", {**spec, "command": None}, threads)
 
-    def ask(self, what: str, *values: Any) -> Any:
+    def ask(self, request: str, *values: Any) -> Any:
         """Send one request and wait for its answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         line = b""
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps([what, *values]).encode() + b"\n")
+            self.process.stdin.write(json.dumps([request, *values]).encode() + b"\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         if not line:
@@ -367,13 +368,13 @@ def serve(kind: Any = Arm) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not come between the answers
     for line in sys.stdin:
-        what, *values = json.loads(line)
+        request, *values = json.loads(line)
         try:
-            if what == "make":
+            if request == "make":
                 arm, value = kind(*values), None
             else:
-                asked = {"open": arm.open, "first": arm.first, "hold": arm.hold, "turn": arm.turn, "end": arm.end}
-                value = asked[what](*values)
+                requests = {"open": arm.open, "first": arm.first, "hold": arm.hold, "turn": arm.turn, "end": arm.end}
+                value = requests[request](*values)
             answer = {"value": value}
         except RunnerError as error:
             answer = {"error": str(error), "kind": error.kind}
@@ -383,7 +384,7 @@ def serve(kind: Any = Arm) -> None:
         out.flush()
 
 
-def bound_call(session: Any, feeds: dict[str, Any], device: str = "cuda") -> Callable[[], Any]:
+def bound_call(session: Any, feeds: dict[str, Any], device: str) -> Callable[[], Any]:
     """Make a call whose inputs and outputs stay on the device, timed without copies; it returns the binding."""
     import onnxruntime
 
@@ -394,10 +395,8 @@ def bound_call(session: Any, feeds: dict[str, Any], device: str = "cuda") -> Cal
         else:
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0))
     outputs = [output.name for output in session.get_outputs()]
-    if (
-        all(value.dtype != object for value in feeds.values())
-        and session.get_provider_options().get("CUDAExecutionProvider", {}).get("enable_cuda_graph") == "1"
-    ):
+    captured = any(chosen.get("enable_cuda_graph") == "1" for chosen in session.get_provider_options().values())
+    if captured and all(value.dtype != object for value in feeds.values()):
         # A captured graph writes to the same addresses in every call, so the outputs need buffers of their own.
         for name, value in zip(outputs, session.run(None, feeds)):  # noqa: B905
             binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0))
@@ -439,17 +438,17 @@ def summed_up(times: list[float], alone: list[bool], seen: Counter[int]) -> list
     times, alone = times[dropped:], alone[dropped:]
     for seconds in times:
         seen[round(math.log(max(seconds, 1e-9)) / BIN)] += 1
-    calm = [seconds for seconds, kept in zip(times, alone) if kept]  # noqa: B905 - strict came with Python 3.10
+    calm = [seconds for seconds, undisturbed in zip(times, alone) if undisturbed]  # noqa: B905 - strict came with Python 3.10
     return [middle(calm or times), len(times), len(calm), fastest]
 
 
 class Gpu:
     """Clock, throttle reasons and energy of the GPU; silent where nvidia-ml-py is not installed."""
 
-    def __init__(self, provider: str) -> None:
+    def __init__(self, device: str) -> None:
         self.nvml: Any = None
         self.handle: Any = None
-        if provider in DEVICE_PROVIDERS:
+        if device == "cuda":
             try:
                 import pynvml
 
@@ -507,10 +506,10 @@ def calls_for(seconds: list[float]) -> list[int]:
     Arms that are about as fast take equally many, since the fastest of more calls is a little faster.
     """
     wanted = []
-    for one in seconds:
-        calls = max(TURN_CALLS, int(TURN_S / max(one, 1e-9)) + 1)
-        if calls * one > SLOW_TURN_S:
-            calls = max(1, min(calls, int(SLOW_TURN_S / one)))
+    for call_s in seconds:
+        calls = max(TURN_CALLS, int(TURN_S / max(call_s, 1e-9)) + 1)
+        if calls * call_s > SLOW_TURN_S:
+            calls = max(1, min(calls, int(SLOW_TURN_S / call_s)))
         wanted.append(calls)
     most = max(wanted)
     return [most if 2 * calls >= most else calls for calls in wanted]
@@ -521,17 +520,17 @@ def warm_up(arms: list[Any], order: list[int], limit_s: float) -> dict[str, Any]
     first_s = sum(arms[arm].first() for arm in order)
     begin = time.perf_counter()
     seconds = [arm.first() for arm in arms]
-    taken: list[list[float]] = [[] for _ in arms]
+    medians: list[list[float]] = [[] for _ in arms]
     while True:
         for arm, calls in zip(arms, calls_for(seconds)):  # noqa: B905
             arm.hold(calls)
         spent = time.perf_counter() - begin
-        done = all(settled(turns) for turns in taken)
-        if done or spent >= limit_s:
-            return {"first_s": first_s, "warm_s": spent, "settled": done}
+        is_settled = all(settled(turns) for turns in medians)
+        if is_settled or spent >= limit_s:
+            return {"first_s": first_s, "warm_s": spent, "settled": is_settled}
         for arm in order:
-            taken[arm].append(arms[arm].turn()[0])
-            seconds[arm] = middle(taken[arm][-3:])
+            medians[arm].append(arms[arm].turn()[0])
+            seconds[arm] = middle(medians[arm][-3:])
 
 
 def take_turns(arms: list[Any], seconds: float, patience: float, gpu: Gpu, rng: random.Random) -> dict[str, Any]:
@@ -591,7 +590,7 @@ def make_arms(job: dict[str, Any]) -> list[Any]:
 
 def time_arms(job: dict[str, Any]) -> dict[str, Any]:
     """Session pairs until the gate's verdict stands; at least two, and no more once the next would take too long."""
-    gpu, begin, loading = Gpu(job["arms"][0]["provider"]), time.perf_counter(), 0.0
+    gpu, begin, loading = Gpu(job["arms"][0].get("device", "cpu")), time.perf_counter(), 0.0
     arms, pairs = make_arms(job), []  # type: list[Any], list[dict[str, Any]]
     limit = job.get("total_s") or TOTAL_MAX_S
     for index in range(job["pairs"]):
@@ -642,8 +641,7 @@ def inspect(job: dict[str, Any]) -> dict[str, Any]:
 
     forget_peak()
     before, begin = memory_bytes(), time.perf_counter()
-    options = session_options(job["threads"])
-    session = open_session(spec["model"], spec["provider"], spec["provider_options"], options)
+    session = open_session(spec, session_options(job["threads"]))
     load_s = time.perf_counter() - begin
     outputs = session.run(None, feeds)
     peak, after = memory_bytes(), {}
@@ -665,27 +663,27 @@ def profiled(job: dict[str, Any], spec: dict[str, Any], feeds: dict[str, Any]) -
     options = session_options(job["threads"])
     options.enable_profiling = True
     options.profile_file_prefix = str(Path(job["folder"], "profile"))
-    session = open_session(spec["model"], spec["provider"], spec["provider_options"], options)
+    session = open_session(spec, options)
     try:
         session.run(None, feeds)
     finally:
         # The profile is a file of the session: closed in every case, or its folder could not be removed.
         written = session.end_profiling()
-    found = []
+    nodes = []
     for event in json.loads(Path(written).read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
             details = event.get("args", {})
             shapes = [shape for typed in details.get("input_type_shape", ()) for shape in typed.values()]
             name = event["name"][: -len("_kernel_time")]
-            found.append([name, str(details.get("op_name", "?")), str(details.get("provider", "?")), shapes])
+            nodes.append([name, str(details.get("op_name", "?")), str(details.get("provider", "?")), shapes])
     Path(written).unlink()
-    return found
+    return nodes
 
 
 def try_open(job: dict[str, Any]) -> dict[str, Any]:
     """Only open the file, to see whether the provider loads."""
     spec = job["arms"][0]
-    open_session(spec["model"], spec["provider"], spec["provider_options"], session_options(1))
+    open_session(spec, session_options(1))
     return {"provider": spec["provider"]}
 
 
@@ -699,12 +697,12 @@ def whole_bundle(job: dict[str, Any]) -> dict[str, Any]:
         print(f"{number + 1} of {len(job['jobs'])}: {inner['task']}", flush=True)
         task, out = Path(job["folder"], f"job-{number}.json"), Path(job["folder"], f"result-{number}.json")
         task.write_text(json.dumps(inner), encoding="utf-8")
-        done = subprocess.run([sys.executable, str(Path(__file__).resolve()), str(task), str(out)], check=False)
+        process = subprocess.run([sys.executable, str(Path(__file__).resolve()), str(task), str(out)], check=False)
         if out.exists():
             answers.append(json.loads(out.read_text(encoding="utf-8")))
             out.unlink()
         else:
-            message = f"its process ended with exit code {done.returncode}"
+            message = f"its process ended with exit code {process.returncode}"
             answers.append({"status": "error", "kind": "run", "message": message})
         task.unlink()
     return {"answers": answers}
@@ -759,8 +757,8 @@ def main(job_path: str, out_path: str) -> None:
     folder = Path(job_path).resolve().parent
     out = Path(out_path).resolve()
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
-    for one in [job, *job.get("jobs", [])]:
-        for arm in one.get("arms", []):
+    for inner in [job, *job.get("jobs", [])]:
+        for arm in inner.get("arms", []):
             for key in ("model", "inputs"):
                 if key in arm:
                     arm[key] = str(folder / arm[key])

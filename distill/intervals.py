@@ -1,4 +1,4 @@
-"""Estimates with their 95 % intervals, of shares and of differences of shares.
+"""Estimates with their 95 % intervals: of shares, of differences of shares, of ratios of times.
 
 This module imports nothing of the product; every package of it may import this one.
 """

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto
 
 from distill.benchmarks.onnx_file.external_data import external_files, external_tensors
+from distill.benchmarks.target import CPU
 from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import NotMeasuredError, UserError
 from distill.types import Array
@@ -79,7 +80,7 @@ def run_onnx(
     model: str | Path | ModelProto,
     feeds: Iterable[dict[str, Array]],
     *,
-    provider: str = "CPUExecutionProvider",
+    provider: str = CPU,
     threads: int | None = None,
 ) -> Array:
     """Run an ONNX model over batches and return its first output, batches joined along the first axis.
@@ -110,7 +111,7 @@ def run_onnx(
 def session_of(
     model: str | Path | ModelProto,
     *,
-    provider: str = "CPUExecutionProvider",
+    provider: str = CPU,
     threads: int | None = None,
 ) -> ort.InferenceSession:
     """Open a session with explicit threads and no spinning, on the provider asked for and no other.
@@ -127,7 +128,7 @@ def session_of(
     proto = _read(model)
     if proto is not None:
         _require_own_data(model, proto)
-    if provider == "CPUExecutionProvider" and proto is not None and _has_half(proto):
+    if provider == CPU and proto is not None and _has_half(proto):
         # Its last optimisation level, for data layouts, crashes on some fp16 graphs with attention.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if provider not in ort.get_available_providers():

@@ -13,9 +13,9 @@ from torch import nn
 
 from distill.documents import read_json
 from distill.errors import UserError
-from distill.prune.building import build, recipe
 from distill.prune.graph.structure import apply_structure, structure_of
 from distill.prune.trust import approved, at_most
+from distill.references.models import build, recipe
 from distill.state import load_state
 
 FORMAT = "distill pruned model 1"
@@ -29,7 +29,7 @@ def save(folder: Path, model: nn.Module, reference: str, arguments: Mapping[str,
     Args:
         folder: is there already.
         model: the pruned model, on any device.
-        reference: what the unpruned one was built from, as `building.build` takes it.
+        reference: what the unpruned one was built from, as `references` takes it.
         arguments: its keyword arguments.
 
     Raises:

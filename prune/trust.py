@@ -20,7 +20,7 @@ from torch.nn.modules import module as registration
 from torch.nn.parameter import is_lazy
 
 from distill.errors import UserError
-from distill.prune.building import LIBRARIES, OF_WEIGHTS, package
+from distill.references.libraries import LIBRARIES, OF_WEIGHTS, package
 
 Arguments = Mapping[str, Any]
 

@@ -25,7 +25,7 @@ from distill.types import Feed, Progress
 
 from .select import is_depthwise
 from .settings import QuantizeSettings
-from .static import Calibrated, integer_graph, resolve
+from .static import CalibratedGraph, integer_graph, resolve
 from .torch_graph import GraphModule
 
 _LIMITS = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
@@ -53,10 +53,10 @@ class _WeightRounding:
 class AwareModule(nn.Module):
     """A float graph that rounds its weights and activations as the integer graph will, with gradients through both."""
 
-    def __init__(self, found: Calibrated, settings: QuantizeSettings, *, target: Target) -> None:
+    def __init__(self, found: CalibratedGraph, settings: QuantizeSettings, *, target: Target) -> None:
         super().__init__()
         plain = replace(settings, bias_correction=False, tables=False)
-        whole, names = integer_graph(found, plain, target=target)
+        whole, names = integer_graph(found, plain)
         self.graph = GraphModule(found.model)
         self.roundings, scales = _roundings(whole.graph)
         self.keys = {name: f"scale_{number}" for number, name in enumerate(sorted(scales))}
@@ -111,7 +111,7 @@ class AwareModule(nn.Module):
 
 
 def train_aware(
-    found: Calibrated,
+    found: CalibratedGraph,
     settings: QuantizeSettings,
     *,
     target: Target,
@@ -121,7 +121,7 @@ def train_aware(
     seed: int = 0,
     output: Output | None = None,
     progress: Progress | None = None,
-) -> Calibrated:
+) -> CalibratedGraph:
     """Train a calibrated graph to keep its answers when it is rounded; the one given is not changed.
 
     Args:

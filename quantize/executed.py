@@ -10,6 +10,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from distill.benchmarks.runner import session_options
+from distill.benchmarks.target import CPU, TARGETS
 from distill.benchmarks.timing.machine import family
 from distill.benchmarks.timing.profile import FLOAT
 from distill.export.graph import initializers, producers
@@ -26,7 +27,7 @@ def fuses_here(scheme: str, *, strict: bool) -> bool:
     On x86 it leaves products of signed activations in float, which it does not on ARM, and it fuses none of the pairs
     that are placed for another runtime (``strict``).
     """
-    return not strict and (scheme == "u8s8" or family() == "arm")
+    return not strict and family() in TARGETS and scheme in TARGETS[family()].fused
 
 
 def unfused_nodes(model: ModelProto, names: Collection[str]) -> set[str]:
@@ -71,5 +72,5 @@ def _optimized(model: ModelProto) -> ModelProto:
         options = session_options(1)
         options.log_severity_level = _SILENT  # it warns that such a graph is for this machine only, which it is
         options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
-        onnxruntime.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(to_bytes(model), options, providers=[CPU])
         return onnx.load(options.optimized_model_filepath)

@@ -19,11 +19,11 @@ from distill.intervals import Estimate
 from distill.outputs import Output
 from distill.types import Feed, Progress
 
+from .ladder import REPAIRS, name_of
 from .record import QuantizeRecord
 from .sensitivity import Sensitivity, fewest_float, layers_of, sensitivities
 from .settings import QuantizeSettings
-from .static import Calibrated, calibrated, write
-from .tables import tables_of
+from .static import CalibratedGraph, calibrate_graph, write
 from .timing import at_batch, open_batch, saved_seconds
 
 Judge = Callable[[ModelProto], "Loss"]
@@ -69,7 +69,12 @@ class Repairs:
     @property
     def best(self) -> Attempt:
         """The attempt that lost least."""
-        return min(self.attempts, key=lambda one: one.loss)
+        return min(self.attempts, key=lambda attempt: attempt.loss)
+
+    def offered(self, max_drop: float) -> list[Attempt]:
+        """Return what may ship: the last attempt where it keeps the budget, else the best, and faster variants."""
+        last = self.attempts[-1]
+        return [last if last.loss.drop <= max_drop else self.best, *self.faster]
 
 
 def repair(
@@ -105,180 +110,143 @@ def repair(
     Raises:
         UserError: as `quantize_onnx`.
     """
-    bench = _Workbench(core, target, calibration, judge, progress, output)
-    done = Repairs([bench.attempt(settings)])
-    _climb(bench, done, max_drop)
-    if done.best.loss.drop <= max_drop:
-        done.attempts.append(done.attempts.pop(done.attempts.index(done.best)))
+    climb = _Climb(core, target, calibration, judge, max_drop, output, progress)
+    repairs = climb.repairs
+    repairs.attempts.append(climb.attempt(settings))
+    climb.ladder()
+    best = repairs.best
+    if climb.holds(best):
+        repairs.attempts.remove(best)
+        repairs.attempts.append(best)
         if timed:
-            done.faster = [*_per_layer(bench, done), *_late(bench, done, rows[0])]
-        return done
-    chosen = done.best.settings
+            repairs.faster = [*climb.per_layer(), *climb.late(rows[0])]
+        return repairs
     if epochs:
-        done.attempts.append(bench.trained(chosen, epochs))
-        if done.attempts[-1].loss.drop <= max_drop:
-            return done
-    _leave_float(bench, done, chosen, rows, max_drop, timed=timed)
-    return done
-
-
-def _late(bench: _Workbench, done: Repairs, feed: Feed) -> Iterator[Attempt]:
-    """Yield the last attempt with its first layers in float, if their integer kernels are slower together.
-
-    A convolution of one or three channels has nothing for integer kernels to gain on, and often large maps to lose on.
-    How many layers those are depends on the batch size, so each that the target is asked for has its own answer. Only
-    layers from the input on are asked about: anywhere else, what they save goes into rounding to and fro.
-    """
-    last = done.attempts[-1]
-    if last.floats:
-        return
-    base = bench.calibrated(last.settings)
-    outputs = [output for output, _ in layers_of(base)]
-    feeds = [at_batch(feed, size) for size in bench.target.batch_sizes] if open_batch(bench.core) else [feed]
-    tried = set()
-    for rows in feeds:
-        saved = saved_seconds(base, last.settings, target=bench.target, feed=rows)
-        sums = list(accumulate((saved or {}).get(output, 0.0) for output in outputs[:-1]))
-        count = sums.index(min(sums)) + 1 if sums and min(sums) < 0 else 0
-        # More than half is a network that is better off in float as a whole.
-        if 0 < count <= len(outputs) // 2 and count not in tried:
-            tried.add(count)
-            yield bench.attempt(last.settings, outputs[:count], f", the first {count} of {len(outputs)} layers float")
-
-
-def _per_layer(bench: _Workbench, done: Repairs) -> Iterator[Attempt]:
-    """Yield the last attempt with one weight scale a layer, where nothing but products computes.
-
-    A product's kernel applies a scale for each column one by one, which small networks feel; a convolution's does not.
-    """
-    last = done.attempts[-1]
-    operators = {operator(node) for node in bench.core.graph.node}
-    if last.settings.per_channel and "Conv" not in operators and operators & {"Gemm", "MatMul"}:
-        settings = replace(last.settings, per_channel=False)
-        known = next((one for one in done.attempts if one.settings == settings), None)
-        yield known or bench.attempt(settings)
+        repairs.attempts.append(climb.trained(best.settings, epochs))
+        if climb.holds(repairs.attempts[-1]):
+            return repairs
+    climb.leave_float(best.settings, rows, timed=timed)
+    return repairs
 
 
 @dataclass
-class _Workbench:
-    """What every attempt needs; ranges are found once for all attempts that can share them."""
+class _Climb:
+    """The way up the ladder; ranges are found once for all attempts that can share them."""
 
     core: ModelProto
     target: Target
     calibration: Iterable[Feed]
     judge: Judge
-    progress: Progress | None
+    max_drop: float
     output: Output | None
-    found: dict[QuantizeSettings, Calibrated] = field(default_factory=dict)
+    progress: Progress | None
+    repairs: Repairs = field(default_factory=Repairs)
+    graphs: dict[QuantizeSettings, CalibratedGraph] = field(default_factory=dict)
 
-    def calibrated(self, settings: QuantizeSettings) -> Calibrated:
+    def holds(self, attempt: Attempt) -> bool:
+        """Whether an attempt keeps the budget."""
+        return attempt.loss.drop <= self.max_drop
+
+    def graph(self, settings: QuantizeSettings) -> CalibratedGraph:
         """Return the graph with its ranges; other scales of weights or tables and corrected biases need no others."""
         base = replace(settings, bias_correction=False, per_channel=True, tables=True)
-        if base not in self.found:
-            self.found[base] = calibrated(
+        if base not in self.graphs:
+            self.graphs[base] = calibrate_graph(
                 self.core, base, target=self.target, calibration=self.calibration, progress=self.progress
             )
-        return self.found[base]
+        return self.graphs[base]
 
     def attempt(self, settings: QuantizeSettings, floats: Sequence[str] = (), suffix: str = "") -> Attempt:
         """Quantise with these settings, all but the layers of these outputs."""
-        model, record = write(
-            self.calibrated(settings),
-            settings,
-            target=self.target,
-            calibration=self.calibration,
-            keep_float=floats,
-            progress=self.progress,
-        )
-        return Attempt(_named(settings) + suffix, settings, model, record, self.judge(model), tuple(floats))
+        model, record = write(self.graph(settings), settings, keep_float=floats, progress=self.progress)
+        return Attempt(name_of(settings) + suffix, settings, model, record, self.judge(model), tuple(floats))
 
     def trained(self, settings: QuantizeSettings, epochs: int) -> Attempt:
         """Let the graph learn to keep its answers; corrected biases are part of what it learns."""
         from .aware import train_aware
 
         plain = replace(settings, bias_correction=False)
-        batches = list(self.calibration)
         learned = train_aware(
-            self.calibrated(plain),
+            self.graph(plain),
             plain,
             target=self.target,
-            batches=batches,
+            batches=list(self.calibration),
             epochs=epochs,
             output=self.output,
             progress=self.progress,
         )
-        model, record = write(learned, plain, target=self.target)
-        return Attempt(f"{_named(plain)}, trained for {epochs} epochs", plain, model, record, self.judge(model))
+        model, record = write(learned, plain)
+        return Attempt(f"{name_of(plain)}, trained for {epochs} epochs", plain, model, record, self.judge(model))
 
+    def ladder(self) -> None:
+        """Try one repair after the other, each on the best attempt before it, until the budget holds."""
+        attempts = self.repairs.attempts
+        first = attempts[0].settings
+        for repair in sorted(REPAIRS.values(), key=lambda repair: repair.rung):
+            start = self.repairs.best.settings
+            for changes in repair.variants(first, self.core.graph):
+                if self.holds(self.repairs.best):
+                    return
+                settings = replace(start, **changes)  # type: ignore[arg-type]
+                if settings not in [attempt.settings for attempt in attempts]:
+                    attempts.append(self.attempt(settings))
 
-def _climb(bench: _Workbench, done: Repairs, max_drop: float) -> None:
-    """Try the ladder's changes, each group on the best before it, until the budget holds."""
-    for group in _ladder(bench.core, done.attempts[0].settings):
-        start = done.best.settings
-        for change in group:
-            if done.best.loss.drop <= max_drop:
-                return
-            tried = replace(start, **change)  # type: ignore[arg-type]
-            if tried not in [one.settings for one in done.attempts]:
-                done.attempts.append(bench.attempt(tried))
+    def per_layer(self) -> Iterator[Attempt]:
+        """Yield the last attempt with one weight scale a layer, where nothing but products computes.
 
+        A product's kernel applies a scale for each column one by one, which small networks feel; a convolution's does
+        not.
+        """
+        last = self.repairs.attempts[-1]
+        operators = {operator(node) for node in self.core.graph.node}
+        if last.settings.per_channel and "Conv" not in operators and operators & {"Gemm", "MatMul"}:
+            settings = replace(last.settings, per_channel=False)
+            same = (attempt for attempt in self.repairs.attempts if attempt.settings == settings)
+            yield next(same, None) or self.attempt(settings)
 
-def _leave_float(
-    bench: _Workbench,
-    done: Repairs,
-    settings: QuantizeSettings,
-    rows: Sequence[Feed],
-    max_drop: float,
-    *,
-    timed: bool,
-) -> None:
-    """Measure every layer, and leave the fewest in float that make the budget hold; the last attempt is that one."""
-    base = bench.calibrated(settings)
-    done.sensitivity = sensitivities(
-        base,
-        settings,
-        target=bench.target,
-        rows=rows,
-        saved_s=saved_seconds(base, settings, target=bench.target, feed=rows[0]) if timed else None,
-        calibration=bench.calibration,
-        output=bench.output,
-        progress=bench.progress,
-    )
-    mixed: dict[int, Attempt] = {}
+    def late(self, feed: Feed) -> Iterator[Attempt]:
+        """Yield the last attempt with its first layers in float, if their integer kernels are slower together.
 
-    def make(floats: list[str]) -> ModelProto:
-        tried = bench.attempt(settings, floats, f", {len(floats)} of {len(done.sensitivity)} layers float")
-        mixed[id(tried.model)] = tried
-        return tried.model
+        A convolution of one or three channels has nothing for integer kernels to gain on, and often large maps to lose
+        on. How many layers those are depends on the batch size, so each that the target is asked for has its own
+        answer. Only layers from the input on are asked about: anywhere else, what they save goes into rounding to and
+        fro.
+        """
+        last = self.repairs.attempts[-1]
+        if last.floats:
+            return
+        graph = self.graph(last.settings)
+        outputs = [output for output, _ in layers_of(graph)]
+        feeds = [at_batch(feed, size) for size in self.target.batch_sizes] if open_batch(self.core) else [feed]
+        counts = set[int]()
+        for rows in feeds:
+            saved = saved_seconds(graph, last.settings, feed=rows)
+            sums = list(accumulate((saved or {}).get(output, 0.0) for output in outputs[:-1]))
+            count = sums.index(min(sums)) + 1 if sums and min(sums) < 0 else 0
+            # More than half is a network that is better off in float as a whole.
+            if 0 < count <= len(outputs) // 2 and count not in counts:
+                counts.add(count)
+                suffix = f", the first {count} of {len(outputs)} layers float"
+                yield self.attempt(last.settings, outputs[:count], suffix)
 
-    enough = fewest_float(done.sensitivity, make, lambda model: mixed[id(model)].loss.drop <= max_drop)
-    done.attempts += [one for one in mixed.values() if enough is None or one.model is not enough[1]]
-    if enough is not None:
-        done.attempts.append(mixed[id(enough[1])])
+    def leave_float(self, settings: QuantizeSettings, rows: Sequence[Feed], *, timed: bool) -> None:
+        """Measure every layer, and leave the fewest in float that make the budget hold; the last attempt is that."""
+        graph = self.graph(settings)
+        layers = self.repairs.sensitivity = sensitivities(
+            graph,
+            settings,
+            rows=rows,
+            saved_s=saved_seconds(graph, settings, feed=rows[0]) if timed else None,
+            output=self.output,
+            progress=self.progress,
+        )
+        mixed: dict[int, Attempt] = {}
 
+        def make(floats: list[str]) -> ModelProto:
+            attempt = self.attempt(settings, floats, f", {len(floats)} of {len(layers)} layers float")
+            mixed[id(attempt.model)] = attempt
+            return attempt.model
 
-def _ladder(core: ModelProto, settings: QuantizeSettings) -> Iterator[list[dict[str, object]]]:
-    """List groups of changes, cheapest first; of a group each is tried on the best before it."""
-    operators = {operator(node) for node in core.graph.node}
-    yield [{"calibration": name} for name in ("percentile", "mse", "entropy", "average")]
-    yield [{"bias_correction": True}]
-    # A graph that was changed may be better off with the plain ranges again.
-    plain: dict[str, object] = {"calibration": settings.calibration}
-    if "LayerNormalization" in operators:
-        yield [{"smooth": strength} | rest for strength in (0.5, 0.7, 0.85) for rest in ({}, plain)]
-    if operators & {"Conv", "Gemm"}:
-        yield [{"equalize": True}, {"equalize": True} | plain]
-    yield [{"per_channel": not settings.per_channel}]
-    if settings.tables and tables_of(core.graph):
-        yield [{"tables": False}]
-
-
-def _named(settings: QuantizeSettings) -> str:
-    """Say in a few words how a graph was quantised."""
-    parts = [f"int8 {settings.calibration}" if settings.calibration != "minmax" else "int8"]
-    parts += ["per layer"] if not settings.per_channel else []
-    parts += [f"smoothed {settings.smooth:g}"] if settings.smooth is not None else []
-    parts += ["equalised"] if settings.equalize else []
-    parts += ["biases corrected"] if settings.bias_correction else []
-    parts += ["tables in float"] if not settings.tables else []
-    return ", ".join(parts)
+        enough = fewest_float(layers, make, lambda model: self.holds(mixed[id(model)]))
+        chosen = None if enough is None else mixed.pop(id(enough[1]))
+        self.repairs.attempts += [*mixed.values(), *([chosen] if chosen else [])]

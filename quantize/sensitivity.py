@@ -7,12 +7,11 @@ that its integer kernel saves, and the layers with the worst price go back to fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnx import ModelProto
 
-from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.parity_check import run_onnx
 from distill.outputs import Output, of_shape
@@ -20,7 +19,7 @@ from distill.types import Array, Feed, Progress
 
 from .select import COMPUTE
 from .settings import QuantizeSettings
-from .static import Calibrated, integer_graph
+from .static import CalibratedGraph, integer_graph
 
 
 @dataclass(frozen=True)
@@ -59,47 +58,42 @@ def divergence(reference: Array, other: Array, output: Output | None = None) -> 
     return (output or of_shape(reference.shape)).divergence(reference, other)
 
 
-def layers_of(found: Calibrated) -> list[tuple[str, str]]:
+def layers_of(graph: CalibratedGraph) -> list[tuple[str, str]]:
     """List the layers that can be left in float one by one: (output, operator), in order."""
-    names = set(found.nodes)
+    names = set(graph.nodes)
     return [
         (node.output[0], node.op_type)
-        for node in found.model.graph.node
+        for node in graph.model.graph.node
         if node.name in names and node.op_type in COMPUTE
     ]
 
 
 def sensitivities(
-    found: Calibrated,
+    graph: CalibratedGraph,
     settings: QuantizeSettings,
     *,
-    target: Target,
     rows: Sequence[Feed],
     saved_s: Mapping[str, float] | None = None,
-    calibration: Iterable[Feed] = (),
     output: Output | None = None,
     progress: Progress | None = None,
 ) -> list[Sensitivity]:
     """Measure every layer alone, in order of the graph.
 
     Args:
-        found: the calibrated graph.
+        graph: the calibrated graph.
         settings: how it is quantised.
-        target: what the file ships to.
         rows: batches on which the answers are compared, 128 to 512 samples.
         saved_s: output -> seconds that the layer's integer kernel saves in a call.
-        calibration: the samples, where the settings ask for bias correction.
         output: what the answers are.
         progress: called with ("sensitivity", layers done, layers).
     """
-    layers = layers_of(found)
+    layers = layers_of(graph)
     outputs = [output for output, _ in layers]
-    reference = run_onnx(found.model, rows)
+    reference = run_onnx(graph.model, rows)
     plain = replace(settings, tables=False)  # else every divergence has that of the tables in it
     measured = []
     for number, (layer, operator) in enumerate(layers):
-        others = [one for one in outputs if one != layer]
-        alone, _ = integer_graph(found, plain, target=target, calibration=calibration, keep_float=others)
+        alone, _ = integer_graph(graph, plain, keep_float=[name for name in outputs if name != layer])
         saved = None if saved_s is None else saved_s.get(layer)
         measured.append(Sensitivity(layer, operator, divergence(reference, run_onnx(alone, rows), output), saved))
         if progress is not None:
@@ -126,7 +120,7 @@ def fewest_float(
     """
     if not measured:
         raise UserError("model: it has no layers to choose from")
-    ranked = [one.output for one in sorted(measured, key=lambda one: one.price, reverse=True)]
+    ranked = [layer.output for layer in sorted(measured, key=lambda layer: layer.price, reverse=True)]
     low, high = 0, len(ranked)  # `low` layers in float are too few, or not asked about; `high` are enough, or all
     best: tuple[list[str], ModelProto] | None = None
     while low < high:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -19,8 +19,8 @@ from distill.types import Feed, Progress
 
 from .bias import correct_biases, rounded_weights
 from .calibrate import calibrate, twice
-from .equalize import equalize
 from .executed import fuses_here, unfused_nodes
+from .ladder import REPAIRS
 from .logs import silent
 from .pairs import free_float_readers
 from .prepare import prepare, products_to_gemm, weight_overrides
@@ -35,7 +35,6 @@ from .select import (
     why_not_quantizable,
 )
 from .settings import QuantizeSettings
-from .smooth import smooth
 from .tables import narrow_tables
 
 _MIN_OPSET = 13  # the first with per-channel DequantizeLinear
@@ -70,25 +69,30 @@ def quantize_onnx(
     """
     settings = settings or QuantizeSettings()
     resolve(settings, target)
-    found = calibrated(core, settings, target=target, calibration=calibration, keep_float=keep_float, progress=progress)
-    return write(found, settings, target=target, calibration=calibration, progress=progress)
+    graph = calibrate_graph(
+        core, settings, target=target, calibration=calibration, keep_float=keep_float, progress=progress
+    )
+    return write(graph, settings, progress=progress)
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """A float graph that is ready to be quantised: `ranges` of all activations that `nodes` read and write.
+class CalibratedGraph:
+    """A float graph, ready to be quantised for a target: `ranges` of all activations that `nodes` read and write.
 
     Every node of ``model`` has a name, and every layer weights and bias of its own; `nodes` are those that may become
-    integer kernels, in order. ``samples`` is how many were read.
+    integer kernels, in order. ``samples`` is how many were read of ``calibration``, which is read again where settings
+    ask for bias correction.
     """
 
     model: ModelProto
     nodes: tuple[str, ...]
     ranges: Mapping[str, tuple[float, float]]
     samples: int
+    target: Target
+    calibration: Iterable[Feed]
 
 
-def calibrated(
+def calibrate_graph(
     core: ModelProto,
     settings: QuantizeSettings,
     *,
@@ -96,132 +100,114 @@ def calibrated(
     calibration: Iterable[Feed],
     keep_float: Collection[str] = (),
     progress: Progress | None = None,
-) -> Calibrated:
+) -> CalibratedGraph:
     """Bring a graph into the form that quantises completely, repaired as the settings ask, and find its ranges.
 
     Raises what `quantize_onnx` raises.
     """
     _check(core)
-    model = prepare(core, fold_norms=target.name != "tensorrt")
-    if settings.smooth is not None:
-        model, _ = smooth(model, twice(calibration), settings, strength=settings.smooth, progress=progress)
-    if settings.equalize:
-        model, _ = equalize(model)
-    if not _is_strict(target):
+    model = prepare(core, fold_norms=not target.symmetric)
+    for repair in REPAIRS.values():
+        if repair.rewrite is not None:
+            model = repair.rewrite(model, settings, calibration, progress)
+    if not target.symmetric:
         products_to_gemm(model, keep_float)
-    chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=_is_strict(target))
+    chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=target.symmetric)
     if not any(operator(node) in COMPUTE for node in chosen):
         raise UserError("model: it has no Conv, Gemm or MatMul with constant weights, so there is nothing to quantise")
     inferred = onnx.shape_inference.infer_shapes(model)
     tensors = float_tensors(model.graph, chosen, _float_names(inferred.graph))
     ranges, samples = calibrate(model, tensors, calibration, settings, progress=progress)
-    return Calibrated(inferred, tuple(node.name for node in chosen), ranges, samples)
+    return CalibratedGraph(inferred, tuple(node.name for node in chosen), ranges, samples, target, calibration)
 
 
 def write(
-    found: Calibrated,
+    graph: CalibratedGraph,
     settings: QuantizeSettings,
     *,
-    target: Target,
-    calibration: Iterable[Feed] = (),
     keep_float: Collection[str] = (),
     progress: Progress | None = None,
 ) -> tuple[ModelProto, QuantizeRecord]:
-    """Write the integer graph of a calibrated one, less the nodes of ``found.model`` that compute ``keep_float``.
+    """Write the integer graph of a calibrated one, less the nodes of ``graph.model`` that compute ``keep_float``.
 
-    Layers that onnxruntime would not run as integer kernels are left in float, too. ``calibration`` is read where the
-    settings ask for bias correction.
+    Layers that onnxruntime would not run as integer kernels are left in float, too.
     """
-    result, names = _fused_graph(found, settings, target, calibration, keep_float, progress)
-    scheme, reduce_range = resolve(settings, target)
+    result, names = _fused_graph(graph, settings, keep_float, progress)
+    scheme, reduce_range = resolve(settings, graph.target)
     slim = strip(result)
-    constants, floats = initializers(found.model.graph), count_float(found.model.graph, names)
-    meant = {node.name for node in found.model.graph.node if set(node.output) & set(keep_float)}
+    nodes, constants = graph.model.graph.node, initializers(graph.model.graph)
+    floats = count_float(graph.model.graph, names)
+    excluded = {node.name for node in nodes if set(node.output) & set(keep_float)}
     record = QuantizeRecord(
         precision="int8",
         scheme=scheme,
         per_channel=settings.per_channel,
         reduce_range=reduce_range,
         calibration=settings.calibration,
-        samples=found.samples,
-        nodes_quantized=sum(is_compute(node, constants) for node in found.model.graph.node if node.name in names),
+        samples=graph.samples,
+        nodes_quantized=sum(is_compute(node, constants) for node in nodes if node.name in names),
         nodes_float=sum(floats.values()),
         saturation_risk=saturating_share(slim),
         file_bytes=len(to_bytes(slim)),
         float_operators=dict(sorted(floats.items())),
-        warnings=_warnings(settings, target, scheme, found.samples, count_float(found.model.graph, {*names, *meant})),
+        warnings=_warnings(graph, settings, scheme, count_float(graph.model.graph, {*names, *excluded})),
     )
     return slim, record
 
 
 def _fused_graph(
-    found: Calibrated,
-    settings: QuantizeSettings,
-    target: Target,
-    calibration: Iterable[Feed],
-    keep_float: Collection[str],
-    progress: Progress | None,
+    graph: CalibratedGraph, settings: QuantizeSettings, keep_float: Collection[str], progress: Progress | None
 ) -> tuple[ModelProto, set[str]]:
     """Write the integer graph less the layers that are not fused in it; returns it with the nodes that are."""
     floats = set(keep_float)
     while True:
-        result, names = integer_graph(
-            found, settings, target=target, calibration=calibration, keep_float=floats, progress=progress
-        )
-        if not fuses_here(resolve(settings, target)[0], strict=_is_strict(target)):
+        result, names = integer_graph(graph, settings, keep_float=floats, progress=progress)
+        if not fuses_here(resolve(settings, graph.target)[0], strict=graph.target.symmetric):
             return result, names
         loose = unfused_nodes(result, names)
-        layers = [node for node in found.model.graph.node if node.name in loose and operator(node) in COMPUTE]
+        layers = [node for node in graph.model.graph.node if node.name in loose and operator(node) in COMPUTE]
         if not layers:
             return result, names - loose
         floats.update(name for node in layers for name in node.output)
 
 
 def integer_graph(
-    found: Calibrated,
+    graph: CalibratedGraph,
     settings: QuantizeSettings,
     *,
-    target: Target,
-    calibration: Iterable[Feed] = (),
     keep_float: Collection[str] = (),
     progress: Progress | None = None,
 ) -> tuple[ModelProto, set[str]]:
     """Write the integer graph with the nodes' names still in it; returns it with those of the integer ones."""
-    scheme, reduce_range = resolve(settings, target)
-    chosen = select_nodes(found.model.graph, keep_float=keep_float, float_biases=_is_strict(target))
-    names = [node.name for node in chosen if node.name in set(found.nodes)]
+    model, strict = graph.model, graph.target.symmetric
+    chosen = select_nodes(model.graph, keep_float=keep_float, float_biases=strict)
+    names = [node.name for node in chosen if node.name in set(graph.nodes)]
     if not names:  # the quantiser would take an empty list for all
         raise UserError("model: no layer is left that runs as an integer kernel, so there is nothing to quantise")
-    model = found.model
-    result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
+    result = _insert_pairs(graph, settings, names)
     if settings.bias_correction:
         rounded = rounded_weights(result.graph, names)
-        model, _ = correct_biases(model, rounded, twice(calibration), settings, progress=progress)
-        result = _insert_pairs(model, settings, target, scheme, reduce_range, found.ranges, names)
-    if not _is_strict(target):  # whose pairs stand where integers are read, and nowhere else
-        free_float_readers(result.graph, set(names), _rectifiers_gone(model.graph, result.graph, names))
+        model, _ = correct_biases(model, rounded, twice(graph.calibration), settings, progress=progress)
+        result = _insert_pairs(replace(graph, model=model), settings, names)
+    if not strict:  # whose pairs stand where integers are read, and nowhere else
+        free_float_readers(result.graph, set(names), _absorbed_rectifiers(model.graph, result.graph, names))
         if settings.tables:
             narrow_tables(result.graph, keep_float)
     sort_nodes(result.graph)
     return result, set(names)
 
 
-def _rectifiers_gone(before: GraphProto, after: GraphProto, names: Collection[str]) -> dict[str, NodeProto]:
+def _absorbed_rectifiers(before: GraphProto, after: GraphProto, names: Collection[str]) -> dict[str, NodeProto]:
     """Find the rectifiers that the quantiser took away, since a range that begins at zero does the same.
 
     They are listed by the node in front of them; the constants that they read are put back.
     """
     makers, left, constants = producers(before), {node.name for node in after.node}, initializers(before)
-    gone = [node for node in before.node if node.name in names and node.name not in left]
+    removed = [node for node in before.node if node.name in names and node.name not in left]
     there = initializers(after)
-    for name in {name for node in gone for name in node.input[1:] if name in constants and name not in there}:
+    for name in {name for node in removed for name in node.input[1:] if name in constants and name not in there}:
         after.initializer.append(constants[name])
-    return {makers[node.input[0]].name: node for node in gone if node.input[0] in makers}
-
-
-def _is_strict(target: Target) -> bool:
-    """Whether the target wants symmetric activations, adds biases in float, and rounds where integers are read."""
-    return target.name == "tensorrt"
+    return {makers[node.input[0]].name: node for node in removed if node.input[0] in makers}
 
 
 def resolve(settings: QuantizeSettings, target: Target) -> tuple[str, bool]:
@@ -254,24 +240,17 @@ def _float_names(graph: GraphProto) -> set[str]:
     return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
 
 
-def _insert_pairs(
-    model: ModelProto,
-    settings: QuantizeSettings,
-    target: Target,
-    scheme: str,
-    reduce_range: bool,
-    ranges: Mapping[str, tuple[float, float]],
-    names: list[str],
-) -> ModelProto:
+def _insert_pairs(graph: CalibratedGraph, settings: QuantizeSettings, names: list[str]) -> ModelProto:
     """Run onnxruntime's QDQ quantiser with our ranges and our choice of nodes."""
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+    model, (scheme, reduce_range) = graph.model, resolve(settings, graph.target)
     # A range without width gets a zero point of 0 whatever the type, and a rectifier before it would be lost.
-    wide = {name: (low, high if (low, high) != (0, 0) else 1.0) for name, (low, high) in ranges.items()}
+    wide = {name: (low, high if (low, high) != (0, 0) else 1.0) for name, (low, high) in graph.ranges.items()}
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in wide.items()}
-    strict = _is_strict(target)
+    strict = graph.target.symmetric
     options: dict[str, Any] = {
         "ActivationSymmetric": strict,
         "WeightSymmetric": True,
@@ -316,14 +295,14 @@ def _drop_bias_zero_points(graph: GraphProto) -> None:
 
 
 def _warnings(
-    settings: QuantizeSettings, target: Target, scheme: str, samples: int, floats: dict[str, int]
+    graph: CalibratedGraph, settings: QuantizeSettings, scheme: str, floats: Mapping[str, int]
 ) -> tuple[str, ...]:
-    found = []
-    if samples < min(_FEW_SAMPLES, settings.samples):
-        found.append(f"{samples} calibration samples: 200 to 500 are usual, the ranges may be too narrow")
+    target, warnings = graph.target, []
+    if graph.samples < min(_FEW_SAMPLES, settings.samples):
+        warnings.append(f"{graph.samples} calibration samples: 200 to 500 are usual, the ranges may be too narrow")
     if scheme != target.scheme:
-        found.append(f"quantize.scheme={scheme}: target {target.name} runs {target.scheme} faster")
+        warnings.append(f"quantize.scheme={scheme}: target {target.name} runs {target.scheme} faster")
     if floats:
         listed = ", ".join(f"{count} {name}" for name, count in sorted(floats.items()))
-        found.append(f"stays float: {listed}")
-    return tuple(found)
+        warnings.append(f"stays float: {listed}")
+    return tuple(warnings)

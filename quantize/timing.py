@@ -7,38 +7,37 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto
 
-from distill.benchmarks.target import Target, why_unmeasurable
+from distill.benchmarks.target import why_unmeasurable
 from distill.benchmarks.timing.kernels import kernel_seconds
 from distill.export.graph import consumers, initializers, input_shape
 from distill.types import Feed
 
 from .select import COMPUTE
 from .settings import QuantizeSettings
-from .static import Calibrated, integer_graph
+from .static import CalibratedGraph, integer_graph
 
 
-def saved_seconds(
-    found: Calibrated, settings: QuantizeSettings, *, target: Target, feed: Feed
-) -> dict[str, float] | None:
+def saved_seconds(graph: CalibratedGraph, settings: QuantizeSettings, *, feed: Feed) -> dict[str, float] | None:
     """Return what each layer saves in one call as an integer kernel, by the name of its output; below 0 it costs time.
 
     Each of both graphs is called 10 to 100 times on ``feed`` in a profiled session; a layer counts with the rectifier
     that is fused into it. None where the target is not this machine's processor; layers that are not found are left
     out.
     """
-    if target.measure is not None or target.provider != "CPUExecutionProvider" or why_unmeasurable(target):
+    target = graph.target
+    if not target.is_profiled or why_unmeasurable(target):
         return None
-    plain = layer_seconds(found.model, feed, target.threads)
+    plain = layer_seconds(graph.model, feed, target.threads)
     # Other biases take no other time, and would need the samples.
-    whole, _ = integer_graph(found, replace(settings, bias_correction=False), target=target)
+    whole, _ = integer_graph(graph, replace(settings, bias_correction=False))
     integer = layer_seconds(whole, feed, target.threads)
-    readers = consumers(found.model.graph)
+    readers = consumers(graph.model.graph)
     saved = {}
-    for node in found.model.graph.node:
-        if node.name in found.nodes and node.op_type in COMPUTE:
+    for node in graph.model.graph.node:
+        if node.name in graph.nodes and node.op_type in COMPUTE:
             following = [reader.output[0] for reader in readers.get(node.output[0], []) if len(reader.output) == 1]
             names = [node.name, node.output[0], *following]
-            before, after = (next((one[name] for name in names if name in one), None) for one in (plain, integer))
+            before, after = (next((s[name] for name in names if name in s), None) for s in (plain, integer))
             if before is not None and after is not None:
                 saved[node.output[0]] = before - after
     return saved
@@ -62,4 +61,4 @@ def layer_seconds(model: ModelProto, feed: Feed, threads: int) -> dict[str, floa
     Whatever else runs on the machine only adds time, and not to every call.
     """
     timed = kernel_seconds(model.SerializeToString(), dict(feed), threads)
-    return {name: min(found) for name, found in timed.items()}
+    return {name: min(seconds) for name, seconds in timed.items()}

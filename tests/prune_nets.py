@@ -13,8 +13,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from distill.benchmarks import Comparison, Latency, Ratio
+from distill.benchmarks import Comparison, Latency
 from distill.cli import main
+from distill.intervals import Estimate
 from distill.prune import Device, count
 from distill.single_stage.pruning.shipping import Shipping
 
@@ -195,7 +196,7 @@ def use_a_clock(
         return Latency("x86", "CPUExecutionProvider", {}, 1, 1, p50_s, p50_s, 100)
 
     def compared(self: Shipping, before: Any, after: Any, folder: Path) -> Comparison:
-        found = Ratio(ratio, ratio * 0.98, ratio * 1.02)
+        found = Estimate(ratio, ratio * 0.98, ratio * 1.02)
         return Comparison(latency(1e-3), latency(1e-3 / ratio), found, ratio, 6, 0.0)
 
     patch.setattr(Shipping, "shipped", lambda self: Clock(self))

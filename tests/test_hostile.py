@@ -14,7 +14,7 @@ from wrong.hostile import EVIL, FOLDERS, MINE, Hostile, pickled
 
 from distill.errors import UserError
 from distill.prune import load, save
-from distill.prune.building import build
+from distill.references.models import build
 
 LIBRARIES = ("timm:", "torchvision:", "transformers:")
 

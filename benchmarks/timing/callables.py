@@ -1,4 +1,4 @@
-"""PyTorch callables among the things that are timed: `eager:./models.py:make`, `compiled:package.module:function`."""
+"""PyTorch callables among what is timed: `eager:./models.py:make`, `compiled:package.module:function`, `timm:NAME`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from distill.benchmarks.onnx_file.facts import Facts
 from distill.benchmarks.records import Model
 
 _FORMS = ("eager", "compiled")
-_REFERENCE = re.compile(r"(?:(eager|compiled):)?((?:[^:]+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*)$")
+_REFERENCE = re.compile(
+    r"(?:(eager|compiled):)?((?:timm|torchvision|transformers):.+|(?:[^:]+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*)$"
+)
 PROVIDER = "torch"
 
 
@@ -29,8 +31,8 @@ class TorchCallable:
 
         A pattern of the shell may name a stranger's file.
         """
-        found = None if isinstance(word, Path) or os.path.lexists(word) else _REFERENCE.match(word)
-        return cls(found.group(2), found.group(1) or "eager") if found else None
+        match = None if isinstance(word, Path) or os.path.lexists(word) else _REFERENCE.match(word)
+        return cls(match.group(2), match.group(1) or "eager") if match else None
 
     @property
     def command(self) -> tuple[str, ...]:

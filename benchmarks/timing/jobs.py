@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from distill.benchmarks.onnx_file.external_data import external_files
-from distill.benchmarks.onnx_file.inputs import Feeds, load_proto
+from distill.benchmarks.onnx_file.inputs import load_proto
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import Target, why_unmeasurable
 from distill.benchmarks.timing.process import run_job
-from distill.benchmarks.timing.sessions import provider_options
 from distill.errors import NotMeasuredError
-
-_TIMEOUT_S, _TENSORRT_TIMEOUT_S = 300.0, 1800.0
+from distill.types import Feed
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class ArmSpec:
     """
 
     path: Path
-    feeds: Feeds
+    feeds: Feed
     command: tuple[str, ...] = ()
     torch: Mapping[str, str] | None = None
 
@@ -61,10 +59,13 @@ def time_arms(arms: Sequence[ArmSpec], target: Target, timing: Timing) -> dict[s
 
     Raises UserError for a file that onnxruntime refuses, NotMeasuredError for everything else that went wrong.
     """
-    what = " and ".join(dict.fromkeys(str(arm.path) for arm in arms))
-    with prepared(arms, target, what) as specs:
+    subject = " and ".join(dict.fromkeys(str(arm.path) for arm in arms))
+    with prepared(arms, target, subject) as specs:
         return run_job(
-            time_job(specs, target, timing), timeout_s=_timeout(target, timing), what=what, measure=target.measure
+            time_job(specs, target, timing),
+            timeout_s=timing.timeout_s or target.timeout_s,
+            subject=subject,
+            measure=target.measure,
         )
 
 
@@ -88,7 +89,7 @@ def inspect_job(spec: Mapping[str, Any], target: Target) -> dict[str, Any]:
 
 
 def inspect_file(
-    path: str | Path, target: Target, feeds: Feeds, *, timeout_s: float | None = None, python: str | None = None
+    path: str | Path, target: Target, feeds: Feed, *, timeout_s: float | None = None, python: str | None = None
 ) -> dict[str, Any]:
     """Run a file once, untimed, in a process of its own: load time, memory, outputs, the nodes that ran.
 
@@ -98,31 +99,26 @@ def inspect_file(
     """
     arm = ArmSpec(Path(path), feeds)
     with prepared([arm], target, str(path)) as specs:
-        limit = timeout_s or _timeout(target, Timing())
+        limit = timeout_s or target.timeout_s
         job = inspect_job(specs[0], target)
-        return run_job(job, timeout_s=limit, what=str(path), measure=target.measure, python=python)
+        return run_job(job, timeout_s=limit, subject=str(path), measure=target.measure, python=python)
 
 
 @contextmanager
-def prepared(arms: Sequence[ArmSpec], target: Target, what: str) -> Iterator[list[dict[str, Any]]]:
+def prepared(arms: Sequence[ArmSpec], target: Target, subject: str) -> Iterator[list[dict[str, Any]]]:
     """Yield the arms as `runner.py` takes them, their inputs in files that last as long as the context.
 
     Raises NotMeasuredError where nothing can be timed for the target on this machine.
     """
     why = why_unmeasurable(target)
     if why:
-        raise NotMeasuredError(f"{what}: not measured, {why}")
+        raise NotMeasuredError(f"{subject}: not measured, {why}")
     with tempfile.TemporaryDirectory(prefix="distill-inputs-") as folder:
-        options = provider_options(target)
-        if target.name == "tensorrt":
-            # An engine takes minutes to build and comes out different each time: all sessions of a file share one.
-            options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
-            options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
-        yield stored(arms, target, Path(folder), options)
+        yield stored(arms, target, Path(folder), target.for_runner(cache=Path(folder)))
 
 
 def stored(
-    arms: Sequence[ArmSpec], target: Target, folder: Path, options: Mapping[str, str] | None = None
+    arms: Sequence[ArmSpec], target: Target, folder: Path, place: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
     """Write the arms' inputs into a folder, and the arms as `runner.py` takes them.
 
@@ -138,19 +134,14 @@ def stored(
             **(arm.torch or {}),
             "inputs": str(_store(arm.feeds, folder / f"{number}.npz")),
             "names": list(arm.feeds),
-            "provider": target.provider,
-            "provider_options": dict(provider_options(target) if options is None else options),
+            **(target.for_runner() if place is None else place),
             "command": list(arm.command) or None,
         }
         for number, arm in enumerate(arms)
     ]
 
 
-def _store(feeds: Feeds, path: Path) -> Path:
+def _store(feeds: Feed, path: Path) -> Path:
     """Write inputs by position (a name may be anything) and strings as fixed-width text (no pickle)."""
     np.savez(path, *(value.astype(str) if value.dtype == object else value for value in feeds.values()))
     return path
-
-
-def _timeout(target: Target, timing: Timing) -> float:
-    return timing.timeout_s or (_TENSORRT_TIMEOUT_S if target.name == "tensorrt" else _TIMEOUT_S)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from distill.benchmarks.runner import session_options
+from distill.benchmarks.runner import CPU, session_options
 
 _LEAST_CALLS, _MOST_CALLS, _SECONDS = 10, 100, 1.0
 # What onnxruntime adds to a node's name when it fuses it, or lays its data out by blocks.
@@ -22,7 +22,7 @@ def kernel_seconds(
     feed: dict[str, Any],
     threads: int,
     *,
-    provider: str = "CPUExecutionProvider",
+    provider: str = CPU,
     seconds: float = _SECONDS,
     least: int = _LEAST_CALLS,
 ) -> dict[str, list[float]]:
@@ -43,9 +43,9 @@ def kernel_seconds(
                 break
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    found: dict[str, list[float]] = defaultdict(list)
+    seconds_by_node: dict[str, list[float]] = defaultdict(list)
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            found[_ADDED.sub("", name.removesuffix("_kernel_time"))].append(event["dur"] / 1e6)
-    return dict(found)
+            seconds_by_node[_ADDED.sub("", name.removesuffix("_kernel_time"))].append(event["dur"] / 1e6)
+    return dict(seconds_by_node)

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from distill.benchmarks import runner
-from distill.benchmarks.onnx_file.inputs import Feeds, load_proto, make_inputs
+from distill.benchmarks.onnx_file.inputs import load_proto, make_inputs
 from distill.benchmarks.onnx_file.saturation import saturating_share
-from distill.benchmarks.records import Case, Ratio
+from distill.benchmarks.records import Case
 from distill.benchmarks.settings import BenchmarkSettings
-from distill.benchmarks.target import Target
+from distill.benchmarks.target import CPU, TARGETS, Target
 from distill.benchmarks.timing.jobs import ArmSpec, Timing, time_arms
-from distill.benchmarks.timing.machine import VNNI, board_of, cpu_flags, family, usable_threads
-from distill.benchmarks.timing.sessions import provider_options
+from distill.benchmarks.timing.machine import board_of, cpu_flags, family, usable_threads
 from distill.benchmarks.verdict.bench import case_of, effects_of
 from distill.benchmarks.verdict.remarks import saturation_remark
-from distill.types import Array
+from distill.intervals import Estimate
+from distill.types import Array, Feed
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Comparison:
 
     baseline: Latency
     candidate: Latency
-    speedup: Ratio
+    speedup: Estimate
     quiet_speedup: float
     session_pairs: int
     contended_share: float
@@ -74,15 +74,15 @@ def measure(
     batch: int,
     *,
     settings: BenchmarkSettings | None = None,
-    given: Mapping[str, Array] | None = None,
+    rows: Mapping[str, Array] | None = None,
 ) -> Latency:
     """Time the file at `path` alone, in several fresh sessions of half a pair's seconds each.
 
-    `given` replaces made-up inputs by real rows. Raises UserError for a file or inputs that do not fit,
+    `rows` replaces made-up inputs by real rows. Raises UserError for a file or inputs that do not fit,
     NotMeasuredError for another machine's target, a provider that does not load, a crash or a hang.
     """
     settings = settings or BenchmarkSettings()
-    feeds = make_inputs(path, batch, given=given)
+    feeds = make_inputs(path, batch, rows=rows)
     answer = time_arms([ArmSpec(Path(path), feeds)], target, Timing.of(settings))
     case = case_of(answer, batch, target.threads, [_shapes(feeds)])
     return _latency(case, 0, path, target, board_of(answer, target.measure))
@@ -95,8 +95,8 @@ def compare(
     batch: int,
     *,
     settings: BenchmarkSettings | None = None,
-    given_baseline: Mapping[str, Array] | None = None,
-    given_candidate: Mapping[str, Array] | None = None,
+    baseline_rows: Mapping[str, Array] | None = None,
+    candidate_rows: Mapping[str, Array] | None = None,
 ) -> Comparison:
     """Time two files in alternation; a speed-up above 1 says that the candidate is faster.
 
@@ -104,13 +104,13 @@ def compare(
     """
     settings = settings or BenchmarkSettings()
     feeds = [
-        make_inputs(baseline, batch, given=given_baseline),
-        make_inputs(candidate, batch, given=given_candidate),
+        make_inputs(baseline, batch, rows=baseline_rows),
+        make_inputs(candidate, batch, rows=candidate_rows),
     ]
     paths = (baseline, candidate)
-    arms = [ArmSpec(Path(path), one) for path, one in zip(paths, feeds, strict=True)]
+    arms = [ArmSpec(Path(path), feed) for path, feed in zip(paths, feeds, strict=True)]
     answer = time_arms(arms, target, Timing.of(settings))
-    case = case_of(answer, batch, target.threads, [_shapes(one) for one in feeds])
+    case = case_of(answer, batch, target.threads, [_shapes(feed) for feed in feeds])
     row = case.rows[1]
     assert row.ratio is not None
     assert row.quiet_ratio is not None
@@ -118,16 +118,16 @@ def compare(
     return Comparison(
         baseline=_latency(case, 0, baseline, target, board),
         candidate=_latency(case, 1, candidate, target, board),
-        speedup=Ratio(1 / row.ratio.value, 1 / row.ratio.high, 1 / row.ratio.low),
+        speedup=Estimate(1 / row.ratio.value, 1 / row.ratio.high, 1 / row.ratio.low),
         quiet_speedup=1 / row.quiet_ratio,
         session_pairs=len(case.pairs),
         contended_share=case.contended_share,
-        log_ratios=tuple(-one for one in effects_of(case.pairs, 2, 1, runner.MEDIAN)),
+        log_ratios=tuple(-effect for effect in effects_of(case.pairs, 2, 1, runner.MEDIAN)),
         warnings=_comparison_warnings(case, settings, feeds),
     )
 
 
-def _shapes(feeds: Feeds) -> dict[str, list[int]]:
+def _shapes(feeds: Feed) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in feeds.items()}
 
 
@@ -145,7 +145,7 @@ def _latency(case: Case, arm: int, path: str | Path, target: Target, board: dict
         samples=row.samples,
         load_s=row.load_s,
         end_to_end_s=row.end_to_end_s,
-        provider_options=provider_options(target),
+        provider_options=target.provider_options(),
         board=board,
         warnings=tuple(f"{path}: {text}" for text in (*_of_file(case, arm, target), *case.warnings))
         + _saturating(path, target, board or {"family": family(), "flags": cpu_flags()}),
@@ -154,11 +154,11 @@ def _latency(case: Case, arm: int, path: str | Path, target: Target, board: dict
 
 def _saturating(path: str | Path, target: Target, machine: Mapping[str, Any]) -> tuple[str, ...]:
     """Say when the integer sums of a file can saturate on the processor that it was timed on."""
-    if target.provider != "CPUExecutionProvider" or VNNI & set(machine["flags"] or ()):
+    processor = TARGETS.get(machine["family"])
+    if target.provider != CPU or processor is None or not processor.saturates(machine["flags"]):
         return ()
     share = saturating_share(load_proto(path), Path(path).parent)
-    said = saturation_remark(str(path), share, machine["family"], machine["flags"])
-    return () if said is None else (said,)
+    return saturation_remark(str(path), share, machine["family"], machine["flags"])
 
 
 def _of_file(case: Case, arm: int, target: Target) -> list[str]:
@@ -169,12 +169,12 @@ def _of_file(case: Case, arm: int, target: Target) -> list[str]:
         warnings.append(f"benchmark.threads={target.threads}: only {cores} can run at once on this machine")
     if not all(pair["finite"][arm] for pair in case.pairs):
         warnings.append("its outputs are not all finite for the inputs that it was timed with")
-    if target.name in ("cuda", "tensorrt"):
+    if target.device != "cpu":
         warnings.append("the same inputs in every call, so they may lie in the GPU's L2 cache")
     return warnings
 
 
-def _comparison_warnings(case: Case, settings: BenchmarkSettings, feeds: list[Feeds]) -> tuple[str, ...]:
+def _comparison_warnings(case: Case, settings: BenchmarkSettings, feeds: list[Feed]) -> tuple[str, ...]:
     """Say what a reader of the comparison has to know beyond the two latencies' own warnings."""
     warnings = []
     if len(case.pairs) < settings.session_pairs:
@@ -187,6 +187,6 @@ def _comparison_warnings(case: Case, settings: BenchmarkSettings, feeds: list[Fe
     return tuple(warnings)
 
 
-def _same(one: Array, other: Array) -> bool:
+def _same(rows: Array, others: Array) -> bool:
     """Equality that takes NaN, the mark of a missing value, for equal to itself."""
-    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
+    return bool(np.array_equal(rows, others, equal_nan=rows.dtype.kind == "f"))

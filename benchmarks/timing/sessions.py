@@ -9,22 +9,9 @@ from typing import Any
 from distill.benchmarks import runner
 from distill.benchmarks.onnx_file.external_data import external_files
 from distill.benchmarks.onnx_file.inputs import load_proto
-from distill.benchmarks.target import Target
+from distill.benchmarks.target import TARGETS, Target, target_of_provider
 from distill.benchmarks.timing.process import run_job
 from distill.errors import NotMeasuredError, UserError
-
-
-def provider_options(target: Target) -> dict[str, str]:
-    """Spell out the provider's options: what decides a latency is recorded, not left to a default.
-
-    TF32 stays on, as it is for everybody else on a CUDA GPU: switched off, the float32 baseline would look slow.
-    """
-    ours: dict[str, str] = {}
-    if target.provider == "CUDAExecutionProvider":
-        ours = {"device_id": "0", "use_tf32": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"}
-    if target.provider == "TensorrtExecutionProvider":
-        ours = {"device_id": "0", "trt_fp16_enable": "1", "trt_int8_enable": str(int(target.precision == "int8"))}
-    return ours | dict(target.options)
 
 
 def open_session(
@@ -47,7 +34,7 @@ def open_session(
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
     try:
-        return runner.open_session(str(path), target.provider, provider_options(target), options)
+        return runner.open_session({"model": str(path), **target.for_runner()}, options)
     except runner.RunnerError as error:
         if error.kind == "file":
             raise UserError(f"{path}: onnxruntime cannot load it: {error}") from error
@@ -72,7 +59,7 @@ def providers_that_load(*, timeout_s: float = 60) -> dict[str, str]:
     import onnxruntime
 
     built = list(onnxruntime.get_available_providers())
-    wanted = ["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
+    wanted = [target.provider for target in TARGETS.values()]
     answers = {}
     with tempfile.TemporaryDirectory(prefix="distill-providers-") as folder:
         path = Path(folder, "tiny.onnx")
@@ -85,9 +72,9 @@ def providers_that_load(*, timeout_s: float = 60) -> dict[str, str]:
 
 
 def _try_provider(provider: str, path: Path, timeout_s: float) -> str:
-    job = {"task": "open", "arms": [{"model": str(path), "provider": provider, "provider_options": {}}]}
+    arm = {**target_of_provider(provider).for_runner(), "model": str(path), "provider_options": {}}
     try:
-        run_job(job, timeout_s=timeout_s, what=provider)
+        run_job({"task": "open", "arms": [arm]}, timeout_s=timeout_s, subject=provider)
     except (NotMeasuredError, UserError) as error:
         return str(error).removeprefix(f"{provider}: not measured, ")
     return "loads"

@@ -1,42 +1,22 @@
 """The process that times a PyTorch callable: an arm of `runner.py` that lives by itself, so that no thread is shared.
 
-The model's `spec` is `reference` (package.module:function or ./file.py:function, which returns a callable), `form`
+The model's `spec` is `reference` (what `distill.references` makes a model, or any callable on tensors, from), `form`
 (`eager` or `compiled`), `device`, and `inputs` with `names` like any arm's. On a GPU calls are timed by CUDA events.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib
-import importlib.util
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from distill.benchmarks import runner
-
-
-def load(reference: str) -> Any:
-    """Import what a reference names, and call it: it returns a model, or any callable on tensors."""
-    place, _, name = reference.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(place).resolve()
-        sys.path.insert(0, str(path.parent))
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None:
-            raise runner.RunnerError("callable", f"{place}: not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
-    else:
-        sys.path.insert(0, "")
-        module = importlib.import_module(place)
-    return getattr(module, name)()
+from distill.errors import UserError
+from distill.references.models import build
 
 
 class TorchArm(runner.Arm):
@@ -49,13 +29,9 @@ class TorchArm(runner.Arm):
         begin = time.perf_counter()
         device = torch.device(self.spec["device"])
         try:
-            model = load(self.spec["reference"])
-        except runner.RunnerError:
-            raise
-        except Exception as error:
-            raise runner.RunnerError(
-                "callable", f"{self.spec['reference']}: {type(error).__name__}: {error}"
-            ) from error
+            model: Any = build(self.spec["reference"], callables=True)
+        except UserError as error:
+            raise runner.RunnerError("callable", str(error)) from error
         if isinstance(model, torch.nn.Module):
             model = model.eval().to(device)
         if self.spec["form"] == "compiled":
@@ -80,7 +56,7 @@ class TorchArm(runner.Arm):
 
     def end(self) -> dict[str, Any]:
         """Let go of the model; say whether its outputs were finite."""
-        finite = all(bool(torch.isfinite(one).all()) for one in tensors_of(self.call()) if one.is_floating_point())
+        finite = all(bool(value.isfinite().all()) for value in tensors_of(self.call()) if value.is_floating_point())
         del self.call, self.whole
         gc.collect()
         return {"finite": finite, "end_to_end_s": None, "calls": dict(self.seen)}
@@ -103,9 +79,9 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
-        return [one for inner in value.values() for one in tensors_of(inner)]
+        return [tensor for inner in value.values() for tensor in tensors_of(inner)]
     if isinstance(value, list | tuple):
-        return [one for inner in value for one in tensors_of(inner)]
+        return [tensor for inner in value for tensor in tensors_of(inner)]
     return []
 
 

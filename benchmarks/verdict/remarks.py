@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.benchmarks import units
-from distill.benchmarks.timing.machine import VNNI
+from distill.benchmarks.target import TARGETS
 
 if TYPE_CHECKING:
     from distill.benchmarks.records import Case, Model
@@ -16,65 +16,64 @@ _MUCH_CONTENDED = 0.5
 
 def of_model(model: Model) -> tuple[str, ...]:
     """Remarks on one file: values that are not finite, weights that are slow for what they are."""
-    found = []
+    remarks = []
     name = model.facts.name
     if not model.finite:
-        found.append(f"{name}: its outputs are not all finite for these inputs; give real rows with --inputs")
+        remarks.append(f"{name}: its outputs are not all finite for these inputs; give real rows with --inputs")
     if model.facts.subnormal:
-        found.append(
+        remarks.append(
             f"{name}: {model.facts.subnormal} weights are subnormal (denormal) numbers, with which a CPU calculates "
             "many times more slowly; set those below 1e-30 to zero before the export"
         )
-    return tuple(found)
+    return tuple(remarks)
 
 
 def of_case(pairs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Remarks on one timing: warm-ups that did not settle, throttling, a clock that moved."""
-    found = []
+    remarks = []
     unsettled = sum(not pair["settled"] for pair in pairs)
     if unsettled:
-        found.append(f"{unsettled} of {len(pairs)} warm-ups ended while calls were still getting faster")
+        remarks.append(f"{unsettled} of {len(pairs)} warm-ups ended while calls were still getting faster")
     throttled = sum(any(pair["throttled"]) for pair in pairs)
     if throttled:
-        found.append(f"the GPU was throttled in parts of {throttled} of {len(pairs)} sessions; those were left out")
+        remarks.append(f"the GPU was throttled in parts of {throttled} of {len(pairs)} sessions; those were left out")
     clocks = [pair["clock_mhz"] for pair in pairs if pair["clock_mhz"]]
     if clocks and max(clocks) > 1.05 * min(clocks):
-        found.append(f"the GPU's clock moved between {min(clocks)} and {max(clocks)} MHz; `nvidia-smi -lgc` fixes it")
-    return tuple(found)
+        remarks.append(f"the GPU's clock moved between {min(clocks)} and {max(clocks)} MHz; `nvidia-smi -lgc` fixes it")
+    return tuple(remarks)
 
 
 def of_report(models: Sequence[Model], cases: Sequence[Case], machine: Mapping[str, Any]) -> tuple[str, ...]:
     """Remarks on all of it: too many threads, a busy machine, one that a file was not made for."""
     usable = machine["threads"]["usable"]
-    found = [
+    remarks = [
         f"{threads} threads were asked for, but only {usable} can run at once on this machine"
         for threads in sorted({case.threads for case in cases if case.threads > usable})
     ]
     busy = max((case.contended_share for case in cases), default=0.0)
     if busy > _MUCH_CONTENDED:
-        found.append(
+        remarks.append(
             f"something else slowed the machine for {100 * busy:.0f} % of the time: p50 as found says more about that "
             "than about the files; the ratios hold, as all files met it alike"
         )
     for model in models:
-        found += isa_remark(model, machine)
+        remarks += isa_remark(model, machine)
     runtimes = {model.facts.name: model.runtime for model in models if model.runtime}
     if len(set(runtimes.values())) > 1:
-        found.append("onnxruntime " + ", ".join(f"{version} ran {name}" for name, version in runtimes.items()))
-    return tuple(found)
+        remarks.append("onnxruntime " + ", ".join(f"{version} ran {name}" for name, version in runtimes.items()))
+    return tuple(remarks)
 
 
-def isa_remark(model: Model, machine: Mapping[str, Any]) -> list[str]:
+def isa_remark(model: Model, machine: Mapping[str, Any]) -> tuple[str, ...]:
     """Say when a file was made for another kind of processor than this machine's."""
     name, made_for, here = model.facts.name, model.facts.made_for, machine["family"]
-    if made_for in ("x86", "arm") and made_for != here:
-        return [f"{name}: was made for {made_for}, this machine is {here}: its latency here says little about there"]
-    said = saturation_remark(name, model.facts.saturating, here, machine["flags"])
-    return [] if said is None else [said]
+    if made_for in TARGETS and TARGETS[made_for].processor and made_for != here:
+        return (f"{name}: was made for {made_for}, this machine is {here}: its latency here says little about there",)
+    return saturation_remark(name, model.facts.saturating, here, machine["flags"])
 
 
-def saturation_remark(name: str, share: float, family: str, flags: Iterable[str] | None) -> str | None:
-    """Say when a file's integer sums can saturate on a processor; None where they cannot.
+def saturation_remark(name: str, share: float, family: str, flags: Iterable[str] | None) -> tuple[str, ...]:
+    """Say when a file's integer sums can saturate on a processor; empty where they cannot.
 
     Args:
         name: what the file is called.
@@ -82,10 +81,13 @@ def saturation_remark(name: str, share: float, family: str, flags: Iterable[str]
         family: the family of the processor.
         flags: of the processor; None where the system does not show them.
     """
-    if not share or family != "x86" or VNNI & set(flags or ()):
-        return None
-    lacks = "this machine's processor lacks" if flags is not None else "this machine's processor may lack"
+    processor = TARGETS.get(family)
+    isa = processor.relied_on(share) if processor is not None and processor.saturates(flags) else None
+    if isa is None:
+        return ()
+    lacks = "lacks" if flags is not None else "may lack"
     return (
-        f"{name}: {units.share(share)} of its neighbouring int8 weight pairs rely on VNNI, which {lacks}: their sums "
-        "can saturate, and its answers are then wrong; quantize it with --reduce-range"
+        f"{name}: {units.share(share)} of its neighbouring int8 weight pairs rely on {isa.upper()}, which this "
+        f"machine's processor {lacks}: their sums can saturate, and its answers are then wrong; quantize it with "
+        "--reduce-range",
     )

@@ -122,6 +122,7 @@ def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bo
     """Say how the file was made: hashes and names; no times, no paths, nothing that two runs differ in."""
     from importlib.metadata import version
 
+    isa = ctx.target.relied_on(saturating_share(read_graph(final.onnx)))
     return {
         "task": ctx.config.task,
         "metric": ctx.task.metric,
@@ -133,13 +134,8 @@ def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bo
         "producer": f"distill {version('distill')}",
         "onnxruntime": oldest_runtime(final.onnx, ctx.export.load_with),
         **({} if deployable else {"deployable": "no"}),
-        **({"isa": "vnni"} if _relies_on_vnni(ctx, final) else {}),
+        **({"isa": isa} if isa else {}),
     }
-
-
-def _relies_on_vnni(ctx: Context, final: Artifact) -> bool:
-    """Whether sums of its integer products saturate on an x86 processor without VNNI."""
-    return ctx.target.name == "x86" and saturating_share(read_graph(final.onnx)) > 0
 
 
 def oldest_runtime(path: Path, interpreters: tuple[Path, ...]) -> str:

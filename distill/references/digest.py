@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 _SLICE = 1 << 26
 
@@ -22,15 +21,16 @@ class Digest:
 
     def add(self, value: Any) -> Digest:
         """Take in a tensor, an array, bytes, a mapping, a sequence or any value that JSON can say."""
-        if isinstance(value, Tensor):
+        torch = sys.modules.get("torch")  # without it nothing is a tensor, and hashing a text needs no torch
+        if torch is not None and isinstance(value, torch.Tensor):
             self._head("tensor", str(value.dtype), list(value.shape))
             # As bytes: NumPy has no bfloat16.
             self._bytes(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         elif isinstance(value, np.ndarray):
             self._head("array", value.dtype.str, list(value.shape))
             if value.dtype == object:  # texts: as one array of characters each would take the longest one's room
-                for one in value.reshape(-1).tolist():
-                    self.add(str(one).encode("utf-8", "surrogatepass"))
+                for text in value.reshape(-1).tolist():
+                    self.add(str(text).encode("utf-8", "surrogatepass"))
             else:
                 self._bytes(value)
         elif isinstance(value, bytes):
@@ -38,12 +38,12 @@ class Digest:
             self._hash.update(value)
         elif isinstance(value, Mapping):
             self._head("mapping", [str(key) for key in value])
-            for one in value.values():
-                self.add(one)
+            for item in value.values():
+                self.add(item)
         elif isinstance(value, tuple | list):
             self._head("sequence", len(value))
-            for one in value:
-                self.add(one)
+            for item in value:
+                self.add(item)
         else:
             self._head("value", type(value).__name__, json.dumps(value, sort_keys=True, default=_named))
         return self

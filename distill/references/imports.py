@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import site
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 _MOST = 500
+_OURS = Path(__file__).resolve().parent.parent
 
 
 def imported_files(start: Path, roots: Sequence[Path], belongs: Callable[[str], bool]) -> list[Path]:
@@ -15,17 +18,17 @@ def imported_files(start: Path, roots: Sequence[Path], belongs: Callable[[str], 
     ``roots`` are the folders that imports are looked up in, first match wins; ``belongs(path)`` says whether a file
     is followed. Imports inside functions count; names put together at run time are not seen.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     waiting = [start]
-    while waiting and len(found) < _MOST:
+    while waiting and len(files) < _MOST:
         path = waiting.pop()
-        if path in found:
+        if path in files:
             continue
-        found[path] = None
+        files[path] = None
         for levels, dotted in _imports(path):
             base = list(path.parents[levels - 1 : levels]) if levels else list(roots)
-            waiting += [one for one in files_of_module(dotted, base) if one not in found and belongs(str(one))]
-    return sorted(found)
+            waiting += [file for file in files_of_module(dotted, base) if file not in files and belongs(str(file))]
+    return sorted(files)
 
 
 def files_of_module(dotted: str, roots: Sequence[Path]) -> list[Path]:
@@ -64,3 +67,15 @@ def _imports(path: Path) -> Iterator[tuple[int, str]]:
             yield node.level, module
             for alias in node.names:
                 yield node.level, f"{module}.{alias.name}" if module else alias.name
+
+
+def is_users(filename: str) -> bool:
+    """Tell whether a file belongs to the user: not to this product, Python or an installed package."""
+    if filename.startswith("<"):
+        return False
+    path = Path(filename).resolve()
+    library = {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    library |= {*site.getsitepackages(), site.getusersitepackages()}
+    homes = [_OURS, *(Path(folder).resolve() for folder in library if folder)]
+    ours = [(_OURS / name).resolve() for name in ("benchmarks", "export", "prune", "quantize")]
+    return not any(path.is_relative_to(home) for home in [*homes, *ours])

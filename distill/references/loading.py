@@ -1,4 +1,4 @@
-"""Functions of the user's, named ``pkg.mod:function`` or ``./path/file.py:function``."""
+"""Functions of the user's: ``pkg.mod:function``, ``./path/file.py:function``, or the function itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
-import site
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,51 +15,70 @@ from typing import Any
 
 from distill.errors import DistillError, UserError
 from distill.references.digest import Digest
-from distill.references.imports import files_of_module, imported_files
+from distill.references.imports import files_of_module, imported_files, is_users
+from distill.references.objects import PREFIX, held_object
 from distill.wording import did_you_mean
 
-_OURS = Path(__file__).resolve().parent.parent
+
+def label(reference: object, field: str = "") -> str:
+    """Return how messages name a reference: teacher.model='a.py:f', --model a.py:f, or a.py:f without a field."""
+    if not isinstance(reference, str | Path):
+        reference = getattr(reference, "__name__", type(reference).__name__)
+    if not field or field.startswith("-"):
+        return f"{field} {reference}".lstrip()
+    return f"{field}={reference!r}" if isinstance(reference, str) else f"{field}={reference}"
 
 
-def load_reference(reference: str, *, field: str = "reference", folder: Path | None = None) -> Callable[..., Any]:
+def load_reference(
+    reference: str | Callable[..., Any], *, field: str = "", folder: Path | None = None
+) -> Callable[..., Any]:
     """Return the function that ``reference`` names.
 
     A module is looked for as ``python -m`` does, current folder first. A file is loaded by its path, relative to
     ``folder`` (default: the current folder); its own folder becomes importable, so it may import its neighbours.
-    ``field`` is the config's field, for messages.
+    ``field`` is the config's field or the option, for messages.
 
     Raises:
         UserError: no such file, module or function, or the import raised; the message says which and where.
     """
+    subject = label(reference, field)
+    if not isinstance(reference, str):
+        return _callable(reference, "it", subject)
+    if reference.startswith(PREFIX):
+        return _callable(held_object(reference, subject), "it", subject)
     place, colon, name = reference.rpartition(":")
     if not colon or not place or not name:
-        raise UserError(f"{field}={reference!r}: expected pkg.mod:function or ./path/file.py:function")
-    module = _load_file(place, reference, field, folder) if _is_file(place) else _load_module(place, reference, field)
-    found: Any = module
+        raise UserError(f"{subject}: expected pkg.mod:function or ./path/file.py:function")
+    module = _load_file(place, subject, folder) if _is_file(place) else _load_module(place, subject)
+    value: Any = module
     for part in name.split("."):
         try:
-            found = getattr(found, part)
+            value = getattr(value, part)
         except AttributeError:
             options = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-            where = getattr(module, "__file__", place)
-            raise UserError(f"{field}={reference!r}: {where} has no {part!r}{did_you_mean(part, options)}") from None
-    if not callable(found):
-        raise UserError(f"{field}={reference!r}: {name!r} is a {type(found).__name__}; expected a function")
-    return found  # type: ignore[no-any-return]
+            home = getattr(module, "__file__", place)
+            raise UserError(f"{subject}: {home} has no {part!r}{did_you_mean(part, options)}") from None
+    return _callable(value, repr(name), subject)
 
 
-def call_user(function: Callable[..., Any], what: str, /, *args: Any, **kwargs: Any) -> Any:
+def _callable(value: Any, name: str, subject: str) -> Callable[..., Any]:
+    if not callable(value):
+        raise UserError(f"{subject}: {name} is a {type(value).__name__}; expected a function")
+    return value  # type: ignore[no-any-return]
+
+
+def call_user(function: Callable[..., Any], subject: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call a function of the user's; what it raises becomes one line that says where in their code.
 
     Raises:
-        UserError: the function raised; ``what`` opens the message.
+        UserError: the function raised; ``subject`` opens the message.
     """
     try:
         return function(*args, **kwargs)
     except DistillError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{what} raised {cause(error)}") from error
+        raise UserError(f"{subject} raised {cause(error)}") from error
 
 
 def cause(error: BaseException) -> str:
@@ -69,11 +86,11 @@ def cause(error: BaseException) -> str:
     text = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
-    where = ""
+    place = ""
     for frame in traceback.extract_tb(error.__traceback__):
-        if _is_users(frame.filename):
-            where = f" ({frame.filename}:{frame.lineno})"
-    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
+        if is_users(frame.filename):
+            place = f" ({frame.filename}:{frame.lineno})"
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
 
 
 def source_hash(reference: str, *, folder: Path | None = None) -> str:
@@ -83,6 +100,8 @@ def source_hash(reference: str, *, folder: Path | None = None) -> str:
     counts by its name.
     """
     place = reference.rpartition(":")[0]
+    if reference.startswith(PREFIX):
+        return reference.rpartition("-")[2]
     if _is_file(place):
         start: Path | None = _file_path(place, folder)
         roots = [start.parent] if start else []
@@ -92,7 +111,7 @@ def source_hash(reference: str, *, folder: Path | None = None) -> str:
         start = next(iter(files_of_module(place, [*roots, *map(Path, sys.path)])[-1:]), None)
     digest = Digest().add(reference.rpartition(":")[2])
     if start is not None and start.is_file():
-        for path in imported_files(start.resolve(), [*roots, *map(Path, sys.path)], _is_users):
+        for path in imported_files(start.resolve(), [*roots, *map(Path, sys.path)], is_users):
             digest.add(path.name).add(path.read_bytes())
     return digest.hexdigest()
 
@@ -106,35 +125,35 @@ def _file_path(place: str, folder: Path | None) -> Path:
     return path if path.is_absolute() else (folder or Path.cwd()) / path
 
 
-def _load_file(place: str, reference: str, field: str, folder: Path | None) -> ModuleType:
+def _load_file(place: str, subject: str, folder: Path | None) -> ModuleType:
     path = _file_path(place, folder).resolve()
     if not path.is_file():
-        neighbours = sorted(one.name for one in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise UserError(f"{field}={reference!r}: no file {path}{did_you_mean(path.name, neighbours)}")
+        neighbours = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise UserError(f"{subject}: no file {path}{did_you_mean(path.name, neighbours)}")
     loaded = _already_loaded(path)
     if loaded is not None:
         return loaded
     _put_first(str(path.parent))
-    _refuse_taken_neighbours(path, reference, field)
+    _refuse_taken_neighbours(path, subject)
     name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{field}={reference!r}: {path} is not a Python file; its name must end in .py")
+        raise UserError(f"{subject}: {path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     # Before the file runs: it may import itself by way of a neighbour, and dataclasses look their module up.
     sys.modules[name] = module
     loader = spec.loader
     try:
-        _import(lambda: loader.exec_module(module), reference, field)
+        _import(lambda: loader.exec_module(module), subject)
     except BaseException:
         sys.modules.pop(name, None)
         raise
     return module
 
 
-def _refuse_taken_neighbours(path: Path, reference: str, field: str) -> None:
+def _refuse_taken_neighbours(path: Path, subject: str) -> None:
     """Refuse a file that would import another folder's module of the same name in place of its neighbour."""
-    for file in imported_files(path, [path.parent], _is_users):
+    for file in imported_files(path, [path.parent], is_users):
         name = file.parent.name if file.name == "__init__.py" else file.stem
         home = file.parent.parent if file.name == "__init__.py" else file.parent
         loaded = sys.modules.get(name)
@@ -142,12 +161,12 @@ def _refuse_taken_neighbours(path: Path, reference: str, field: str) -> None:
             continue
         if not _same(loaded, str(file)):
             raise UserError(
-                f"{field}={reference!r}: it imports {file}, but the name {name!r} is already taken by "
+                f"{subject}: it imports {file}, but the name {name!r} is already taken by "
                 f"{_file_of(loaded) or 'Python'}; rename the file"
             )
 
 
-def _load_module(place: str, reference: str, field: str) -> ModuleType:
+def _load_module(place: str, subject: str) -> ModuleType:
     here = str(Path.cwd())
     _put_first(here)
     top = place.partition(".")[0]
@@ -155,15 +174,15 @@ def _load_module(place: str, reference: str, field: str) -> ModuleType:
     loaded = sys.modules.get(top)
     if mine is not None and mine.origin and loaded is not None and not _same(loaded, mine.origin):
         raise UserError(
-            f"{field}={reference!r}: the name {top!r} is already taken by {_file_of(loaded) or 'Python'}, so "
+            f"{subject}: the name {top!r} is already taken by {_file_of(loaded) or 'Python'}, so "
             f"{mine.origin} cannot be imported; write it as ./path/file.py:function or rename it"
         )
-    module = _import(lambda: importlib.import_module(place), reference, field, wanted=place)
+    module = _import(lambda: importlib.import_module(place), subject, wanted=place)
     assert isinstance(module, ModuleType)
     return module
 
 
-def _import(run: Callable[[], Any], reference: str, field: str, wanted: str = "") -> Any:
+def _import(run: Callable[[], Any], subject: str, wanted: str = "") -> Any:
     try:
         return run()
     except DistillError:
@@ -172,12 +191,12 @@ def _import(run: Callable[[], Any], reference: str, field: str, wanted: str = ""
         missing = error.name or ""
         if wanted and (wanted == missing or wanted.startswith(missing + ".")):
             raise UserError(
-                f"{field}={reference!r}: no module {missing!r} in {Path.cwd()} or among the installed packages; "
+                f"{subject}: no module {missing!r} in {Path.cwd()} or among the installed packages; "
                 "start from the folder that holds it, or write ./path/file.py:function"
             ) from None
-        raise UserError(f"{field}={reference!r}: importing it raised {cause(error)}; install {missing!r}") from error
+        raise UserError(f"{subject}: importing it raised {cause(error)}; install {missing!r}") from error
     except (Exception, SystemExit) as error:
-        raise UserError(f"{field}={reference!r}: importing it raised {cause(error)}") from error
+        raise UserError(f"{subject}: importing it raised {cause(error)}") from error
 
 
 def _already_loaded(path: Path) -> ModuleType | None:
@@ -197,9 +216,9 @@ def _already_loaded(path: Path) -> ModuleType | None:
 def _module_name(path: Path) -> str:
     """Return the file's plain name, so that a neighbour's import of it finds the same module, if nobody else has it."""
     name = path.stem
-    elsewhere = [one for one in sys.path if Path(one or ".").resolve() != path.parent]
-    taken = name in sys.modules or name in sys.stdlib_module_names
-    if taken or importlib.machinery.PathFinder.find_spec(name, elsewhere) is not None:
+    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != path.parent]
+    in_use = name in sys.modules or name in sys.stdlib_module_names
+    if in_use or importlib.machinery.PathFinder.find_spec(name, elsewhere) is not None:
         return f"_user_{Digest().add(str(path)).hexdigest()[:12]}_{name}"
     return name
 
@@ -220,15 +239,3 @@ def _file_of(module: ModuleType) -> str | None:
     # Not getattr: a module that loads itself lazily would start to.
     file: str | None = vars(module).get("__file__") if hasattr(module, "__dict__") else None
     return file
-
-
-def _is_users(filename: str) -> bool:
-    """Tell whether a file belongs to the user: not to this product, Python or an installed package."""
-    if filename.startswith("<"):
-        return False
-    path = Path(filename).resolve()
-    library = {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    library |= {*site.getsitepackages(), site.getusersitepackages()}
-    homes = [_OURS, *(Path(one).resolve() for one in library if one)]
-    ours = [(_OURS / name).resolve() for name in ("benchmarks", "export", "prune", "quantize")]
-    return not any(path.is_relative_to(home) for home in [*homes, *ours])

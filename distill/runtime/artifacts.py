@@ -30,8 +30,8 @@ from distill.prune import apply_structure, structure_of
 from distill.runtime.folder import damaged, file_sha256
 from distill.state import load_state
 from distill.tasks.base import Batch, Data, Task
-from distill.training.loop import as_inputs
-from distill.training.views import batches
+from distill.training.batches import batches
+from distill.training.forward import as_inputs
 from distill.types import Feed
 
 
@@ -140,7 +140,7 @@ def load_model(folder: Path, task: Task, recipe: Recipe) -> nn.Module:
 
 def example(task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the inputs of two samples, as the model's own arguments."""
-    args, kwargs = task.inputs(_two(task))
+    args, kwargs = task.inputs(_few(task))
     if task.module_preprocess is not None:
         with torch.no_grad():
             args, kwargs = as_inputs(task.module_preprocess(*args, **kwargs))
@@ -150,13 +150,15 @@ def example(task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def write_onnx(folder: Path, model: nn.Module, task: Task, settings: ExportSettings) -> None:
     """Write ``core.onnx``, and ``model.onnx`` with the task's preprocessing in front."""
     whole = model if task.module_preprocess is None else Preprocessed(task.module_preprocess, model)
-    args, kwargs = task.inputs(_two(task))
+    args, kwargs = task.inputs(_few(task))
+    names = input_names(whole, args, kwargs)
     core = export_onnx(
         whole,
         args=args,
         kwargs=kwargs,
         logits=task.logits,
-        input_names=input_names(whole, args, kwargs),
+        input_names=names,
+        open_axes=dict(zip(names, task.open_axes, strict=False)),
         settings=settings,
     )
     write_proto(folder / "core.onnx", core)
@@ -206,7 +208,7 @@ def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return [*names, *(name for name, value in kwargs.items() if isinstance(value, Tensor))]
 
 
-def core_feed(task: Task, model: nn.Module | None, batch: Batch, names: list[str]) -> Feed:
+def core_feed(task: Task, batch: Batch, names: list[str]) -> Feed:
     """Return what the float graph is fed with for a batch."""
     args, kwargs = task.inputs(batch)
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
@@ -216,7 +218,7 @@ def core_feed(task: Task, model: nn.Module | None, batch: Batch, names: list[str
 def shipped_feed(task: Task, batch: Batch, names: list[str]) -> Feed:
     """Return what the shipped file is fed with for a batch."""
     raw = task.raw(batch)
-    return core_feed(task, None, batch, names) if raw is None else raw
+    return core_feed(task, batch, names) if raw is None else raw
 
 
 def feeds(task: Task, data: Data, path: Path, *, size: int = 256) -> Iterator[Feed]:
@@ -240,7 +242,7 @@ class Calibration:
         data = self.task.data["train"]
         order = torch.from_numpy(np.random.default_rng([self.seed, 1]).permutation(len(data))[: self.samples])
         for start in range(0, len(order), 64):
-            yield core_feed(self.task, None, data.fetch(order[start : start + 64], None), list(self.inputs))
+            yield core_feed(self.task, data.fetch(order[start : start + 64], None), list(self.inputs))
 
 
 def graph_inputs(path: Path) -> list[str]:
@@ -258,8 +260,9 @@ def weights_hash(folder: Path) -> str:
     return file_sha256(weights)[:16] + file_sha256(about)[:16]
 
 
-def _two(task: Task) -> Batch:
+def _few(task: Task) -> Batch:
+    """Return two samples; where their length differs a few more, so that one is longer than one step."""
     data = task.data["train"]
     if len(data) < 2:
         raise UserError("data: the training split must hold at least two samples")
-    return data.fetch(torch.arange(2), None)
+    return data.fetch(torch.arange(min(len(data), 8) if task.open_axes else 2), None)

@@ -23,6 +23,7 @@ from distill.benchmarks import (
     profile,
     why_unmeasurable,
 )
+from distill.benchmarks.target import CPU
 from distill.config.loading import RunConfig
 from distill.console import Console
 from distill.documents import read_as
@@ -30,13 +31,14 @@ from distill.export import run_onnx
 from distill.export.settings import ExportSettings
 from distill.intervals import Estimate
 from distill.runtime.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
-from distill.runtime.budget import Timed
-from distill.runtime.facts import Quality, StageLatency
+from distill.runtime.budget import Constraint, Timed, budget_of
+from distill.runtime.facts import Drop, Quality, StageLatency
 from distill.runtime.folder import RunFolder, digest, sources, versions
 from distill.runtime.quality import quality, weak_evidence, weak_splits
 from distill.sealed import sealed_array
 from distill.tasks.base import Task
-from distill.training.loop import predict
+from distill.training.batches import batches
+from distill.training.forward import predict
 from distill.types import Array
 
 Split = Literal["validation", "test"]
@@ -68,6 +70,11 @@ class Context:
         return self.config.benchmark or BenchmarkSettings()
 
     @property
+    def budget(self) -> tuple[Constraint, ...]:
+        """Return the limits that what ships has to keep."""
+        return budget_of(self.config)
+
+    @property
     def unmeasured(self) -> str | None:
         """Return why nothing can be timed for the target here; None where it can."""
         if self.config.benchmark is None:
@@ -96,7 +103,7 @@ class Context:
         For a target that is another machine they are computed on this one's CPU.
         """
         here = self.unmeasured is None and self.target.measure is None
-        provider = self.target.provider if here else "CPUExecutionProvider"
+        provider = self.target.provider if here else CPU
         name = f"{split}-{digest(graph_hash(path), provider, versions())}"
         return self._cached(
             name, lambda: run_onnx(path, feeds(self.task, self.task.data[split], path), provider=provider)
@@ -143,8 +150,6 @@ class Context:
         return tuple(text for split in _SPLITS for text in weak_splits(split, self.target_of(split), self.task.labels))
 
     def _targets(self, split: Split) -> Array:
-        from distill.training.views import batches
-
         found = [self.task.target(batch).numpy() for _, batch in batches(self.task.data[split], 512)]
         return np.concatenate(found)
 
@@ -164,8 +169,8 @@ class Context:
             self.target,
             batch,
             settings=self.benchmark,
-            given_baseline=self._rows(before, batch),
-            given_candidate=self._rows(after, batch),
+            baseline_rows=self._rows(before, batch),
+            candidate_rows=self._rows(after, batch),
         )
         self.console.progress(f"timing {after.parent.name}, batch {batch}", 1, 1)
         return found
@@ -214,7 +219,7 @@ class Context:
 
     def _time(self, path: Path, teacher: Path, batch: int) -> dict[str, Any]:
         if graph_hash(path) == graph_hash(teacher):
-            alone = measure(path, self.target, batch, settings=self.benchmark, given=self._rows(path, batch))
+            alone = measure(path, self.target, batch, settings=self.benchmark, rows=self._rows(path, batch))
             return _latency_row(alone, None, None, alone.warnings)
         found = self.compare(teacher, path, batch)
         assert found is not None
@@ -231,6 +236,36 @@ class Context:
         data = self.task.data["validation"]
         index = torch.arange(batch) % len(data)
         return shipped_feed(self.task, data.fetch(index, None), graph_inputs(path))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that may ship, judged on validation data and timed on the target."""
+
+    ctx: Context
+    path: Path
+    teacher: Path
+
+    @property
+    def drop(self) -> Drop | None:
+        """Its drop from the teacher."""
+        return self.ctx.quality(self.path, "validation", self.teacher).drop
+
+    @property
+    def p50_s(self) -> float | None:
+        """Its median at the first batch size; None where the target is not at hand."""
+        rows, _ = self.ctx.latency(self.path, self.teacher)
+        return rows[0].p50_s if rows else None
+
+    @property
+    def file_bytes(self) -> int:
+        """Its size."""
+        return self.path.stat().st_size
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """None: nothing measures it yet."""
+        return None
 
 
 def _latency_row(latency: Any, speedup: Any, quiet: float | None, warnings: tuple[str, ...]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Shipped:
             self._folder = tempfile.TemporaryDirectory(prefix="distill-shipped-")
             first = Path(self._folder.name, "first.onnx")
             self.write(model, first)
-            self._first_s = measure(first, self.target, self.batch, settings=self.settings, given=self.rows).quiet_s
+            self._first_s = measure(first, self.target, self.batch, settings=self.settings, rows=self.rows).quiet_s
             return self._first_s
         first, path = (Path(self._folder.name, f"{name}.onnx") for name in ("first", "next"))
         self.write(model, path)
@@ -62,8 +62,8 @@ class Shipped:
             self.target,
             self.batch,
             settings=self.settings,
-            given_baseline=self.rows,
-            given_candidate=self.rows,
+            baseline_rows=self.rows,
+            candidate_rows=self.rows,
         )
         return self._first_s / found.speedup.value
 

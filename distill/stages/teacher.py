@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from distill.errors import UserError
-from distill.models import load_weights
+from distill.references.weights import load_weights
 from distill.runtime.artifacts import (
     Recipe,
 )
@@ -27,7 +27,7 @@ from distill.stages.making import (
     train_settings,
     write_model,
 )
-from distill.training.loop import predict
+from distill.training.forward import predict
 
 
 def make(ctx: Context) -> StageResult:
@@ -37,7 +37,7 @@ def make(ctx: Context) -> StageResult:
     model = recipe.build(ctx.task)
     loaded = settings.weights is not None or settings.pretrained
     if settings.weights is not None:
-        load_weights(model, settings.weights, field="teacher")
+        load_weights(model, settings.weights, field="teacher.weights")
     start = state_hash(model)
     train = train_settings(settings)
     how = [loaded, None if loaded else dataclasses.asdict(train), start, code_of(model)]
@@ -53,8 +53,8 @@ def make(ctx: Context) -> StageResult:
                 model,
                 train,
                 seed=ctx.config.seed,
-                what="training the teacher",
-                field_name="teacher",
+                title="training the teacher",
+                section="teacher",
                 checkpoint=folder / CHECKPOINT,
             )
             detail = detail.trained(record)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from types import GenericAlias
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+
+from distill import clean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -20,6 +23,11 @@ else:
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output, for machines")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+
+def echo_json(document: object) -> None:
+    """Print a document as JSON on standard output."""
+    typer.echo(clean.json_text(json.dumps(document, indent=1)))
 
 
 def command(run: Callable[[Options], None], options: type[Options]) -> Callable[..., None]:

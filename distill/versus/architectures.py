@@ -69,7 +69,7 @@ def timed(folder: Path, found: dict[str, Result], timing: Timing) -> Result:
         return {}
     with np.load(folder / "rows.npz") as stored:
         given = {name: stored[name][:1] for name in stored.files}
-    options = Options(target=resolve_target(None, threads=1), timing=timing, given=given)
+    options = Options(target=resolve_target(None, threads=1), timing=timing, rows=given)
     report = bench([folder / f"{name}.onnx" for name in names], options)
     for name, row in zip(names, report.cases[0].rows, strict=True):
         found[name]["p50_s"] = row.p50_s

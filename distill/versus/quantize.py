@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from distill.benchmarks import Options, Ratio, bench, resolve_target, units
+from distill.benchmarks import Options, bench, resolve_target, units
 from distill.benchmarks.timing.jobs import Timing
 from distill.export.parity_check import run_onnx
 from distill.export.stripping import to_bytes
-from distill.intervals import paired_drop
+from distill.intervals import Estimate, paired_drop
 from distill.quantize.choose import choose
 from distill.quantize.repair import Loss
 from distill.quantize.sensitivity import divergence
@@ -72,14 +72,14 @@ def ours(folder: Path) -> None:
         drop = (after != before).mean() if labels is None else (before == labels).mean() - (after == labels).mean()
         return Loss(float(drop), far)
 
-    def measure(models: Sequence[onnx.ModelProto]) -> list[list[Ratio]]:
+    def measure(models: Sequence[onnx.ModelProto]) -> list[list[Estimate]]:
         with tempfile.TemporaryDirectory(prefix="distill-versus-") as place:
             paths = [Path(place, f"{number}.onnx") for number in range(len(models))]
             for path, model in zip(paths, models, strict=True):
                 path.write_bytes(to_bytes(model))
-            timed = bench(paths, Options(target=target, batches=_BATCHES, given=rows[0]))
+            timed = bench(paths, Options(target=target, batches=_BATCHES, rows=rows[0]))
         sizes = zip(*(case.rows for case in timed.cases), strict=True)
-        return [[row.ratio or Ratio(1.0, 1.0, 1.0) for row in of_model] for of_model in sizes]
+        return [[row.ratio or Estimate(1.0, 1.0, 1.0) for row in of_model] for of_model in sizes]
 
     choice = choose(
         core,
@@ -158,7 +158,7 @@ def measured(folder: Path, tools: Sequence[str], found: dict[str, dict[str, Any]
     rows, _ = read_part(folder, "test")
     paths = [folder / ("model.onnx" if tool == FLOAT else f"{tool}.onnx") for tool in running]
     report = bench(
-        paths, Options(target=resolve_target(None, threads=1), batches=_BATCHES, timing=timing, given=rows[0])
+        paths, Options(target=resolve_target(None, threads=1), batches=_BATCHES, timing=timing, rows=rows[0])
     )
     for place, tool in enumerate(running):
         model = report.models[place]
@@ -175,9 +175,7 @@ def measured(folder: Path, tools: Sequence[str], found: dict[str, dict[str, Any]
     # Of those that are as fast as ours the interval of the direct comparison counts, so ours is the first once more.
     others = [tool for tool in running if tool != OURS]
     order = [paths[running.index(tool)] for tool in (OURS, *others)]
-    again = bench(
-        order, Options(target=resolve_target(None, threads=1), batches=_BATCHES, timing=timing, given=rows[0])
-    )
+    again = bench(order, Options(target=resolve_target(None, threads=1), batches=_BATCHES, timing=timing, rows=rows[0]))
     for case in again.cases:
         for tool, row in zip(others, case.rows[1:], strict=True):
             if row.ratio is not None:

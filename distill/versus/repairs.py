@@ -27,7 +27,7 @@ from distill.quantize.prepare import prepare
 from distill.quantize.repair import Loss, repair
 from distill.quantize.sensitivity import divergence
 from distill.quantize.settings import QuantizeSettings
-from distill.quantize.static import calibrated, write
+from distill.quantize.static import calibrate_graph, write
 from distill.versus.gate import append
 
 from .quantize import read_part
@@ -136,10 +136,10 @@ def trained(folder: Path, core: ModelProto, settings: QuantizeSettings, epochs: 
     calibration, _ = read_part(folder, "calibration")
     training, _ = read_part(folder, "training")
     target = resolve_target(None, threads=1)
-    found = calibrated(core, settings, target=target, calibration=calibration)
-    plain, _ = write(found, settings, target=target)
-    learned = train_aware(found, settings, target=target, batches=training, epochs=epochs)
-    after, record = write(learned, settings, target=target)
+    graph = calibrate_graph(core, settings, target=target, calibration=calibration)
+    plain, _ = write(graph, settings)
+    learned = train_aware(graph, settings, target=target, batches=training, epochs=epochs)
+    after, record = write(learned, settings)
     return {
         "float": accuracy(folder, core),
         "plain": accuracy(folder, plain),

@@ -85,7 +85,7 @@ class Staircase:
     @staticmethod
     def why_not(target: Target) -> str | None:
         """Say why layers cannot be timed one by one on a target, or None."""
-        if target.measure is not None or target.provider != "CPUExecutionProvider":
+        if not target.is_profiled:
             return f"layers are timed one by one on this machine's processor only, not on target {target.name}"
         return why_unmeasurable(target)
 

@@ -16,6 +16,7 @@ from distill.benchmarks.show import annotations, junit, markdown
 from distill.benchmarks.show import terminal as table
 from distill.benchmarks.verdict import outcomes as verdicts
 from distill.benchmarks.verdict import rule
+from distill.intervals import Estimate
 
 HOSTILE = "a|b<script>\n::error::`x` [y](z) \x1b[31m 100%"
 
@@ -32,7 +33,7 @@ def judged(verdict: str, slowdown: float = 1.0) -> Any:
 def report(verdict: str, mode: str = "duet", slowdown: float = 1.0) -> Any:
     rows = (
         records.Row(270e-6, 260e-6, 300e-6, None, 900, 0.02),
-        records.Row(270e-6, 260e-6, None, None, 60, 0.02, None, records.Ratio(slowdown, 0.98, 1.09), 1.01),
+        records.Row(270e-6, 260e-6, None, None, 60, 0.02, None, Estimate(slowdown, 0.98, 1.09), 1.01),
     )
     case = records.Case(1, 2, (0, 1), [{"x": [1]}] * 2, rows, 0.1, 7.5, [])
     done = records.Gate(

@@ -29,7 +29,7 @@ def options(here: Target) -> Any:
 
 
 def ask(tolerance: float = 0.5, **other: Any) -> Any:
-    return gate.Ask(rule=Rule(tolerance=tolerance), **other)
+    return gate.Limits(rule=Rule(tolerance=tolerance), **other)
 
 
 def test_much_more_work_fails_and_much_less_is_an_improvement(conv: Conv, options: Any) -> None:
@@ -67,7 +67,7 @@ def test_outputs_that_are_no_longer_finite_are_not_timed(save: Any, options: Any
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy")
     good = save([helper.make_node("Relu", ["x"], ["y"])], [x], [y], name="good.onnx")
     bad = save([helper.make_node("Log", ["x"], ["y"])], [x], [y], name="bad.onnx")
-    given = dataclasses.replace(options, given={"x": -np.ones((1, 3), np.float32)})
+    given = dataclasses.replace(options, rows={"x": -np.ones((1, 3), np.float32)})
     with pytest.raises(NotMeasuredError, match=r"bad\.onnx: its outputs are not all finite"):
         gate.gate(bad, good, given, ask())
 
@@ -174,11 +174,11 @@ def test_a_stored_report_is_judged_again_and_reads_back_as_it_was(conv: Conv, op
 
 
 def test_from_python_two_paths_are_enough(conv: Conv) -> None:
-    from distill.benchmarks import Ask, Rule
+    from distill.benchmarks import Limits, Rule
     from distill.benchmarks import gate as judge_files
 
     path = conv()
-    found = judge_files(path, path, ask=Ask(rule=Rule(tolerance=0.1)))
+    found = judge_files(path, path, limits=Limits(rule=Rule(tolerance=0.1)))
     assert (found.gates[0].verdict, found.gates[0].mode, found.gates[0].tolerance) == ("pass", "identical", 0.1)
 
 

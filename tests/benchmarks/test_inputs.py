@@ -101,7 +101,7 @@ def test_another_open_axis_needs_real_rows_which_settle_it_everywhere(save: Save
     )
     with pytest.raises(UserError, match=r"'ids'.*'length' \(axis 1\).*give example rows"):
         make_inputs(path, 2)
-    feeds = make_inputs(path, 5, given={"ids": np.arange(14).reshape(2, 7)})
+    feeds = make_inputs(path, 5, rows={"ids": np.arange(14).reshape(2, 7)})
     assert [feeds[name].shape for name in ("ids", "mask", "table")] == [(5, 7), (5, 7), (8, 7)]
     assert np.array_equal(feeds["ids"][4], feeds["ids"][0])
 
@@ -113,7 +113,7 @@ def test_the_batch_may_be_further_in(save: Save) -> None:
 
 def test_given_rows_are_cut_to_the_batch_and_strings_may_be_numpy_text(mixed: Path) -> None:
     rows = {"features": np.eye(5, dtype=np.float32), "city": np.array([["a"], ["b"]])}
-    feeds = make_inputs(mixed, 2, given=rows)
+    feeds = make_inputs(mixed, 2, rows=rows)
     assert np.array_equal(feeds["features"], np.eye(5, dtype=np.float32)[:2])
     assert feeds["city"].tolist() == [["a"], ["b"]]
 
@@ -131,7 +131,7 @@ def test_given_rows_are_cut_to_the_batch_and_strings_may_be_numpy_text(mixed: Pa
 )
 def test_given_rows_that_do_not_fit(mixed: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_inputs(mixed, 1, given=given)
+        make_inputs(mixed, 1, rows=given)
 
 
 def test_a_fixed_batch_is_not_silently_replaced(conv: Callable[..., Path]) -> None:

@@ -64,7 +64,7 @@ def test_strings_odd_names_and_different_inputs_can_be_timed(
     nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in ("file", "a/b:0")]
     outputs = [helper.make_tensor_value_info(f"{item.name}_out", TensorProto.STRING, ["n", 1]) for item in inputs]
     path = save(nodes, inputs, outputs, name="strings.onnx")
-    found = compare(conv(), path, here, 2, settings=quick, given_candidate={"file": np.array([["Bern"]])})
+    found = compare(conv(), path, here, 2, settings=quick, candidate_rows={"file": np.array([["Bern"]])})
     assert found.candidate.inputs == {"file": [2, 1], "a/b:0": [2, 1]}
     assert "different inputs" in found.warnings[0]
 
@@ -75,7 +75,7 @@ def test_outputs_that_are_not_finite_and_too_many_threads_are_told(
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy")
     path = save([helper.make_node("Log", ["x"], ["y"])], [x], [y])
     target = resolve_target(None, threads=machine.usable_threads() + 1)
-    found = measure(path, target, 1, settings=quick, given={"x": np.array([[-1, 0]], np.float32)})
+    found = measure(path, target, 1, settings=quick, rows={"x": np.array([[-1, 0]], np.float32)})
     assert any("not all finite" in warning for warning in found.warnings)
     assert any("benchmark.threads=" in warning for warning in found.warnings)
 
@@ -145,10 +145,10 @@ def test_a_bound_call_gives_what_a_plain_call_gives(conv: Conv, here: Target) ->
 
 def test_spoilt_turns_are_left_out_by_pairs_unless_few_are_left() -> None:
     clean, broken = [[0, 2.0, 3, 3, 2.0], [1, 1.0, 3, 3, 0.5]], [[0, 9.0, 3, 0, 9.0], [1, 1.0, 3, 3, 0.5]]
-    assert runner.kept_turns(pair(clean * 4 + broken), 2) == [(0, 2.0), (1, 1.0)] * 4
-    assert len(runner.kept_turns(pair(clean * 3 + broken), 2)) == 8
-    assert len(runner.kept_turns(pair(clean * 5, throttled=[True] + [False] * 4), 2)) == 8
-    assert len(runner.kept_turns(pair(clean * 5, throttled=[True] * 5), 2)) == 10
+    assert runner.sound_turns(pair(clean * 4 + broken), 2) == [(0, 2.0), (1, 1.0)] * 4
+    assert len(runner.sound_turns(pair(clean * 3 + broken), 2)) == 8
+    assert len(runner.sound_turns(pair(clean * 5, throttled=[True] + [False] * 4), 2)) == 8
+    assert len(runner.sound_turns(pair(clean * 5, throttled=[True] * 5), 2)) == 10
 
 
 def test_what_the_runner_noticed_becomes_warnings() -> None:

@@ -145,7 +145,7 @@ def test_a_file_that_saturates_is_named_where_it_is_timed(tmp_path: Path, monkey
     target = resolve_target("x86")
     for flags, warned in ((frozenset({"avx2"}), True), (frozenset({"avx2", "avx_vnni"}), False)):
         monkeypatch.setattr(timing, "cpu_flags", lambda flags=flags: flags)
-        alone = measure(path, target, 1, settings=settings, given=rows)
+        alone = measure(path, target, 1, settings=settings, rows=rows)
         assert any("somebody_elses.onnx: 100 % of" in text for text in alone.warnings) is warned
-    found = compare(path, path, target, 1, settings=settings, given_baseline=rows, given_candidate=rows)
+    found = compare(path, path, target, 1, settings=settings, baseline_rows=rows, candidate_rows=rows)
     assert not any("VNNI" in text for text in found.candidate.warnings)

@@ -10,7 +10,6 @@ from distill.benchmarks import (
     Target,
     make_inputs,
     open_session,
-    provider_options,
     providers_that_load,
     resolve_target,
     runner,
@@ -90,10 +89,10 @@ def test_missing_file_and_folder(tmp_path: Path, here: Target) -> None:
 
 
 def test_options_spell_out_what_decides_a_latency() -> None:
-    assert provider_options(resolve_target("x86")) == {}
-    assert provider_options(resolve_target("cuda"))["use_tf32"] == "1"
-    assert provider_options(resolve_target("tensorrt"))["trt_int8_enable"] == "1"
-    names = [name for name, _ in runner.with_fallbacks("TensorrtExecutionProvider", {"device_id": "0"})]
+    assert resolve_target("x86").provider_options() == {}
+    assert resolve_target("cuda").provider_options()["use_tf32"] == "1"
+    assert resolve_target("tensorrt").provider_options()["trt_int8_enable"] == "1"
+    names = [name for name, _ in runner.with_fallbacks(resolve_target("tensorrt").for_runner())]
     assert names == ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
@@ -109,8 +108,8 @@ def test_cuda_libraries_are_preloaded_for_gpu_providers_only(monkeypatch: pytest
     monkeypatch.setattr(
         onnxruntime, "preload_dlls", lambda: (calls.append(1), print("Failed to load x"))[0], raising=False
     )
-    assert runner.preload("CPUExecutionProvider") == ""
-    assert runner.preload("CUDAExecutionProvider") == "Failed to load x"
+    assert runner.preload({"device": "cpu"}) == ""
+    assert runner.preload({"device": "cuda"}) == "Failed to load x"
     assert len(calls) == 1
     monkeypatch.delattr(onnxruntime, "preload_dlls")
-    assert runner.preload("CUDAExecutionProvider") == ""
+    assert runner.preload({"device": "cuda"}) == ""

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distill.benchmarks import resolve_target, why_unmeasurable
+import distill
+from distill.benchmarks import TARGETS, resolve_target, why_unmeasurable
 from distill.benchmarks import target as target_module
 from distill.errors import UserError
 
@@ -88,3 +91,29 @@ def test_what_cannot_be_timed_here_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     assert why_unmeasurable(resolve_target("cuda")) is None
     assert why_unmeasurable(resolve_target("tensorrt")) is None
     assert why_unmeasurable(resolve_target("x86")) == "this machine is ARM, the target is x86"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_answers_for_itself(name: str, tmp_path: Path) -> None:
+    target = TARGETS[name]
+    assert target.precision == target.formats[0]
+    assert (target.scheme == "none") == (target.precision == "fp16")
+    assert target.saturates(frozenset()) == bool(target.relied_on(0.5)) == bool(target.exact)
+    assert target.relied_on(0.0) is None
+    assert {*target.exact} <= {ability for ability, _ in target.abilities}
+    assert bool(target.processor) == target.is_profiled == bool(target.int8)
+    shared = target.for_runner(cache=tmp_path)["provider_options"].items() - target.provider_options().items()
+    assert len(shared) == 2 * len(target.caches)
+    if target.processor:
+        assert target.int8_sentence(frozenset()).endswith(".")
+
+
+def test_no_room_but_its_own_knows_a_target_by_its_name() -> None:
+    names = "|".join(TARGETS)
+    compared = re.compile(rf"target\.name\s*(==|!=|in)\s|(==|!=)\s*\"({names}|\w+ExecutionProvider)\"")
+    for folder in ("benchmarks", "export", "quantize", "prune", "deploy", "stages", "single_stage", "runtime", "verbs"):
+        for path in sorted(Path(distill.__file__).parent.joinpath(folder).rglob("*.py")):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            # What torch calls a device, and how a machine is read, are no targets.
+            found = [line for line in lines if compared.search(line) and not re.search(r"device|family\(\)", line)]
+            assert not found, f"{path}: {found}"

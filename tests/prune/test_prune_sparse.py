@@ -22,7 +22,8 @@ from distill.export import export_onnx
 from distill.prune.sparse.sparsify import NO_FASTER, drop_smallest, keep_largest, sparsify, stored_bytes
 from distill.prune.sparse.zeros import keep_zeros_, keeps_zeros, masks_of, release_
 from distill.tasks.base import Task
-from distill.training.loop import TrainSettings, fit
+from distill.training.loop import fit
+from distill.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
 

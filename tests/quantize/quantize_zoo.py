@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -11,22 +12,16 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from distill.benchmarks import Target
+from distill.benchmarks import TARGETS, Target
 from distill.export import ImagePreprocess, export_onnx
 from distill.models.resnet import ResNet
 
-VNNI = {"x86": ("CPUExecutionProvider", "int8", "u8s8"), "arm": ("CPUExecutionProvider", "int8", "s8s8")}
 PIXELS = ImagePreprocess(28, 28, 1, (73,), (1 / 90,))
 
 
 def target(name: str, *, reduce_range: bool = False) -> Target:
     """Name a target outright: what this machine can do must not decide what a test sees."""
-    provider, precision, scheme = {
-        **VNNI,
-        "cuda": ("CUDAExecutionProvider", "fp16", "none"),
-        "tensorrt": ("TensorrtExecutionProvider", "int8", "s8s8"),
-    }[name]
-    return Target(name, provider, precision, scheme, reduce_range)
+    return dataclasses.replace(TARGETS[name], reduce_range=reduce_range)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings
 from distill.quantize.aware import AwareModule, train_aware
 from distill.quantize.sensitivity import divergence
-from distill.quantize.static import calibrated, integer_graph, write
+from distill.quantize.static import calibrate_graph, integer_graph, write
 
 SHAPES = {"resnet": (1, 28, 28), "separable": (3, 16, 16), "mlp": (20,), "pre_activation": (1, 12, 12)}
 
@@ -24,10 +24,10 @@ SHAPES = {"resnet": (1, 28, 28), "separable": (3, 16, 16), "mlp": (20,), "pre_ac
 def test_it_answers_as_the_integer_graph_does(request: Any, x86: Target, name: str, per_channel: bool) -> None:
     core, x = request.getfixturevalue(name), normal(64, *SHAPES[name])
     chosen = QuantizeSettings(per_channel=per_channel)
-    found = calibrated(core, chosen, target=x86, calibration=[{"x": x}])
+    found = calibrate_graph(core, chosen, target=x86, calibration=[{"x": x}])
     with torch.no_grad():
         rounded = AwareModule(found, chosen, target=x86)(torch.from_numpy(x)).numpy()
-    small, _ = write(found, chosen, target=x86)
+    small, _ = write(found, chosen)
     integer, plain = run_onnx(small, [{"x": x}]), run_onnx(core, [{"x": x}])
     # Biases are rounded too, and sums of floats differ in their last digits, which flips a step here and there.
     assert np.abs(rounded - integer).mean() < 0.65 * np.abs(plain - integer).mean() + 1e-6
@@ -35,12 +35,12 @@ def test_it_answers_as_the_integer_graph_does(request: Any, x86: Target, name: s
 
 def test_the_scales_that_were_learned_are_those_of_the_file(separable: Any) -> None:
     x, chosen = normal(64, 3, 16, 16), QuantizeSettings()
-    found = calibrated(separable, chosen, target=target("x86"), calibration=[{"x": x}])
+    found = calibrate_graph(separable, chosen, target=target("x86"), calibration=[{"x": x}])
     learned = train_aware(found, chosen, target=target("x86"), batches=[{"x": x}] * 3, epochs=2, learning_rate=1e-3)
     module = AwareModule(learned, chosen, target=target("x86"))
-    whole, _ = integer_graph(learned, chosen, target=target("x86"))
+    whole, _ = integer_graph(learned, chosen)
     constants = {one.name: numpy_helper.to_array(one) for one in whole.graph.initializer}
-    before, _ = integer_graph(found, chosen, target=target("x86"))
+    before, _ = integer_graph(found, chosen)
     old = {one.name: numpy_helper.to_array(one) for one in before.graph.initializer}
     assert module.roundings
     for name, how in module.roundings.items():
@@ -77,11 +77,11 @@ def test_it_gives_back_most_of_what_rounding_took(x86: Target) -> None:
     core = export_onnx(model, args=(torch.randn(2, 3, 12, 12),), input_names=["x"])
     rows, held_out = [{"x": x[start : start + 32]} for start in range(0, 384, 32)], [{"x": x[384:]}]
     chosen = QuantizeSettings(per_channel=False)
-    found = calibrated(core, chosen, target=x86, calibration=rows)
+    found = calibrate_graph(core, chosen, target=x86, calibration=rows)
     reference = run_onnx(core, held_out)
 
     def cost(one: Any) -> tuple[float, float]:
-        answers = run_onnx(write(one, chosen, target=x86)[0], held_out)
+        answers = run_onnx(write(one, chosen)[0], held_out)
         return float((answers.argmax(1) != reference.argmax(1)).mean()), divergence(reference, answers)
 
     learned = train_aware(found, chosen, target=x86, batches=rows, epochs=5, learning_rate=1e-3)

@@ -7,9 +7,9 @@ import pytest
 from onnx import ModelProto
 from quantize_zoo import normal, target
 
-from distill.benchmarks import Ratio
 from distill.errors import UserError
 from distill.export import run_onnx
+from distill.intervals import Estimate
 from distill.quantize import QuantizeSettings
 from distill.quantize.choose import FLOAT, Candidate, choose, decide
 from distill.quantize.repair import Loss
@@ -21,7 +21,7 @@ def candidate(
 ) -> Candidate:
     """Make one that was timed at as many batch sizes as it has ratios."""
     ratios = () if ratio is None else ratio if isinstance(ratio, tuple) else (ratio,)
-    bounds = tuple(Ratio(each, each - width, each + width) for each in ratios)
+    bounds = tuple(Estimate(each, each - width, each + width) for each in ratios)
     return Candidate(name, ModelProto(), None, Loss(drop, drop), drop <= 0.01, size, bounds)
 
 
@@ -92,8 +92,8 @@ def chosen_of(core: ModelProto, rows: Any, ratios: Sequence[float], **asked: Any
         answers = run_onnx(model, rows)
         return Loss(float((answers.argmax(-1) != reference.argmax(-1)).mean()), divergence(reference, answers))
 
-    def measure(models: Sequence[ModelProto]) -> list[list[Ratio]]:
-        return [[Ratio(value, value * 0.98, value * 1.02)] for value in ratios[: len(models)]]
+    def measure(models: Sequence[ModelProto]) -> list[list[Estimate]]:
+        return [[Estimate(value, value * 0.98, value * 1.02)] for value in ratios[: len(models)]]
 
     words = {"target": target("x86"), "calibration": rows, "rows": rows, "judge": judge, "measure": measure}
     return choose(core, QuantizeSettings(), **{**words, "max_drop": 0.1, **asked})

@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.export import run_onnx
 from distill.quantize import QuantizeSettings, quantize_onnx
 from distill.quantize.executed import unfused_nodes
-from distill.quantize.static import calibrated, integer_graph
+from distill.quantize.static import calibrate_graph, integer_graph
 
 pytestmark = pytest.mark.skipif(resolve_target(None).name != "x86", reason="U8S8 kernels are those of x86")
 WIDTH = 32
@@ -85,13 +85,13 @@ def test_what_counts_as_integer_runs_as_integer_whatever_stays_float(
 
 def test_a_product_whose_pair_is_not_fused_is_named(x86: Target) -> None:
     core, feed = chain("Gemm", "turned"), {"x": normal(64, WIDTH)}
-    ready = calibrated(core, QuantizeSettings(), target=x86, calibration=[feed])
-    graph, names = integer_graph(ready, QuantizeSettings(), target=x86, keep_float=["p1"])
+    ready = calibrate_graph(core, QuantizeSettings(), target=x86, calibration=[feed])
+    graph, names = integer_graph(ready, QuantizeSettings(), keep_float=["p1"])
     before = graph.SerializeToString()
     first = next(node.name for node in ready.model.graph.node if "p0" in node.output)
     assert unfused_nodes(graph, names) == {first}
     assert graph.SerializeToString() == before
-    whole, names = integer_graph(ready, QuantizeSettings(), target=x86)
+    whole, names = integer_graph(ready, QuantizeSettings())
     assert unfused_nodes(whole, names) == set()
 
 

@@ -18,7 +18,7 @@ from distill.errors import UserError
 from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings
 from distill.quantize.sensitivity import Sensitivity, divergence, fewest_float, layers_of, sensitivities
-from distill.quantize.static import Calibrated, calibrated, write
+from distill.quantize.static import CalibratedGraph, calibrate_graph, write
 from distill.quantize.timing import layer_seconds, saved_seconds
 
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="times x86 kernels")
@@ -46,11 +46,11 @@ class Loud(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def loud() -> tuple[Calibrated, list[dict[str, np.ndarray]]]:
+def loud() -> tuple[CalibratedGraph, list[dict[str, np.ndarray]]]:
     torch.manual_seed(0)
     core = export_onnx(Loud(), args=(torch.randn(2, 20),), input_names=["x"])
     rows = [{"x": normal(200, 20)}]
-    return calibrated(core, QuantizeSettings(), target=target("x86"), calibration=rows), rows
+    return calibrate_graph(core, QuantizeSettings(), target=target("x86"), calibration=rows), rows
 
 
 def test_the_layer_behind_a_loud_channel_costs_most(loud: Any) -> None:
@@ -59,7 +59,6 @@ def test_the_layer_behind_a_loud_channel_costs_most(loud: Any) -> None:
     measured = sensitivities(
         found,
         QuantizeSettings(),
-        target=target("x86"),
         rows=rows,
         progress=lambda what, done, total: steps.append(done),
     )
@@ -78,12 +77,12 @@ def test_the_fewest_layers_go_back_to_float(loud: Any) -> None:
 
     def make(floats: list[str]) -> Any:
         asked.append(floats)
-        return write(found, chosen, target=target("x86"), keep_float=floats)[0]
+        return write(found, chosen, keep_float=floats)[0]
 
     def changed(model: Any) -> float:
         return float((run_onnx(model, rows).argmax(1) != reference).mean())
 
-    measured = sensitivities(found, chosen, target=target("x86"), rows=rows)
+    measured = sensitivities(found, chosen, rows=rows)
     assert changed(make([])) > 0.05
     best = fewest_float(measured, make, lambda model: changed(model) <= 0.03)
     assert best is not None
@@ -120,16 +119,18 @@ def test_a_layer_that_saves_no_time_goes_first() -> None:
 @on_x86
 def test_what_layers_save_is_read_from_profiles(resnet: Any) -> None:
     feed = {"x": np.zeros((8, 1, 28, 28), np.float32)}
-    found = calibrated(resnet, QuantizeSettings(), target=target("x86"), calibration=[{"x": normal(32, 1, 28, 28)}])
-    saved = saved_seconds(found, QuantizeSettings(), target=target("x86"), feed=feed)
+    found = calibrate_graph(
+        resnet, QuantizeSettings(), target=target("x86"), calibration=[{"x": normal(32, 1, 28, 28)}]
+    )
+    saved = saved_seconds(found, QuantizeSettings(), feed=feed)
     assert saved is not None
     assert set(saved) == {output for output, _ in layers_of(found)}
     assert all(abs(seconds) < 1 for seconds in saved.values())
     plain = layer_seconds(found.model, feed, 1)
     assert all(value >= 0 for value in plain.values())
-    assert saved_seconds(found, QuantizeSettings(), target=target("tensorrt"), feed=feed) is None
+    assert saved_seconds(dataclasses.replace(found, target=target("tensorrt")), QuantizeSettings(), feed=feed) is None
     away = dataclasses.replace(target("x86"), measure="ssh board")
-    assert saved_seconds(found, QuantizeSettings(), target=away, feed=feed) is None
+    assert saved_seconds(dataclasses.replace(found, target=away), QuantizeSettings(), feed=feed) is None
 
 
 logits = st.integers(2, 6).flatmap(

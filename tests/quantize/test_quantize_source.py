@@ -79,8 +79,9 @@ def quantized(model: str, data: str) -> int:
     return typed(model, "--data", data, "--out", "q.onnx", "--max-drop", "1", "--precision", "int8")
 
 
-@pytest.mark.parametrize("model", ["net.py:make", "./net.py:Net", "net:make", "net.py:Named"])
+@pytest.mark.parametrize("model", ["net.py:make", "./net.py:Net", "net:make", "net.py:Named", "json.py:make"])
 def test_a_function_or_class_that_makes_a_module_is_quantised(model: str) -> None:
+    Path("json.py").write_text(NET)  # whose name Python has taken
     assert quantized(model, "rows.npz") == 0
     from net import Net
 
@@ -107,11 +108,11 @@ def test_inputs_are_called_what_the_arrays_are(data: str, names: list[str]) -> N
 @pytest.mark.parametrize(
     ("model", "data", "says"),
     [
-        ("none.py:make", "rows.npz", "none.py:make: there is no file none.py"),
-        ("net.py:none", "rows.npz", "net.py has no 'none'; name a function"),
-        ("none.net:make", "rows.npz", "there is no module 'none' in this folder"),
+        ("none.py:make", "rows.npz", "none.py:make: no file"),
+        ("net.py:none", "rows.npz", "net.py has no 'none'; there is: "),
+        ("none.net:make", "rows.npz", "no module 'none' in"),
         ("net.py", "rows.npz", "name the function in it that makes the module, as net.py:make"),
-        ("net.py:wide", "rows.npz", "it is called without arguments"),
+        ("net.py:wide", "rows.npz", "net.py:wide: called with no arguments it raised TypeError"),
         ("net.py:number", "rows.npz", "returns int; it must return a torch.nn.Module"),
         ("net.py:broken", "rows.npz", "AttributeError: 'Net' object has no attribute 'none'"),
         ("net.py:net", "rows.npz", "TypeError"),
@@ -122,14 +123,12 @@ def test_inputs_are_called_what_the_arrays_are(data: str, names: list[str]) -> N
         ("net.py:make", "unknown.npz", "forward(features, scale=None) does not take features, mask"),
         ("net.py:make", "none.npz", "--data none.npz: cannot be read"),
         ("compiled:net.py:make", "rows.npz", "an export has no compiled form; give net.py:make"),
-        ("json.py:make", "rows.npz", "a module of the name 'json' is in use already; rename the file"),
         ("syntax.py:make", "rows.npz", "SyntaxError"),
         ("leaves.py:make", "rows.npz", "SystemExit: 3"),
-        ("wants.py:make", "rows.npz", "no module 'not_installed'; install it"),
+        ("wants.py:make", "rows.npz", "install 'not_installed'"),
     ],
 )
 def test_what_cannot_be_exported_is_told(model: str, data: str, says: str, place: Path, capsys: Any) -> None:
-    Path("json.py").write_text(NET)
     Path("syntax.py").write_text("def make(:\n")
     Path("leaves.py").write_text("raise SystemExit(3)\n")
     Path("wants.py").write_text("import not_installed\n")

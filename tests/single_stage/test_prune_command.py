@@ -18,7 +18,7 @@ from prune_nets import SHAPE, follows, forget, labels_of, rows, settle, skip_exp
 from distill.benchmarks import resolve_target
 from distill.export import run_onnx
 from distill.prune import count, load
-from distill.prune.building import build
+from distill.references.models import build
 
 FILES = {"model.onnx", "model.safetensors", "model.json", "prune.json", "report.md", "report.html"}
 UNTIMED = ("--no-timing",)

@@ -15,8 +15,8 @@ import torch
 from prune_nets import SHAPE, forget, rows, settle, skip_exports, typed, use_a_clock
 
 from distill.errors import UserError
-from distill.prune.building import build
 from distill.prune.reload import load, save
+from distill.references.models import build
 
 MAKE = ("--model", "net.py:make")
 OUT = ("--out", "out")
@@ -107,11 +107,11 @@ CASES = (
     option("argument without a value", ("--arg width", "name=value"), *HALF, "--arg", "width"),
     option("target far away", ("--speedup 2", "the target is arm"), "--speedup", 2, "--target", "arm", code=5),
     option("learning rate", ("--learning-rate -1",), *HALF, "--learning-rate", -1),
-    model("no reference", ("names no model", "timm:NAME"), "resnet18"),
-    model("no file", ("there is no file none.py",), "none.py:make"),
-    model("no module", ("there is no module 'nowhere'",), "nowhere:make"),
-    model("no function", ("has no function 'mak'", "did you mean make?"), "net.py:mak"),
-    model("a number", ("has no function 'NUMBER'",), "net.py:NUMBER"),
+    model("no reference", ("--model resnet18: no such model", "timm:NAME"), "resnet18"),
+    model("no file", ("--model none.py:make: no file", "none.py"), "none.py:make"),
+    model("no module", ("no module 'nowhere'",), "nowhere:make"),
+    model("no function", ("net.py has no 'mak'", "did you mean 'make'?"), "net.py:mak"),
+    model("a number", ("'NUMBER' is a int; expected a function",), "net.py:NUMBER"),
     model("no module returned", ("returns list", "torch.nn.Module"), "net.py:no_module"),
     model("argument missing", ("called with no arguments", "classes"), "net.py:needs"),
     model("argument unknown", ("depth=3", "unexpected keyword"), "net.py:make", "--arg", "depth=3"),
@@ -253,7 +253,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, cap
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr("distill.prune.building.importlib.import_module", missing)
+    monkeypatch.setattr("distill.references.libraries.importlib.import_module", missing)
     assert typed("--model", "timm:resnet18", *OUT, *HALF) == 2
     assert "timm is not installed; pip install timm" in capsys.readouterr().err
 

@@ -117,8 +117,8 @@ def _weights(name: str, file: str, *says: str, prepare: Prepare | None = None) -
 
 REFERENCES = [
     _teacher("unknown-model", "resnet200", "teacher.model='resnet200'", "did you mean resnet20", "Built in"),
-    _teacher("arguments-refused", "mlp", "teacher", "{'hiden': [8]}", "hiden", args={"hiden": [8]}),
-    _teacher("arguments-wrong", "mlp", "teacher", "{'hidden': 'wide'}", args={"hidden": "wide"}),
+    _teacher("arguments-refused", "mlp", "teacher", "hiden=[8]", "unexpected keyword", args={"hiden": [8]}),
+    _teacher("arguments-wrong", "mlp", "teacher", "hidden='wide'", args={"hidden": "wide"}),
     _teacher("resnet-for-rows", "resnet20", "teacher.model='resnet20'", "ResNet", "[2, 4]"),
     _teacher("timm-not-installed", "timm:resnet18", "timm", "pip install", "vision", prepare=_absent("timm")),
     _teacher("timm-broken", "timm:resnet18", "timm", "nms", "pip install torch", prepare=_broken("timm")),

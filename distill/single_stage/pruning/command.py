@@ -18,11 +18,11 @@ from distill.benchmarks import machine, why_unmeasurable
 from distill.errors import NotMeasuredError, UserError
 from distill.export import to_bytes
 from distill.prune import PruneRecord, prune_channels
-from distill.prune.building import OF_WEIGHTS
 from distill.prune.reload import load_own, save
 from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
+from distill.references.libraries import OF_WEIGHTS
 from distill.single_stage.pruning.folder import RECORD, new_folder, require_place
 from distill.single_stage.pruning.learning import settled, taught
 from distill.single_stage.pruning.losses import answer_loss

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from distill.benchmarks import Comparison, Ratio
+from distill.benchmarks import Comparison
 from distill.errors import Exit
+from distill.intervals import Estimate
 from distill.prune.record import PruneRecord
 from distill.prune.sparse.sparsify import SparseRecord
 from distill.single_stage.pruning.folder import FORMAT
@@ -29,7 +30,7 @@ class Latency:
     threads: int
     before_s: float
     after_s: float
-    speedup: Ratio
+    speedup: Estimate
     session_pairs: int
     contended_share: float
 

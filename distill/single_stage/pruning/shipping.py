@@ -85,6 +85,6 @@ class Shipping:
             self.target,
             self.batch,
             settings=self.benchmark,
-            given_baseline=self.rows,
-            given_candidate=self.rows,
+            baseline_rows=self.rows,
+            candidate_rows=self.rows,
         )

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.models import load_weights
-from distill.prune.building import build
 from distill.prune.examples import Example
 from distill.prune.modules import reason
+from distill.references.models import build, require_storable
+from distill.references.weights import load_weights
 
 Take = Callable[[Any], Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -82,24 +82,10 @@ def built(reference: str, arguments: Mapping[str, Any], weights: Path | None, se
     Raises:
         UserError: it cannot be built, or the weights are not its own.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build(reference, arguments).cpu()
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(
-            f"{reference}: is TorchScript, which cannot be pruned; name the nn.Module that it was made from"
-        )
-    apart = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
-    if apart:
-        raise UserError(f"{reference}: its state holds {apart[0]!r}, which is no tensor: only a pickle could keep it")
-    lazy = [name for name, value in model.named_parameters() if isinstance(value, nn.UninitializedParameter)]
-    if lazy:
-        raise UserError(f"{reference}: {lazy[0]} has no size yet; call the model once in the function that makes it")
+    model = build(reference, arguments, field="--model", seed=seed).cpu()
+    require_storable(model, reference, "--model")
     if weights is not None:
-        try:
-            load_weights(model, weights, field="model")
-        except UserError as error:
-            raise UserError(str(error).replace(f"model.weights={weights}", f"--weights {weights}")) from error
+        load_weights(model, weights, field="--weights")
     return model.eval()
 
 

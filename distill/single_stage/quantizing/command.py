@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from distill.benchmarks import Options, Ratio, Report, bench, resolve_target, why_unmeasurable
+from distill.benchmarks import Options, Report, bench, resolve_target, why_unmeasurable
 from distill.benchmarks.parse import counts, positive
 from distill.benchmarks.target import Target
 from distill.benchmarks.timing.callables import TorchCallable
@@ -19,13 +19,14 @@ from distill.benchmarks.timing.jobs import Timing
 from distill.errors import Exit, UserError
 from distill.export.metadata import write_metadata
 from distill.export.stripping import to_bytes
+from distill.intervals import Estimate
 from distill.outputs import Kind, Metric, Output
 from distill.places import require_apart, require_places, write_output
 from distill.quantize.choose import FLOAT, Candidate, Choice, Precision, choose, decide
 from distill.quantize.repair import Loss
 from distill.quantize.sensitivity import sensitivities
 from distill.quantize.settings import QuantizeSettings
-from distill.quantize.static import calibrated
+from distill.quantize.static import calibrate_graph
 from distill.quantize.timing import saved_seconds
 from distill.single_stage.quantizing import remarks
 from distill.single_stage.quantizing.judge import Judge, judge_of
@@ -189,13 +190,13 @@ def _chosen(
     """Make, judge and measure what may be the fastest, choose, and measure every layer where that was asked for."""
     reports: list[Report] = []
 
-    def measure(models: Sequence[ModelProto]) -> list[list[Ratio]]:
+    def measure(models: Sequence[ModelProto]) -> list[list[Estimate]]:
         made = _measured(models, target, words, rows)
         if made is None:
             return [[] for _ in models]
         reports.append(made)
         timed = zip(*(case.rows for case in made.cases), strict=True)
-        return [[row.ratio or Ratio(1.0, 1.0, 1.0) for row in sizes] for sizes in timed]
+        return [[row.ratio or Estimate(1.0, 1.0, 1.0) for row in sizes] for sizes in timed]
 
     chosen = choose(
         core,
@@ -234,14 +235,12 @@ def _with_sensitivity(
     settings = chosen.attempts[-1].settings if chosen.attempts else settings
     plain = replace(settings, bias_correction=False)  # needs no other ranges
     try:
-        base = calibrated(core, plain, target=target, calibration=rows.calibration, progress=say)
+        graph = calibrate_graph(core, plain, target=target, calibration=rows.calibration, progress=say)
         found = sensitivities(
-            base,
+            graph,
             settings,
-            target=target,
             rows=rows.judged,
-            saved_s=saved_seconds(base, settings, target=target, feed=rows.judged[0]),
-            calibration=rows.calibration,
+            saved_s=saved_seconds(graph, settings, feed=rows.judged[0]),
             output=output,
             progress=say,
         )
@@ -264,7 +263,7 @@ def _measured(models: Sequence[ModelProto], target: Target, words: Words, rows: 
             batches=target.batch_sizes,
             threads=(words.threads,),
             timing=Timing(pairs=words.pairs, seconds_per_pair=words.seconds, seed=words.seed),
-            given=rows.judged[0],
+            rows=rows.judged[0],
         )
         return bench(paths, options)
 
@@ -306,7 +305,8 @@ def _packed(candidate: Candidate, core: ModelProto, target: Target) -> ModelProt
     if candidate.name == FLOAT or candidate.record is None:
         return core
     entries = {"target": target.name, "precision": candidate.record.precision}
-    if remarks.relies_on_vnni(candidate.record, target):
-        entries["isa"] = "vnni"
+    isa = target.relied_on(candidate.record.saturation_risk)
+    if isa is not None:
+        entries["isa"] = isa
     kept = {entry.key: entry.value for entry in core.metadata_props}
     return write_metadata(candidate.model, {**kept, **entries})

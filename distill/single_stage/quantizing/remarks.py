@@ -42,17 +42,12 @@ def _undecided(chosen: Candidate, rows: int, max_drop: float) -> list[str]:
 
 def _saturation(name: str, record: QuantizeRecord, target: Target) -> list[str]:
     """Say when a processor without VNNI would calculate with sums that do not fit."""
-    if not relies_on_vnni(record, target):
+    if target.relied_on(record.saturation_risk) is None:
         return []
     return [
         f"{name}: {units.share(record.saturation_risk)} of its neighbouring weight pairs can overflow 16 bits on x86 "
         "processors without VNNI, whose answers are then wrong; for those say --reduce-range"
     ]
-
-
-def relies_on_vnni(record: QuantizeRecord, target: Target) -> bool:
-    """Whether sums of its products can saturate on a processor of the target's family that has no VNNI."""
-    return target.name == "x86" and record.saturation_risk > 0
 
 
 def of_core(core: ModelProto) -> tuple[str, ...]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import sys
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -20,6 +17,7 @@ from distill.benchmarks.timing.callables import TorchCallable
 from distill.errors import UserError
 from distill.export.parity_check import first_line
 from distill.quantize.select import why_not_quantizable
+from distill.references.models import build
 from distill.single_stage.quantizing.rows import label_name
 from distill.types import Array
 
@@ -96,7 +94,7 @@ def export_callable(made: TorchCallable, arrays: Mapping[str, Array], labels: st
 
     if made.form != "eager":
         raise UserError(f"{made.form}:{made.reference}: an export has no {made.form} form; give {made.reference}")
-    module = load_module(made.reference)
+    module = build(made.reference)
     takes = _signature(module)
     named = {
         name for name, one in takes.parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
@@ -131,66 +129,6 @@ def _signature(module: nn.Module) -> inspect.Signature:
         return inspect.signature(module.forward)
     except (TypeError, ValueError):
         return inspect.signature(lambda *args: None)
-
-
-def load_module(reference: str) -> nn.Module:
-    """Import what `file.py:function` or `package.module:function` names, and call it.
-
-    Raises:
-        UserError: there is no such file, package or function, it fails, or it returns no module.
-    """
-    from torch import nn
-
-    from distill.benchmarks.timing.torch_arm import load
-
-    place, _, name = reference.rpartition(":")
-    if place.endswith(".py"):
-        _check_file(Path(place), reference)
-    try:
-        made: Any = load(reference)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if place == missing or place.startswith(missing + "."):
-            raise UserError(
-                f"{reference}: there is no module {missing!r} in this folder or among the installed packages; start "
-                "where it is, or write ./path/file.py:function"
-            ) from error
-        raise UserError(f"{reference}: importing it fails: no module {missing!r}; install it") from error
-    except AttributeError as error:
-        if isinstance(error.obj, ModuleType) and error.name == name and _depth(error) <= 2:
-            raise UserError(f"{reference}: {place} has no {name!r}; name a function that it defines") from error
-        raise UserError(f"{reference}: fails: {_cause(error)}") from error
-    except (Exception, SystemExit) as error:  # it runs whatever the user wrote
-        if isinstance(error, TypeError) and _depth(error) <= 2:
-            raise UserError(f"{reference}: it is called without arguments ({first_line(error)})") from error
-        raise UserError(f"{reference}: fails: {_cause(error)}") from error
-    if not isinstance(made, nn.Module):
-        raise UserError(f"{reference}: returns {type(made).__name__}; it must return a torch.nn.Module")
-    return made
-
-
-def _check_file(path: Path, reference: str) -> None:
-    """Refuse a file that is not there, or that would take the name of a module that is in use."""
-    if not path.is_file():
-        raise UserError(f"{reference}: there is no file {path}")
-    if path.stem not in sys.modules:
-        return
-    taken = getattr(sys.modules[path.stem], "__file__", None)
-    if taken is None or not Path(taken).exists() or not path.samefile(taken):
-        raise UserError(f"{reference}: a module of the name {path.stem!r} is in use already; rename the file")
-
-
-def _depth(error: BaseException) -> int:
-    """Count the frames from ours to where an error arose: 2 are ours and the loader's."""
-    return len(traceback.extract_tb(error.__traceback__))
-
-
-def _cause(error: BaseException) -> str:
-    """Return an error in one line, with the place in the user's code where it arose."""
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})"
 
 
 def _logits(output: Any) -> Any:

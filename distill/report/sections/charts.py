@@ -7,59 +7,46 @@ from __future__ import annotations
 
 import html
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from distill.benchmarks import units as fmt
+from distill.benchmarks import units
+from distill.rendering.document import Chart, Charts, Section
+from distill.report import facts
 from distill.runtime.records import RunResult, StageRecord
 
-from . import facts
-from .details import curve
-
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", "size": 13}
+_STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
 _INK, _FAINT, _GRID, _CARD = "var(--ink)", "var(--faint)", "var(--grid)", "var(--card)"
 
 
-@dataclass(frozen=True)
-class Chart:
-    """One figure: its element's id, what it shows in words, and what plotly draws."""
-
-    key: str
-    title: str
-    caption: str
-    height: int
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
-    wide: bool = False
-
-
-def charts(result: RunResult) -> tuple[Chart, ...]:
-    """Return the charts for which the run has numbers, in the order in which they are shown."""
-    found: list[Chart | None] = [trade_off(result)]
-    found += [latency_bars(result, batch) for batch in facts.batches(result)]
-    lost = drops(result)
-    found += [lost, *curves(result)]
-    shown = [one for one in found if one is not None]
-    if lost is not None and sum(not one.wide for one in shown) % 2:
-        shown[shown.index(lost)] = replace(lost, wide=True)  # so that no half of a row stays empty
-    return tuple(shown)
+def charts(result: RunResult) -> Section | None:
+    """Show the charts for which the run has numbers."""
+    every: list[Chart | None] = [trade_off(result)]
+    every += [latency_bars(result, batch) for batch in facts.batches(result)]
+    drop = drops(result)
+    every += [drop, *curves(result)]
+    figures = [chart for chart in every if chart is not None]
+    if drop is not None and sum(not chart.wide for chart in figures) % 2:
+        figures[figures.index(drop)] = replace(drop, wide=True)  # so that no half of a row stays empty
+    return Section("Charts", [Charts(figures)]) if figures else None
 
 
 def trade_off(result: RunResult) -> Chart | None:
     """Draw latency at the smallest batch against the test metric; a circle's area is the file's size."""
     batch = (facts.batches(result) or (None,))[0]
-    shown = []
+    stages = []
     for stage in result.stages:
         timed, estimate = facts.timing(stage, batch), _estimate(result, stage)
-        if timed and _positive(timed.p50_s) and fmt.number(getattr(estimate, "value", None)) is not None:
-            shown.append(stage)
-    if not shown or batch is None:
+        if timed and _positive(timed.p50_s) and units.number(getattr(estimate, "value", None)) is not None:
+            stages.append(stage)
+    if not stages or batch is None:
         return None
-    scale, unit = _scale(result, shown, batch)
-    largest = max(fmt.number(stage.file_bytes) or 0.0 for stage in shown)
+    scale, unit = _scale(result, stages, batch)
+    largest = max(units.number(stage.file_bytes) or 0.0 for stage in stages)
     metric = _label(result.comparison.metric or "metric")
-    data = [_path(result, shown, batch, scale)]
-    circles = [_circle(result, stage, batch, scale, largest) for stage in shown]
+    data = [_path(result, stages, batch, scale)]
+    circles = [_circle(result, stage, batch, scale, largest) for stage in stages]
     slowest = max(circle["x"][0] for circle in circles)
     for place, circle in enumerate(circles):
         # Beside the whisker and beside the line; the one at the right edge towards the middle.
@@ -68,14 +55,14 @@ def trade_off(result: RunResult) -> Chart | None:
     data += circles
     layout = _layout(
         xaxis={**_axis(f"p50 latency at batch {batch}, {unit} (logarithmic; left is faster)"), **_log_range(data)},
-        yaxis=_axis(f"test {metric}{_percent_title(result, shown)}"),
+        yaxis=_axis(f"test {metric}{_percent_title(result, stages)}"),
         showlegend=False,
     )
     layout["xaxis"]["type"] = "log"
     limit = _limit(result)
     if limit is not None:
         layout["shapes"] = [_rule("x", limit / scale)]
-        layout["annotations"] = [_note(math.log10(limit / scale), f"limit {fmt.duration(limit)}")]
+        layout["annotations"] = [_note(math.log10(limit / scale), f"limit {units.duration(limit)}")]
     caption = (
         "Each circle is a stage's shipped form, its area the file's size, its whiskers the 95 % interval; "
         "hollow circles were not kept. Higher and further left is better."
@@ -85,28 +72,28 @@ def trade_off(result: RunResult) -> Chart | None:
 
 def latency_bars(result: RunResult, batch: int) -> Chart | None:
     """Draw the p50 latency of every stage at one batch size, with the speed-up written on the bar."""
-    shown = [stage for stage in result.stages if (one := facts.timing(stage, batch)) and _positive(one.p50_s)]
-    if not shown:
+    stages = [stage for stage in result.stages if (timed := facts.timing(stage, batch)) and _positive(timed.p50_s)]
+    if not stages:
         return None
-    scale, unit = _scale(result, shown, batch)
+    scale, unit = _scale(result, stages, batch)
     values, texts = [], []
-    for stage in shown:
-        one = facts.timing(stage, batch)
-        assert one is not None
-        values.append(one.p50_s / scale)
-        faster = fmt.times(getattr(one.speedup, "value", None))
-        texts.append(fmt.duration(one.p50_s) + (f" · {faster}" if faster != fmt.DASH else ""))
+    for stage in stages:
+        timed = facts.timing(stage, batch)
+        assert timed is not None
+        values.append(timed.p50_s / scale)
+        faster = units.times(getattr(timed.speedup, "value", None))
+        texts.append(units.duration(timed.p50_s) + (f" · {faster}" if faster != units.DASH else ""))
     bars = {
         "type": "bar",
         "orientation": "h",
         "x": values,
-        "y": [stage.name for stage in shown],
+        "y": [stage.name for stage in stages],
         "text": texts,
         "textposition": "outside",
         "cliponaxis": False,
         "textfont": {"color": _INK},
         "hoverinfo": "skip",
-        "marker": {"color": [_colour(stage) for stage in shown], "opacity": [_opacity(stage) for stage in shown]},
+        "marker": {"color": [_colour(stage) for stage in stages], "opacity": [_opacity(stage) for stage in stages]},
     }
     layout = _layout(
         xaxis={**_axis(f"p50 latency, {unit}"), "range": [0, max(values) * 1.42]},
@@ -115,49 +102,49 @@ def latency_bars(result: RunResult, batch: int) -> Chart | None:
     )
     title = f"Latency at batch {batch}"
     caption = "Shorter is better; beside each bar the median latency and the speed-up over the teacher's fp32 ONNX."
-    return Chart(f"latency-{batch}", title, caption, 110 + 38 * len(shown), [bars], layout)
+    return Chart(f"latency-{batch}", title, caption, 110 + 38 * len(stages), [bars], layout)
 
 
 def drops(result: RunResult) -> Chart | None:
     """Draw each stage's paired drop from the teacher on test, with its interval and the limit."""
-    shown = [s for s in result.stages if s.test and s.test.drop and fmt.number(s.test.drop.value) is not None]
-    if not shown:
+    stages = [s for s in result.stages if s.test and s.test.drop and units.number(s.test.drop.value) is not None]
+    if not stages:
         return None
-    judged = [stage.test.drop for stage in shown if stage.test and stage.test.drop]
+    judged = [stage.test.drop for stage in stages if stage.test and stage.test.drop]
     bars = {
         "type": "scatter",
         "mode": "markers",
         "x": [drop.value * 100 for drop in judged],
-        "y": [stage.name for stage in shown],
-        "marker": {"size": 11, "color": [_colour(stage) for stage in shown]},
+        "y": [stage.name for stage in stages],
+        "marker": {"size": 11, "color": [_colour(stage) for stage in stages]},
         "error_x": _whiskers([(d.value * 100, _times100(d.low), _times100(d.high)) for d in judged], 1.6),
-        "hovertext": [f"{stage.name}: {fmt.drop(d)}, {d.verdict}" for stage, d in zip(shown, judged, strict=True)],
+        "hovertext": [f"{stage.name}: {units.drop(d)}, {d.verdict}" for stage, d in zip(stages, judged, strict=True)],
         "hoverinfo": "text",
     }
-    limit = fmt.number(judged[-1].limit)
+    limit = units.number(judged[-1].limit)
     layout = _layout(
         xaxis={**_axis(f"drop in {_label(result.comparison.metric or 'the metric')}, points (right is worse)")},
         yaxis=_category_axis(),
     )
     layout["xaxis"] |= {"rangemode": "tozero", "zeroline": True, "zerolinecolor": _FAINT, "zerolinewidth": 1}
-    words = "Paired differences on the test split with their 95 % intervals."
+    caption = "Paired differences on the test split with their 95 % intervals."
     if limit is not None:
         layout["shapes"] = [_rule("x", limit * 100)]
-        layout["annotations"] = [_note(limit * 100, f"limit {fmt.points(limit, unit=False)}")]
-        words += " A budget is met where the whole interval lies left of the dashed limit."
-    return Chart("drops", "Drop from the teacher", words, 120 + 38 * len(shown), [bars], layout)
+        layout["annotations"] = [_note(limit * 100, f"limit {units.points(limit, unit=False)}")]
+        caption += " A budget is met where the whole interval lies left of the dashed limit."
+    return Chart("drops", "Drop from the teacher", caption, 120 + 38 * len(stages), [bars], layout)
 
 
 def curves(result: RunResult) -> tuple[Chart, ...]:
     """Draw validation metric and loss by epoch, one chart each, for the stages that recorded them."""
-    found = []
+    figures = []
     for key, title, caption in (
         ("validation", "Validation by epoch", "Every choice of an epoch was made on this curve, never on test."),
         ("loss", "Training loss by epoch", "Losses of different stages are different functions: compare shapes."),
     ):
         lines = []
         for stage in result.stages:
-            values = curve(stage, key)
+            values = facts.curve(stage, key)
             if values:
                 lines.append(_line(stage, values))
         if lines:
@@ -165,8 +152,8 @@ def curves(result: RunResult) -> tuple[Chart, ...]:
                 xaxis={**_axis("epoch"), "rangemode": "tozero"}, yaxis=_axis("" if key == "loss" else "validation")
             )
             layout |= {"legend": {"orientation": "h", "y": -0.28, "x": 0, "font": {"color": _INK}}, "showlegend": True}
-            found.append(Chart(f"curve-{key}", title, caption, 330, lines, layout))
-    return tuple(found)
+            figures.append(Chart(f"curve-{key}", title, caption, 330, lines, layout))
+    return tuple(figures)
 
 
 def _line(stage: StageRecord, values: list[float | None]) -> dict[str, Any]:
@@ -187,13 +174,13 @@ def _circle(result: RunResult, stage: StageRecord, batch: int, scale: float, lar
     assert timed is not None and stage.test is not None
     factor = _factor(result, stage)
     value = estimate.value * factor
-    radius = (max(fmt.number(stage.file_bytes) or 0.0, 0.0) / largest) ** 0.5 if largest > 0 else 0.3
+    radius = (max(units.number(stage.file_bytes) or 0.0, 0.0) / largest) ** 0.5 if largest > 0 else 0.3
     hollow = stage.status == "reverted" or stage.name == "control"
-    words = [
+    lines = [
         f"<b>{_label(stage.name)}</b>",
-        f"{_label(result.comparison.metric)} {fmt.metric(estimate, stage.test.samples)}",
-        f"p50 {fmt.duration(timed.p50_s)}",
-        fmt.size(stage.file_bytes),
+        f"{_label(result.comparison.metric)} {units.metric(estimate, stage.test.samples)}",
+        f"p50 {units.duration(timed.p50_s)}",
+        units.size(stage.file_bytes),
     ]
     colour = _colour(stage)
     return {
@@ -203,7 +190,7 @@ def _circle(result: RunResult, stage: StageRecord, batch: int, scale: float, lar
         "y": [value],
         "text": [_label(stage.name)],
         "textfont": {"color": _INK},
-        "hovertext": ["<br>".join(words)],
+        "hovertext": ["<br>".join(lines)],
         "hoverinfo": "text",
         "error_y": _whiskers([(value, _scaled(estimate.low, factor), _scaled(estimate.high, factor))], 1.2, colour),
         "marker": {
@@ -215,10 +202,10 @@ def _circle(result: RunResult, stage: StageRecord, batch: int, scale: float, lar
     }
 
 
-def _path(result: RunResult, shown: list[StageRecord], batch: int, scale: float) -> dict[str, Any]:
+def _path(result: RunResult, stages: list[StageRecord], batch: int, scale: float) -> dict[str, Any]:
     """Join the stages that led to the shipped file."""
-    kept = [stage for stage in shown if stage.status == "done" and stage.name != "control"]
-    points = [(facts.timing(stage, batch), _estimate(result, stage), _factor(result, stage)) for stage in kept]
+    path = [stage for stage in stages if stage.status == "done" and stage.name != "control"]
+    points = [(facts.timing(stage, batch), _estimate(result, stage), _factor(result, stage)) for stage in path]
     return {
         "type": "scatter",
         "mode": "lines",
@@ -232,7 +219,7 @@ def _path(result: RunResult, shown: list[StageRecord], batch: int, scale: float)
 def _limit(result: RunResult) -> float | None:
     """Return the latency budget in seconds, where one was set."""
     benchmark = result.config.get("benchmark")
-    bound = fmt.number(benchmark.get("max_latency_s")) if isinstance(benchmark, dict) else None
+    bound = units.number(benchmark.get("max_latency_s")) if isinstance(benchmark, dict) else None
     return bound if bound is not None and bound > 0 else None
 
 
@@ -299,8 +286,15 @@ def _axis(title: str) -> dict[str, Any]:
 
 
 def _category_axis() -> dict[str, Any]:
-    return {"type": "category", "autorange": "reversed", "automargin": True, "tickfont": {"color": _INK}, "ticklen": 6,
-            "tickcolor": "rgba(0,0,0,0)", "gridcolor": "rgba(0,0,0,0)"}  # fmt: skip
+    return {
+        "type": "category",
+        "autorange": "reversed",
+        "automargin": True,
+        "tickfont": {"color": _INK},
+        "ticklen": 6,
+        "tickcolor": "rgba(0,0,0,0)",
+        "gridcolor": "rgba(0,0,0,0)",
+    }  # units: skip
 
 
 def _estimate(result: RunResult, stage: StageRecord) -> Any:
@@ -313,19 +307,19 @@ def _factor(result: RunResult, stage: StageRecord) -> float:
     return 100.0 if 0 <= estimate.value <= 1 else 1.0
 
 
-def _percent_title(result: RunResult, shown: list[StageRecord]) -> str:
-    return ", %" if all(_factor(result, stage) == 100 for stage in shown) else ""
+def _percent_title(result: RunResult, stages: list[StageRecord]) -> str:
+    return ", %" if all(_factor(result, stage) == 100 for stage in stages) else ""
 
 
-def _scale(result: RunResult, shown: list[StageRecord], batch: int) -> tuple[float, str]:
+def _scale(result: RunResult, stages: list[StageRecord], batch: int) -> tuple[float, str]:
     """Choose the unit of a latency axis by the longest latency on it."""
-    longest = max(one.p50_s for stage in shown if (one := facts.timing(stage, batch)))
+    longest = max(timed.p50_s for stage in stages if (timed := facts.timing(stage, batch)))
     return next(((s, unit) for s, unit in ((1.0, "s"), (1e-3, "ms")) if longest >= s), (1e-6, "µs"))
 
 
 def _scaled(value: Any, factor: float) -> float | None:
-    found = fmt.number(value)
-    return None if found is None else found * factor
+    number = units.number(value)
+    return None if number is None else number * factor
 
 
 def _times100(value: Any) -> float | None:
@@ -333,11 +327,11 @@ def _times100(value: Any) -> float | None:
 
 
 def _positive(value: Any) -> bool:
-    return (fmt.number(value) or 0) > 0
+    return (units.number(value) or 0) > 0
 
 
 def _colour(stage: StageRecord) -> str:
-    return f"var(--stage-{stage.name})" if stage.name in facts.STAGES else _FAINT
+    return f"var(--stage-{stage.name})" if stage.name in _STAGES else _FAINT
 
 
 def _opacity(stage: StageRecord) -> float:
@@ -346,4 +340,4 @@ def _opacity(stage: StageRecord) -> float:
 
 def _label(text: Any) -> str:
     """Escape for plotly, which reads some tags (links too) in its texts."""
-    return html.escape(fmt.line(text), quote=False)
+    return html.escape(units.line(text), quote=False)

@@ -1,0 +1,147 @@
+"""One way to build a model: from a reference, from a function that makes it, or from the module itself."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from distill.errors import UserError
+from distill.references.libraries import LIBRARIES, OF_TASK, OF_WEIGHTS, Arguments
+from distill.references.loading import call_user, cause, label, load_reference
+from distill.references.objects import PREFIX, held_object
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMS = "timm:NAME, torchvision:NAME, transformers:NAME, package.module:function or ./file.py:function"
+
+
+def build(
+    reference: str | nn.Module | Callable[..., Any],
+    arguments: Arguments | None = None,
+    *,
+    field: str = "",
+    builtin: Mapping[str, Callable[..., Any]] | None = None,
+    facts: Arguments | None = None,
+    seed: int | None = None,
+    callables: bool = False,
+) -> nn.Module:
+    """Build a model.
+
+    Args:
+        reference: what makes it; a function is called, and a module is taken as it is.
+        arguments: the function's keywords.
+        field: the configuration's field or the option, for messages.
+        builtin: functions by name, for references without a colon.
+        facts: what the task knows (``classes``, ``channels``, …); given to parameters of that name which ``arguments``
+            leaves out.
+        seed: of the weights.
+        callables: whether a function of tensors will do in place of a module.
+
+    Raises:
+        UserError: there is no such package, file or function, it fails, or it returns no module.
+    """
+    import torch
+
+    subject = label(reference, field)
+    if isinstance(reference, torch.nn.Module):
+        return reference
+    if isinstance(reference, str) and reference.startswith(PREFIX):
+        value = held_object(reference, subject)
+        if isinstance(value, torch.nn.Module):  # a run builds it again for every stage, and changes what it built
+            copied: nn.Module = call_user(copy.deepcopy, f"{subject}: copying it", value)
+            return copied
+    factory = _factory(reference, subject, field, builtin or {})
+    keywords = {**_from_task(reference, factory, facts or {}), **(arguments or {})}
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model: nn.Module = _called(factory, keywords, subject)
+    if not isinstance(model, torch.nn.Module) and not (callables and callable(model)):
+        raise UserError(f"{subject}: returns {type(model).__name__}; it must return a torch.nn.Module")
+    return model
+
+
+def _called(factory: Callable[..., Any], keywords: Arguments, subject: str) -> Any:
+    try:
+        return factory(**keywords)
+    except UserError as error:
+        raise UserError(f"{subject}: {error}") from error
+    except (Exception, SystemExit) as error:  # it runs whatever the user wrote
+        call = ", ".join(f"{key}={value!r}" for key, value in keywords.items()) or "no arguments"
+        raise UserError(f"{subject}: called with {call[:200]} it raised {cause(error)}") from error
+
+
+def recipe(reference: str, arguments: Arguments, model: nn.Module) -> tuple[str, Arguments]:
+    """Return the reference and arguments that build such a model again without its first weights.
+
+    One of transformers is described by its whole configuration, so that nothing has to be fetched.
+    """
+    kind = reference.partition(":")[0]
+    if kind == "transformers":
+        config: Any = model.config
+        return f"transformers:{config.model_type}", dict(config.to_diff_dict())
+    return reference, {key: value for key, value in arguments.items() if key not in OF_WEIGHTS.get(kind, ())}
+
+
+def require_storable(model: nn.Module, reference: object, field: str = "") -> None:
+    """Refuse what safetensors cannot keep, what has no values yet, and what cannot be changed.
+
+    Raises:
+        UserError: the model is TorchScript, or has lazy parameters or a state that is no tensor.
+    """
+    import torch
+
+    subject, kind = label(reference, field), type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(f"{subject}: is TorchScript, whose layers are fixed; name the nn.Module that it was made from")
+    lazy = [name for name, value in model.named_parameters() if torch.nn.parameter.is_lazy(value)]
+    if lazy:
+        raise UserError(
+            f"{subject}: {kind} has uninitialized parameters ({lazy[0]}); give lazy layers their sizes, or call the "
+            "model once in its factory"
+        )
+    state = model.state_dict().items()
+    strange = [f"{name} is a {type(value).__name__}" for name, value in state if not isinstance(value, torch.Tensor)]
+    if strange:
+        raise UserError(
+            f"{subject}: the state of {kind} holds more than tensors ({strange[0]}), which only a pickle could keep; "
+            "make it an argument of the factory"
+        )
+
+
+def _factory(
+    reference: str | Callable[..., Any], subject: str, field: str, builtin: Mapping[str, Callable[..., Any]]
+) -> Callable[..., Any]:
+    if isinstance(reference, str):
+        kind, colon, name = reference.partition(":")
+        if not colon and reference in builtin:
+            return builtin[reference]
+        if not colon or not kind or not name:
+            near = difflib.get_close_matches(reference, builtin, 1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            names = f" Built in: {', '.join(builtin)}; or" if builtin else " Write"
+            raise UserError(f"{subject}: no such model{hint}{names} {FORMS}")
+        if kind in LIBRARIES:
+            return partial(_of_library, LIBRARIES[kind], name)
+    return load_reference(reference, field=field)
+
+
+def _of_library(library: Callable[[str, Arguments], Any], name: str, /, **arguments: Any) -> Any:
+    return library(name, arguments)
+
+
+def _from_task(reference: object, factory: Callable[..., Any], facts: Arguments) -> Arguments:
+    """Return the arguments that a task's facts settle: by the library's names for them, or a function's parameters."""
+    kind = reference.partition(":")[0] if isinstance(reference, str) else ""
+    if kind in OF_TASK:
+        return {name: facts[fact] for name, fact in OF_TASK[kind].items() if fact in facts}
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: facts[name] for name in parameters if name in facts}
