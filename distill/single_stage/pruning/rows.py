@@ -105,7 +105,7 @@ class Samples:
         comparison.drop(comparison.before)  # finds at once what a metric refuses, or numbers that never vary
         target = _target(output, values, labels)
         said = kind is not None or axis is not None
-        judged = note(evidence, output, said=said, measure=comparison.measure, own=metric is not None)
+        judged = note(evidence, output, stated=said, measure=comparison.measure, own=metric is not None)
         return Rows(self, output, target, labels is not None, comparison, judged)
 
 

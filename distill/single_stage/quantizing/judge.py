@@ -106,7 +106,7 @@ def judge_of(
     remarks = [text for text in weak if text is not None]
     remarks += [f"only the first output, {name}, is judged; nothing compares {', '.join(others)}"] if others else []
     said = kind is not None or axis is not None
-    text = note(evidence, output, said=said, measure=comparison.measure, own=metric is not None)
+    text = note(evidence, output, stated=said, measure=comparison.measure, own=metric is not None)
     return Judge(rows.judged, comparison, tuple(remarks), text)
 
 
