@@ -176,6 +176,7 @@ def closure(scale: float) -> Any:
 
 def test_equal_objects_and_those_only_share_a_name() -> None:
     assert reference_to(net()) == reference_to(copy.deepcopy(net()).eval())
+    assert reference_to(DataLoader(data_set())) == reference_to(DataLoader(data_set(), batch_size=9, shuffle=True))
     x, y = arrays()
     values: list[Any] = [
         net(),
