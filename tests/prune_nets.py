@@ -201,3 +201,11 @@ def use_a_clock(
 
     patch.setattr(Shipping, "shipped", lambda self: Clock(self))
     patch.setattr(Shipping, "compared", compared)
+
+
+def follows(pattern: str, weight: torch.Tensor) -> bool:
+    """Tell whether of every M consecutive inputs of a weight [out, in, …] at most N are not zero."""
+    keep, size = map(int, pattern.split(":"))
+    if weight.shape[1] % size:
+        return False
+    return bool(((weight.detach() != 0).reshape(len(weight), -1, size, *weight.shape[2:]).sum(2) <= keep).all())
