@@ -14,7 +14,6 @@ from distill.intervals import Estimate
 from distill.prune.record import PruneRecord
 from distill.prune.sparse.sparsify import SparseRecord
 from distill.single_stage.pruning.folder import FORMAT
-from distill.single_stage.pruning.rows import Quality
 
 Status = Literal["done", "missed", "slower"]
 
@@ -35,21 +34,41 @@ class Latency:
     contended_share: float
 
     @classmethod
-    def of(cls, found: Comparison, form: str) -> Latency:
-        """Take over what a comparison found."""
-        one = found.baseline
+    def of(cls, comparison: Comparison, number_format: str) -> Latency:
+        """Take over what a comparison measured."""
+        before = comparison.baseline
         return cls(
-            target=one.target,
-            provider=one.provider,
-            format=form,
-            batch=one.batch,
-            threads=one.threads,
-            before_s=one.p50_s,
-            after_s=found.candidate.p50_s,
-            speedup=found.speedup,
-            session_pairs=found.session_pairs,
-            contended_share=found.contended_share,
+            target=before.target,
+            provider=before.provider,
+            format=number_format,
+            batch=before.batch,
+            threads=before.threads,
+            before_s=before.p50_s,
+            after_s=comparison.candidate.p50_s,
+            speedup=comparison.speedup,
+            session_pairs=comparison.session_pairs,
+            contended_share=comparison.contended_share,
         )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What became of the answers on rows: a measure before and after, or the share that changed.
+
+    `measure` is what is measured with labels: accuracy, F1, R² or the user's own; `labelled` says whether it was.
+    `drop` is absolute, with its interval; `apart` says whether these rows were kept from learning. `judged` says as
+    what the outputs were judged, `remark` what makes the comparison prove little.
+    """
+
+    rows: int
+    labelled: bool
+    before: float | None
+    after: float | None
+    drop: Estimate
+    apart: bool
+    measure: str = "accuracy"
+    judged: str = ""
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
