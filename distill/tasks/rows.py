@@ -21,7 +21,7 @@ from distill.benchmarks.parse import read_npz
 from distill.errors import UserError
 from distill.export.preprocess import Preprocess
 from distill.outputs import Output
-from distill.tasks.base import Inputs
+from distill.tasks.base import Facts, Inputs, OpenAxes
 from distill.types import Array, Feed
 
 LABELS = "labels"
@@ -183,9 +183,10 @@ class RowsTask:
     kind: str = "rows"
     labels: tuple[str, ...] = ()
     metric: str = "agreement"
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     graph_preprocess: Preprocess | None = None
     module_preprocess: nn.Module | None = None
+    open_axes: OpenAxes = ()
     given_splits: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from distill.benchmarks import BenchmarkSettings, Target, resolve_target
 from distill.benchmarks.parse import named_values, positive
 from distill.distillation.settings import DistillSettings
+from distill.documents import Json
 from distill.errors import UserError
 from distill.prune.goals import GOALS
 from distill.prune.scores.importance import DEFAULT, IMPORTANCES, WITHOUT_BATCHES
@@ -35,7 +36,7 @@ class PruneRequest:
     target: Target
     benchmark: BenchmarkSettings
     recovery: DistillSettings
-    arguments: dict[str, Any]
+    arguments: dict[str, Json]
     sparsity: Pattern | None
     answers: AnswerSettings
 
@@ -141,9 +142,9 @@ def _explained(details: ErrorDetails) -> str:
     return f"--{option} {details['input']}: {message[:1].lower()}{message[1:]}"
 
 
-def _arguments(entries: tuple[str, ...]) -> dict[str, Any]:
+def _arguments(entries: tuple[str, ...]) -> dict[str, Json]:
     """Read num_classes=10, widths=[8,16], pretrained=true, act=relu: JSON where it is some, else text."""
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Json] = {}
     for name, text in named_values("--arg", entries).items():
         try:
             arguments[name] = json.loads(text)
