@@ -14,7 +14,7 @@ from distill.errors import UserError
 
 TargetName = Literal["x86", "arm", "cuda", "tensorrt"]
 CUDA = "CUDAExecutionProvider"
-Ability = tuple[str, frozenset[str]]
+Ability = tuple[str, tuple[str, ...]]
 """What a processor may be able to do, as a user may have read of it, and the flags any of which says so."""
 
 
@@ -85,7 +85,7 @@ class Target:
 
     def has(self, flags: Iterable[str], *abilities: str) -> bool:
         """Tell whether a processor with these flags has one of some abilities."""
-        return any(name in abilities and needed & set(flags) for name, needed in self.abilities)
+        return any(name in abilities and not set(flags).isdisjoint(needed) for name, needed in self.abilities)
 
     def saturates(self, flags: Iterable[str] | None) -> bool:
         """Tell whether int8 sums can saturate on such a processor; None for flags that cannot be seen."""
@@ -107,11 +107,23 @@ _RECORDS = (
         *(CPU, "int8", "u8s8"),
         processor="x86-64",
         abilities=(
-            ("AVX2", frozenset({"avx2"})),
-            ("AVX512", frozenset({"avx512f"})),
-            ("VNNI", frozenset({"avx512_vnni", "avx_vnni"})),
-            ("AMX int8", frozenset({"amx_int8"})),
-            ("bf16", frozenset({"avx512_bf16", "amx_bf16"})),
+            ("AVX2", ("avx2",)),
+            ("AVX512", ("avx512f",)),
+            (
+                "VNNI",
+                (
+                    "avx512_vnni",
+                    "avx_vnni",
+                ),
+            ),
+            ("AMX int8", ("amx_int8",)),
+            (
+                "bf16",
+                (
+                    "avx512_bf16",
+                    "amx_bf16",
+                ),
+            ),
         ),
         exact=("VNNI", "AMX int8"),
         isa="vnni",
@@ -134,9 +146,9 @@ _RECORDS = (
         fused=("u8s8", "s8s8"),
         processor="ARM",
         abilities=(
-            ("dotprod", frozenset({"asimddp"})),
-            ("i8mm", frozenset({"i8mm"})),
-            ("bf16", frozenset({"bf16"})),
+            ("dotprod", ("asimddp",)),
+            ("i8mm", ("i8mm",)),
+            ("bf16", ("bf16",)),
         ),
         int8=(
             (
