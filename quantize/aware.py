@@ -8,8 +8,10 @@ graph itself, so that no labels are needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,17 +20,37 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.benchmarks.target import Target
-from distill.errors import UserError
 from distill.export.graph import attribute, initializers, operator
 from distill.outputs import Output, of_shape
-from distill.types import Feed, Progress
+from distill.types import Feed
 
 from .select import is_depthwise
 from .settings import QuantizeSettings
 from .static import CalibratedGraph, integer_graph, resolve
 from .torch_graph import GraphModule
 
+class Train(Protocol):
+    """Trains modules; whoever quantises brings it, so that this package knows no training loop."""
+
+    @property
+    def epochs(self) -> int:
+        """Return how often it passes over the batches."""
+        ...
+
+    def __call__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        distance: Callable[[Tensor, Tensor], Tensor],
+        batches: Sequence[Feed],
+        /,
+    ) -> nn.Module:
+        """Return a trained copy of ``student``, whose ``distance(teacher's answer, student's answer)`` is less."""
+        ...
+
+
 _LIMITS = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
+_SCALE_RATE = 10  # Adam's steps have one length for all; a tenth of a scale's logarithm learns ten times as fast
 _WEIGHT_STEPS, _REDUCED_STEPS = 127, 64  # on either side of zero, as onnxruntime's quantiser has them
 
 
@@ -61,7 +83,7 @@ class AwareModule(nn.Module):
         self.roundings, scales = _roundings(whole.graph)
         self.keys = {name: f"scale_{number}" for number, name in enumerate(sorted(scales))}
         self.log_scales = nn.ParameterDict(
-            {self.keys[name]: nn.Parameter(torch.tensor(float(np.log(value)))) for name, value in scales.items()}
+            {self.keys[name]: nn.Parameter(torch.tensor(float(np.log(value)) / _SCALE_RATE)) for name, value in scales.items()}
         )
         _, reduced = resolve(settings, target)
         self.weights = _weight_roundings(
@@ -82,7 +104,7 @@ class AwareModule(nn.Module):
     def scale_of(self, name: str) -> Tensor:
         """Return the scale of a rounded tensor."""
         learned: Tensor = self.log_scales[self.keys[self.roundings[name].scale]]
-        return learned.exp()
+        return (_SCALE_RATE * learned).exp()
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Return what the learned scales can represent, by tensor."""
@@ -116,53 +138,27 @@ def train_aware(
     *,
     target: Target,
     batches: Sequence[Feed],
-    epochs: int = 8,
-    learning_rate: float = 1e-4,
-    seed: int = 0,
+    train: Train,
     output: Output | None = None,
-    progress: Progress | None = None,
 ) -> CalibratedGraph:
-    """Train a calibrated graph to keep its answers when it is rounded; the one given is not changed.
+    """Train a calibrated graph to keep its answers when it is rounded; the one that came in is not changed.
 
     Args:
         found: the calibrated graph, which is also the teacher.
         settings: how it is quantised.
         target: what the file ships to.
         batches: unlabelled rows; as many as can be had.
-        epochs: passes over them.
-        learning_rate: of the weights; that of the scales is ten times as much. It falls to zero by a cosine.
-        seed: of the order of batches.
+        train: trains a copy of the rounding graph to answer as the float one.
         output: what the answers are.
-        progress: called with ("aware training", batches done, batches).
 
     Raises:
         UserError: an operator cannot be trained, or the answers are no longer finite.
     """
-    student, teacher = AwareModule(found, settings, target=target), GraphModule(found.model)
-    weights = list(student.graph.parameters())
-    groups = [
-        {"params": weights, "lr": learning_rate},
-        {"params": list(student.log_scales.parameters()), "lr": 10 * learning_rate},
-    ]
-    optimizer = torch.optim.Adam(groups)
-    total = epochs * len(batches)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, total))
-    order, done = np.random.default_rng(seed), 0
-    for _ in range(epochs):
-        for number in order.permutation(len(batches)):
-            rows = {name: torch.from_numpy(value) for name, value in batches[number].items()}
-            with torch.no_grad():
-                answer = teacher(**rows)
-            loss = distance(answer, student(**rows), output)
-            if not bool(torch.isfinite(loss)):
-                raise UserError(f"aware training: the loss became {float(loss.detach())}; lower the learning rate")
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress("aware training", done, total)
+    teacher = GraphModule(found.model)
+    student = train(
+        AwareModule(found, settings, target=target), teacher, partial(distance, output=output), batches
+    )
+    assert isinstance(student, AwareModule)
     return replace(found, model=student.graph.written_into(found.model), ranges={**found.ranges, **student.ranges()})
 
 

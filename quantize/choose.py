@@ -85,7 +85,7 @@ def choose(
     measure: Measure,
     max_drop: float,
     precision: Precision = "auto",
-    epochs: int = 0,
+    train: Train | None = None,
     output: Output | None = None,
     progress: Progress | None = None,
 ) -> Choice:
@@ -102,7 +102,7 @@ def choose(
             for each of the target's batch sizes; none for graphs that could not be timed.
         max_drop: the budget, in what `judge` calls drop.
         precision: only this one beside float32, where it is not `auto`.
-        epochs: of training while rounding, where no other repair of static int8 keeps the budget; 0 for none.
+        train: as in `repair`.
         output: what the answers are, as in `repair`.
         progress: as in `repair`.
 
@@ -124,7 +124,7 @@ def choose(
                     rows=rows,
                     judge=judge,
                     max_drop=max_drop,
-                    epochs=epochs,
+                    train=train,
                     output=output,
                     progress=progress,
                 )

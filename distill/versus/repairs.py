@@ -138,7 +138,7 @@ def trained(folder: Path, core: ModelProto, settings: QuantizeSettings, epochs: 
     target = resolve_target(None, threads=1)
     graph = calibrate_graph(core, settings, target=target, calibration=calibration)
     plain, _ = write(graph, settings)
-    learned = train_aware(graph, settings, target=target, batches=training, epochs=epochs)
+    learned = train_aware(graph, settings, target=target, batches=training, train=Imitation(epochs=epochs))
     after, record = write(learned, settings)
     return {
         "float": accuracy(folder, core),

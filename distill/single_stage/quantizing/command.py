@@ -208,7 +208,7 @@ def _chosen(
         measure=measure,
         max_drop=words.max_drop,
         precision=words.precision,
-        epochs=words.epochs,
+        train=Imitation(epochs=words.epochs, progress=say) if words.epochs else None,
         output=judge.output,
         progress=say,
     )
