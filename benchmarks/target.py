@@ -85,7 +85,7 @@ class Target:
 
     def has(self, flags: Iterable[str], *abilities: str) -> bool:
         """Tell whether a processor with these flags has one of some abilities."""
-        return any(name in abilities and not set(flags).isdisjoint(needed) for name, needed in self.abilities)
+        return any(name in abilities and set(needed) & set(flags) for name, needed in self.abilities)
 
     def saturates(self, flags: Iterable[str] | None) -> bool:
         """Tell whether int8 sums can saturate on such a processor; None for flags that cannot be seen."""
@@ -109,21 +109,9 @@ _RECORDS = (
         abilities=(
             ("AVX2", ("avx2",)),
             ("AVX512", ("avx512f",)),
-            (
-                "VNNI",
-                (
-                    "avx512_vnni",
-                    "avx_vnni",
-                ),
-            ),
+            ("VNNI", ("avx512_vnni", "avx_vnni")),
             ("AMX int8", ("amx_int8",)),
-            (
-                "bf16",
-                (
-                    "avx512_bf16",
-                    "amx_bf16",
-                ),
-            ),
+            ("bf16", ("avx512_bf16", "amx_bf16")),
         ),
         exact=("VNNI", "AMX int8"),
         isa="vnni",

@@ -15,7 +15,7 @@ import typer
 
 from distill import clean
 from distill.errors import DistillError, Exit, NotMeasuredError
-from distill.verbs.bench import bench
+from distill.verbs.bench import verb as bench
 from distill.verbs.prune import prune
 from distill.verbs.quantize import quantize
 

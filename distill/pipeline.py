@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill.benchmarks import Target, resolve_target, usable_threads, why_unmeasurable
-from distill.config.loading import ModelSettings, RunConfig, config_hash, load_config
+from distill.config.loading import ModelSettings, RunConfig, config_hash
+from distill.config.objects import config_of
 from distill.console import Console
 from distill.deploy import packing
 from distill.documents import Json, plain, read_as
 from distill.errors import UserError
 from distill.intervals import Estimate
 from distill.outcome import RunState, result_of
+from distill.references.objects import held
 from distill.report import write_reports
 from distill.runtime.artifacts import Artifact
 from distill.runtime.budget import Standing, decide, nearest, standing
@@ -40,6 +42,10 @@ _MODELS = {"prune": "pruned model", "quantize": "quantized model"}
 def run(
     config: str | Path | Mapping[str, Any] | RunConfig | None = None,
     *,
+    teacher: Callable[..., Any] | str | None = None,
+    student: Callable[..., Any] | str | None = None,
+    data: Any = None,
+    metric: Callable[..., float] | str | None = None,
     overrides: Iterable[str] = (),
     out: str | Path | None = None,
     decisions: str | Path | None = None,
@@ -49,7 +55,13 @@ def run(
     """Compress a teacher as the configuration says, and leave a run folder behind.
 
     Args:
-        config: a preset's name, a YAML file, a mapping, or None for ``digits``.
+        config: a preset's name, a YAML file, a mapping, or None for ``digits``, with ``data`` for the defaults.
+        teacher: a module, which counts as trained unless ``teacher.pretrained`` is false; a function that makes one,
+            which is trained; or a reference.
+        student: likewise; a module is trained from the weights that it has.
+        data: arrays such as (x, y), a data set, a DataLoader, a triple of these (train, validation, test), a mapping of
+            these by split, with hooks beside them if need be, a function that returns such a mapping, or a reference.
+        metric: a function of logits [N, classes] and class numbers [N], of which more is better, or a metric's name.
         overrides: ``section.key=value`` each.
         out: the run folder; ``runs/<task>-<hash of the configuration>`` when not given, so that the same call goes on.
         decisions: a ``run.json`` whose decisions (what was kept, what the search chose) are replayed.
@@ -60,12 +72,12 @@ def run(
         UserError: configuration, data, model or folder; the message names the mend.
         NotMeasuredError: the target's provider did not load, or a timing process died.
     """
-    settings = load_config(config, overrides)
+    settings, objects = config_of(config, overrides, teacher=teacher, student=student, data=data, metric=metric)
     if smoke:
         settings = smoke_config(settings)
     folder = Path(out) if out is not None else default_folder(settings, smoke=smoke)
     replay = _replayed(decisions, settings)
-    with RunFolder.hold(folder) as run_folder, console or Console("quiet") as progress:
+    with held(objects), RunFolder.hold(folder) as run_folder, console or Console("quiet") as progress:
         run_folder.say = progress.say
         torch.set_num_threads(usable_threads())
         ctx = _context(settings, run_folder, progress, replay, smoke)

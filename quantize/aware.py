@@ -29,6 +29,7 @@ from .settings import QuantizeSettings
 from .static import CalibratedGraph, integer_graph, resolve
 from .torch_graph import GraphModule
 
+
 class Train(Protocol):
     """Trains modules; whoever quantises brings it, so that this package knows no training loop."""
 
@@ -83,7 +84,10 @@ class AwareModule(nn.Module):
         self.roundings, scales = _roundings(whole.graph)
         self.keys = {name: f"scale_{number}" for number, name in enumerate(sorted(scales))}
         self.log_scales = nn.ParameterDict(
-            {self.keys[name]: nn.Parameter(torch.tensor(float(np.log(value)) / _SCALE_RATE)) for name, value in scales.items()}
+            {
+                self.keys[name]: nn.Parameter(torch.tensor(float(np.log(value)) / _SCALE_RATE))
+                for name, value in scales.items()
+            }
         )
         _, reduced = resolve(settings, target)
         self.weights = _weight_roundings(
@@ -155,9 +159,7 @@ def train_aware(
         UserError: an operator cannot be trained, or the answers are no longer finite.
     """
     teacher = GraphModule(found.model)
-    student = train(
-        AwareModule(found, settings, target=target), teacher, partial(distance, output=output), batches
-    )
+    student = train(AwareModule(found, settings, target=target), teacher, partial(distance, output=output), batches)
     assert isinstance(student, AwareModule)
     return replace(found, model=student.graph.written_into(found.model), ranges={**found.ranges, **student.ranges()})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import geometric_mean
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from onnx import ModelProto
 
@@ -24,6 +24,9 @@ from .repair import Attempt, Judge, Loss, repair
 from .sensitivity import Sensitivity
 from .settings import QuantizeSettings
 from .weights import to_blocks, to_dynamic
+
+if TYPE_CHECKING:
+    from .aware import Train
 
 FLOAT = "float32"
 _BLOCK_BYTES = 1 << 20  # of product weights, below which reading them takes no time to speak of

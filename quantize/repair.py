@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
@@ -25,6 +26,9 @@ from .sensitivity import Sensitivity, fewest_float, layers_of, sensitivities
 from .settings import QuantizeSettings
 from .static import CalibratedGraph, calibrate_graph, write
 from .timing import at_batch, open_batch, saved_seconds
+
+if TYPE_CHECKING:
+    from .aware import Train
 
 Judge = Callable[[ModelProto], "Loss"]
 

@@ -151,7 +151,15 @@ def load_config(
     Raises:
         UserError: every error of the configuration at once, a line each.
     """
-    raw = read_layers(to_dict(source) if isinstance(source, RunConfig) else source, overrides)
+    return checked(read_layers(to_dict(source) if isinstance(source, RunConfig) else source, overrides))
+
+
+def checked(raw: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration that a mapping of whole sections says, as ``read_layers`` returns it.
+
+    Raises:
+        UserError: every error of the configuration at once, a line each.
+    """
     try:
         config = TypeAdapter(RunConfig).validate_python(raw)
     except ValidationError as error:

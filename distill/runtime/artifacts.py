@@ -140,7 +140,7 @@ def load_model(folder: Path, task: Task, recipe: Recipe) -> nn.Module:
 
 def example(task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the inputs of two samples, as the model's own arguments."""
-    args, kwargs = task.inputs(_two(task))
+    args, kwargs = task.inputs(_few(task))
     if task.module_preprocess is not None:
         with torch.no_grad():
             args, kwargs = as_inputs(task.module_preprocess(*args, **kwargs))
@@ -150,13 +150,15 @@ def example(task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def write_onnx(folder: Path, model: nn.Module, task: Task, settings: ExportSettings) -> None:
     """Write ``core.onnx``, and ``model.onnx`` with the task's preprocessing in front."""
     whole = model if task.module_preprocess is None else Preprocessed(task.module_preprocess, model)
-    args, kwargs = task.inputs(_two(task))
+    args, kwargs = task.inputs(_few(task))
+    names = input_names(whole, args, kwargs)
     core = export_onnx(
         whole,
         args=args,
         kwargs=kwargs,
         logits=task.logits,
-        input_names=input_names(whole, args, kwargs),
+        input_names=names,
+        open_axes=dict(zip(names, task.open_axes, strict=False)),
         settings=settings,
     )
     write_proto(folder / "core.onnx", core)
@@ -258,8 +260,9 @@ def weights_hash(folder: Path) -> str:
     return file_sha256(weights)[:16] + file_sha256(about)[:16]
 
 
-def _two(task: Task) -> Batch:
+def _few(task: Task) -> Batch:
+    """Return two samples; where their length differs a few more, so that one is longer than one step."""
     data = task.data["train"]
     if len(data) < 2:
         raise UserError("data: the training split must hold at least two samples")
-    return data.fetch(torch.arange(2), None)
+    return data.fetch(torch.arange(min(len(data), 8) if task.open_axes else 2), None)

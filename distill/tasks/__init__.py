@@ -7,6 +7,7 @@ that a config can be read without it.
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,6 +60,9 @@ def load_task(
     source = settings.source
     if source is None:
         raise UserError(f"data.source is missing; give {', '.join(TASKS)}, or a function of yours: ./file.py:function")
+    metric = settings.metric if ":" in (settings.metric or "") else None
+    if metric is not None:
+        settings = replace(settings, metric=None)
     custom = _later("custom", "load_custom")
     loader = custom if ":" in source else TASKS.get(source)
     if loader is None:
@@ -66,7 +70,13 @@ def load_task(
             f"data.source={source!r}: no such data{did_you_mean(source, TASKS)} "
             "(a function of yours is written ./file.py:function)"
         )
-    return loader(settings, seed=seed, folder=folder or Path.cwd(), progress=progress)
+    folder = folder or Path.cwd()
+    task = loader(settings, seed=seed, folder=folder, progress=progress)
+    if metric is None:
+        return task
+    from distill.tasks.scored import scored
+
+    return scored(task, metric, folder)
 
 
 __all__ = ["TASKS", "DataSettings", "Loader", "load_task"]

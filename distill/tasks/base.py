@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from distill.types import Feed
 
 Batch = Any
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+OpenAxes = tuple[Mapping[int, str], ...]
 
 SPLITS = ("train", "validation", "test")
 
@@ -32,27 +34,17 @@ class Data(Protocol):
         ...
 
 
-class Task(Protocol):
-    """A task gives data, metrics, loss and the way from a batch to the model's inputs and from its output to logits."""
+class Trainable(Protocol):
+    """What training needs to know about a task, or about samples that are no whole task."""
 
-    name: str
-    kind: str
-    """``image``, ``tabular`` or ``custom``."""
     labels: tuple[str, ...]
-    """One name a class, in the order of the logits."""
+    """One name a class, in the order of the logits; none where logits may have any shape."""
     metric: str
     """The metric that a budget is stated in; higher is better."""
     data: dict[str, Data]
-    """``train``, ``validation``, ``test``."""
-    facts: dict[str, Any]
-    """What a model factory may ask for by parameter name: ``classes``, ``channels``, ``features``, ``image_size``."""
-    graph_preprocess: Preprocess | None
-    """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
+    """``train``, ``validation``, ``test``; epochs are scored where there is ``validation``."""
     module_preprocess: nn.Module | None
-    """The same as a module of the user's, called on what ``inputs`` returned; exported together with the model."""
-    given_splits: tuple[str, ...]
-    """The splits that the data came with; the others are cut by us."""
-    warnings: tuple[str, ...]
+    """Preprocessing of the user's own, called on what ``inputs`` returned; exported together with the model."""
 
     def inputs(self, batch: Batch) -> Inputs:
         """Return the positional and keyword tensors that the model is called with."""
@@ -73,6 +65,26 @@ class Task(Protocol):
     def metrics(self, logits: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> dict[str, float]:
         """Return each metric of float32 logits [N, classes] and int64 targets [N], as fractions; higher is better."""
         ...
+
+
+class Task(Trainable, Protocol):
+    """A task gives data, metrics, loss and the way from a batch to the model's inputs and from its output to logits."""
+
+    name: str
+    kind: str
+    """``image``, ``tabular`` or ``custom``."""
+    facts: dict[str, Any]
+    """What a model factory may ask for by parameter name: ``classes``, ``channels``, ``features``, ``image_size``."""
+    graph_preprocess: Preprocess | None
+    """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
+    open_axes: OpenAxes
+    """For each input tensor, positional ones first, its axes of any length beside the batch, with their names.
+
+    () where all samples have one shape.
+    """
+    given_splits: tuple[str, ...]
+    """The splits that the data came with; the others are cut by us."""
+    warnings: tuple[str, ...]
 
     def raw(self, batch: Batch) -> Feed | None:
         """Return what the shipped file is fed with for this batch; None when that is what ``inputs`` returns."""

@@ -17,9 +17,10 @@ from distill.errors import UserError
 from distill.export.preprocess import Preprocess
 from distill.references.digest import Digest
 from distill.references.loading import call_user, load_reference, source_hash
+from distill.references.objects import PREFIX
 from distill.tasks import metrics as measure
 from distill.tasks.augment import hash_words
-from distill.tasks.base import SPLITS, Batch, Data, Inputs, Task
+from distill.tasks.base import SPLITS, Batch, Data, Inputs, OpenAxes, Task
 from distill.tasks.custom_data import (
     ArrayData,
     CheckedData,
@@ -32,12 +33,14 @@ from distill.tasks.custom_data import (
     to_single,
 )
 from distill.tasks.hooks import Given
+from distill.tasks.open_axes import seen_axes, stated_axes
 from distill.tasks.outputs import cross_entropy
 from distill.tasks.settings import DataSettings
 from distill.tasks.splits import Rows, at_random, check_sizes, part_size, stratified
 from distill.types import Feed, Progress
 
 _SAMPLES_LOOKED_AT = 64
+_SAMPLES_COMPARED = 16  # one by one, to see whether they differ in length
 
 Split = ArrayData | ItemData
 
@@ -72,6 +75,7 @@ class CustomTask:
         self.data: dict[str, Data] = {split: self._checked(split, one) for split, one in data.items()}
         self._look_at_samples()
         self.facts = self._facts()
+        self.open_axes = self._open_axes()
         self.metric = measure.chosen_metric(metric or given.get("metric"), self._metric_names())
 
     def inputs(self, batch: Batch) -> Inputs:
@@ -147,6 +151,16 @@ class CustomTask:
                 facts["image_size"] = shape[2]
         return {**facts, **self._given.facts()}
 
+    def _open_axes(self) -> OpenAxes:
+        """Return the axes that the user calls open, or those whose length differs among some samples."""
+        train, stated = self._splits["train"], self._given.get("open_axes")
+        if stated is not None:
+            return stated_axes(stated, self._given.source, self.inputs(train.fetch(torch.arange(2), None)))
+        if isinstance(train, ArrayData):
+            return ()
+        places = spread(len(train), _SAMPLES_COMPARED)
+        return seen_axes(self.inputs(train.fetch(place.reshape(1), None)) for place in places)
+
     def _metric_names(self) -> list[str]:
         """Call the metrics once, on perfect answers, so that a mistake in them shows before training."""
         target = np.tile(np.arange(len(self.labels)), 4)
@@ -216,6 +230,10 @@ def _read_splits(given: Given, seed: int) -> tuple[dict[str, Split], list[str]]:
         value = given.get(split)
         if value is None:
             continue
+        if isinstance(value, torch.utils.data.DataLoader):
+            warnings.append(
+                f"the {split} DataLoader: its data set and collate_fn are used, batch size and order are not"
+            )
         data: Split = as_data(value, f"{given.source}: {split}", given.get("collate"), seed)
         if isinstance(data, ArrayData):
             data, narrowed = to_single(data)
@@ -266,6 +284,8 @@ def _cut(
 
 def _name(source: str) -> str:
     """Return a name for folders: the file's or module's last part."""
-    place = source.rpartition(":")[0]
+    place, _, last = source.rpartition(":")
+    if source.startswith(PREFIX):
+        return last.rpartition("-")[0]
     last = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last) or "custom"

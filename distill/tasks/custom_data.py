@@ -140,7 +140,7 @@ class CheckedData:
 
 
 def as_data(value: Any, split: str, collate: Callable[[list[Any]], Batch] | None, seed: int) -> ArrayData | ItemData:
-    """Take what the user gave for a split: a tuple or mapping of arrays, or a map-style data set.
+    """Take what the user gave for a split: a tuple or mapping of arrays, a map-style data set, or a DataLoader of one.
 
     Raises:
         UserError: it is neither, its arrays differ in length, or it is empty.
@@ -148,7 +148,10 @@ def as_data(value: Any, split: str, collate: Callable[[list[Any]], Batch] | None
     if isinstance(value, tuple | Mapping):
         return _arrays(value, split)
     if isinstance(value, torch.utils.data.DataLoader):
-        raise UserError(f"{split}: is a DataLoader; return its data set, and its collate_fn as collate")
+        if not isinstance(value.sampler, torch.utils.data.RandomSampler | torch.utils.data.SequentialSampler):
+            sampler = type(value.sampler).__name__
+            raise UserError(f"{split}: is a DataLoader with a {sampler}, which nothing follows; give its data set")
+        return as_data(value.dataset, split, collate or value.collate_fn, seed)
     if isinstance(value, torch.utils.data.IterableDataset) or not (
         hasattr(value, "__len__") and hasattr(value, "__getitem__")
     ):

@@ -16,7 +16,7 @@ from distill.wording import did_you_mean
 
 SPLIT_KEYS = ("train", "validation", "test")
 HOOK_KEYS = ("inputs", "target", "logits", "loss", "metrics")
-KEYS = (*SPLIT_KEYS, *HOOK_KEYS, "collate", "labels", "metric", "preprocess", "facts")
+KEYS = (*SPLIT_KEYS, *HOOK_KEYS, "collate", "labels", "metric", "preprocess", "facts", "open_axes")
 
 Where = Callable[[int], str]
 

@@ -16,7 +16,7 @@ from distill.export.preprocess import ImagePreprocess, Preprocess
 from distill.references.digest import Digest
 from distill.tasks import metrics as measure
 from distill.tasks.augment import shift_and_flip
-from distill.tasks.base import SPLITS, Data, Inputs
+from distill.tasks.base import SPLITS, Data, Inputs, OpenAxes
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
 from distill.tasks.settings import DataSettings
 from distill.tasks.splits import check_splits, part_size, stratified, unused_shares
@@ -87,6 +87,7 @@ class ImageTask:
         self.given_splits = tuple(given_splits)
         self.graph_preprocess: Preprocess | None = preprocess
         self.module_preprocess: nn.Module | None = None
+        self.open_axes: OpenAxes = ()
         self.warnings = tuple(warnings)
         self.facts: dict[str, Any] = {
             "classes": len(labels),

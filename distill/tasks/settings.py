@@ -98,7 +98,11 @@ class DataSettings:
         description="Images: crop shifts by up to `padding` pixels with zeros at the edge; crop-flip also mirrors.",
     )
     padding: Annotated[int, Ge(1), Le(64)] = Field(default=2, description="How far `augment: crop` shifts, in pixels.")
-    metric: str | None = Field(default=None, description="The metric that the budget is stated in. Default: accuracy.")
+    metric: str | None = Field(
+        default=None,
+        description="The metric that the budget is stated in, or a function of yours of logits and class numbers: "
+        "./file.py:function. Default: accuracy.",
+    )
     positive: str | None = Field(
         default=None,
         description="Two classes: the label that f1 counts as positive. Default: the last one (breast-cancer: "

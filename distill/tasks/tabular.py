@@ -16,7 +16,7 @@ from distill.errors import UserError
 from distill.export import FeaturesPreprocess, Preprocess
 from distill.references.digest import Digest
 from distill.tasks import metrics as measure
-from distill.tasks.base import SPLITS, Data, Inputs, Task
+from distill.tasks.base import SPLITS, Data, Inputs, OpenAxes, Task
 from distill.tasks.columns import class_numbers, fit_columns, named_cells
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
 from distill.tasks.settings import DataSettings
@@ -76,6 +76,7 @@ class TabularTask:
         self.given_splits = tuple(given_splits)
         self.graph_preprocess: Preprocess | None = preprocess
         self.module_preprocess: nn.Module | None = None
+        self.open_axes: OpenAxes = ()
         self.warnings = tuple(warnings)
         self._raw = dict(raw)
         features = torch.from_numpy(np.ascontiguousarray(preprocess.apply(self._raw), np.float32))

@@ -15,9 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from distill.errors import UserError
 from distill.references.loading import cause
 from distill.state import load_state
+from distill.tasks.base import Trainable
 from distill.training.batches import shuffled
 from distill.training.checkpoint import TrainState, resume, save
-from distill.training.forward import Autocast, Trainable, autocast, predict
+from distill.training.forward import Autocast, autocast, predict
 from distill.training.lesson import Lesson, batch_loss
 from distill.training.optimizer import make_optimizer, make_schedule, skip
 from distill.training.settings import TrainSettings

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.tasks.base import Batch
-from distill.training.forward import Trainable, forward
+from distill.tasks.base import Batch, Trainable
+from distill.training.forward import forward
 
 Part = Literal["output", "attention"]
 

@@ -178,7 +178,7 @@ def _cpu() -> dict[str, Any]:
     abilities = None
     if flags is not None:
         listed = TARGETS[kind].abilities if kind in TARGETS else ()
-        abilities = {name: not flags.isdisjoint(needed) for name, needed in listed}
+        abilities = {name: bool(flags & set(any_of)) for name, any_of in listed}
     bf16 = bool(abilities and abilities.get("bf16"))
     return {
         "family": kind,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from distill.benchmarks import resolve_target
+from distill.distillation.imitation import Imitation
 from distill.errors import UserError
 from distill.export.graph import attribute, consumers, initializers
 from distill.export.parity_check import run_onnx

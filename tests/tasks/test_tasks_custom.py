@@ -156,7 +156,11 @@ def test_data_drawn_at_random_are_the_same_for_a_seed(tmp_path: Path) -> None:
         ("return (x, y)", "returned a tuple; expected a dict"),
         ("return None", "returned a NoneType"),
         ("return torch.utils.data.TensorDataset(x, y)", "returned a TensorDataset; expected a dict"),
-        ("return {'train': torch.utils.data.DataLoader([1])}", "is a DataLoader; return its data set"),
+        ("return {'train': torch.utils.data.DataLoader([1])}", "a batch is a Tensor of one part"),
+        (
+            "d = torch.utils.data; return {'train': d.DataLoader([1], sampler=d.WeightedRandomSampler([1], 1))}",
+            "is a DataLoader with a WeightedRandomSampler, which nothing follows",
+        ),
         ("return {'train': iter([1])}", "expected a data set with __len__ and __getitem__"),
         ("return {'train': []}", "the data set is empty"),
         ("return {'train': (x, y[:50])}", "differ in length: 0: 60, 1: 50"),

@@ -16,6 +16,7 @@ from distill.benchmarks.parse import counts, positive
 from distill.benchmarks.target import Target
 from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import Timing
+from distill.distillation.imitation import Imitation
 from distill.errors import Exit, UserError
 from distill.export.metadata import write_metadata
 from distill.export.stripping import to_bytes
