@@ -32,7 +32,7 @@ class _ByName:
 
 
 def _as_mapping(loss: object) -> object:
-    fields = {"name": loss} if isinstance(loss, str) else loss
+    fields = {"name": loss} if isinstance(loss, str) else {"name": "kd", **loss} if isinstance(loss, Mapping) else loss
     if isinstance(fields, tuple(LOSSES.values())) or (isinstance(fields, Mapping) and fields.get("name") in [*LOSSES]):
         return fields
     raise PydanticCustomError("unknown_loss", "must be {names}", {"names": " or ".join(map(repr, LOSSES))})
