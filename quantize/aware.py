@@ -76,11 +76,11 @@ class _WeightRounding:
 class AwareModule(nn.Module):
     """A float graph that rounds its weights and activations as the integer graph will, with gradients through both."""
 
-    def __init__(self, found: CalibratedGraph, settings: QuantizeSettings, *, target: Target) -> None:
+    def __init__(self, calibrated: CalibratedGraph, settings: QuantizeSettings, *, target: Target) -> None:
         super().__init__()
         plain = replace(settings, bias_correction=False, tables=False)
-        whole, names = integer_graph(found, plain)
-        self.graph = GraphModule(found.model)
+        whole, names = integer_graph(calibrated, plain)
+        self.graph = GraphModule(calibrated.model)
         self.roundings, scales = _roundings(whole.graph)
         self.keys = {name: f"scale_{number}" for number, name in enumerate(sorted(scales))}
         self.log_scales = nn.ParameterDict(
@@ -91,7 +91,7 @@ class AwareModule(nn.Module):
         )
         _, reduced = resolve(settings, target)
         self.weights = _weight_roundings(
-            found.model.graph, names, per_channel=settings.per_channel, reduce_range=reduced
+            calibrated.model.graph, names, per_channel=settings.per_channel, reduce_range=reduced
         )
         self.graph.observe, self.graph.observe_weight = self._round, self._round_weight
         # A tensor that integers and floats are made of is rounded for the former only.
@@ -112,11 +112,11 @@ class AwareModule(nn.Module):
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Return what the learned scales can represent, by tensor."""
-        found = {}
+        ranges = {}
         for name, how in self.roundings.items():
             scale = float(self.scale_of(name).detach())
-            found[name] = ((how.low - how.zero) * scale, (how.high - how.zero) * scale)
-        return found
+            ranges[name] = ((how.low - how.zero) * scale, (how.high - how.zero) * scale)
+        return ranges
 
     def _round(self, name: str, value: Tensor) -> Tensor:
         how = self.roundings.get(name)
@@ -137,7 +137,7 @@ class AwareModule(nn.Module):
 
 
 def train_aware(
-    found: CalibratedGraph,
+    calibrated: CalibratedGraph,
     settings: QuantizeSettings,
     *,
     target: Target,
@@ -148,7 +148,7 @@ def train_aware(
     """Train a calibrated graph to keep its answers when it is rounded; the one that came in is not changed.
 
     Args:
-        found: the calibrated graph, which is also the teacher.
+        calibrated: the calibrated graph, which is also the teacher.
         settings: how it is quantised.
         target: what the file ships to.
         batches: unlabelled rows; as many as can be had.
@@ -158,10 +158,14 @@ def train_aware(
     Raises:
         UserError: an operator cannot be trained, or the answers are no longer finite.
     """
-    teacher = GraphModule(found.model)
-    student = train(AwareModule(found, settings, target=target), teacher, partial(distance, output=output), batches)
+    teacher = GraphModule(calibrated.model)
+    student = train(
+        AwareModule(calibrated, settings, target=target), teacher, partial(distance, output=output), batches
+    )
     assert isinstance(student, AwareModule)
-    return replace(found, model=student.graph.written_into(found.model), ranges={**found.ranges, **student.ranges()})
+    return replace(
+        calibrated, model=student.graph.written_into(calibrated.model), ranges={**calibrated.ranges, **student.ranges()}
+    )
 
 
 def distance(teacher: Tensor, student: Tensor, output: Output | None = None) -> Tensor:
@@ -169,7 +173,7 @@ def distance(teacher: Tensor, student: Tensor, output: Output | None = None) -> 
     output = output or of_shape(tuple(teacher.shape))
     if output.kind == "numbers":
         return (student - teacher).square().mean() / teacher.square().mean().clamp(min=1e-12)
-    log_p, log_q = (torch.log_softmax(output.class_logits(one, torch), 1) for one in (teacher, student))
+    log_p, log_q = (torch.log_softmax(output.class_logits(answer, torch), 1) for answer in (teacher, student))
     positions = log_p[0, 0].numel()
     return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True) / positions
 
@@ -182,25 +186,25 @@ def _rounded(value: Tensor) -> Tensor:
 def _roundings(graph: GraphProto) -> tuple[dict[str, _Rounding], dict[str, float]]:
     """Read where a graph rounds activations, and the scales that it does so with."""
     constants = initializers(graph)
-    found, scales = {}, {}
+    roundings, scales = {}, {}
     for node in graph.node:
         if operator(node) == "QuantizeLinear" and node.input[0] not in constants:
             zero = numpy_helper.to_array(constants[node.input[2]])
             low, high = _LIMITS[zero.dtype]
-            found[node.input[0]] = _Rounding(node.input[1], int(zero), low, high)
+            roundings[node.input[0]] = _Rounding(node.input[1], int(zero), low, high)
             scales[node.input[1]] = float(numpy_helper.to_array(constants[node.input[1]]))
-    return found, scales
+    return roundings, scales
 
 
 def _weight_roundings(
     graph: GraphProto, names: set[str], *, per_channel: bool, reduce_range: bool
 ) -> dict[str, _WeightRounding]:
     """Say how each weight that is rounded is, by its name."""
-    constants, found = initializers(graph), dict[str, _WeightRounding]()
+    constants, roundings = initializers(graph), dict[str, _WeightRounding]()
     for node in graph.node:
         if node.name in names and operator(node) in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
             first = operator(node) == "Conv" or bool(attribute(node, "transB", 0))
             axis = 0 if first else len(constants[node.input[1]].dims) - 1
             steps = _REDUCED_STEPS if reduce_range and not is_depthwise(node, constants) else _WEIGHT_STEPS
-            found[node.input[1]] = _WeightRounding(axis if per_channel else None, steps)
-    return found
+            roundings[node.input[1]] = _WeightRounding(axis if per_channel else None, steps)
+    return roundings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +59,7 @@ def try_models(ctx: Context) -> None:
             ctx.folder.memo("exports", key, partial(_try_export, ctx, model))
 
 
-def _try_export(ctx: Context, model: nn.Module) -> dict[str, Any]:
+def _try_export(ctx: Context, model: nn.Module) -> dict[str, bool]:
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(Path(folder), model, ctx.task, ctx.export)
     return {"exports": True}
