@@ -23,12 +23,12 @@ from distill.references.objects import held
 from distill.report import write_reports
 from distill.runtime.artifacts import Artifact
 from distill.runtime.budget import Standing, decide, nearest, standing
-from distill.runtime.context import Context
+from distill.runtime.context import Candidate, Context
 from distill.runtime.decisions import SHIP, WIDTHS, read_decisions
 from distill.runtime.facts import Decision, Detail
 from distill.runtime.folder import RunFolder, digest, write_text
 from distill.runtime.records import RunResult, StageRecord, Status
-from distill.runtime.smoke import first_of, smoke_config
+from distill.runtime.smoke import smoke_config, smoke_task
 from distill.stages import prune, quantize, student, teacher
 from distill.stages.making import StageResult
 from distill.stages.trial import try_models
@@ -187,12 +187,8 @@ def _judge(ctx: Context, run: RunState, name: str, result: StageResult) -> None:
 
 
 def _standing(ctx: Context, run: RunState, artifact: Artifact) -> Standing:
-    """Return how an artifact stands to the budget: on validation data, and on the target where its time is limited."""
-    drop = ctx.quality(artifact.onnx, "validation", run.teacher.onnx).drop
-    assert drop is not None
-    limit = ctx.benchmark.max_latency_s
-    rows = ctx.latency(artifact.onnx, run.teacher.onnx)[0] if limit is not None else ()
-    return standing(drop.value, ctx.config.max_drop, rows[0].p50_s if rows else None, limit)
+    """Return how an artifact stands to the budget: on validation data, and on the target where that is limited."""
+    return standing(ctx.budget, Candidate(ctx, artifact.onnx, run.teacher.onnx))
 
 
 def _choose_what_ships(ctx: Context, run: RunState) -> None:
@@ -208,11 +204,11 @@ def _choose_what_ships(ctx: Context, run: RunState) -> None:
     for name, base in reversed(run.bases.items()):
         shipped |= {base} if name in shipped else set()
     for name in run.bases:
-        record, kept = run.records[name], name in shipped
-        if kept != (record.status != "reverted"):
+        record, ships = run.records[name], name in shipped
+        if ships != (record.status != "reverted"):
             assert record.detail.decision is not None
-            status: Status = "reverted" if not kept else "unmeasured" if ctx.unmeasured else "done"
-            decision = dataclasses.replace(record.detail.decision, kept=kept, reason=choice["reason"])
+            status: Status = "reverted" if not ships else "unmeasured" if ctx.unmeasured else "done"
+            decision = dataclasses.replace(record.detail.decision, kept=ships, reason=choice["reason"])
             run.revise(name, status=status)
             run.note(name, decision=decision)
 
@@ -226,7 +222,8 @@ def _nearest(ctx: Context, run: RunState) -> dict[str, Json] | None:
     if not standings[name].missed:
         return None
     axes = {
-        name: {c.name: {"value": c.value, "limit": c.limit} for c in s.constraints} for name, s in standings.items()
+        name: {r.constraint.name: {"value": r.value, "limit": r.constraint.limit} for r in standing.readings}
+        for name, standing in standings.items()
     }
     reason = f"nothing meets the budget; {name} comes nearest and ships: {standings[name]}"
     return {"final": name, "reason": reason, "candidates": axes}
@@ -296,7 +293,7 @@ def _context(config: RunConfig, folder: RunFolder, console: Console, replay: Map
     target = pick_target(config, device)
     task = load_task(config.data, seed=config.seed, progress=console.progress)
     if smoke:
-        task = first_of(task, config)
+        task = smoke_task(task, config)
     key = digest(task.fingerprint(), dataclasses.asdict(config.data), config.seed, smoke)
     return Context(config, task, folder, device, target, console, key, replay)
 

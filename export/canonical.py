@@ -65,13 +65,13 @@ def _separate_scopes(graph: GraphProto) -> None:
     """
     if sum(1 for _ in all_graphs(graph)) == 1:
         return
-    taken = {name for part in all_graphs(graph) for name in defined_names(part)}
+    used = {name for part in all_graphs(graph) for name in defined_names(part)}
     seen: set[str] = set()
 
     def separate(part: GraphProto, outer: Mapping[str, str]) -> None:
         names = dict(outer)
         for name in dict.fromkeys(defined_names(part)):
-            names[name] = name if name not in seen else _free(name, taken)
+            names[name] = name if name not in seen else _free(name, used)
             seen.add(names[name])
         rename_here(part, lambda name: names.get(name, name))
         for node in part.node:
@@ -81,7 +81,7 @@ def _separate_scopes(graph: GraphProto) -> None:
     separate(graph, {})
 
 
-def _free(name: str, taken: set[str]) -> str:
-    free = next(f"{name}_{number}" for number in count(1) if f"{name}_{number}" not in taken)
-    taken.add(free)
+def _free(name: str, used: set[str]) -> str:
+    free = next(f"{name}_{number}" for number in count(1) if f"{name}_{number}" not in used)
+    used.add(free)
     return free

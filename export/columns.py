@@ -91,8 +91,8 @@ class ColumnsPreprocess:
                 numbers = values.astype(np.float32)
                 parts.append((np.where(np.isnan(numbers), fill, numbers) - mean) * scale)
             else:
-                known = {name: place for place, name in enumerate(column.categories)}
-                places = [[known.get(str(value), len(known))] for value in values.reshape(-1)]
+                numbers_of = {name: place for place, name in enumerate(column.categories)}
+                places = [[numbers_of.get(str(value), len(numbers_of))] for value in values.reshape(-1)]
                 parts.append((np.asarray(places) == np.arange(column.width)).astype(np.float32))
         return np.concatenate(parts, axis=1)
 

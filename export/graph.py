@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
+from itertools import count
 
 import numpy as np
 import onnx
@@ -153,19 +154,16 @@ def add_constant(graph: GraphProto, name: str, value: NDArray[np.generic]) -> st
 
 def fresh_name(graph: GraphProto, name: str) -> str:
     """Return ``name``, or ``name`` with a number behind it where the graph uses it already."""
-    taken = {used for part in all_graphs(graph) for used in defined_names(part)}
-    number, free = 0, name
-    while free in taken:
-        number, free = number + 1, f"{name}_{number + 1}"
-    return free
+    used = {defined for part in all_graphs(graph) for defined in defined_names(part)}
+    return next(free for number in count() if (free := f"{name}_{number}" if number else name) not in used)
 
 
-def remove_nodes(graph: GraphProto, gone: list[NodeProto]) -> None:
+def remove_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
     """Remove nodes of the top level, by identity."""
-    ids = {id(node) for node in gone}
-    kept = [node for node in graph.node if id(node) not in ids]
+    ids = {id(node) for node in nodes}
+    others = [node for node in graph.node if id(node) not in ids]
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(others)
 
 
 def sort_nodes(graph: GraphProto) -> None:
@@ -186,20 +184,20 @@ def _order(nodes: list[NodeProto]) -> list[int]:
     """Return the nodes' numbers such that each comes after those that it reads from, and else as early as it was."""
     maker = {name: number for number, node in enumerate(nodes) for name in node.output if name}
     reads = [[maker[name] for name in dict.fromkeys(_reads(node)) if name in maker] for node in nodes]
-    done, begun = dict[int, None](), set[int]()
+    ordered, begun = dict[int, None](), set[int]()
     for root in range(len(nodes)):
         waiting = [root]
         while waiting:
             number = waiting[-1]
-            missing = [one for one in reads[number] if one not in done]
-            if number in done or (number in begun and missing):  # the latter is a cycle, which no order mends
+            missing = [other for other in reads[number] if other not in ordered]
+            if number in ordered or (number in begun and missing):  # the latter is a cycle, which no order mends
                 waiting.pop()
             elif missing:
                 begun.add(number)
                 waiting += reversed(missing)
             else:
-                done[waiting.pop()] = None
-    return list(done) if len(done) == len(nodes) else list(range(len(nodes)))
+                ordered[waiting.pop()] = None
+    return list(ordered) if len(ordered) == len(nodes) else list(range(len(nodes)))
 
 
 def _reads(node: NodeProto) -> Iterator[str]:

@@ -88,13 +88,15 @@ def loads_in(python: str | Path, model: str | Path, *, timeout_s: float = 120.0)
     command = [os.fspath(python), "-c", _LOAD, os.fspath(model)]
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
+        process = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotMeasuredError(f"python={python}: could not open {model} there: {error}") from error
-    said = [line for line in done.stdout.splitlines() if line.startswith("loaded with ")]
-    if done.returncode == 0 and said:
-        return said[-1].removeprefix("loaded with ")
-    reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    if done.returncode < 0 or "ModuleNotFoundError" in reason or "ImportError" in reason:
+    answers = [line for line in process.stdout.splitlines() if line.startswith("loaded with ")]
+    if process.returncode == 0 and answers:
+        return answers[-1].removeprefix("loaded with ")
+    reason = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+    if process.returncode < 0 or "ModuleNotFoundError" in reason or "ImportError" in reason:
         raise NotMeasuredError(f"python={python}: could not open {model} there: {reason}")
     raise UserError(f"{model}: the onnxruntime of {python} does not load it: {reason}")

@@ -70,7 +70,7 @@ class _Walk:
                 return Tail(node.op_type, "linear", _place(axes, axis), scaled)
             if node.op_type == "Concat":
                 return self._joined(node, axes, rank, scaled)
-            computed = [one for one in node.input if one and not self._is_fixed(one)]
+            computed = [source for source in node.input if source and not self._is_fixed(source)]
             if node.op_type in _SCALE and len(computed) > 1:
                 return self._added(node, computed, axes, rank)
             moved = self._moved(node, axes, rank)
@@ -90,8 +90,8 @@ class _Walk:
         axis = _int(node, "axis", default) % rank
         family = "softmax" if node.op_type == "Softmax" else "log_softmax"
         # Before opset 13 all axes from this one on are normalised together, as if they were one.
-        behind = [self._size(node.output[0], other) for other in range(axis + 1, rank)]
-        together = self.opset < 13 and any(size != 1 for size in behind)
+        following = [self._size(node.output[0], other) for other in range(axis + 1, rank)]
+        together = self.opset < 13 and any(size != 1 for size in following)
         return Tail(node.op_type, family, None if together else _place(axes, axis))  # type: ignore[arg-type]
 
     def _size(self, name: str, axis: int) -> int | None:
@@ -100,20 +100,20 @@ class _Walk:
 
     def _joined(self, node: NodeProto, axes: Axes, rank: int, scaled: bool) -> Tail:
         """Return what all parts of a concatenation are, or say that they are of several kinds."""
-        parts = [self.back(one, axes, rank) for one in node.input if not self._is_fixed(one)]
-        kinds = {(one.family, one.axis) for one in parts}
-        names = ", ".join(dict.fromkeys(one.operator for one in parts if one.operator))
+        parts = [self.back(part, axes, rank) for part in node.input if not self._is_fixed(part)]
+        kinds = {(part.family, part.axis) for part in parts}
+        names = ", ".join(dict.fromkeys(part.operator for part in parts if part.operator))
         if len(kinds) == 1 and parts[0].family != "other":
-            return replace(parts[0], scaled=scaled or any(one.scaled for one in parts))
+            return replace(parts[0], scaled=scaled or any(part.scaled for part in parts))
         return Tail(f"Concat of {names}" if names else "Concat", "mixed" if len(kinds) > 1 else "other")
 
     def _added(self, node: NodeProto, computed: Sequence[str], axes: Axes, rank: int) -> Tail:
         """Return where sums of several linear layers come from; other mixtures are no longer what they are made of."""
-        ranks = [self.shapes.get(one) for one in computed]
-        if node.op_type not in ("Add", "Sub") or any(one is not None and len(one) != rank for one in ranks):
+        ranks = [self.shapes.get(part) for part in computed]
+        if node.op_type not in ("Add", "Sub") or any(part is not None and len(part) != rank for part in ranks):
             return Tail(node.op_type, "other")
-        parts = [self.back(one, axes, rank) for one in computed]
-        if all(one.family == "linear" for one in parts) and len({one.axis for one in parts}) == 1:
+        parts = [self.back(part, axes, rank) for part in computed]
+        if all(part.family == "linear" for part in parts) and len({part.axis for part in parts}) == 1:
             return replace(parts[0], operator=node.op_type, scaled=True)
         return Tail(node.op_type, "other")
 
@@ -131,11 +131,11 @@ class _Walk:
             "Reshape": self._reshape,
             **dict.fromkeys(_REDUCE, self._reduce),
         }
-        found = steps[kind](node, rank) if kind in steps else None
-        if found is None:
+        move = steps[kind](node, rank) if kind in steps else None
+        if move is None:
             return None
-        places, before = found
-        return tuple(None if one is None else places[one] for one in axes), before
+        places, before = move
+        return tuple(None if axis is None else places[axis] for axis in axes), before
 
     # Each of these returns, for each axis behind a node, the axis before it, and how many there are before it.
 
@@ -145,14 +145,14 @@ class _Walk:
         return tuple(order), rank
 
     def _squeeze(self, node: NodeProto, rank: int) -> tuple[Axes, int] | None:
-        gone = self._axes(node)
-        if gone is None:
+        removed = self._axes(node)
+        if removed is None:
             shape = self.shapes.get(node.input[0])
-            gone = None if shape is None else [i for i, size in enumerate(shape) if size == 1]
-        if gone is None:
+            removed = None if shape is None else [i for i, size in enumerate(shape) if size == 1]
+        if removed is None:
             return None
-        before = rank + len(gone)
-        out = {axis % before for axis in gone}
+        before = rank + len(removed)
+        out = {axis % before for axis in removed}
         return tuple(i for i in range(before) if i not in out), before
 
     def _unsqueeze(self, node: NodeProto, rank: int) -> tuple[Axes, int] | None:
@@ -164,13 +164,13 @@ class _Walk:
         return tuple(None if i in added else next(numbers) for i in range(rank)), rank - len(added)
 
     def _reduce(self, node: NodeProto, rank: int) -> tuple[Axes, int] | None:
-        gone = self._axes(node)
+        removed = self._axes(node)
         if _int(node, "keepdims", 1):
             return tuple(range(rank)), rank
-        if gone is None:
+        if removed is None:
             return None
-        before = rank + len(gone)
-        out = {axis % before for axis in gone}
+        before = rank + len(removed)
+        out = {axis % before for axis in removed}
         return tuple(i for i in range(before) if i not in out), before
 
     def _gather(self, node: NodeProto, rank: int) -> tuple[Axes, int] | None:
@@ -198,11 +198,11 @@ class _Walk:
 
     def _axes(self, node: NodeProto) -> list[int] | None:
         """Return the axes that a node names, by attribute or by a constant input."""
-        said = attribute(node, "axes")
-        if isinstance(said, list):
-            return said
+        listed = attribute(node, "axes")
+        if isinstance(listed, list):
+            return listed
         value = self._value(node.input[1]) if len(node.input) > 1 and node.input[1] else None
-        return None if value is None else [int(one) for one in value.reshape(-1)]
+        return None if value is None else [int(axis) for axis in value.reshape(-1)]
 
     def _value(self, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
         """Return a constant's value, or None."""
@@ -222,11 +222,11 @@ class _Walk:
         """Whether a tensor is computed from constants alone."""
         waiting, seen = [name], set[str]()
         while waiting:
-            one = waiting.pop()
-            if one in seen or one in self.constants or not one:
+            tensor = waiting.pop()
+            if tensor in seen or tensor in self.constants or not tensor:
                 continue
-            seen.add(one)
-            node = self.makers.get(one)
+            seen.add(tensor)
+            node = self.makers.get(tensor)
             if (
                 node is None
                 or node.op_type in ("RandomNormal", "RandomUniform")
@@ -247,9 +247,9 @@ class _Walk:
         total = self.makers.get(node.input[-1])
         if total is None or total.op_type != "Add":
             return False
-        values = [self._value(one) for one in total.input]
+        values = [self._value(source) for source in total.input]
         ones = [value is not None and bool((value == 1).all()) for value in values]
-        makers = [self.makers.get(one) for one in total.input]
+        makers = [self.makers.get(source) for source in total.input]
         return any(ones) and any(maker is not None and maker.op_type == "Exp" for maker in makers)
 
 
@@ -271,12 +271,12 @@ def _shapes(model: ModelProto) -> dict[str, list[int | None]]:
     except Exception:  # operators of other domains, or what onnx cannot read: the shapes that are written remain
         light = model
     graph: GraphProto = light.graph
-    found: dict[str, list[int | None]] = {}
+    shapes: dict[str, list[int | None]] = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim
-            found[value.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
-    return found
+            shapes[value.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+    return shapes
 
 
 def _without_weights(model: ModelProto) -> ModelProto:

@@ -187,8 +187,8 @@ class Front:
         outputs = output_names(proto.graph)  # which keep their names, even one that is the input itself
         self.target = input_name if input_name in outputs else self._prefix + input_name  # what the new nodes compute
         self._nodes: list[NodeProto] = []
-        kept = {value.name for value in proto.graph.input} - {input_name} | outputs
-        rename_all(self.graph, lambda name: self._prefix + name, keep=kept)
+        fixed = {value.name for value in proto.graph.input} - {input_name} | outputs
+        rename_all(self.graph, lambda name: self._prefix + name, keep=fixed)
         new = [helper.make_tensor_value_info(s.name, _element_type(s.dtype), list(s.shape)) for s in specs]
         inputs = [entry for value in self.graph.input for entry in (new if value.name == self.target else [value])]
         copies = [ValueInfoProto.FromString(entry.SerializeToString()) for entry in inputs]
@@ -225,9 +225,9 @@ class Front:
 
     def finish(self) -> ModelProto:
         """Put the nodes in front of the graph and strip the result."""
-        rest = [NodeProto.FromString(node.SerializeToString()) for node in self.graph.node]
+        nodes = [NodeProto.FromString(node.SerializeToString()) for node in self.graph.node]
         del self.graph.node[:]
-        self.graph.node.extend([*self._nodes, *rest])
+        self.graph.node.extend([*self._nodes, *nodes])
         return strip(self.model)
 
 
@@ -239,11 +239,11 @@ def _check_fit(proto: ModelProto, input_name: str, shape: tuple[int, ...], specs
         isinstance(want, str) or want == got for want, got in zip(expected[1:], shape, strict=True)
     )
     if not fits:
-        made = ", ".join(map(str, ("N", *shape)))
-        raise UserError(f"preprocessing makes [{made}], the model's {input_name!r} takes {expected}")
-    taken = {value.name for value in proto.graph.input} - {input_name} | output_names(proto.graph)
+        result = ", ".join(map(str, ("N", *shape)))
+        raise UserError(f"preprocessing makes [{result}], the model's {input_name!r} takes {expected}")
+    used = {value.name for value in proto.graph.input} - {input_name} | output_names(proto.graph)
     for spec in specs:
-        if spec.name in taken:
+        if spec.name in used:
             raise UserError(f"input {spec.name!r}: the model has an input or output of that name already; rename one")
 
 

@@ -46,11 +46,11 @@ def feed_raw_uint8(graph: GraphProto, value: str, pixels: str, scale: str, zero:
 
 def _leading_movers(value: str, readers: dict[str, list[NodeProto]]) -> list[NodeProto]:
     """Name the nodes that only move an input's values before it is quantised, as the flattening of a perceptron."""
-    found: list[NodeProto] = []
+    movers: list[NodeProto] = []
     while len(readers.get(value, [])) == 1 and operator(readers[value][0]) in MOVERS:
-        found.append(readers[value][0])
-        value = found[-1].output[0]
-    return found
+        movers.append(readers[value][0])
+        value = movers[-1].output[0]
+    return movers
 
 
 def _is_uint8_quantizer(graph: GraphProto, node: NodeProto) -> bool:
@@ -83,13 +83,13 @@ def _follow(
 
 def _rescale_bias(graph: GraphProto, node: NodeProto, old: str, new: str) -> None:
     """Write the bias of a convolution or Gemm in units of the new input scale, through a dequantiser of its own."""
-    made = producers(graph).get(node.input[2])
+    maker = producers(graph).get(node.input[2])
     constants = initializers(graph)
-    stored = constants.get(made.input[0]) if made is not None and operator(made) == "DequantizeLinear" else None
-    if made is None or stored is None or stored.data_type != TensorProto.INT32:
+    stored = constants.get(maker.input[0]) if maker is not None and operator(maker) == "DequantizeLinear" else None
+    if maker is None or stored is None or stored.data_type != TensorProto.INT32:
         return
     old_scale, new_scale = (np.float64(numpy_helper.to_array(constants[name])) for name in (old, new))
-    bias, unit = (numpy_helper.to_array(constants[name]) for name in made.input[:2])
+    bias, unit = (numpy_helper.to_array(constants[name]) for name in maker.input[:2])
     new_unit = (unit.astype(np.float64) * (new_scale / old_scale)).astype(np.float32)
     limits = np.iinfo(np.int32)
     numbers = np.rint(bias.astype(np.float64) * unit / new_unit).clip(limits.min, limits.max).astype(np.int32)
@@ -98,11 +98,11 @@ def _rescale_bias(graph: GraphProto, node: NodeProto, old: str, new: str) -> Non
         [
             add_constant(graph, "pre/bias", numbers),
             add_constant(graph, "pre/bias_scale", new_unit),
-            *made.input[2:],
+            *maker.input[2:],
         ],
         [fresh_name(graph, "pre/bias_float")],
     )
-    twin.attribute.extend(made.attribute)
+    twin.attribute.extend(maker.attribute)
     place = next(index for index, other in enumerate(graph.node) if other is node)
     node.input[2] = twin.output[0]
     graph.node.insert(place, twin)

@@ -94,13 +94,13 @@ def _tensors(proto: ModelProto) -> _Tensors:
         inferred = onnx.shape_inference.infer_shapes(twin, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, ValueError):  # ValueError: above 2 GB
         inferred = twin.graph
-    found = {t.name: _Tensor(t.data_type, list(t.dims)) for t in initializers(inferred).values()}
+    tensors = {t.name: _Tensor(t.data_type, list(t.dims)) for t in initializers(inferred).values()}
     for value in (*inferred.input, *inferred.output, *inferred.value_info):
         tensor = value.type.tensor_type
         if tensor.HasField("shape"):
             shape = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-            found[value.name] = _Tensor(tensor.elem_type, shape)
-    return found
+            tensors[value.name] = _Tensor(tensor.elem_type, shape)
+    return tensors
 
 
 def _mean_to_pool(graph: GraphProto, node: NodeProto, tensors: _Tensors) -> None:
@@ -173,16 +173,16 @@ def _sources(graph: GraphProto, erf: NodeProto) -> Sequence[str]:
 
 def _only(readers: dict[str, list[NodeProto]], name: str, kind: str) -> NodeProto | None:
     """Return the one node that reads a tensor, if it is of this operator."""
-    found = readers.get(name, [])
-    return found[0] if len(found) == 1 and operator(found[0]) == kind else None
+    nodes = readers.get(name, [])
+    return nodes[0] if len(nodes) == 1 and operator(nodes[0]) == kind else None
 
 
-def _lengths(graph: GraphProto, name: str, made: dict[str, NodeProto], tensors: _Tensors) -> list[int] | None:
+def _lengths(graph: GraphProto, name: str, makers: dict[str, NodeProto], tensors: _Tensors) -> list[int] | None:
     """Read a list of lengths that the graph assembles, -1 for one that it learns at run time; None if not a list."""
     value = constant(graph, name)
     if value is not None:
         return [int(length) for length in value.reshape(-1)] if value.dtype in _LENGTHS else None
-    node = made.get(name)
+    node = makers.get(name)
     kind = operator(node) if node is not None else ""
     if node is None:
         return None
@@ -190,15 +190,15 @@ def _lengths(graph: GraphProto, name: str, made: dict[str, NodeProto], tensors: 
         lengths = [-1 if length is None else length for length in tensors[node.input[0]].shape]
         return lengths[cast("int", attribute(node, "start", 0)) : cast("int | None", attribute(node, "end"))]
     if kind == "Concat":
-        parts = [_lengths(graph, part, made, tensors) for part in node.input]
+        parts = [_lengths(graph, part, makers, tensors) for part in node.input]
         return None if any(part is None for part in parts) else [n for part in parts if part for n in part]
     if kind == "Slice" and len(node.input) in (3, 4):
-        inner = _lengths(graph, node.input[0], made, tensors)
+        inner = _lengths(graph, node.input[0], makers, tensors)
         bounds = [constant(graph, bound) for bound in node.input[1:3]]
         ends = [int(bound.item()) for bound in bounds if bound is not None and bound.size == 1]
         return None if inner is None or len(ends) < len(bounds) else inner[ends[0] : ends[1]]
     if kind in ("Unsqueeze", "Squeeze") or (kind == "Cast" and attribute(node, "to") == TensorProto.INT64):
-        return _lengths(graph, node.input[0], made, tensors)
+        return _lengths(graph, node.input[0], makers, tensors)
     return [-1] if name in tensors and tensors[name].shape == [1] else None
 
 

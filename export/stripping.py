@@ -78,7 +78,7 @@ def to_bytes(proto: ModelProto) -> bytes:
 
 def constants_to_initializers(graph: GraphProto) -> None:
     """Turn Constant nodes that hold a tensor or numbers into initializers, where equal ones can be merged."""
-    gone = []
+    nodes = []
     for node in graph.node:
         if operator(node) != "Constant" or not node.attribute:
             continue
@@ -86,8 +86,8 @@ def constants_to_initializers(graph: GraphProto) -> None:
         if tensor is not None:
             tensor.name = node.output[0]
             graph.initializer.append(tensor)
-            gone.append(node)
-    remove_nodes(graph, gone)
+            nodes.append(node)
+    remove_nodes(graph, nodes)
 
 
 def _tensor_of(node: NodeProto) -> TensorProto | None:
@@ -110,12 +110,12 @@ def _tensor_of(node: NodeProto) -> TensorProto | None:
 def drop_identities(graph: GraphProto) -> None:
     """Remove Identity nodes, but for those that write an output of the graph or of a nested one."""
     outputs = {name for part in all_graphs(graph) for name in output_names(part)}
-    gone = []
+    identities = []
     for node in graph.node:
         if operator(node) == "Identity" and node.output[0] not in outputs:
             replace_input(graph, node.output[0], node.input[0])
-            gone.append(node)
-    remove_nodes(graph, gone)
+            identities.append(node)
+    remove_nodes(graph, identities)
 
 
 def drop_dead(graph: GraphProto) -> None:
@@ -188,9 +188,9 @@ def _drop_text(proto: ModelProto) -> None:
     """Clear everything that explains the graph to people or names the tool that wrote it."""
     for field in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
         proto.ClearField(field)
-    kept = sorted((e.key, e.value) for e in proto.metadata_props if not e.key.startswith(_TOOL_KEYS))
+    entries = sorted((e.key, e.value) for e in proto.metadata_props if not e.key.startswith(_TOOL_KEYS))
     del proto.metadata_props[:]
-    helper.set_model_props(proto, dict(kept))
+    helper.set_model_props(proto, dict(entries))
     for graph in all_graphs(proto.graph):
         graph.name = "g"
         _clear(graph, "doc_string", "value_info", "quantization_annotation", "metadata_props")
@@ -223,10 +223,10 @@ def _clear(message: Any, *fields: str) -> None:
 def _drop_default_attributes(proto: ModelProto) -> None:
     """Remove attributes that say what the standard says anyway."""
     for node in all_nodes(proto.graph):
-        known = _defaults(_schema_of(proto, node))
-        kept = [entry for entry in node.attribute if not _is_default(node, entry, known)]
-        if len(kept) != len(node.attribute):
-            copies = [onnx.AttributeProto.FromString(entry.SerializeToString()) for entry in kept]
+        defaults = _defaults(_schema_of(proto, node))
+        entries = [entry for entry in node.attribute if not _is_default(node, entry, defaults)]
+        if len(entries) != len(node.attribute):
+            copies = [onnx.AttributeProto.FromString(entry.SerializeToString()) for entry in entries]
             del node.attribute[:]
             node.attribute.extend(copies)
 
@@ -246,10 +246,10 @@ def _defaults(schema: defs.OpSchema | None) -> dict[str, object]:
     return {name: helper.get_attribute_value(value) for name, value in declared.items() if value.name}
 
 
-def _is_default(node: NodeProto, entry: onnx.AttributeProto, known: dict[str, object]) -> bool:
+def _is_default(node: NodeProto, entry: onnx.AttributeProto, defaults: dict[str, object]) -> bool:
     value = helper.get_attribute_value(entry)
-    if entry.name in known:
-        return repr(value) == repr(known[entry.name])  # 0.0 equals -0.0, which is another number
+    if entry.name in defaults:
+        return repr(value) == repr(defaults[entry.name])  # 0.0 equals -0.0, which is another number
     if operator(node) in _WINDOWED and entry.name in _IMPLIED:
         return all(number == _IMPLIED[entry.name] for number in value)
     return False
@@ -257,21 +257,21 @@ def _is_default(node: NodeProto, entry: onnx.AttributeProto, known: dict[str, ob
 
 def _short_names() -> Iterator[str]:
     """Yield a, b, …, aa, ab, …: the shortest names first."""
-    letters, rest = string.ascii_letters, string.ascii_letters + string.digits
+    letters, symbols = string.ascii_letters, string.ascii_letters + string.digits
     yield from letters
     for length in count(1):
-        for number in range(len(letters) * len(rest) ** length):
+        for number in range(len(letters) * len(symbols) ** length):
             name, left = "", number
             for _ in range(length):
-                left, digit = divmod(left, len(rest))
-                name = rest[digit] + name
+                left, digit = divmod(left, len(symbols))
+                name = symbols[digit] + name
             yield letters[left] + name
 
 
 def _shorten_names(graph: GraphProto) -> None:
     """Rename every tensor but the graph's inputs and outputs, at all depths by one map, so scopes stay as they were."""
-    kept = {value.name for value in (*graph.input, *graph.output)}
-    names = (name for name in _short_names() if name not in kept)
+    fixed = {value.name for value in (*graph.input, *graph.output)}
+    names = (name for name in _short_names() if name not in fixed)
     new: dict[str, str] = {}
 
     def short(name: str) -> str:
@@ -279,7 +279,7 @@ def _shorten_names(graph: GraphProto) -> None:
             new[name] = next(names)
         return new[name]
 
-    rename_all(graph, short, keep=kept)
+    rename_all(graph, short, keep=fixed)
 
 
 def _pack_initializers(graph: GraphProto) -> None:

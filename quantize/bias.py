@@ -33,12 +33,12 @@ def rounded_weights(quantized: GraphProto, names: Iterable[str]) -> dict[str, Ar
     """
     makers, constants = producers(quantized), initializers(quantized)
     wanted = set(names)
-    found = {}
+    weights = {}
     for node in quantized.node:
         source = makers.get(node.input[1]) if node.name in wanted and len(node.input) > 1 else None
         if source is not None and operator(source) == "DequantizeLinear" and source.input[0] in constants:
-            found[node.name] = _dequantized(source, constants)
-    return found
+            weights[node.name] = _dequantized(source, constants)
+    return weights
 
 
 def _dequantized(node: NodeProto, constants: Mapping[str, TensorProto]) -> Array:
@@ -46,7 +46,7 @@ def _dequantized(node: NodeProto, constants: Mapping[str, TensorProto]) -> Array
     weight, scale = values[0].astype(np.float32), values[1]
     zero = values[2].astype(np.float32) if len(values) > 2 else np.zeros_like(scale)
     if scale.ndim:
-        axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
+        axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1)
         shape = [-1 if i == axis % weight.ndim else 1 for i in range(weight.ndim)]
         scale, zero = scale.reshape(shape), zero.reshape(shape)
     return np.asarray((weight - zero) * scale)
@@ -79,15 +79,15 @@ def correct_biases(
         return corrected, 0
     twins, outputs = _with_twins(corrected, layers, rounded)
     session = session_of(twins, threads=settings.threads or usable_threads())
-    sums, done = [np.zeros(1)] * len(layers), 0
+    sums, samples = [np.zeros(1)] * len(layers), 0
     for feed, rows in slices(twins, calibration, settings.samples, _ROWS):
         for number, mean in enumerate(run_batch(session, outputs, feed)):
             sums[number] = sums[number] + rows * mean.astype(np.float64)
-        done += rows
+        samples += rows
         if progress is not None:
-            progress("correct", min(done, settings.samples), settings.samples)
+            progress("correct", min(samples, settings.samples), settings.samples)
     for node, total in zip(layers, sums, strict=True):
-        _add(corrected.graph, places[node.name], node, (total / done).astype(np.float32))
+        _add(corrected.graph, places[node.name], node, (total / samples).astype(np.float32))
     return corrected, len(layers)
 
 
@@ -143,7 +143,7 @@ def _channel_mean(model: ModelProto, node: NodeProto, rank: int, output: str) ->
 
 def _channels(model: ModelProto, node: NodeProto) -> int:
     weight = initializers(model.graph)[node.input[1]]
-    transposed = operator(node) == "Gemm" and any(one.name == "transB" and one.i for one in node.attribute)
+    transposed = operator(node) == "Gemm" and any(entry.name == "transB" and entry.i for entry in node.attribute)
     return int(weight.dims[0 if transposed else -1])
 
 

@@ -44,19 +44,19 @@ def calibrate(
         return _min_max(proto, tensors, calibration, settings, progress)
     session = session_of(_with_outputs(proto, tensors), threads=settings.threads or usable_threads())
     histograms = {name: Histogram() for name in tensors}
-    done = 0
+    samples = 0
     for feed, rows in slices(proto, calibration, settings.samples, _ROWS_HISTOGRAM):
         for name, values in zip(tensors, run_batch(session, list(tensors), feed), strict=True):
             if not np.isfinite(values).all():
-                raise _not_finite(f"tensor {name!r}", done)
+                raise _not_finite(f"tensor {name!r}", samples)
             histograms[name].add(values)
-        done += rows
-        _tell(progress, done, settings.samples)
+        samples += rows
+        _tell(progress, samples, settings.samples)
     if settings.calibration == "percentile":
-        return {name: h.percentile_range(settings.percentile) for name, h in histograms.items()}, done
+        return {name: h.percentile_range(settings.percentile) for name, h in histograms.items()}, samples
     if settings.calibration == "mse":
-        return {name: h.mse_range() for name, h in histograms.items()}, done
-    return {name: h.entropy_range() for name, h in histograms.items()}, done
+        return {name: h.mse_range() for name, h in histograms.items()}, samples
+    return {name: h.entropy_range() for name, h in histograms.items()}, samples
 
 
 def _min_max(
@@ -75,20 +75,20 @@ def _min_max(
     session = session_of(augmented, threads=settings.threads or usable_threads())
     low = np.full(len(tensors), 0.0 if average else np.inf, np.float64)
     high = -low
-    done = seen = 0
+    samples = seen = 0
     for feed, rows in slices(proto, calibration, settings.samples, _ROWS_AVERAGE if average else _ROWS):
         values = np.asarray(run_batch(session, outputs, feed), np.float64).reshape(2, -1)
         if not np.isfinite(values).all():
             worst = tensors[int(np.argmin(np.isfinite(values).all(axis=0)))]
-            raise _not_finite(f"tensor {worst!r}", done)
+            raise _not_finite(f"tensor {worst!r}", samples)
         if average:
             seen += 1
             low, high = low + (values[0] - low) / seen, high + (values[1] - high) / seen
         else:
             low, high = np.minimum(low, values[0]), np.maximum(high, values[1])
-        done += rows
-        _tell(progress, done, settings.samples)
-    return {name: (float(a), float(b)) for name, a, b in zip(tensors, low, high, strict=True)}, done
+        samples += rows
+        _tell(progress, samples, settings.samples)
+    return {name: (float(a), float(b)) for name, a, b in zip(tensors, low, high, strict=True)}, samples
 
 
 def _with_outputs(proto: ModelProto, tensors: Sequence[str]) -> ModelProto:
@@ -138,28 +138,28 @@ def slices(proto: ModelProto, calibration: Iterable[Feed], samples: int, rows: i
     """Cut the batches into slices of at most ``rows`` and stop after ``samples``."""
     wanted = {value.name for value in proto.graph.input}
     fixed = _fixed_batch(proto)
-    done = 0
+    total = 0
     for feed in calibration:
         if set(feed) != wanted:
             raise UserError(f"calibration: a sample has the inputs {sorted(feed)}, the model takes {sorted(wanted)}")
         arrays = {name: np.asarray(value) for name, value in feed.items()}
         for name, array in arrays.items():  # minima and maxima in the graph pass NaN over
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise _not_finite(f"input {name!r}", done)
+                raise _not_finite(f"input {name!r}", total)
         lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise UserError(f"calibration: a batch has rows {lengths}; every input needs the same number")
         length = next(iter(lengths.values()))
         step = length if fixed else rows
         for start in range(0, length, max(step, 1)):
-            count = min(step, length - start, samples - done if not fixed else length)
+            count = min(step, length - start, samples - total if not fixed else length)
             if count <= 0:
                 return
             yield {name: array[start : start + count] for name, array in arrays.items()}, count
-            done += count
-        if done >= samples:
+            total += count
+        if total >= samples:
             return
-    if done == 0:
+    if total == 0:
         raise UserError("calibration: no samples; static int8 needs some to find ranges, 200 to 500 are usual")
 
 
@@ -174,14 +174,14 @@ def run_batch(session: Any, outputs: list[str], feed: Feed) -> list[Array]:
     try:
         return list(session.run(outputs, feed))
     except Exception as error:  # onnxruntime raises its own classes, ValueError and RuntimeError
-        given = ", ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in feed.items())
-        raise UserError(f"calibration: the model refuses a batch ({given}): {first_line(error)}") from error
+        shapes = ", ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in feed.items())
+        raise UserError(f"calibration: the model refuses a batch ({shapes}): {first_line(error)}") from error
 
 
-def _not_finite(what: str, done: int) -> UserError:
-    return UserError(f"calibration: {what} is NaN or infinite after sample {done}; check data and weights")
+def _not_finite(name: str, samples: int) -> UserError:
+    return UserError(f"calibration: {name} is NaN or infinite after sample {samples}; check data and weights")
 
 
-def _tell(progress: Progress | None, done: int, total: int) -> None:
+def _tell(progress: Progress | None, samples: int, wanted: int) -> None:
     if progress is not None:
-        progress("calibrate", min(done, total), total)
+        progress("calibrate", min(samples, wanted), wanted)

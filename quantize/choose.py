@@ -20,7 +20,7 @@ from distill.types import Feed, Progress
 
 from .half import to_half
 from .record import QuantizeRecord
-from .repair import Attempt, Judge, Loss, repair
+from .repair import Attempt, Judge, Loss, Repairs, repair
 from .sensitivity import Sensitivity
 from .settings import QuantizeSettings
 from .weights import to_blocks, to_dynamic
@@ -112,14 +112,12 @@ def choose(
     Raises:
         UserError: nothing of what was asked for can be made of this graph; the message says why of each.
     """
-    made: list[Candidate] = [_float(core)]
-    attempts: tuple[Attempt, ...] = ()
-    sensitivity: tuple[Sensitivity, ...] = ()
-    refused: list[str] = []
+    candidates: list[Candidate] = [_float(core)]
+    repairs, refused = Repairs(), list[str]()
     for kind in _kinds(core, target) if precision == "auto" else (precision,):
         try:
             if kind == "int8":
-                done = repair(
+                repairs = repair(
                     core,
                     settings,
                     target=target,
@@ -131,22 +129,19 @@ def choose(
                     output=output,
                     progress=progress,
                 )
-                attempts, sensitivity = tuple(done.attempts), tuple(done.sensitivity)
-                last = done.attempts[-1]
-                best = last if last.loss.drop <= max_drop else done.best
-                made += [
-                    _candidate(one.name, one.model, one.record, one.loss, max_drop) for one in (best, *done.faster)
-                ]
+                variants = repairs.offered(max_drop)
             else:
                 model, record = _converted(kind, core, target, calibration)
-                made.append(_candidate(record.precision, model, record, judge(model), max_drop))
+                variants = [Attempt(record.precision, settings, model, record, judge(model))]
+            candidates += [_candidate(variant, max_drop) for variant in variants]
         except UserError as error:
             refused.append(f"{kind}: {error}")
-    if len(made) == 1:
+    if len(candidates) == 1:
         raise UserError("\n".join(refused))
-    made = _timed(made, measure)
-    chosen, why = decide(made, max_drop)
-    return Choice(chosen, why, tuple(made), attempts, sensitivity, tuple(refused))
+    candidates = _timed(candidates, measure)
+    chosen, why = decide(candidates, max_drop)
+    attempts, sensitivity = tuple(repairs.attempts), tuple(repairs.sensitivity)
+    return Choice(chosen, why, tuple(candidates), attempts, sensitivity, tuple(refused))
 
 
 def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate, str]:
@@ -157,31 +152,35 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
     at any. Of those the fastest in the mean is taken. Files within 2 % of the smallest count as no larger.
     Where nothing could be timed, the smallest that keeps the budget is taken.
     """
-    plain, others = candidates[0], [one for one in candidates[1:] if one.within]
+    plain, others = candidates[0], [candidate for candidate in candidates[1:] if candidate.within]
     if not others:
-        lost = min(candidates[1:], key=lambda one: one.loss)
+        nearest = min(candidates[1:], key=lambda candidate: candidate.loss)
         return plain, (
-            f"no other precision keeps the budget: {lost.name} comes closest and loses {100 * lost.loss.drop:.2f} "
-            f"points, {100 * max_drop:g} are allowed"
+            f"no other precision keeps the budget: {nearest.name} comes closest and loses "
+            f"{100 * nearest.loss.drop:.2f} points, {100 * max_drop:g} are allowed"
         )
-    timed = [(ratio, one) for one in others if (ratio := one.ratio) is not None]
+    timed = [(ratio, candidate) for candidate in others if (ratio := candidate.ratio) is not None]
     if not timed:
-        least = min(others, key=lambda one: one.file_bytes)
+        least = min(others, key=lambda candidate: candidate.file_bytes)
         return least, f"{least.name} is the smallest that keeps the budget; nothing was timed"
-    faster = [(ratio, one) for ratio, one in timed if ratio.high < 1 and all(each.low <= 1 for each in one.ratios)]
+    faster = [
+        (ratio, candidate)
+        for ratio, candidate in timed
+        if ratio.high < 1 and all(each.low <= 1 for each in candidate.ratios)
+    ]
     if not faster:
         ratio, best = min(timed, key=lambda pair: pair[0].value)
         slow = [each for each in best.ratios if each.low > 1]
-        shown = min(slow, key=lambda each: each.value) if slow else ratio
+        worst = min(slow, key=lambda each: each.value) if slow else ratio
         return plain, (
             f"nothing that keeps the budget is faster{' at each batch size' if len(best.ratios) > 1 else ''}: "
-            f"{best.name} is {units.faster(shown, _short)} as fast"
+            f"{best.name} is {units.faster(worst, _short)} as fast"
         )
-    faster = [(ratio, one) for ratio, one in faster if _nowhere_slower(one, faster[0][1])]
+    faster = [(ratio, candidate) for ratio, candidate in faster if _nowhere_slower(candidate, faster[0][1])]
     first = min((ratio for ratio, _ in faster), key=lambda ratio: ratio.value)
-    equal = [(ratio, one) for ratio, one in faster if ratio.low <= first.high]
-    limit = _SAME_SIZE * min(one.file_bytes for _, one in equal)
-    small = [(ratio, one) for ratio, one in equal if one.file_bytes <= limit]
+    equal = [(ratio, candidate) for ratio, candidate in faster if ratio.low <= first.high]
+    limit = _SAME_SIZE * min(candidate.file_bytes for _, candidate in equal)
+    small = [(ratio, candidate) for ratio, candidate in equal if candidate.file_bytes <= limit]
     ratio, best = min(small, key=lambda pair: pair[0].value)
     larger = len(equal) - len(small)
     tied = f", and smaller than {larger} that cannot be told from it" if larger else ""
@@ -227,14 +226,16 @@ def _float(core: ModelProto) -> Candidate:
     return Candidate(FLOAT, slim, None, Loss(0.0, 0.0), within=True, file_bytes=len(to_bytes(slim)))
 
 
-def _candidate(name: str, model: ModelProto, record: QuantizeRecord, loss: Loss, max_drop: float) -> Candidate:
-    return Candidate(name, model, record, loss, loss.drop <= max_drop, record.file_bytes)
+def _candidate(attempt: Attempt, max_drop: float) -> Candidate:
+    record, loss = attempt.record, attempt.loss
+    return Candidate(attempt.name, attempt.model, record, loss, loss.drop <= max_drop, record.file_bytes)
 
 
-def _timed(made: Sequence[Candidate], measure: Measure) -> list[Candidate]:
+def _timed(candidates: Sequence[Candidate], measure: Measure) -> list[Candidate]:
     """Time what keeps the budget beside the float graph, all in turns."""
-    within = [one for one in made if one.within]
+    within = [candidate for candidate in candidates if candidate.within]
     if len(within) < 2:
-        return list(made)
-    ratios = dict(zip((one.name for one in within), measure([one.model for one in within]), strict=True))
-    return [replace(one, ratios=tuple(ratios.get(one.name, ()))) for one in made]
+        return list(candidates)
+    measured = measure([candidate.model for candidate in within])
+    ratios = {candidate.name: tuple(times) for candidate, times in zip(within, measured, strict=True)}
+    return [replace(candidate, ratios=ratios.get(candidate.name, ())) for candidate in candidates]

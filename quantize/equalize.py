@@ -79,7 +79,7 @@ def equalize(model: ModelProto) -> tuple[ModelProto, int]:
             moved = max(moved, float(np.abs(np.log(scale)).max(initial=0.0)))
         if moved < _SETTLED:
             break
-    for layer in {id(one): one for pair in pairs for one in pair}.values():
+    for layer in {id(layer): layer for pair in pairs for layer in pair}.values():
         _write(result.graph, layer)
     return result, len(pairs)
 

@@ -91,16 +91,16 @@ class Histogram:
         middles = ((used - _HALF) + 0.5) * (self.reach / _HALF)
         middles, weights = middles.clip(self.low, self.high), self.counts[used].astype(np.float64)
         low, high = min(self.low, 0.0), max(self.high, 0.0)
-        best, kept = np.inf, 1.0
+        best, best_share = np.inf, 1.0
         for share in np.linspace(1.0, _SMALLEST_SHARE, _SHARES):
             step = (high - low) * share / _BYTE
             if not step > 0:
                 break
-            shown = np.rint(middles / step).clip(np.rint(low * share / step), np.rint(high * share / step)) * step
-            error = float((weights * (middles - shown) ** 2).sum())
+            rounded = np.rint(middles / step).clip(np.rint(low * share / step), np.rint(high * share / step)) * step
+            error = float((weights * (middles - rounded) ** 2).sum())
             if error < best:
-                best, kept = error, float(share)
-        return max(self.low, low * kept), min(self.high, high * kept)
+                best, best_share = error, float(share)
+        return max(self.low, low * best_share), min(self.high, high * best_share)
 
     def _edges(self) -> Array:
         return np.linspace(-self.reach, self.reach, 2 * _HALF + 1)
@@ -117,6 +117,6 @@ def _divergence(magnitudes: Array, size: int) -> float:
     bins = np.bincount(level, filled, _LEVELS)
     spread = np.divide(sums, bins, out=np.zeros(_LEVELS), where=bins > 0)[level] * filled
     p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1e-300)
-    both = (p > 0) & (q > 0)
+    shared = (p > 0) & (q > 0)
     lost = p[(p > 0) & (q <= 0)].sum()
-    return float((p[both] * np.log(p[both] / q[both])).sum() + lost * 20.0)
+    return float((p[shared] * np.log(p[shared] / q[shared])).sum() + lost * 20.0)

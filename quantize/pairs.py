@@ -39,15 +39,15 @@ def free_float_readers(
         rectifiers: by the name of the node in front of it, each rectifier or clip that is gone because a pair whose
             range begins where it does has taken its work; it comes back where the pair goes.
     """
-    gone = rectifiers or {}
+    absorbed = rectifiers or {}
     while True:
         makers, readers = producers(graph), consumers(graph)
-        idle = (node for node in graph.node if _is_idle(graph, node, makers, readers, integer_nodes, gone))
-        found = next(idle, None)
-        if found is None:
+        idle = (node for node in graph.node if _is_idle(graph, node, makers, readers, integer_nodes, absorbed))
+        pair = next(idle, None)
+        if pair is None:
             break
-        product = makers[found.input[0]]
-        _bypass(graph, product, found, readers.get(found.output[0], []), gone.get(product.name))
+        product = makers[pair.input[0]]
+        _bypass(graph, product, pair, readers.get(pair.output[0], []), absorbed.get(product.name))
     for quantizer in graph.node:
         maker = makers.get(quantizer.input[0]) if operator(quantizer) == "QuantizeLinear" else None
         if operator(quantizer) != "QuantizeLinear" or (maker is not None and maker.name in integer_nodes):

@@ -30,6 +30,8 @@ from .half.operands import element_types
 from .select import COMPUTE, is_depthwise
 
 _IMAGE_RANK = 4
+# As onnxruntime's quantiser reads them, by a weight's name.
+Overrides = dict[str, list[dict[str, np.float32 | int]]]
 
 
 def prepare(core: ModelProto, *, fold_norms: bool) -> ModelProto:
@@ -50,8 +52,8 @@ def prepare(core: ModelProto, *, fold_norms: bool) -> ModelProto:
 def _state_types(model: ModelProto) -> None:
     """Write down which tensors hold floats where the standard cannot tell: behind onnxruntime's own operators."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    known = {value.name for value in (*inferred.value_info, *inferred.output)}
-    unknown = [name for name in producers(model.graph) if name not in known]
+    typed = {value.name for value in (*inferred.value_info, *inferred.output)}
+    unknown = [name for name in producers(model.graph) if name not in typed]
     types = element_types(model) if unknown else {}
     for name in unknown:
         if types[name] == TensorProto.FLOAT:
@@ -98,8 +100,8 @@ def products_to_gemm(model: ModelProto, keep_float: Collection[str] = ()) -> Non
         bias = next((name for name in total.input if name in constants), "")
         left = [dim.dim_value for dim in shapes.get(node.input[0], [])]
         floats = weight.data_type == TensorProto.FLOAT and node.output[0] not in ends
-        known = floats and len(weight.dims) == 2 and (len(left) == 2 or (len(left) == 3 and left[1] > 0))
-        if not known or operator(total) != "Add" or not bias or list(constants[bias].dims) != [weight.dims[1]]:
+        fits = floats and len(weight.dims) == 2 and (len(left) == 2 or (len(left) == 3 and left[1] > 0))
+        if not fits or operator(total) != "Add" or not bias or list(constants[bias].dims) != [weight.dims[1]]:
             continue
         result, (inner, outer) = total.output[0], weight.dims
         if {node.output[0], result} & set(keep_float):
@@ -135,9 +137,7 @@ def _name_and_unshare(graph: GraphProto) -> None:
                 used[name] -= 1
 
 
-def weight_overrides(
-    graph: GraphProto, names: Collection[str], *, per_channel: bool, reduce_range: bool
-) -> dict[str, list[dict[str, Any]]]:
+def weight_overrides(graph: GraphProto, names: Collection[str], *, per_channel: bool, reduce_range: bool) -> Overrides:
     """Say by the name of a weight where the quantiser's own choice of scales is not the right one.
 
     Output channels without any weight get the scale of their layer: the quantiser would take 1, and their bias, which
@@ -151,11 +151,11 @@ def weight_overrides(
         reduce_range: whether weights keep to 7 bits.
     """
     constants = initializers(graph)
-    overrides: dict[str, list[dict[str, Any]]] = {}
+    overrides: Overrides = {}
     for node in graph.node:
         if node.name not in names or operator(node) not in ("Conv", "Gemm") or node.input[1] not in constants:
             continue
-        wide = {"reduce_range": False} if reduce_range and is_depthwise(node, constants) else {}
+        wide: dict[str, Any] = {"reduce_range": False} if reduce_range and is_depthwise(node, constants) else {}
         axis = 0 if operator(node) == "Conv" or attribute(node, "transB", 0) else 1
         limits = (
             _limits_of_dead_channels(numpy_helper.to_array(constants[node.input[1]]), axis) if per_channel else None

@@ -75,6 +75,11 @@ class Repairs:
         """The attempt that lost least."""
         return min(self.attempts, key=lambda attempt: attempt.loss)
 
+    def offered(self, max_drop: float) -> list[Attempt]:
+        """Return what may ship: the last attempt where it keeps the budget, else the best, and faster variants."""
+        last = self.attempts[-1]
+        return [last if last.loss.drop <= max_drop else self.best, *self.faster]
+
 
 def repair(
     core: ModelProto,

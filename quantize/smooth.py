@@ -55,12 +55,12 @@ def smooth(
         UserError: no samples, or samples that do not fit.
     """
     result = copy_of(model)
-    places = [(node, found) for node in result.graph.node if (found := _products(result.graph, node))]
+    places = [(node, products) for node in result.graph.node if (products := _products(result.graph, node))]
     if not places:
         return result, 0
     largest = _largest_by_channel(result, [node for node, _ in places], calibration, settings, progress)
     for (node, products), activation in zip(places, largest, strict=True):
-        weight = np.max([np.abs(_rows(result.graph, one)).max(axis=1) for one in products], axis=0)
+        weight = np.max([np.abs(_rows(result.graph, product)).max(axis=1) for product in products], axis=0)
         scale = np.maximum(activation, _SMALLEST) ** strength / np.maximum(weight, _SMALLEST) ** (1 - strength)
         _move(result.graph, node, products, np.where((activation > 0) & (weight > 0), scale, 1.0))
     sort_nodes(result.graph)
@@ -102,7 +102,7 @@ def _largest_by_channel(
 ) -> list[Array]:
     """Return the largest magnitude of each channel of the nodes' outputs over all samples."""
     twin, outputs = copy_of(model), []
-    sizes = {one.name: one.dims[0] for one in model.graph.initializer if len(one.dims) == 1}
+    sizes = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 1}
     for number, node in enumerate(nodes):
         shape = add_constant(twin.graph, f"smooth/{number}/shape", np.array([-1, sizes[node.input[1]]], np.int64))
         flat, size = f"smooth/{number}/flat", f"smooth/{number}/size"
@@ -113,13 +113,13 @@ def _largest_by_channel(
     del twin.graph.output[:]
     twin.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
     session = session_of(twin, threads=settings.threads or usable_threads())
-    largest, done = [np.zeros(1)] * len(nodes), 0
+    largest, samples = [np.zeros(1)] * len(nodes), 0
     for feed, rows in slices(twin, calibration, settings.samples, _ROWS):
-        found = run_batch(session, outputs, feed)
-        largest = [np.maximum(old, new.astype(np.float64)) for old, new in zip(largest, found, strict=True)]
-        done += rows
+        maxima = run_batch(session, outputs, feed)
+        largest = [np.maximum(old, new.astype(np.float64)) for old, new in zip(largest, maxima, strict=True)]
+        samples += rows
         if progress is not None:
-            progress("smooth", min(done, settings.samples), settings.samples)
+            progress("smooth", min(samples, settings.samples), settings.samples)
     return largest
 
 

@@ -72,8 +72,8 @@ def narrow_tables(graph: GraphProto, keep_float: Collection[str] = ()) -> list[s
     What a lookup returns is made float at once, so nothing behind it changes. Rows have scales of their own since some
     words have much larger vectors than others, and a lookup of a scale costs nothing.
     """
-    found = tables_of(graph, keep_float)
-    for name, lookups in found.items():
+    tables = tables_of(graph, keep_float)
+    for name, lookups in tables.items():
         rows, scales = round_rows(numpy_helper.to_array(initializers(graph)[name]))
         narrow, scale = add_constant(graph, f"{name}/rows", rows), add_constant(graph, f"{name}/scales", scales)
         for node in lookups:
@@ -88,8 +88,8 @@ def narrow_tables(graph: GraphProto, keep_float: Collection[str] = ()) -> list[s
                 ]
             )
         graph.initializer.remove(initializers(graph)[name])
-    if found:
+    if tables:
         # At once: what is removed makes the nodes of the graph other objects.
-        remove_nodes(graph, [node for lookups in found.values() for node in lookups])
+        remove_nodes(graph, [node for lookups in tables.values() for node in lookups])
         sort_nodes(graph)
-    return list(found)
+    return list(tables)

@@ -64,9 +64,9 @@ def to_dynamic(
                 "WeightSymmetric": True,
             },
         )
-        made = onnx.load(str(written))
-    narrow_tables(made.graph, keep_float)
-    result = strip(made)
+        dynamic = onnx.load(str(written))
+    narrow_tables(dynamic.graph, keep_float)
+    result = strip(dynamic)
     return result, _record("dynamic int8", model, chosen, result, reduce_range=target.reduce_range)
 
 
@@ -155,14 +155,14 @@ def _as_product(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
 def _products(graph: GraphProto, keep_float: Collection[str]) -> list[str]:
     """Name the products of an activation with a constant matrix."""
     constants = initializers(graph)
-    kept = {f"{name}/product" for name in keep_float} | set(keep_float)
+    excluded = {f"{name}/product" for name in keep_float} | set(keep_float)
     return [
         node.name
         for node in graph.node
         if operator(node) == "MatMul"
         and node.input[1] in constants
         and len(constants[node.input[1]].dims) == 2
-        and not set(node.output) & kept
+        and not set(node.output) & excluded
     ]
 
 

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import TargetName
 from distill.config.explain import explain
-from distill.config.layers import PLACES, SHORTHAND, STAGE_SECTIONS, read_layers
+from distill.config.layers import PLACES, SHORTHAND, STAGE_SECTIONS, Raw, read_layers
 from distill.config.presets import presets
 from distill.distillation.losses import Share, Temperature
 from distill.distillation.settings import DistillSettings
@@ -28,7 +28,7 @@ from distill.errors import UserError
 from distill.export.settings import ExportSettings
 from distill.prune.settings import PruneSettings
 from distill.quantize.settings import QuantizeSettings
-from distill.tasks.settings import DataSettings
+from distill.tasks import FAMILIES, Data, DataSettings
 from distill.training.settings import TrainSettings
 
 _STRICT = ConfigDict(extra="forbid")
@@ -39,7 +39,8 @@ class ModelSettings:
     """A model by reference."""
 
     model: str = Field(
-        description="built-in name, timm:NAME, torchvision:NAME, package.module:function or ./file.py:function"
+        description="built-in name, timm:NAME, torchvision:NAME, transformers:NAME, package.module:function "
+        "or ./file.py:function"
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's factory")
 
@@ -121,7 +122,7 @@ class RunConfig:
     student: ModelSettings | Literal["teacher"] | None = Field(
         default="teacher", description="a smaller model; `teacher` starts from the teacher's own weights; off: likewise"
     )
-    data: DataSettings = Field(default_factory=DataSettings, description="what it is trained and judged on")
+    data: Data = Field(default_factory=DataSettings, description="what it is trained and judged on")
     distill: DistillSettings | None = Field(default_factory=DistillSettings, description="or off")
     prune: PruneSection | None = Field(default_factory=lambda: PruneSection(), description="or off")
     quantize: QuantizeSettings | None = Field(default_factory=QuantizeSettings, description="or off")
@@ -134,6 +135,9 @@ class RunConfig:
     )
     max_drop: Annotated[float, Ge(0), Le(1)] = Field(
         default=0.01, description="how much of the metric may be lost against the teacher; 0.01 is one point"
+    )
+    max_file_bytes: Annotated[int, Ge(1)] | None = Field(
+        default=None, description="the largest file that may ship, in bytes; null for none"
     )
     objective: Literal["latency", "size"] = Field(default="latency", description="what a stage has to improve")
     seed: Annotated[int, Ge(0), Lt(2**63)] = Field(default=0, description="of weights, order, augmentation and splits")
@@ -170,9 +174,9 @@ def checked(raw: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def to_dict(config: RunConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> Raw:
     """Return the configuration as plain JSON values; ``load_config`` reads it back."""
-    plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
+    plain: Raw = TypeAdapter(RunConfig).dump_python(config, mode="json")
     # An empty section means its defaults, so a stage that is off has to say so.
     can_be_off = (*STAGE_SECTIONS, "student")
     return {key: "off" if key in can_be_off and value is None else value for key, value in plain.items()}
@@ -199,11 +203,15 @@ def settings_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def schema() -> dict[str, Any]:
+def schema() -> Mapping[str, Any]:
     """Return the JSON schema of a configuration file, shorthands included, for editors."""
     built = TypeAdapter(RunConfig).json_schema()
     properties = built["properties"]
     properties["extends"] = {"type": "string", "description": "a preset to start from", "enum": list(presets())}
+    # A preset or the command line may say what a file leaves out, so nothing is required, and several families may fit.
+    properties["data"]["anyOf"] = properties["data"].pop("oneOf")
+    for family in FAMILIES:
+        built["$defs"][family.__name__].pop("required", None)
     for key in SHORTHAND:
         properties[key] = {"anyOf": [properties[key], {"type": "string"}], "description": "a reference, or a section"}
     for key in (*STAGE_SECTIONS, "student"):

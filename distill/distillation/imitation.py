@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.distillation.teachers import LiveTeacher
-from distill.tasks.base import Data, Inputs
+from distill.tasks.base import Inputs
 from distill.training.lesson import Lesson
 from distill.training.loop import fit
 from distill.training.settings import TrainSettings
@@ -86,10 +86,10 @@ class _Unlabelled:
 
     labels: tuple[str, ...] = ()
     metric = ""
-    module_preprocess: nn.Module | None = None
+    module_preprocess = None
 
     def __init__(self, batches: Sequence[Feed]) -> None:
-        self.data: dict[str, Data] = {"train": self}
+        self.data = {"train": self}
         self._batches = batches
 
     def __len__(self) -> int:

@@ -67,7 +67,7 @@ class Comparison:
             return self._bootstrap(self.value(self.before) - self.value(after), self._metric_drops(after))
         if self.output.kind == "numbers":
             lost = self._unexplained(after)
-            return self._bootstrap(float(lost(None)[0]), (float(one) for one in lost(self._weights)))
+            return self._bootstrap(float(lost(None)[0]), (float(share) for share in lost(self._weights)))
         scores = self.row_scores(after)
         if self.labels is None:
             return wilson(float((1 - scores).sum()), len(scores))
@@ -86,14 +86,14 @@ class Comparison:
     def row_scores(self, values: Array) -> Array:
         """Return how right each row is, from 0 to 1 [rows]: the share of its positions, or the F1 of its labels."""
         truth = self.output.answers(self.before) if self.labels is None else self.labels
-        found = self.output.answers(values)
-        count = len(found)
-        truth, found = truth.reshape(count, -1), found.reshape(count, -1)
+        answers = self.output.answers(values)
+        count = len(answers)
+        truth, answers = truth.reshape(count, -1), answers.reshape(count, -1)
         if self.output.kind != "labels":
-            return np.asarray((truth == found).mean(axis=1))
-        truth, found = truth.astype(bool), found.astype(bool)
-        total = truth.sum(axis=1) + found.sum(axis=1)
-        return np.where(total, 2 * (truth & found).sum(axis=1) / np.maximum(total, 1), 1.0)
+            return np.asarray((truth == answers).mean(axis=1))
+        truth, answers = truth.astype(bool), answers.astype(bool)
+        total = truth.sum(axis=1) + answers.sum(axis=1)
+        return np.where(total, 2 * (truth & answers).sum(axis=1) / np.maximum(total, 1), 1.0)
 
     def remark(self, after: Array | None, names: tuple[str, str]) -> str | None:
         """Say why the answers prove little, as `degenerate` does."""
@@ -113,21 +113,21 @@ class Comparison:
             return None
         own = self.value(self.before)
         if self.output.kind == "numbers":
-            blind, what = 0.0, f"has an R² of {own:.2f} on the labels, no more than whoever always gives their mean"
+            blind, verdict = 0.0, f"has an R² of {own:.2f} on the labels, no more than whoever always gives their mean"
         elif self.output.kind == "labels":
             blind = self._best_constant()
-            what = f"has an F1 of {own:.2f} on the labels, no more than the same labels for every row ({blind:.2f})"
+            verdict = f"has an F1 of {own:.2f} on the labels, no more than the same labels for every row ({blind:.2f})"
         else:
             blind = int(np.unique(self.labels, return_counts=True)[1].max()) / self.labels.size
-            what = (
+            verdict = (
                 f"is right in {100 * own:.1f} % of the answers that judge, no more than whoever always names the most "
                 f"frequent class ({100 * blind:.1f} %)"
             )
         if not own <= blind < 1:
             return None
         return (
-            f"{name} {what}, so a small drop proves nothing: its weights may not be trained, the labels be others or "
-            "numbered otherwise, or the rows scaled otherwise"
+            f"{name} {verdict}, so a small drop proves nothing: its weights may not be trained, the labels be others "
+            "or numbered otherwise, or the rows scaled otherwise"
         )
 
     def _best_constant(self) -> float:
@@ -136,7 +136,7 @@ class Comparison:
         truth = self.labels.reshape(len(self.labels), -1).astype(bool)
         shares = truth.mean(axis=0)
         sets = [shares >= share for share in np.unique(np.quantile(shares, np.linspace(0, 1, 21)))]
-        scores = [2 * (truth & found).sum(axis=1) / np.maximum(truth.sum(axis=1) + found.sum(), 1) for found in sets]
+        scores = [2 * (truth & labels).sum(axis=1) / np.maximum(truth.sum(axis=1) + labels.sum(), 1) for labels in sets]
         return float(max(score.mean() for score in scores))
 
     def _errors(self, values: Array) -> tuple[Array, Array]:
@@ -151,8 +151,8 @@ class Comparison:
         errors, spread = _columns(missed**2), _columns((truth - mean) ** 2)
         varied = spread.sum(axis=0) > 1e-12 * np.maximum(1e-30, (mean**2).sum()) * len(truth)
         if not varied.any():
-            what = "the labels are" if self.labels is not None else "the model's numbers are"
-            raise UserError(f"{what} the same for all {len(truth)} judged rows; give rows that differ")
+            subject = "the labels are" if self.labels is not None else "the model's numbers are"
+            raise UserError(f"{subject} the same for all {len(truth)} judged rows; give rows that differ")
         return errors[:, varied], spread[:, varied]
 
     def _unexplained(self, after: Array) -> Callable[[Array | None], Array]:
@@ -200,10 +200,10 @@ class Comparison:
     @staticmethod
     def _bootstrap(value: float, resampled: Iterator[float]) -> Estimate:
         """Return the value with the percentile interval of its resamples, around it whatever they are."""
-        found = [one for one in resampled if np.isfinite(one)]
-        if len(found) < _FEWEST:
+        finite = [resample for resample in resampled if np.isfinite(resample)]
+        if len(finite) < _FEWEST:
             return Estimate(value, float("-inf"), float("inf"))
-        low, high = np.percentile(found, [2.5, 97.5])
+        low, high = np.percentile(finite, [2.5, 97.5])
         return Estimate(value, float(min(low, value)), float(max(high, value)))
 
 
@@ -217,12 +217,12 @@ def _columns(squares: Array) -> Array:
 def _called(metric: Metric, values: Array, labels: Array | None) -> float:
     """Call the user's metric. Raises UserError where it raises, or returns no finite number."""
     try:
-        found = float(metric(values, labels))
+        result = float(metric(values, labels))
     except DistillError:
         raise
     except Exception as error:
         text = (str(error).strip().splitlines() or [""])[0]
         raise UserError(f"--metric: it raised {type(error).__name__}: {text}") from error
-    if not np.isfinite(found):
-        raise UserError(f"--metric: it returned {found}; it must return a finite number, of which more is better")
-    return found
+    if not np.isfinite(result):
+        raise UserError(f"--metric: it returned {result}; it must return a finite number, of which more is better")
+    return result

@@ -29,16 +29,16 @@ def degenerate(
         return None
     rows, mend = len(before), "give rows of several classes"
     if not same_before and after is not None:
-        found = f"{names[1]} gives all {rows} judged rows the same answer{_named(after)}, which {names[0]} does not"
-        return f"{found}: look at it before it ships, whatever the drop; {mend}"
-    both = after is not None and same_after and np.array_equal(before, after)
-    who = f"{names[0]} and {names[1]} give" if both else f"{names[0]} gives"
-    found = f"{who} all {rows} judged rows the same answer{_named(before)}"
+        remark = f"{names[1]} gives all {rows} judged rows the same answer{_named(after)}, which {names[0]} does not"
+        return f"{remark}: look at it before it ships, whatever the drop; {mend}"
+    same = after is not None and same_after and np.array_equal(before, after)
+    who = f"{names[0]} and {names[1]} give" if same else f"{names[0]} gives"
+    remark = f"{who} all {rows} judged rows the same answer{_named(before)}"
     if labels is not None and labels.shape == before.shape and not _all_alike(labels):
         share = float((labels == before).mean())
-        found += f", right for {100 * share:.1f} % of the labels without looking at a row"
+        remark += f", right for {100 * share:.1f} % of the labels without looking at a row"
         mend = "give rows with more of the other classes, or judge by another metric"
-    return f"{found}, so a small drop proves nothing; {mend}"
+    return f"{remark}, so a small drop proves nothing; {mend}"
 
 
 def _all_alike(answers: Array) -> bool:

@@ -36,8 +36,8 @@ class Output:
             return values
         if self.kind == "classes":
             return np.asarray(values.argmax(axis=self.axis))
-        said = values > (0.5 if self.probabilities else 0)
-        return np.asarray(said.reshape(len(said)) if self.kind == "binary" else said)
+        yes = values > (0.5 if self.probabilities else 0)
+        return np.asarray(yes.reshape(len(yes)) if self.kind == "binary" else yes)
 
     def class_logits(self, values: Any, xp: Any = np) -> Any:
         """Return logits [rows, classes, …] of which a softmax along axis 1 gives the probabilities of each answer.
@@ -69,13 +69,13 @@ class Output:
         """
         if reference.shape != other.shape:
             raise ValueError(f"answers of the shapes {reference.shape} and {other.shape} cannot be compared")
-        expected, found = reference.astype(np.float64), other.astype(np.float64)
-        if not np.isfinite(found).all():
+        expected, actual = reference.astype(np.float64), other.astype(np.float64)
+        if not np.isfinite(actual).all():
             return float("inf")
         if self.kind == "numbers":
             energy = float((expected**2).sum())
-            return float(((expected - found) ** 2).sum()) / energy if energy else float(not (expected == found).all())
-        log_p, log_q = (_log_softmax(self.class_logits(one)) for one in (expected, found))
+            return float(((expected - actual) ** 2).sum()) / energy if energy else float(not (expected == actual).all())
+        log_p, log_q = (_log_softmax(self.class_logits(scores)) for scores in (expected, actual))
         return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
 
     @property

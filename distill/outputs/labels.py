@@ -47,45 +47,45 @@ def shown(array: Array) -> str:
     return "[" + ", ".join(["rows", *map(str, array.shape[1:])]) + "]"
 
 
-def checked_labels(output: Output, values: Array, labels: Array, where: str) -> Array:
+def checked_labels(output: Output, values: Array, labels: Array, source: str) -> Array:
     """Return labels in the type and shape of an output's answers.
 
     Raises:
-        UserError: they can never equal an answer; the message opens with `where`.
+        UserError: they can never equal an answer; the message opens with `source`.
     """
     answers = output.answers(values)
     if output.kind == "numbers":
-        return _numbers(values, labels, where)
+        return _numbers(values, labels, source)
     if output.kind == "classes":
-        _check_classes(output, values, answers, labels, where)
+        _check_classes(output, values, answers, labels, source)
         return labels.astype(np.int64)
     fits = labels.size == answers.size and len(labels) == len(answers)
     if not fits or squeezed(labels.shape) != squeezed(answers.shape):
         raise UserError(
-            f"{where}: the labels have the shape {shown(labels)}, the answers {shown(answers)}: they must be 0 or 1, "
+            f"{source}: the labels have the shape {shown(labels)}, the answers {shown(answers)}: they must be 0 or 1, "
             "in the shape of the answers"
         )
     if not is_binary(labels):
         raise UserError(
-            f"{where}: the labels are {_extent(labels)}, of a yes or no they must be 0 or 1; write labels > 0 "
+            f"{source}: the labels are {_extent(labels)}, of a yes or no they must be 0 or 1; write labels > 0 "
             "where two numbers stand for them, or say --output numbers where they are numbers to be met"
         )
     return labels.reshape(answers.shape).astype(bool)
 
 
-def _numbers(values: Array, labels: Array, where: str) -> Array:
+def _numbers(values: Array, labels: Array, source: str) -> Array:
     if labels.dtype.kind not in "iufb":
-        raise UserError(f"{where}: the labels are {labels.dtype.name}; numbers are judged by numbers")
+        raise UserError(f"{source}: the labels are {labels.dtype.name}; numbers are judged by numbers")
     if squeezed(labels.shape) != squeezed(values.shape):
         raise UserError(
-            f"{where}: the labels have the shape {shown(labels)}, the numbers {shown(values)}: they must be the same"
+            f"{source}: the labels have the shape {shown(labels)}, the numbers {shown(values)}: they must be the same"
         )
     if not np.isfinite(labels.astype(np.float64)).all():
-        raise UserError(f"{where}: the labels hold NaN or infinite values; clean or drop such rows")
+        raise UserError(f"{source}: the labels hold NaN or infinite values; clean or drop such rows")
     return labels.reshape(values.shape).astype(np.float64)
 
 
-def _check_classes(output: Output, values: Array, answers: Array, labels: Array, where: str) -> None:
+def _check_classes(output: Output, values: Array, answers: Array, labels: Array, source: str) -> None:
     """Refuse labels of another shape, that are no class numbers, or of classes that are not."""
     if labels.shape != answers.shape:
         mend = "they must be class numbers, in the shape of the answers"
@@ -97,17 +97,17 @@ def _check_classes(output: Output, values: Array, answers: Array, labels: Array,
             )
         elif labels.size == answers.size:
             mend = f"write them flat, labels.reshape({', '.join(['-1', *map(str, answers.shape[1:])])})"
-        raise UserError(f"{where}: the labels have the shape {shown(labels)}, the answers {shown(answers)}: {mend}")
+        raise UserError(f"{source}: the labels have the shape {shown(labels)}, the answers {shown(answers)}: {mend}")
     if not whole(labels):
         raise UserError(
-            f"{where}: the labels are {labels.dtype.name}: they must be class numbers; write "
+            f"{source}: the labels are {labels.dtype.name}: they must be class numbers; write "
             "labels.astype('int64') where they are, and leave them out where they are no classes"
         )
     classes = values.shape[output.axis]
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise UserError(
-            f"{where}: the labels go from {low} to {high}, the model has the classes 0 to {classes - 1}; number "
+            f"{source}: the labels go from {low} to {high}, the model has the classes 0 to {classes - 1}; number "
             "them like its outputs; where a number marks what is not to be judged, drop such rows or judge by --metric"
         )
 

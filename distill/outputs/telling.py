@@ -75,8 +75,8 @@ class Evidence:
 
     def described(self) -> str:
         """Say what is known of it, as the beginning of an error."""
-        behind = f", behind {self.tail.operator}" if self.tail.operator else ""
-        return f"its output {self.name!r} gives {shown(self.values)}{behind}"
+        operator = f", behind {self.tail.operator}" if self.tail.operator else ""
+        return f"its output {self.name!r} gives {shown(self.values)}{operator}"
 
 
 def tell(evidence: Evidence, *, kind: Kind | None = None, axis: int | None = None) -> Output:
@@ -91,15 +91,15 @@ def tell(evidence: Evidence, *, kind: Kind | None = None, axis: int | None = Non
         UserError: nothing tells it, or what is said contradicts the values; the message says what to add.
     """
     if kind is None and axis is None:
-        found = _by_labels(evidence) if evidence.labels is not None else _by_graph(evidence)
+        output = _by_labels(evidence) if evidence.labels is not None else _by_graph(evidence)
     else:
-        found = _said(evidence, kind or "classes", axis)
-    if found.probabilities and not evidence.within_unit:
+        output = _stated(evidence, kind or "classes", axis)
+    if output.probabilities and not evidence.within_unit:
         low, high = float(evidence.values.min()), float(evidence.values.max())
         raise UserError(
             f"{evidence.described()}, whose values go from {low:.3g} to {high:.3g}: these are no probabilities; {_ASK}"
         )
-    return found
+    return output
 
 
 def tell_or_numbers(evidence: Evidence, *, kind: Kind | None, axis: int | None, own: bool) -> Output:
@@ -112,12 +112,12 @@ def tell_or_numbers(evidence: Evidence, *, kind: Kind | None, axis: int | None, 
         return Output("numbers")
 
 
-def note(evidence: Evidence, output: Output, *, said: bool, measure: str, own: bool = False) -> str:
+def note(evidence: Evidence, output: Output, *, stated: bool, measure: str, own: bool = False) -> str:
     """Say as what the answers are judged and by which measure, and how to object where only the shape speaks for it."""
     if own:
         return f"output {evidence.name} is judged by {measure}"
     text = f"output {evidence.name} is judged as {output}, by {measure}"
-    assumed = not said and evidence.labels is None and output.kind == "classes" and evidence.tail.family == "linear"
+    assumed = not stated and evidence.labels is None and output.kind == "classes" and evidence.tail.family == "linear"
     return f"{text}; say --output numbers where it holds none" if assumed else text
 
 
@@ -127,7 +127,7 @@ _ASK = (
 )
 
 
-def _said(evidence: Evidence, kind: Kind, axis: int | None) -> Output:
+def _stated(evidence: Evidence, kind: Kind, axis: int | None) -> Output:
     if kind not in KINDS:
         raise UserError(f"--output {kind}: must be one of {', '.join(KINDS)}")
     if axis is not None and kind != "classes":
@@ -135,8 +135,8 @@ def _said(evidence: Evidence, kind: Kind, axis: int | None) -> Output:
     if kind == "numbers":
         return Output("numbers")
     if kind == "classes":
-        found = _axis(evidence, axis)
-        return Output("classes", found, evidence.probabilities)
+        class_axis = _axis(evidence, axis)
+        return Output("classes", class_axis, evidence.probabilities)
     if kind == "binary" and evidence.columns != 1:
         raise UserError(
             f"--output binary: {evidence.described()}; one yes or no a row is one value a row: say --output labels "
@@ -153,13 +153,13 @@ def _axis(evidence: Evidence, axis: int | None) -> int:
     """
     values = evidence.values
     if axis is not None:
-        found = axis + values.ndim if axis < 0 else axis
-        if not 1 <= found < values.ndim or values.shape[found] < 2:
+        place = axis + values.ndim if axis < 0 else axis
+        if not 1 <= place < values.ndim or values.shape[place] < 2:
             those = ", ".join(str(i) for i in range(1, values.ndim) if values.shape[i] > 1) or "none"
             raise UserError(
                 f"--axis {axis}: {evidence.described()}; axes that can hold classes: {those} (axis 0 is the rows)"
             )
-        return found
+        return place
     if evidence.columns < 2:
         raise UserError(f"--output classes: {evidence.described()}; of one value a row say --output binary")
     wide = [i for i in range(1, values.ndim) if values.shape[i] > 1]
@@ -220,6 +220,6 @@ def _by_graph(evidence: Evidence) -> Output:
     # A network whose rows come out as they went in reconstructs them.
     if tail.family == "linear" and values.ndim == 2 and axis == 1 and values.shape[1:] not in evidence.inputs:
         return Output("classes")
-    where = f" (classes, if it holds some, lie along axis {axis})" if axis is not None and values.ndim > 2 else ""
-    what = "what it is" if evidence.columns == 1 else "what they are"
-    raise UserError(f"{evidence.described()}: neither graph nor labels tell {what}{where}; {_ASK}")
+    hint = f" (classes, if it holds some, lie along axis {axis})" if axis is not None and values.ndim > 2 else ""
+    content = "what it is" if evidence.columns == 1 else "what they are"
+    raise UserError(f"{evidence.described()}: neither graph nor labels tell {content}{hint}; {_ASK}")

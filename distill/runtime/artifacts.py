@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from distill.models import build
 from distill.prune import apply_structure, structure_of
 from distill.runtime.folder import damaged, file_sha256
 from distill.state import load_state
-from distill.tasks.base import Batch, Data, Task
+from distill.tasks.base import Batch, Data, Inputs, Task
 from distill.training.batches import batches
 from distill.training.forward import as_inputs
 from distill.types import Feed
@@ -121,10 +121,10 @@ def load_model(folder: Path, task: Task, recipe: Recipe) -> nn.Module:
         UserError: a file is damaged, or tells of another recipe.
     """
     model, path = recipe.build(task), folder / "model.json"
-    known = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    expected = json.loads(json.dumps(dataclasses.asdict(recipe)))
     try:
         about = read_json(path, finite=True)
-        agrees = {**about, "structure": None} == {**known, "structure": None}
+        agrees = {**about, "structure": None} == {**expected, "structure": None}
         if agrees:
             model = apply_structure(model, about["structure"])
             path = folder / "model.safetensors"
@@ -138,7 +138,7 @@ def load_model(folder: Path, task: Task, recipe: Recipe) -> nn.Module:
     return model.eval()
 
 
-def example(task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def example(task: Task) -> Inputs:
     """Return the inputs of two samples, as the model's own arguments."""
     args, kwargs = task.inputs(_few(task))
     if task.module_preprocess is not None:
@@ -190,7 +190,7 @@ class Preprocessed(nn.Module):
         return self.model(*inner, **named)
 
 
-def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """Name the graph's inputs after the parameters of the model's forward."""
     inner = model.preprocess if isinstance(model, Preprocessed) else model
     try:
@@ -208,7 +208,7 @@ def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return [*names, *(name for name, value in kwargs.items() if isinstance(value, Tensor))]
 
 
-def core_feed(task: Task, model: nn.Module | None, batch: Batch, names: list[str]) -> Feed:
+def core_feed(task: Task, batch: Batch, names: list[str]) -> Feed:
     """Return what the float graph is fed with for a batch."""
     args, kwargs = task.inputs(batch)
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
@@ -218,7 +218,7 @@ def core_feed(task: Task, model: nn.Module | None, batch: Batch, names: list[str
 def shipped_feed(task: Task, batch: Batch, names: list[str]) -> Feed:
     """Return what the shipped file is fed with for a batch."""
     raw = task.raw(batch)
-    return core_feed(task, None, batch, names) if raw is None else raw
+    return core_feed(task, batch, names) if raw is None else raw
 
 
 def feeds(task: Task, data: Data, path: Path, *, size: int = 256) -> Iterator[Feed]:
@@ -242,7 +242,7 @@ class Calibration:
         data = self.task.data["train"]
         order = torch.from_numpy(np.random.default_rng([self.seed, 1]).permutation(len(data))[: self.samples])
         for start in range(0, len(order), 64):
-            yield core_feed(self.task, None, data.fetch(order[start : start + 64], None), list(self.inputs))
+            yield core_feed(self.task, data.fetch(order[start : start + 64], None), list(self.inputs))
 
 
 def graph_inputs(path: Path) -> list[str]:

@@ -38,7 +38,7 @@ def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
     """Turn the float graph into the number format that the target runs fastest, repaired if it loses too much."""
     settings = ctx.config.quantize
     assert settings is not None
-    parts = (dataclasses.asdict(settings), dataclasses.asdict(ctx.target), ctx.config.seed, export_settings(ctx))
+    parts = (dataclasses.asdict(settings), ctx.target.facts(), ctx.config.seed, export_settings(ctx))
     limit = (ctx.config.max_drop, teacher.graph_hash)
     key = ctx.key("quantize", parts, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
 
@@ -71,11 +71,11 @@ def _within_budget(
 
     Where the float graph misses the budget already, int8 has to lose nothing more.
     """
-    numbers, data = ctx.target_of("validation"), ctx.task.data["validation"]
+    numbers, data = ctx.class_numbers("validation"), ctx.task.data["validation"]
 
     def rows() -> Iterator[Feed]:
         for _, batch in batches(data, 256):
-            yield core_feed(ctx.task, None, batch, list(calibration.inputs))
+            yield core_feed(ctx.task, batch, list(calibration.inputs))
 
     def metric(logits: NDArray[Any]) -> float:
         return float(ctx.task.metrics(logits, numbers)[ctx.task.metric])

@@ -53,7 +53,7 @@ def try_models(ctx: Context) -> None:
         with torch.no_grad():
             title = f"{field}.model={settings.model!r}"
             answers = answer(model, ctx.task, batch, torch.device("cpu"), places[field], title=title)
-            refuse_probabilities(answers.logits, what=title)
+            refuse_probabilities(answers.logits, title)
         if settings.model not in MODELS or ctx.task.module_preprocess is not None:
             key = ctx.key(settings.model, settings.args, code_of(model), export_settings(ctx), modules=())
             ctx.folder.memo("exports", key, partial(_try_export, ctx, model))

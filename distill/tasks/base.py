@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
 from distill.export.preprocess import Preprocess
-from distill.types import Feed
+from distill.types import Array, Feed
 
 Batch = Any
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword tensors of one call."""
 OpenAxes = tuple[Mapping[int, str], ...]
+Facts = Mapping[str, Any]
+"""What a model factory may ask for by parameter name: ``classes``, ``channels``, ``features``, ``image_size``, or
+whatever the user's own data tell it."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -37,14 +40,25 @@ class Data(Protocol):
 class Trainable(Protocol):
     """What training needs to know about a task, or about samples that are no whole task."""
 
-    labels: tuple[str, ...]
-    """One name a class, in the order of the logits; none where logits may have any shape."""
-    metric: str
-    """The metric that a budget is stated in; higher is better."""
-    data: dict[str, Data]
-    """``train``, ``validation``, ``test``; epochs are scored where there is ``validation``."""
-    module_preprocess: nn.Module | None
-    """Preprocessing of the user's own, called on what ``inputs`` returned; exported together with the model."""
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return one name a class, in the order of the logits; none where logits may have any shape."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """Return the metric that a budget is stated in; higher is better."""
+        ...
+
+    @property
+    def data(self) -> Mapping[str, Data]:
+        """Return ``train``, and ``validation`` where epochs are to be scored."""
+        ...
+
+    @property
+    def module_preprocess(self) -> nn.Module | None:
+        """Return preprocessing of the user's own, called on what ``inputs`` returned and exported with the model."""
+        ...
 
     def inputs(self, batch: Batch) -> Inputs:
         """Return the positional and keyword tensors that the model is called with."""
@@ -62,7 +76,7 @@ class Trainable(Protocol):
         """Return the hard-label loss, a scalar."""
         ...
 
-    def metrics(self, logits: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> dict[str, float]:
+    def metrics(self, logits: Array, target: Array) -> dict[str, float]:
         """Return each metric of float32 logits [N, classes] and int64 targets [N], as fractions; higher is better."""
         ...
 
@@ -73,10 +87,14 @@ class Task(Trainable, Protocol):
     name: str
     kind: str
     """``image``, ``tabular`` or ``custom``."""
-    facts: dict[str, Any]
-    """What a model factory may ask for by parameter name: ``classes``, ``channels``, ``features``, ``image_size``."""
+    labels: tuple[str, ...]
+    metric: str
+    data: dict[str, Data]
+    """``train``, ``validation``, ``test``."""
+    facts: Facts
     graph_preprocess: Preprocess | None
     """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
+    module_preprocess: nn.Module | None
     open_axes: OpenAxes
     """For each input tensor, positional ones first, its axes of any length beside the batch, with their names.
 

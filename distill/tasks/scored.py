@@ -39,6 +39,8 @@ class _Scored:
         self.metric = name if name.isidentifier() else "metric"
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_task":  # of a copy in the making
+            raise AttributeError(name)
         return getattr(self._task, name)
 
     def metrics(self, logits: Array, target: Array) -> dict[str, float]:

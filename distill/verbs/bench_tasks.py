@@ -12,13 +12,13 @@ from pathlib import Path
 from distill import clean
 from distill.benchmarks import runner
 from distill.benchmarks.parse import counts, fraction, named_values, positive, read_npz, sizes
-from distill.benchmarks.records import DAMAGED, Part, Report, load_part, said_of
+from distill.benchmarks.records import DAMAGED, Part, Report, load_part, message_of
 from distill.benchmarks.target import Target, resolve_target, target_of_provider
 from distill.benchmarks.timing.jobs import Timing
 from distill.benchmarks.verdict import boards, manifest
 from distill.benchmarks.verdict.baseline import read_accepted, save_baseline
 from distill.benchmarks.verdict.bench import Options, bench
-from distill.benchmarks.verdict.gate import Ask, by_budget, outcome
+from distill.benchmarks.verdict.gate import Limits, by_budget, outcome
 from distill.benchmarks.verdict.judging import accept, rejudge
 from distill.benchmarks.verdict.rule import Rule
 from distill.errors import UserError
@@ -60,7 +60,7 @@ def reports_of(task: str, options: BenchOptions) -> tuple[list[Report], Part | N
     if task == "merge":
         return manifest.merged(options.merge), None
     if task == "import":
-        stored = [boards.brought_home(path) for path in options.import_]
+        stored = [boards.import_result(path) for path in options.import_]
         return _judged_again("--import", stored, options, accepted), None
     measuring, limits = _measuring(options), _limits(options, accepted)
     if task == "manifest":
@@ -121,7 +121,7 @@ def _judged_again(
         try:
             reports.append(rejudge(gated, **changed))
         except DAMAGED as error:
-            raise UserError(f"{flag}: a damaged report ({said_of(error)}); make it again") from error
+            raise UserError(f"{flag}: a damaged report ({message_of(error)}); make it again") from error
     return [accept(report, accepted) for report in manifest.corrected_for_family(reports)]
 
 
@@ -164,11 +164,11 @@ def _target(options: BenchOptions) -> Target:
     return dataclasses.replace(target, measure=options.measure, options=tuple(own.items()))
 
 
-def _limits(options: BenchOptions, accepted: Mapping[str, str] | None = None) -> Ask:
+def _limits(options: BenchOptions, accepted: Mapping[str, str] | None = None) -> Limits:
     """Read what the gate allows. Raises UserError that names the option."""
     growth, p50 = options.max_size_growth, options.max_p50_ms
     regression = options.max_regression
-    return Ask(
+    return Limits(
         rule=Rule() if regression is None else Rule(tolerance=fraction("--max-regression", regression)),
         max_size_growth=None if growth is None else fraction("--max-size-growth", growth, zero=True),
         max_p50_s=None if p50 is None else positive("--max-p50-ms", p50) / 1000,

@@ -67,7 +67,7 @@ def to_half(
             why = unfit(model, types, magnitudes(model, types, rows)) | why
             why |= fill_gaps(model, types, why)
         verdict = find_culprits(model, why, element, types, rows.compared())
-        why |= verdict.found
+        why |= verdict.culprits
     if np.isinf(verdict.distance):
         other = "bf16 where the provider has it, or float32" if kind == "fp16" else "float32"
         raise UserError(f"model: {kind} answers with NaN or infinity what float32 answers with numbers; ship {other}")

@@ -28,14 +28,14 @@ DECIDES = "decides whether the answers come near those of float32"
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the answers compare once the nodes in ``found`` (name -> why) stay float32 too.
+    """How the answers compare once the ``culprits`` (node name -> why) stay float32 too.
 
     ``distance`` is the largest distance from the float32 answers over the largest of these, the worst of all outputs;
-    infinite where an answer is NaN or infinite that was not. Nodes that did not help are not in ``found``.
+    infinite where an answer is NaN or infinite that was not. Nodes that did not help are no ``culprits``.
     """
 
     distance: float
-    found: dict[str, str]
+    culprits: dict[str, str]
 
     @property
     def near(self) -> bool:
@@ -44,7 +44,7 @@ class Verdict:
 
 
 def find_culprits(
-    model: ModelProto, kept: Collection[str], element: int, types: Mapping[str, int], rows: Sequence[Feed]
+    model: ModelProto, float32_nodes: Collection[str], element: int, types: Mapping[str, int], rows: Sequence[Feed]
 ) -> Verdict:
     """Compare the graph of 16-bit floats with the float32 one, and find the nodes to leave in float32 where it is off.
 
@@ -53,7 +53,7 @@ def find_culprits(
 
     Args:
         model: a float32 graph whose nodes all have names, in the order of their data.
-        kept: names of nodes that stay float32 already.
+        float32_nodes: names of nodes that stay float32 already.
         element: TensorProto.FLOAT16 or BFLOAT16.
         types: what `element_types` says of ``model``.
         rows: batches, which are run many times where something is off.
@@ -68,21 +68,21 @@ def find_culprits(
         small = emulate(narrow(model, floats, element, types))
         return _distance(float32, session_of(small, threads=usable_threads()), rows)
 
-    first = apart = distance(kept)
-    found: dict[str, str] = {}
+    first = current = distance(float32_nodes)
+    culprits: dict[str, str] = {}
     for _ in range(_ROUNDS):
-        if apart <= FAR:
-            return Verdict(apart, found)
-        floats = {*kept, *found}
-        more = _around_first_spoilt(model, floats, element, types, rows) if np.isinf(apart) else {}
+        if current <= FAR:
+            return Verdict(current, culprits)
+        floats = {*float32_nodes, *culprits}
+        more = _around_first_spoilt(model, floats, element, types, rows) if np.isinf(current) else {}
         if not more.keys() - floats:  # what spoils it lies further up: a denominator that was rounded to zero, say
             more = _last_needed([name for name in names if name not in floats], floats, distance)
         if not more.keys() - floats:
             break
-        found |= more
-        apart = distance({*kept, *found})
-    helped = apart < first / 2  # a little from each of many nodes is no one's fault, and costs speed
-    return Verdict(apart, found) if helped or apart <= FAR else Verdict(first, {})
+        culprits |= more
+        current = distance({*float32_nodes, *culprits})
+    helped = current < first / 2  # a little from each of many nodes is no one's fault, and costs speed
+    return Verdict(current, culprits) if helped or current <= FAR else Verdict(first, {})
 
 
 def _distance(float32: InferenceSession, small: InferenceSession, rows: Sequence[Feed]) -> float:
@@ -93,22 +93,22 @@ def _distance(float32: InferenceSession, small: InferenceSession, rows: Sequence
     names = [value.name for value in float32.get_outputs() if value.type == "tensor(float)"]
     if not names:  # onnxruntime would take that for all outputs
         return 0.0
-    scales, apart, any_finite = np.zeros(len(names)), np.zeros(len(names)), False
+    scales, distances, any_finite = np.zeros(len(names)), np.zeros(len(names)), False
     for feed in rows:
         answers = zip(run_batch(float32, names, feed), run_batch(small, names, feed), strict=True)
-        for number, (one, two) in enumerate(answers):
-            finite = np.isfinite(one)
+        for number, (exact, rounded) in enumerate(answers):
+            finite = np.isfinite(exact)
             any_finite |= bool(finite.any())
-            if one.shape != two.shape:  # a list of findings, say, whose length hangs on a rounded score
+            if exact.shape != rounded.shape:  # a list of findings, say, whose length hangs on a rounded score
                 continue
-            if not np.isfinite(two[finite]).all():
+            if not np.isfinite(rounded[finite]).all():
                 return float("inf")
-            one, two = one[finite], two[finite]
-            scales[number] = max(scales[number], np.abs(one).max(initial=0))
-            apart[number] = max(apart[number], np.abs(one - two).max(initial=0))
+            exact, rounded = exact[finite], rounded[finite]
+            scales[number] = max(scales[number], np.abs(exact).max(initial=0))
+            distances[number] = max(distances[number], np.abs(exact - rounded).max(initial=0))
     if not any_finite:
         raise UserError("samples: the float32 graph itself answers NaN or infinity only; check data and weights")
-    return float((apart[scales > 0] / scales[scales > 0]).max(initial=0))
+    return float((distances[scales > 0] / scales[scales > 0]).max(initial=0))
 
 
 def _last_needed(names: Sequence[str], floats: set[str], distance: Callable[[set[str]], float]) -> dict[str, str]:
@@ -128,10 +128,10 @@ def _around_first_spoilt(
 ) -> dict[str, str]:
     """Find the nodes that make and read the first tensor that is finite in float32 only; node name -> why."""
     constants = initializers(model.graph)
-    made = [value.name for value in model.graph.input] + [name for node in model.graph.node for name in node.output]
-    tensors = [name for name in made if types.get(name) == TensorProto.FLOAT and name not in constants]
+    computed = [value.name for value in model.graph.input] + [name for node in model.graph.node for name in node.output]
+    tensors = [name for name in computed if types.get(name) == TensorProto.FLOAT and name not in constants]
     small = emulate(narrow(model, floats, element, types))
-    wide_flags, small_flags = (_spoilt(one, tensors, rows) for one in (model, small))
+    wide_flags, small_flags = (_spoilt(graph, tensors, rows) for graph in (model, small))
     for name in tensors:
         if name in small_flags - wide_flags:
             return touching(model.graph, {name: NOT_FINITE})
@@ -150,8 +150,8 @@ def _spoilt(model: ModelProto, tensors: Sequence[str], rows: Sequence[Feed]) -> 
     del probed.graph.output[:]
     probed.graph.output.extend(helper.make_tensor_value_info(flag, TensorProto.FLOAT, None) for flag in flags)
     session = session_of(probed, threads=usable_threads())
-    found: set[str] = set()
+    spoilt: set[str] = set()
     for feed in rows:
         values = run_batch(session, flags, feed)
-        found |= {name for name, value in zip(tensors, values, strict=True) if not np.isfinite(value)}
-    return found
+        spoilt |= {name for name, value in zip(tensors, values, strict=True) if not np.isfinite(value)}
+    return spoilt

@@ -78,47 +78,47 @@ def islands(
         keep_float: outputs of nodes that stay float32, by name.
     """
     graph = model.graph
-    found = {node.name: SHAPE for node in _shape_nodes(graph)}
-    found |= dict.fromkeys(_written_out_norms(graph), NORM)
+    reasons = {node.name: SHAPE for node in _shape_nodes(graph)}
+    reasons |= dict.fromkeys(_written_out_norms(graph), NORM)
     if element == TensorProto.FLOAT16:
-        found |= _reading(graph, too_small(graph), TOO_SMALL) | _reading(graph, too_large(graph), TOO_LARGE)
+        reasons |= _reading(graph, too_small(graph), TOO_SMALL) | _reading(graph, too_large(graph), TOO_LARGE)
     for node in graph.node:
         if element == TensorProto.BFLOAT16 and node.op_type not in BFLOAT_KERNELS:
-            found[node.name] = NO_KERNEL
+            reasons[node.name] = NO_KERNEL
         elif operands(node, types, element, model) is None:
-            found[node.name] = INTEGERS if operator(node) == "Cast" else NO_TYPE
+            reasons[node.name] = INTEGERS if operator(node) == "Cast" else NO_TYPE
         if node.op_type in FLOAT32_OPERATORS or _is_square(node):
-            found[node.name] = BY_KIND
+            reasons[node.name] = BY_KIND
         if set(node.output) & set(keep_float):
-            found[node.name] = ASKED
+            reasons[node.name] = ASKED
     floats = {node.name for node in graph.node if _touches_float(node, types)}
-    return {name: why for name, why in found.items() if name in floats}
+    return {name: why for name, why in reasons.items() if name in floats}
 
 
-def fill_gaps(model: ModelProto, types: Mapping[str, int], kept: Collection[str]) -> dict[str, str]:
+def fill_gaps(model: ModelProto, types: Mapping[str, int], float32_nodes: Collection[str]) -> dict[str, str]:
     """Find cheap nodes that only float32 feeds and only float32 reads, node name -> why: casts would cost more.
 
     Nodes that read a matrix stay out: in 16 bits it takes half the room.
     """
     graph = model.graph
-    made, readers = producers(graph), consumers(graph)
+    makers, readers = producers(graph), consumers(graph)
     ends = {value.name for value in graph.output}
     matrices = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
     constants = initializers(graph)
-    below = set(kept)
+    below = set(float32_nodes)
     for node in graph.node:
         sources = [name for name in node.input if types.get(name) == TensorProto.FLOAT and name not in constants]
         cheap = node.op_type not in _HEAVY and not matrices & set(node.input)
-        if cheap and sources and all(name not in made or made[name].name in below for name in sources):
+        if cheap and sources and all(name not in makers or makers[name].name in below for name in sources):
             below.add(node.name)
-    above = set(kept)
+    above = set(float32_nodes)
     for node in reversed(graph.node):
         results = [name for name in node.output if types.get(name) == TensorProto.FLOAT]
-        following = [one.name for name in results for one in readers.get(name, [])]
+        following = [reader.name for name in results for reader in readers.get(name, [])]
         read = bool(following or ends & set(results))
         if node.name in below and read and all(name in above for name in following):
             above.add(node.name)
-    return dict.fromkeys(above - set(kept), BETWEEN)
+    return dict.fromkeys(above - set(float32_nodes), BETWEEN)
 
 
 def too_large(graph: GraphProto) -> set[str]:
@@ -156,15 +156,15 @@ def _shape_nodes(graph: GraphProto) -> list[NodeProto]:
     """List the nodes that compute with nothing but lengths: fp16 knows no odd number above 2048."""
     constants = initializers(graph)
     lengths: set[str] = set()
-    found = []
+    nodes = []
     for node in graph.node:
         sources = [name for name in node.input if name and name not in constants]
         if operator(node) in _SHAPES:
             lengths.update(node.output)
         elif sources and all(name in lengths for name in sources):
             lengths.update(node.output)
-            found.append(node)
-    return found
+            nodes.append(node)
+    return nodes
 
 
 def _written_out_norms(graph: GraphProto) -> set[str]:
@@ -176,7 +176,7 @@ def _written_out_norms(graph: GraphProto) -> set[str]:
     readers, tiny, constants = consumers(graph), too_small(graph), initializers(graph).keys()
     paths = [[node] for node in graph.node if _is_square(node) or operator(node) == "Pow"]
     paths += [[node] for node in graph.node if operator(node) in _GUARDS and set(node.input) & tiny]
-    found: set[str] = set()
+    names: set[str] = set()
     while paths:
         path = paths.pop()
         result = path[-1].output[0]
@@ -185,9 +185,9 @@ def _written_out_norms(graph: GraphProto) -> set[str]:
                 # What is multiplied by a reciprocal meets numbers that only float32 holds.
                 ends = readers.get(reader.output[0], []) if operator(reader) != "Div" else []
                 if operator(reader) != "Div" or reader.input[1] == result:
-                    found.update(node.name for node in (*path, reader, *ends))
+                    names.update(node.name for node in (*path, reader, *ends))
             elif operator(reader) in _PASSES_ON or (
                 operator(reader) in _GUARDS and {*reader.input} - {result} <= constants
             ):
                 paths.append([*path, reader])
-    return found
+    return names

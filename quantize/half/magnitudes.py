@@ -52,59 +52,59 @@ def magnitudes(model: ModelProto, types: Mapping[str, int], feeds: Iterable[Feed
     augmented, probes = _with_probes(model, types)
     session = session_of(augmented, threads=usable_threads())
     outputs = [probe.output for probe in probes]
-    found = dict.fromkeys((probe.tensor for probe in probes), Magnitude())
+    sizes = dict.fromkeys((probe.tensor for probe in probes), Magnitude())
     for feed in feeds:
         for probe, value in zip(probes, run_batch(session, outputs, feed), strict=True):
             size = abs(float(value))
             if np.isfinite(size):
-                found[probe.tensor] = probe.add(found[probe.tensor], size)
-    return found
+                sizes[probe.tensor] = probe.add(sizes[probe.tensor], size)
+    return sizes
 
 
-def unfit(model: ModelProto, types: Mapping[str, int], found: Mapping[str, Magnitude]) -> dict[str, str]:
+def unfit(model: ModelProto, types: Mapping[str, int], sizes: Mapping[str, Magnitude]) -> dict[str, str]:
     """Find the nodes that have to stay float32 by the magnitudes, with a margin of `HEADROOM`; node name -> why."""
     large, small = LARGEST / HEADROOM, SMALLEST * HEADROOM
     integers = _from_integers(model.graph, types)
     tensors = {}
-    for name, one in found.items():
-        if one.largest > large:
-            tensors[name] = f"values up to {one.largest:.2g}"
-        elif name in integers and one.largest > _EXACT:
-            tensors[name] = f"integers up to {one.largest:.0f}"
-        elif 0 < one.largest < small:
-            tensors[name] = f"no value above {one.largest:.2g}"
-        elif one.smallest < small:
-            tensors[name] = f"values down to {one.smallest:.2g} behind a division, root or logarithm"
+    for name, magnitude in sizes.items():
+        if magnitude.largest > large:
+            tensors[name] = f"values up to {magnitude.largest:.2g}"
+        elif name in integers and magnitude.largest > _EXACT:
+            tensors[name] = f"integers up to {magnitude.largest:.0f}"
+        elif 0 < magnitude.largest < small:
+            tensors[name] = f"no value above {magnitude.largest:.2g}"
+        elif magnitude.smallest < small:
+            tensors[name] = f"values down to {magnitude.smallest:.2g} behind a division, root or logarithm"
     # A mean is no larger than what goes in, but may be added up in 16 bits first.
-    sums = {node.name: found[node.output[0]].summed for node in model.graph.node if node.output[0] in found}
+    sums = {node.name: sizes[node.output[0]].summed for node in model.graph.node if node.output[0] in sizes}
     means = {name: f"values that add up to {total:.2g} before their mean" for name, total in sums.items()}
     return {name: why for name, why in means.items() if sums[name] > large} | touching(model.graph, tensors)
 
 
 def touching(graph: GraphProto, tensors: Mapping[str, str]) -> dict[str, str]:
     """Find the nodes that read or write some tensors, node name -> what is said of the first of these."""
-    found = {}
+    nodes = {}
     for node in graph.node:
-        said = [tensors[name] for name in (*node.output, *node.input) if name in tensors]
-        if said:
-            found[node.name] = said[0]
-    return found
+        reasons = [tensors[name] for name in (*node.output, *node.input) if name in tensors]
+        if reasons:
+            nodes[node.name] = reasons[0]
+    return nodes
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """An output that says something about a tensor: `what` names the field of its magnitude."""
+    """An output that says something about a tensor: `field` names that of its magnitude."""
 
     tensor: str
     output: str
-    what: str
+    field: str
 
-    def add(self, one: Magnitude, size: float) -> Magnitude:
-        if self.what == "smallest":
-            return Magnitude(one.largest, min(one.smallest, size), one.summed)
-        if self.what == "summed":
-            return Magnitude(one.largest, one.smallest, max(one.summed, size))
-        return Magnitude(max(one.largest, size), one.smallest, one.summed)
+    def add(self, magnitude: Magnitude, size: float) -> Magnitude:
+        if self.field == "smallest":
+            return Magnitude(magnitude.largest, min(magnitude.smallest, size), magnitude.summed)
+        if self.field == "summed":
+            return Magnitude(magnitude.largest, magnitude.smallest, max(magnitude.summed, size))
+        return Magnitude(max(magnitude.largest, size), magnitude.smallest, magnitude.summed)
 
 
 def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProto, list[_Probe]]:
@@ -128,7 +128,7 @@ def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProt
             nodes += _sums(node, probes[-1].output)
     graph.node.extend(nodes)
     del graph.output[:]
-    graph.output.extend(helper.make_tensor_value_info(one.output, TensorProto.FLOAT, None) for one in probes)
+    graph.output.extend(helper.make_tensor_value_info(probe.output, TensorProto.FLOAT, None) for probe in probes)
     return augmented, probes
 
 

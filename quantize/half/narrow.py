@@ -14,8 +14,8 @@ from .operands import element_types, operands
 SIXTEEN_BITS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def narrow(model: ModelProto, kept: Collection[str], element: int, types: Mapping[str, int]) -> ModelProto:
-    """Let all nodes but those in ``kept`` read and write 16-bit floats, where their operators have them.
+def narrow(model: ModelProto, float32_nodes: Collection[str], element: int, types: Mapping[str, int]) -> ModelProto:
+    """Let all nodes but ``float32_nodes`` read and write 16-bit floats, where their operators have them.
 
     A tensor keeps its name as float32, and has a twin in 16 bits where a node wants one: neighbours that stay float32
     hand each other float32, and nested graphs find what they read. Inputs and outputs of the graph stay float32. What
@@ -24,28 +24,28 @@ def narrow(model: ModelProto, kept: Collection[str], element: int, types: Mappin
 
     Args:
         model: a float32 graph whose nodes all have names; it is not changed.
-        kept: names of nodes that stay float32.
+        float32_nodes: names of nodes that stay so.
         element: TensorProto.FLOAT16 or BFLOAT16.
         types: what `element_types` says of ``model``.
     """
     small = copy_of(model)
     graph = small.graph
     twins = _Twins(graph)
-    made: set[str] = set()
+    narrowed: set[str] = set()
     for node in graph.node:
-        found = None if node.name in kept else operands(node, types, element, model)
-        if found is None:
+        places = None if node.name in float32_nodes else operands(node, types, element, model)
+        if places is None:
             continue
-        for place in found.inputs:
+        for place in places.inputs:
             node.input[place] = twins.of(node.input[place])
-        for place in found.outputs:
-            made.add(node.output[place])
+        for place in places.outputs:
+            narrowed.add(node.output[place])
             node.output[place] = twins.of(node.output[place])
-        if operator(node) == "Cast" and found.outputs:
+        if operator(node) == "Cast" and places.outputs:
             next(entry for entry in node.attribute if entry.name == "to").i = element
     constants = initializers(graph)
     for name, twin in twins.names.items():
-        if name in made:
+        if name in narrowed:
             graph.node.append(helper.make_node("Cast", [twin], [name], to=TensorProto.FLOAT))
         elif name in constants:
             graph.initializer.append(_rounded(constants[name], element, twin))

@@ -40,10 +40,10 @@ def element_types(model: ModelProto) -> dict[str, int]:
     except (onnx.shape_inference.InferenceError, ValueError):  # ValueError: above 2 GB
         graph = model.graph
     values = {value.name: value.type for value in (*graph.input, *graph.output, *graph.value_info)}
-    found = {name: value.tensor_type.elem_type for name, value in values.items()}  # 0 for sequences and optionals
-    found |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    missing = [name for node in graph.node for name in node.output if name and name not in found]
-    return found | (_asked(model, missing) if missing else {})
+    types = {name: value.tensor_type.elem_type for name, value in values.items()}  # 0 for sequences and optionals
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    missing = [name for node in graph.node for name in node.output if name and name not in types]
+    return types | (_asked(model, missing) if missing else {})
 
 
 def _asked(model: ModelProto, names: Sequence[str]) -> dict[str, int]:
@@ -76,13 +76,13 @@ def operands(node: NodeProto, types: Mapping[str, int], element: int, model: Mod
         return None
     inputs = [(place, signature.input(place)) for place in _floats(node.input, types)]
     outputs = [(place, signature.output(place)) for place in _floats(node.output, types)]
-    taken = tuple(place for place, variable in inputs if signature.allows(variable, element))
-    bound = {variable for place, variable in inputs if place in taken}
-    given = tuple(place for place, variable in outputs if variable in bound)
+    narrow_inputs = tuple(place for place, variable in inputs if signature.allows(variable, element))
+    bound = {variable for place, variable in inputs if place in narrow_inputs}
+    narrow_outputs = tuple(place for place, variable in outputs if variable in bound)
     if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):  # its output's type is an attribute
         # To integers it reads float32: an index above 2048 would be another one.
-        return Operands(taken, (0,)) if attribute(node, "to") == TensorProto.FLOAT else None
-    return Operands(taken, given) if taken or given else None
+        return Operands(narrow_inputs, (0,)) if attribute(node, "to") == TensorProto.FLOAT else None
+    return Operands(narrow_inputs, narrow_outputs) if narrow_inputs or narrow_outputs else None
 
 
 def first_opset(operator: str, element: int) -> int | None:
@@ -112,13 +112,13 @@ def _signature(operator: str, version: int, domain: str) -> _Signature | None:
     schema: Any
     try:
         schema = defs.get_schema(operator, version, domain)
-        sides = [[one.type_str for one in side] for side in (schema.inputs, schema.outputs)]
+        sides = [[operand.type_str for operand in side] for side in (schema.inputs, schema.outputs)]
     except defs.SchemaError:
         schema = _runtime_schemas().get((domain, operator))
         if schema is None:
             return None
-        sides = [[one.typeStr for one in side] for side in (schema.inputs, schema.outputs)]
-    variables = {one.type_param_str: frozenset(one.allowed_type_strs) for one in schema.type_constraints}
+        sides = [[operand.typeStr for operand in side] for side in (schema.inputs, schema.outputs)]
+    variables = {operand.type_param_str: frozenset(operand.allowed_type_strs) for operand in schema.type_constraints}
     inputs, outputs = sides
     return _Signature(_place_in(inputs), _place_in(outputs), variables)
 
@@ -133,8 +133,8 @@ def _runtime_schemas() -> dict[tuple[str, str], Any]:
     """List the newest schemas of onnxruntime's own operators."""
     from onnxruntime.capi import _pybind_state
 
-    known = sorted(_pybind_state.get_all_operator_schema(), key=lambda one: one.since_version)
-    return {(one.domain, one.name): one for one in known if one.domain not in ("", "ai.onnx", "ai.onnx.ml")}
+    schemas = sorted(_pybind_state.get_all_operator_schema(), key=lambda schema: schema.since_version)
+    return {(s.domain, s.name): s for s in schemas if s.domain not in ("", "ai.onnx", "ai.onnx.ml")}
 
 
 def _floats(names: Sequence[str], types: Mapping[str, int]) -> list[int]:

@@ -49,7 +49,9 @@ def record_of(
     constants = initializers(model.graph)
     halves = {node.name for node in model.graph.node} - why.keys()
     floats = count_float(model.graph, halves)
-    kept = tuple(Island(node.output[0], node.op_type, why[node.name]) for node in model.graph.node if node.name in why)
+    islands = tuple(
+        Island(node.output[0], node.op_type, why[node.name]) for node in model.graph.node if node.name in why
+    )
     return HalfRecord(
         precision=kind,
         scheme="none",
@@ -62,8 +64,8 @@ def record_of(
         saturation_risk=0.0,
         file_bytes=len(to_bytes(slim)),
         float_operators=dict(sorted(floats.items())),
-        warnings=(*_constant_warnings(model, kind), *_island_warnings(model, kind, kept, verdict)),
-        islands=kept,
+        warnings=(*_constant_warnings(model, kind), *_island_warnings(model, kind, islands, verdict)),
+        islands=islands,
     )
 
 
@@ -85,13 +87,13 @@ def _constant_warnings(model: ModelProto, kind: Kind) -> Iterator[str]:
         yield f"{tiny} of {total} weights are below fp16's smallest normal number {SMALLEST:.1e} and lose digits"
 
 
-def _island_warnings(model: ModelProto, kind: Kind, kept: Sequence[Island], verdict: Verdict) -> Iterator[str]:
+def _island_warnings(model: ModelProto, kind: Kind, islands: Sequence[Island], verdict: Verdict) -> Iterator[str]:
     """Say what stays float32 beyond what always does."""
-    for operator, count in Counter(one.operator for one in kept if one.why == NO_TYPE).items():
+    for operator, count in Counter(island.operator for island in islands if island.why == NO_TYPE).items():
         later = first_opset(operator, ELEMENTS[kind]) or 0
         if operator in COMPUTE and later > opset_of(model):
             yield f"{count} {operator} stay float32: opset {opset_of(model)} has no {kind} for them, opset {later} has"
-    measured = [one for one in kept if one.why not in {*REASONS, NOT_FINITE, DECIDES}]
+    measured = [island for island in islands if island.why not in {*REASONS, NOT_FINITE, DECIDES}]
     if measured:
         listed = ", ".join(f"{count} {name}" for name, count in sorted(Counter(o.operator for o in measured).items()))
         yield (
@@ -99,9 +101,9 @@ def _island_warnings(model: ModelProto, kind: Kind, kept: Sequence[Island], verd
             f"{measured[0].output!r} has {measured[0].why}"
         )
     for reason in (NOT_FINITE, DECIDES):
-        found = [one for one in kept if one.why == reason]
-        if found:
-            listed = ", ".join(f"{one.operator} {one.output!r}" for one in found)
+        named = [island for island in islands if island.why == reason]
+        if named:
+            listed = ", ".join(f"{island.operator} {island.output!r}" for island in named)
             yield f"stays float32, since it {reason}: {listed}"
     if not verdict.near:
         far = f"{100 * verdict.distance:.0f} % of the largest float32 answer"

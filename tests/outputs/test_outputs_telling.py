@@ -157,8 +157,8 @@ def test_what_is_said_and_cannot_be_is_refused(values: Array, said: dict[str, An
 
 def test_what_only_the_shape_tells_is_said_with_the_words_to_object() -> None:
     evidence = Evidence("y", logits(5), LINEAR)
-    text = note(evidence, Output("classes"), said=False, measure="accuracy")
+    text = note(evidence, Output("classes"), stated=False, measure="accuracy")
     assert text == "output y is judged as classes along axis 1, by accuracy; say --output numbers where it holds none"
-    assert "say" not in note(evidence, Output("classes"), said=True, measure="accuracy")
+    assert "say" not in note(evidence, Output("classes"), stated=True, measure="accuracy")
     labelled = Evidence("y", logits(5), LINEAR, CLASS)
-    assert "say" not in note(labelled, Output("classes"), said=False, measure="accuracy")
+    assert "say" not in note(labelled, Output("classes"), stated=False, measure="accuracy")

@@ -13,7 +13,8 @@ from torch import nn
 from distill.errors import UserError
 from distill.export import export_onnx, run_onnx
 from distill.quantize.prepare import prepare
-from distill.quantize.torch_graph import OPERATORS, GraphModule
+from distill.quantize.torch_graph import GraphModule
+from distill.quantize.torch_operators import OPERATORS
 
 SHAPES = {"resnet": (1, 28, 28), "separable": (3, 16, 16), "mlp": (20,), "pre_activation": (1, 12, 12)}
 
