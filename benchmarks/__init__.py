@@ -10,7 +10,7 @@ from distill.benchmarks.timing.sessions import open_session, providers_that_load
 
 # The functions `bench`, `gate`, `machine`, `measure` and `profile` take the place of the modules that they come from.
 from distill.benchmarks.verdict.bench import Options, bench
-from distill.benchmarks.verdict.gate import Ask, gate
+from distill.benchmarks.verdict.gate import Limits, gate
 from distill.benchmarks.verdict.rule import Rule
 
 from .records import Report
@@ -20,10 +20,10 @@ from .wheels import conflicting_wheels
 
 __all__ = [
     "TARGETS",
-    "Ask",
     "BenchmarkSettings",
     "Comparison",
     "Latency",
+    "Limits",
     "Options",
     "Profile",
     "Report",

@@ -31,44 +31,44 @@ def fraction(option: str, text: str, *, zero: bool = False) -> float:
 def positive(option: str, value: object) -> float:
     """Read a number above 0. Raises UserError for what is none."""
     try:
-        found = float(value)  # type: ignore[arg-type]
+        number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        found = math.nan
-    if not 0 < found < math.inf:
+        number = math.nan
+    if not 0 < number < math.inf:
         raise UserError(f"{option} {value}: must be a number above 0")
-    return found
+    return number
 
 
 def counts(option: str, text: str) -> tuple[int, ...]:
     """Read 1,8,32. Raises UserError for what is no list of whole numbers from 1 on."""
     try:
-        found = tuple(dict.fromkeys(int(one) for one in text.split(",")))
+        numbers = tuple(dict.fromkeys(int(word) for word in text.split(",")))
     except ValueError:
-        found = ()
-    if not found or min(found) < 1:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
         raise UserError(f"{option} {text}: must be whole numbers from 1 on, as 1,8")
-    return found
+    return numbers
 
 
 def sizes(option: str, entries: Sequence[str]) -> dict[str, int]:
     """Read sequence=128. Raises UserError for a size that is no whole number from 1 on."""
-    found = {}
+    numbers = {}
     for name, value in named_values(option, entries).items():
         if not value.isdecimal() or int(value) < 1:
             raise UserError(f"{option} {name}={value}: the size must be a whole number from 1 on")
-        found[name] = int(value)
-    return found
+        numbers[name] = int(value)
+    return numbers
 
 
 def named_values(option: str, entries: Sequence[str]) -> dict[str, str]:
     """Read name=value. Raises UserError for what lacks either."""
-    found = {}
+    values = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
         if not name or not equals:
             raise UserError(f"{option} {entry}: must be name=value")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def read_npz(path: Path) -> dict[str, Array]:

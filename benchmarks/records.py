@@ -172,20 +172,20 @@ class Report:
     @classmethod
     def load(cls, path: Path) -> Report:
         """Read a file that holds one report. Raises what `load_reports` raises."""
-        found = load_reports(path)
-        if len(found) != 1:
-            raise UserError(f"{path}: holds {len(found)} reports, one was expected")
-        return found[0]
+        reports = load_reports(path)
+        if len(reports) != 1:
+            raise UserError(f"{path}: holds {len(reports)} reports, one was expected")
+        return reports[0]
 
 
 def to_json(reports: Sequence[Report], part: Part | None = None) -> str:
     """Write one report as itself; several, none, or a part of a manifest under `reports`."""
     if len(reports) == 1 and part is None:
         return reports[0].to_json()
-    whole: dict[str, Any] = {"schema": SCHEMA, "reports": [dataclasses.asdict(one) for one in reports]}
+    document: dict[str, Any] = {"schema": SCHEMA, "reports": [dataclasses.asdict(report) for report in reports]}
     if part is not None:
-        whole["part"] = dataclasses.asdict(part)
-    return json.dumps(whole, indent=1) + "\n"
+        document["part"] = dataclasses.asdict(part)
+    return json.dumps(document, indent=1) + "\n"
 
 
 def save_reports(path: Path, reports: Sequence[Report], part: Part | None = None) -> None:
@@ -197,7 +197,7 @@ def save_reports(path: Path, reports: Sequence[Report], part: Part | None = None
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def said_of(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """Say in one line what is wrong with a file."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
@@ -230,9 +230,9 @@ def load_part(path: Path) -> tuple[list[Report], Part | None]:
         )
     try:
         part = TypeAdapter(Part).validate_python(raw["part"]) if "part" in raw else None
-        return [report_of(one) for one in raw.get("reports", [raw])], part
+        return [report_of(report) for report in raw.get("reports", [raw])], part
     except DAMAGED as error:
-        raise UserError(f"{path}: a damaged benchmark ({said_of(error)}); make it again") from error
+        raise UserError(f"{path}: a damaged benchmark ({message_of(error)}); make it again") from error
 
 
 def report_of(raw: Mapping[str, Any]) -> Report:
@@ -241,28 +241,28 @@ def report_of(raw: Mapping[str, Any]) -> Report:
     Raises:
         ValueError: it is damaged, or was made up.
     """
-    found: Report = _adapter().validate_python(raw)
+    report: Report = _adapter().validate_python(raw)
     # What the exporters say of every report; a file that lacks it is damaged.
     for key in ("cpu", "system", "kernel"):
-        str(found.machine[key])
-    int(found.machine["threads"]["usable"]), dict(found.machine["versions"]), str(found.target["provider"])
-    for case in found.cases:
+        str(report.machine[key])
+    int(report.machine["threads"]["usable"]), dict(report.machine["versions"]), str(report.target["provider"])
+    for case in report.cases:
         if not len(case.arms) == len(case.rows) == len(case.shapes) or not all(
-            0 <= arm < len(found.models) for arm in case.arms
+            0 <= arm < len(report.models) for arm in case.arms
         ):
             raise ValueError("a case whose rows are not those of its files")
         require_sound(case.pairs, len(case.arms))
-    for gate in found.gates:
-        limits = (gate.tolerance, *(one for one in (gate.max_p50_s, gate.first) if one is not None))
-        if not all(0 < one < math.inf for one in limits) or not 0 < gate.alpha < 1 or not gate.looks:
+    for gate in report.gates:
+        limits = [limit for limit in (gate.tolerance, gate.max_p50_s, gate.first) if limit is not None]
+        if not all(0 < limit < math.inf for limit in limits) or not 0 < gate.alpha < 1 or not gate.looks:
             raise ValueError("a gate whose limits are none")
         if not 1 <= gate.family <= _MOST_COMPARISONS:
             raise ValueError("a gate of no family of comparisons, or of too many")
-        if any(len(one) not in (0, len(found.cases)) for one in (gate.cases, gate.budgets, gate.rejected)):
+        if any(len(each) not in (0, len(report.cases)) for each in (gate.cases, gate.budgets, gate.rejected)):
             raise ValueError("a gate with verdicts on other cases")
-        if gate.before is not None and len(gate.before.medians) != len(found.cases):
+        if gate.before is not None and len(gate.before.medians) != len(report.cases):
             raise ValueError("a gate with a baseline of other cases")
-    return found
+    return report
 
 
 def require_sound(pairs: Sequence[Mapping[str, Any]], arms: int) -> None:
@@ -271,8 +271,8 @@ def require_sound(pairs: Sequence[Mapping[str, Any]], arms: int) -> None:
         raise ValueError("no session pairs")
     for pair in pairs:
         for arm, median, calls, alone, fastest in pair["turns"]:
-            times = all(isinstance(one, int | float) and 0 < one < math.inf for one in (median, fastest))
-            counts = all(isinstance(one, int) for one in (arm, calls, alone))
+            times = all(isinstance(time, int | float) and 0 < time < math.inf for time in (median, fastest))
+            counts = all(isinstance(number, int) for number in (arm, calls, alone))
             if not (times and counts and 0 <= arm < max(arms, 1) and 0 <= alone <= calls):
                 raise ValueError(f"a turn of {[arm, median, calls, alone, fastest]}")
 

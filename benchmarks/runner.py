@@ -93,7 +93,7 @@ def paired_log_ratios(turns: list[tuple[int, float]], arms: int = 2, arm: int = 
     return ratios
 
 
-def kept_turns(pair: dict[str, Any], arms: int, value: int = MEDIAN) -> list[tuple[int, float]]:
+def sound_turns(pair: dict[str, Any], arms: int, value: int = MEDIAN) -> list[tuple[int, float]]:
     """List (arm, value) of the half rounds of a session pair that nothing spoilt, or of all where fewer than four are.
 
     A half round is spoilt by a GPU that was throttled, and by another process that took the core in every call of a
@@ -112,7 +112,7 @@ def kept_turns(pair: dict[str, Any], arms: int, value: int = MEDIAN) -> list[tup
 
 def effect(pair: dict[str, Any], arms: int = 2, arm: int = 1, value: int = FASTEST) -> float:
     """D: the median paired log ratio of `arm` to arm 0 in one session pair. Raises ValueError without a half round."""
-    ratios = paired_log_ratios(kept_turns(pair, arms, value), arms, arm)
+    ratios = paired_log_ratios(sound_turns(pair, arms, value), arms, arm)
     if not ratios:
         raise ValueError("a session pair without a round")
     return middle(ratios)
@@ -130,9 +130,9 @@ def verdict(fastest: list[float], medians: list[float], tolerance: float, critic
     The fastest calls decide; the medians can only fail, where some calls are slower and the fastest are not.
     """
     mean, error = mean_and_error(fastest)
-    found = verdict_of(mean, critical * error, tolerance)
+    by_fastest = verdict_of(mean, critical * error, tolerance)
     mean, error = mean_and_error(medians)
-    return "fail" if verdict_of(mean, critical * error, tolerance) == "fail" else found
+    return "fail" if verdict_of(mean, critical * error, tolerance) == "fail" else by_fastest
 
 
 def verdict_of(mean: float, half: float, tolerance: float) -> str:
@@ -324,13 +324,13 @@ class RemoteArm:
         self.model = spec["model"]
         self.ask("make", {**spec, "command": None}, threads)
 
-    def ask(self, what: str, *values: Any) -> Any:
+    def ask(self, request: str, *values: Any) -> Any:
         """Send one request and wait for its answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         line = b""
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps([what, *values]).encode() + b"\n")
+            self.process.stdin.write(json.dumps([request, *values]).encode() + b"\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         if not line:
@@ -368,13 +368,13 @@ def serve(kind: Any = Arm) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not come between the answers
     for line in sys.stdin:
-        what, *values = json.loads(line)
+        request, *values = json.loads(line)
         try:
-            if what == "make":
+            if request == "make":
                 arm, value = kind(*values), None
             else:
-                asked = {"open": arm.open, "first": arm.first, "hold": arm.hold, "turn": arm.turn, "end": arm.end}
-                value = asked[what](*values)
+                requests = {"open": arm.open, "first": arm.first, "hold": arm.hold, "turn": arm.turn, "end": arm.end}
+                value = requests[request](*values)
             answer = {"value": value}
         except RunnerError as error:
             answer = {"error": str(error), "kind": error.kind}
@@ -438,7 +438,7 @@ def summed_up(times: list[float], alone: list[bool], seen: Counter[int]) -> list
     times, alone = times[dropped:], alone[dropped:]
     for seconds in times:
         seen[round(math.log(max(seconds, 1e-9)) / BIN)] += 1
-    calm = [seconds for seconds, kept in zip(times, alone) if kept]  # noqa: B905 - strict came with Python 3.10
+    calm = [seconds for seconds, undisturbed in zip(times, alone) if undisturbed]  # noqa: B905 - strict came with Python 3.10
     return [middle(calm or times), len(times), len(calm), fastest]
 
 
@@ -506,10 +506,10 @@ def calls_for(seconds: list[float]) -> list[int]:
     Arms that are about as fast take equally many, since the fastest of more calls is a little faster.
     """
     wanted = []
-    for one in seconds:
-        calls = max(TURN_CALLS, int(TURN_S / max(one, 1e-9)) + 1)
-        if calls * one > SLOW_TURN_S:
-            calls = max(1, min(calls, int(SLOW_TURN_S / one)))
+    for call_s in seconds:
+        calls = max(TURN_CALLS, int(TURN_S / max(call_s, 1e-9)) + 1)
+        if calls * call_s > SLOW_TURN_S:
+            calls = max(1, min(calls, int(SLOW_TURN_S / call_s)))
         wanted.append(calls)
     most = max(wanted)
     return [most if 2 * calls >= most else calls for calls in wanted]
@@ -520,17 +520,17 @@ def warm_up(arms: list[Any], order: list[int], limit_s: float) -> dict[str, Any]
     first_s = sum(arms[arm].first() for arm in order)
     begin = time.perf_counter()
     seconds = [arm.first() for arm in arms]
-    taken: list[list[float]] = [[] for _ in arms]
+    medians: list[list[float]] = [[] for _ in arms]
     while True:
         for arm, calls in zip(arms, calls_for(seconds)):  # noqa: B905
             arm.hold(calls)
         spent = time.perf_counter() - begin
-        done = all(settled(turns) for turns in taken)
-        if done or spent >= limit_s:
-            return {"first_s": first_s, "warm_s": spent, "settled": done}
+        is_settled = all(settled(turns) for turns in medians)
+        if is_settled or spent >= limit_s:
+            return {"first_s": first_s, "warm_s": spent, "settled": is_settled}
         for arm in order:
-            taken[arm].append(arms[arm].turn()[0])
-            seconds[arm] = middle(taken[arm][-3:])
+            medians[arm].append(arms[arm].turn()[0])
+            seconds[arm] = middle(medians[arm][-3:])
 
 
 def take_turns(arms: list[Any], seconds: float, patience: float, gpu: Gpu, rng: random.Random) -> dict[str, Any]:
@@ -669,15 +669,15 @@ def profiled(job: dict[str, Any], spec: dict[str, Any], feeds: dict[str, Any]) -
     finally:
         # The profile is a file of the session: closed in every case, or its folder could not be removed.
         written = session.end_profiling()
-    found = []
+    nodes = []
     for event in json.loads(Path(written).read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
             details = event.get("args", {})
             shapes = [shape for typed in details.get("input_type_shape", ()) for shape in typed.values()]
             name = event["name"][: -len("_kernel_time")]
-            found.append([name, str(details.get("op_name", "?")), str(details.get("provider", "?")), shapes])
+            nodes.append([name, str(details.get("op_name", "?")), str(details.get("provider", "?")), shapes])
     Path(written).unlink()
-    return found
+    return nodes
 
 
 def try_open(job: dict[str, Any]) -> dict[str, Any]:
@@ -697,12 +697,12 @@ def whole_bundle(job: dict[str, Any]) -> dict[str, Any]:
         print(f"{number + 1} of {len(job['jobs'])}: {inner['task']}", flush=True)
         task, out = Path(job["folder"], f"job-{number}.json"), Path(job["folder"], f"result-{number}.json")
         task.write_text(json.dumps(inner), encoding="utf-8")
-        done = subprocess.run([sys.executable, str(Path(__file__).resolve()), str(task), str(out)], check=False)
+        process = subprocess.run([sys.executable, str(Path(__file__).resolve()), str(task), str(out)], check=False)
         if out.exists():
             answers.append(json.loads(out.read_text(encoding="utf-8")))
             out.unlink()
         else:
-            message = f"its process ended with exit code {done.returncode}"
+            message = f"its process ended with exit code {process.returncode}"
             answers.append({"status": "error", "kind": "run", "message": message})
         task.unlink()
     return {"answers": answers}
@@ -757,8 +757,8 @@ def main(job_path: str, out_path: str) -> None:
     folder = Path(job_path).resolve().parent
     out = Path(out_path).resolve()
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
-    for one in [job, *job.get("jobs", [])]:
-        for arm in one.get("arms", []):
+    for inner in [job, *job.get("jobs", [])]:
+        for arm in inner.get("arms", []):
             for key in ("model", "inputs"):
                 if key in arm:
                     arm[key] = str(folder / arm[key])

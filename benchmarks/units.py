@@ -33,21 +33,21 @@ def number(value: Any) -> float | None:
     if value is None or isinstance(value, bool | str | bytes):
         return None
     try:
-        found = float(value)
+        quantity = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return quantity if math.isfinite(quantity) else None
 
 
 def significant(value: Any, digits: int = 3) -> str:
     """Write a number with ``digits`` significant digits: 5.80, 0.0123, 2451, 1.20e+09."""
-    found = number(value)
-    if found is None:
+    quantity = number(value)
+    if quantity is None:
         return DASH
-    if found == 0:
+    if quantity == 0:
         return "0"
-    exponent = int(f"{found:.{digits - 1}e}".partition("e")[2])
-    text = f"{found:.{max(0, digits - 1 - exponent)}f}" if -5 < exponent < 7 else f"{found:.{digits - 1}e}"
+    exponent = int(f"{quantity:.{digits - 1}e}".partition("e")[2])
+    text = f"{quantity:.{max(0, digits - 1 - exponent)}f}" if -5 < exponent < 7 else f"{quantity:.{digits - 1}e}"
     return _signed(text)
 
 
@@ -55,8 +55,8 @@ def plain(value: Any) -> str:
     """Write a recorded number as it is, to six significant digits and without a unit."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**15:
         return _signed(str(value))
-    found = number(value)
-    return DASH if found is None else _signed(f"{found:.6g}")
+    quantity = number(value)
+    return DASH if quantity is None else _signed(f"{quantity:.6g}")
 
 
 def duration(seconds: Any) -> str:
@@ -66,12 +66,12 @@ def duration(seconds: Any) -> str:
 
 def elapsed(seconds: Any) -> str:
     """Write how long something took: 0.4 s, 41 s, 3 min 05 s, 1 h 02 min."""
-    found = number(seconds)
-    if found is None or found < 0:
+    quantity = number(seconds)
+    if quantity is None or quantity < 0:
         return DASH
-    if found < 9.95:
-        return f"{found:.1f} s"
-    whole = round(found)
+    if quantity < 9.95:
+        return f"{quantity:.1f} s"
+    whole = round(quantity)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
@@ -81,14 +81,16 @@ def elapsed(seconds: Any) -> str:
 
 def size(count: Any) -> str:
     """Write a number of bytes: 812 B, 96.4 KB, 1.09 MB (1 KB is 1000 bytes)."""
-    found = number(count)
-    return f"{_signed(f'{found:.0f}')} B" if found is not None and abs(found) < 999.5 else _scaled(count, _BYTES)
+    quantity = number(count)
+    return (
+        f"{_signed(f'{quantity:.0f}')} B" if quantity is not None and abs(quantity) < 999.5 else _scaled(count, _BYTES)
+    )
 
 
 def count(value: Any) -> str:
     """Write a number of parameters, MACs or samples: 812, 80.1 k, 31.2 M."""
-    found = number(value)
-    return _signed(f"{found:.0f}") if found is not None and abs(found) < 999.5 else _scaled(value, _COUNT)
+    quantity = number(value)
+    return _signed(f"{quantity:.0f}") if quantity is not None and abs(quantity) < 999.5 else _scaled(value, _COUNT)
 
 
 def percent(fraction: Any, decimals: int = 1) -> str:
@@ -99,8 +101,8 @@ def percent(fraction: Any, decimals: int = 1) -> str:
 
 def share(fraction: Any) -> str:
     """Write a share of nodes: 100 %, 0 %, 87.5 %."""
-    found = number(fraction)
-    return percent(found, 0 if found in (0.0, 1.0) else 1)
+    quantity = number(fraction)
+    return percent(quantity, 0 if quantity in (0.0, 1.0) else 1)
 
 
 def metric(estimate: Any, samples: Any = None, *, interval: bool = True) -> str:
@@ -122,10 +124,10 @@ def metric(estimate: Any, samples: Any = None, *, interval: bool = True) -> str:
 
 def points(fraction: Any, *, unit: bool = True) -> str:
     """Write a difference of fractions in points, two decimals: 0.28 points, −1.40 points."""
-    found = number(fraction)
-    if found is None or not math.isfinite(found * 100):
+    quantity = number(fraction)
+    if quantity is None or not math.isfinite(quantity * 100):
         return DASH
-    return _signed(_fixed(found * 100, 2)) + (" points" if unit else "")
+    return _signed(_fixed(quantity * 100, 2)) + (" points" if unit else "")
 
 
 def drop(estimate: Any, *, unit: bool = True) -> str:
@@ -154,8 +156,8 @@ def speedup(estimate: Any, *, mark: bool = True) -> str:
 
 def finely(ratio: Any) -> str:
     """Write a ratio to a tenth of a per cent where it is near one: 0.952, 12.9."""
-    found = number(ratio)
-    return f"{found:.3f}" if found is not None and 0.2 < found < 5 else significant(ratio)
+    quantity = number(ratio)
+    return f"{quantity:.3f}" if quantity is not None and 0.2 < quantity < 5 else significant(ratio)
 
 
 def faster(slowdown: Any, write: Callable[[Any], str] = finely) -> str:
@@ -200,19 +202,19 @@ def _bounds(estimate: Any) -> tuple[float, float] | None:
 
 
 def _ratio(value: Any) -> str:
-    found = number(value)
-    return significant(value, 2 if found is not None and 0.1 <= abs(found) < 0.995 else 3)
+    quantity = number(value)
+    return significant(value, 2 if quantity is not None and 0.1 <= abs(quantity) < 0.995 else 3)
 
 
 def _percent_digits(fraction: Any, decimals: int) -> str | None:
-    found = number(fraction)
-    if found is None or not math.isfinite(found * 100):
+    quantity = number(fraction)
+    if quantity is None or not math.isfinite(quantity * 100):
         return None
-    text = _fixed(found * 100, decimals)
-    if 0 < found < 1:
+    text = _fixed(quantity * 100, decimals)
+    if 0 < quantity < 1:
         while float(text) in (0.0, 100.0) and decimals < 6:
             decimals += 1
-            text = _fixed(found * 100, decimals)
+            text = _fixed(quantity * 100, decimals)
     return _signed(text)
 
 
@@ -229,12 +231,12 @@ def _signed(text: str) -> str:
 
 def _scaled(value: Any, units: tuple[tuple[float, str], ...]) -> str:
     """Write with three significant digits in the largest unit that leaves 1 or more after rounding."""
-    found = number(value)
-    if found is None:
+    quantity = number(value)
+    if quantity is None:
         return DASH
-    if found == 0:
+    if quantity == 0:
         return f"0 {units[0][1] if units is _LATENCY else units[-1][1]}".rstrip()
-    rounded = float(f"{found:.2e}")
+    rounded = float(f"{quantity:.2e}")
     scale, unit = next(((s, u) for s, u in units if abs(rounded) >= s), units[-1])
     scaled = rounded / scale
     return f"{significant(scaled)} {unit}".rstrip()

@@ -11,15 +11,15 @@ _PREFERRED = ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino",
 
 def _wheels() -> dict[str, str]:
     """Name -> version of every installed distribution that brings the module `onnxruntime`."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for wheel in metadata.distributions():
         name = re.sub(r"[-_.]+", "-", str(wheel.metadata["Name"] or "")).lower()
         # onnxruntime-extensions and onnxruntime-genai share the prefix, not the module: the list of files decides.
         if name.startswith(("onnxruntime", "ort-")) and any(
             file.as_posix() == "onnxruntime/__init__.py" for file in wheel.files or ()
         ):
-            found.setdefault(name, wheel.version)
-    return found
+            versions.setdefault(name, wheel.version)
+    return versions
 
 
 def conflicting_wheels() -> str | None:
@@ -27,10 +27,9 @@ def conflicting_wheels() -> str | None:
 
     Uninstalling only one of them breaks the other, so the command removes all and installs one anew.
     """
-    found = _wheels()
-    if len(found) < 2:
+    versions = _wheels()
+    if len(versions) < 2:
         return None
-    keep = next((name for name in _PREFERRED if name in found), sorted(found)[-1])
-    return (
-        f"python -m pip uninstall -y {' '.join(sorted(found))} && python -m pip install --no-deps {keep}=={found[keep]}"
-    )
+    keep = next((name for name in _PREFERRED if name in versions), sorted(versions)[-1])
+    remove = f"python -m pip uninstall -y {' '.join(sorted(versions))}"
+    return f"{remove} && python -m pip install --no-deps {keep}=={versions[keep]}"

@@ -123,8 +123,8 @@ def plain(value: Any) -> Any:
         return {name: plain(part) for name, part in fields.items() if part is not None or not sparse}
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(part) for part in value]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(part) for part in (sorted(value) if isinstance(value, set | frozenset) else value)]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, PurePath) else value

@@ -95,11 +95,11 @@ def why_unwritable(path: Path) -> str | None:
         return f"cannot be written ({error})"
 
 
-def same_file(one: Path, other: Path) -> bool:
+def same_file(path: Path, other: Path) -> bool:
     """Tell whether two paths name one file, by whatever links, also where it does not exist yet."""
-    if one.exists() and other.exists():
-        return one.samefile(other)
-    return os.path.realpath(one) == os.path.realpath(other)
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def disk_is_full(error: OSError) -> bool:
@@ -144,9 +144,9 @@ def _why_closed(folder: Path) -> str | None:
     return None if os.access(folder, os.W_OK) else f"no permission to write into {folder}"
 
 
-def _take_over(held: os.stat_result, partial: Path) -> None:
+def _take_over(replaced: os.stat_result, partial: Path) -> None:
     """Give a new file the owner, where that is allowed, and the permissions of the one that it replaces."""
     if hasattr(os, "chown"):
         with suppress(OSError):
-            os.chown(partial, held.st_uid, held.st_gid)
-    os.chmod(partial, held.st_mode & 0o777)
+            os.chown(partial, replaced.st_uid, replaced.st_gid)
+    os.chmod(partial, replaced.st_mode & 0o777)

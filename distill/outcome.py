@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +12,26 @@ from distill.config.loading import to_dict
 from distill.errors import Exit
 from distill.intervals import Estimate
 from distill.runtime.artifacts import Artifact
-from distill.runtime.budget import latency_verdict, unresolved
+from distill.runtime.budget import unresolved
 from distill.runtime.context import Context
 from distill.runtime.decisions import SHIP
-from distill.runtime.facts import Quality, StageLatency
+from distill.runtime.facts import Quality, Verdict
 from distill.runtime.records import RunResult, StageRecord, Total
 from distill.stages.making import StageResult
 
+_TARGET = (
+    "name",
+    "provider",
+    "precision",
+    "scheme",
+    "reduce_range",
+    "threads",
+    "batch_sizes",
+    "measure",
+    "options",
+    "warnings",
+)
+"""What the record says of a target: what the user chose, not what every device of the kind is like."""
 STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
 
 
@@ -62,32 +76,57 @@ class RunState:
         self.revise(name, detail=dataclasses.replace(self.records[name].detail, **facts))
 
 
+@dataclass(frozen=True)
+class _Shipped:
+    """The figures of the file that ships, on the test split."""
+
+    record: StageRecord
+
+    @property
+    def drop(self) -> Estimate:
+        drop = self.record.test.drop if self.record.test else None
+        return Estimate(drop.value, drop.low, drop.high) if drop else Estimate(0.0, 0.0, 0.0)
+
+    @property
+    def p50_s(self) -> float | None:
+        return self.record.latency[0].p50_s if self.record.latency else None
+
+    @property
+    def file_bytes(self) -> int | None:
+        return self.record.file_bytes
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return None
+
+
 def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
     """Put together what a finished run has found out; ``smoke`` marks one that proves nothing and has no verdict."""
     shipped = run.records["export"] if run.records["export"].status != "off" else run.records[run.final]
     size = run.records["teacher"].file_bytes
-    judged = shipped.test.drop if shipped.test else None
+    file = _Shipped(shipped)
+    verdicts = {constraint.name: constraint.verdict(file) for constraint in ctx.budget}
     speedup = shipped.latency[0].speedup if shipped.latency else None
     if shipped.latency and speedup is None:
         speedup = Estimate(1.0, 1.0, 1.0)
-    limit = ctx.config.benchmark.max_latency_s if ctx.config.benchmark else None
     total = Total(
         speedup=speedup,
         size_ratio=size / shipped.file_bytes if size and shipped.file_bytes else None,
         metric=ctx.task.metric,
-        metric_drop=Estimate(judged.value, judged.low, judged.high) if judged else Estimate(0.0, 0.0, 0.0),
-        verdict=judged.verdict if judged else "met",
-        latency_verdict=latency_verdict(limit, shipped.latency),
+        metric_drop=file.drop,
+        verdict=verdicts["drop"],
+        latency_verdict=verdicts.get("latency"),
+        verdicts=verdicts,
     )
-    board = next((one.board for one in shipped.latency if one.board), None)
-    warnings = _run_warnings(ctx, run, shipped.test, total, shipped.latency, smoke=smoke)
-    missed = "missed" in (total.verdict, total.latency_verdict) or (SHIP in run.decisions and total.verdict != "met")
+    board = next((row.board for row in shipped.latency if row.board), None)
+    warnings = _run_warnings(ctx, run, shipped.test, verdicts, smoke=smoke)
+    missed = "missed" in verdicts.values() or (SHIP in run.decisions and total.verdict != "met")
     return RunResult(
         folder=str(ctx.folder.path),
         task=ctx.config.task,
         config=to_dict(ctx.config),
         machine=machine() | {"training": str(ctx.device)} | ({"timed on": board} if board else {}),
-        target=dataclasses.asdict(ctx.target) | {"unmeasured": ctx.unmeasured},
+        target={name: getattr(ctx.target, name) for name in _TARGET} | {"unmeasured": ctx.unmeasured},
         stages=run.ordered,
         final=run.final,
         comparison=total,
@@ -99,15 +138,15 @@ def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
 
 
 def _run_warnings(
-    ctx: Context, run: RunState, test: Quality | None, total: Total, latency: tuple[StageLatency, ...], *, smoke: bool
+    ctx: Context, run: RunState, test: Quality | None, verdicts: Mapping[str, Verdict], *, smoke: bool
 ) -> tuple[str, ...]:
     warnings = [*ctx.folder.repairs, *ctx.task.warnings, *ctx.target.warnings]
     if not smoke:  # which is cut to few samples
         warnings += ctx.weak_splits
     if SHIP in run.decisions:
         warnings.append(
-            f"{run.decisions[SHIP]['reason']}; a larger student, more epochs, or another max_drop or "
-            "benchmark.max_latency_s would mend it"
+            f"{run.decisions[SHIP]['reason']}; a larger student, more epochs, or another "
+            f"{' or '.join(constraint.field for constraint in ctx.budget)} would mend it"
         )
     unused = [name for name in ctx.replay if name not in run.decisions]
     if unused:
@@ -124,8 +163,11 @@ def _run_warnings(
         warnings.append("distill is off: the student was not trained, the run went on from the teacher's weights")
     if test and test.drop and test.drop.verdict == "unresolved":
         warnings.append(f"test: {unresolved(test.drop)}")
-    if total.latency_verdict == "unresolved":
-        warnings.append("benchmark.max_latency_s: the latency was not measured on the target, so the budget is open")
+    warnings += [
+        f"{constraint.field}: the {constraint.name} was not measured on the target, so the budget is open"
+        for constraint in ctx.budget
+        if verdicts[constraint.name] == "unresolved" and not constraint.firm
+    ]
     remarks = run.records[run.final].detail.timing
     if remarks:
         warnings.append(f"timing of the shipped file: {'; '.join(remarks)}")

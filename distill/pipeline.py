@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill.benchmarks import Target, resolve_target, usable_threads, why_unmeasurable
-from distill.config.loading import ModelSettings, RunConfig, config_hash, load_config
+from distill.config.loading import ModelSettings, RunConfig, config_hash
+from distill.config.objects import config_of
 from distill.console import Console
 from distill.deploy import packing
 from distill.documents import Json, plain, read_as
 from distill.errors import UserError
 from distill.intervals import Estimate
 from distill.outcome import RunState, result_of
+from distill.references.objects import held
 from distill.report import write_reports
 from distill.runtime.artifacts import Artifact
 from distill.runtime.budget import Standing, decide, nearest, standing
-from distill.runtime.context import Context
+from distill.runtime.context import Candidate, Context
 from distill.runtime.decisions import SHIP, WIDTHS, read_decisions
 from distill.runtime.facts import Decision, Detail
 from distill.runtime.folder import RunFolder, digest, write_text
 from distill.runtime.records import RunResult, StageRecord, Status
-from distill.runtime.smoke import first_of, smoke_config
+from distill.runtime.smoke import smoke_config, smoke_task
 from distill.stages import prune, quantize, student, teacher
 from distill.stages.making import StageResult
 from distill.stages.trial import try_models
 from distill.study import study as search
+from distill.study.space import require_allowed
 from distill.tasks import load_task
 
 _MODELS = {"prune": "pruned model", "quantize": "quantized model"}
@@ -39,6 +42,10 @@ _MODELS = {"prune": "pruned model", "quantize": "quantized model"}
 def run(
     config: str | Path | Mapping[str, Any] | RunConfig | None = None,
     *,
+    teacher: Callable[..., Any] | str | None = None,
+    student: Callable[..., Any] | str | None = None,
+    data: Any = None,
+    metric: Callable[..., float] | str | None = None,
     overrides: Iterable[str] = (),
     out: str | Path | None = None,
     decisions: str | Path | None = None,
@@ -48,7 +55,13 @@ def run(
     """Compress a teacher as the configuration says, and leave a run folder behind.
 
     Args:
-        config: a preset's name, a YAML file, a mapping, or None for ``digits``.
+        config: a preset's name, a YAML file, a mapping, or None for ``digits``, with ``data`` for the defaults.
+        teacher: a module, which counts as trained unless ``teacher.pretrained`` is false; a function that makes one,
+            which is trained; or a reference.
+        student: likewise; a module is trained from the weights that it has.
+        data: arrays such as (x, y), a data set, a DataLoader, a triple of these (train, validation, test), a mapping of
+            these by split, with hooks beside them if need be, a function that returns such a mapping, or a reference.
+        metric: a function of logits [N, classes] and class numbers [N], of which more is better, or a metric's name.
         overrides: ``section.key=value`` each.
         out: the run folder; ``runs/<task>-<hash of the configuration>`` when not given, so that the same call goes on.
         decisions: a ``run.json`` whose decisions (what was kept, what the search chose) are replayed.
@@ -59,12 +72,12 @@ def run(
         UserError: configuration, data, model or folder; the message names the mend.
         NotMeasuredError: the target's provider did not load, or a timing process died.
     """
-    settings = load_config(config, overrides)
+    settings, objects = config_of(config, overrides, teacher=teacher, student=student, data=data, metric=metric)
     if smoke:
         settings = smoke_config(settings)
     folder = Path(out) if out is not None else default_folder(settings, smoke=smoke)
     replay = _replayed(decisions, settings)
-    with RunFolder.hold(folder) as run_folder, console or Console("quiet") as progress:
+    with held(objects), RunFolder.hold(folder) as run_folder, console or Console("quiet") as progress:
         run_folder.say = progress.say
         torch.set_num_threads(usable_threads())
         ctx = _context(settings, run_folder, progress, replay, smoke)
@@ -174,12 +187,8 @@ def _judge(ctx: Context, run: RunState, name: str, result: StageResult) -> None:
 
 
 def _standing(ctx: Context, run: RunState, artifact: Artifact) -> Standing:
-    """Return how an artifact stands to the budget: on validation data, and on the target where its time is limited."""
-    drop = ctx.quality(artifact.onnx, "validation", run.teacher.onnx).drop
-    assert drop is not None
-    limit = ctx.benchmark.max_latency_s
-    rows = ctx.latency(artifact.onnx, run.teacher.onnx)[0] if limit is not None else ()
-    return standing(drop.value, ctx.config.max_drop, rows[0].p50_s if rows else None, limit)
+    """Return how an artifact stands to the budget: on validation data, and on the target where that is limited."""
+    return standing(ctx.budget, Candidate(ctx, artifact.onnx, run.teacher.onnx))
 
 
 def _choose_what_ships(ctx: Context, run: RunState) -> None:
@@ -213,7 +222,8 @@ def _nearest(ctx: Context, run: RunState) -> dict[str, Json] | None:
     if not standings[name].missed:
         return None
     axes = {
-        name: {c.name: {"value": c.value, "limit": c.limit} for c in s.constraints} for name, s in standings.items()
+        name: {r.constraint.name: {"value": r.value, "limit": r.constraint.limit} for r in standing.readings}
+        for name, standing in standings.items()
     }
     reason = f"nothing meets the budget; {name} comes nearest and ships: {standings[name]}"
     return {"final": name, "reason": reason, "candidates": axes}
@@ -283,7 +293,7 @@ def _context(config: RunConfig, folder: RunFolder, console: Console, replay: Map
     target = pick_target(config, device)
     task = load_task(config.data, seed=config.seed, progress=console.progress)
     if smoke:
-        task = first_of(task, config)
+        task = smoke_task(task, config)
     key = digest(task.fingerprint(), dataclasses.asdict(config.data), config.seed, smoke)
     return Context(config, task, folder, device, target, console, key, replay)
 
@@ -329,5 +339,5 @@ def _replayed(path: str | Path | None, config: RunConfig) -> Mapping[str, Any]:
         return {}
     decisions = read_decisions(Path(path))
     if "search" in decisions:
-        search.require_allowed(config, decisions["search"]["chosen"], f"--decisions {path}: search.chosen")
+        require_allowed(config, decisions["search"]["chosen"], f"--decisions {path}: search.chosen")
     return decisions

@@ -23,7 +23,7 @@ def require_places(outputs: Mapping[str, Path]) -> None:
         why = files.why_unwritable(path)
         if why is not None:
             raise UserError(f"{option} {path}: {why}")
-        other = next((name for name, known in seen if files.same_file(path, known)), None)
+        other = next((name for name, path_before in seen if files.same_file(path, path_before)), None)
         if other is not None:
             raise UserError(f"{option} {path}: is what {other} writes; give another name")
         if not path.exists() or path.is_file():  # a pipe or a device may take several
@@ -40,10 +40,10 @@ def require_apart(outputs: Mapping[str, Path], inputs: Iterable[tuple[str, Path]
     Raises:
         UserError: an output is an input.
     """
-    for what, source in inputs:
+    for description, source in inputs:
         for option, path in outputs.items():
             if path.exists() and source.exists() and path.samefile(source):
-                raise UserError(f"{option} {path}: is {what}, which stays as it is; give another name")
+                raise UserError(f"{option} {path}: is {description}, which stays as it is; give another name")
 
 
 def write_output(option: str, path: Path, content: bytes | str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,21 +12,20 @@ from torch.nn.parameter import UninitializedParameter
 
 from distill.errors import UserError
 from distill.prune.depth.shallow import narrow_or_shallow
-from distill.prune.examples import at_batch, batch_of
+from distill.prune.examples import Example, at_batch, batch_of
 from distill.prune.goals import Bounds
-from distill.prune.graph.cutting import Checks
 from distill.prune.graph.groups import prepare
-from distill.prune.graph.verify import output_shapes
-from distill.prune.kept import by_reason
+from distill.prune.graph.verify import Checks, output_shapes
 from distill.prune.modules import Loss, copied, seeded
-from distill.prune.record import PruneRecord
+from distill.prune.record import Decision, PruneRecord, by_reason
 from distill.prune.scores.evidence import Evidence
 from distill.prune.scores.importance import IMPORTANCES, WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import keeps_zeros
-from distill.prune.steps.step import Job, Narrowed, widths_of_layers
+from distill.prune.steps.state import Job, Narrowed
 from distill.prune.widths.counts import Counts, count
 from distill.prune.widths.latency import Device, seconds_of_layers
+from distill.prune.widths.sizes import widths_of_layers
 from distill.types import Progress
 
 Recover = Callable[[nn.Module, int], nn.Module]
@@ -36,14 +35,14 @@ def prune_channels(
     model: nn.Module,
     settings: PruneSettings,
     *,
-    example: tuple[tuple[Any, ...], dict[str, Any]],
+    example: Example,
     batches: Iterable[Any] | None,
     loss: Loss | None,
     logits: Callable[[Any], Tensor],
     ignore: Sequence[str] = (),
     device: Device | None = None,
     recover: Recover | None = None,
-    decided: Sequence[Mapping[str, Any]] | None = None,
+    decided: Sequence[Decision] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, PruneRecord]:
@@ -69,7 +68,7 @@ def prune_channels(
         recover: (narrower model, number of the step) -> the same, trained a little; called between steps.
         decided: the ``decisions`` of an earlier record with equal arguments, which are done again; no device is asked.
         seed: decides ``importance="random"``, the signs of ``gauss_newton``, and seeds torch while ``loss`` runs.
-        progress: called with (what, done, total).
+        progress: called with (activity, completed, total).
 
     Raises:
         UserError: the model cannot be copied, run or traced; a name in ``ignore`` is unknown; data or a device are
@@ -79,92 +78,91 @@ def prune_channels(
         raise UserError("a model that keeps its zeros cannot lose channels; prune first, then make it sparse")
     if settings.goal.needs_timing and not settings.is_idle and device is None and decided is None:
         raise UserError("prune.speedup needs a device that measures; give one, or ask for macs, parameters or ratio")
+    if not batch_of(example):
+        raise UserError("example: no tensor with a batch axis among the model's inputs")
     original = _marks(model)
-    modes = {name: module.training for name, module in model.named_modules()}
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    kind, warnings = _resolve_importance(settings, batches, loss)
+    importance, warnings = _resolve_importance(settings, batches, loss)
+    device = device if decided is None else None
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
         work = prepare(copied(model, to_be="pruned"))
         ignored = _ignored_layers(work, ignore)
-        if not batch_of(example):
-            raise UserError("example: no tensor with a batch axis among the model's inputs")
         checks = Checks(at_batch(example, 2), logits, output_shapes(work, example, logits))
-        before = count(work, *example)
-        job = Job(settings, kind, checks, ignored, widths_of_layers(work), before, device, seed, progress, decided)
-        data = Evidence(batches, loss, logits, settings, progress, seed)
-        device = device if decided is None else None
-        first_s = seconds_of_layers(work, checks.example, device)
-        done = Narrowed(work)
-        for step in range(0 if settings.is_idle else settings.steps):
-            done = narrow_or_shallow(done, job, data, share=(step + 1) / settings.steps)
-            if recover is not None and step + 1 < settings.steps:
-                done.model = prepare(recover(done.model, step))
-        work = done.model
-        after = count(work, *example)
-        last_s = seconds_of_layers(work, checks.example, device)
-        _restore(work, modes, frozen)
+        before, initial = count(work, *example), widths_of_layers(work)
+        job = Job(settings, importance, checks, ignored, initial, before, device, seed, progress, decided)
+        before_s = seconds_of_layers(work, checks.example, device)
+        state = _narrowed(work, job, Evidence(batches, loss, logits, settings, progress, seed), recover)
+        after = count(state.model, *example)
+        after_s = seconds_of_layers(state.model, checks.example, device)
+        _restore(state.model, model)
     if _marks(model) != original:
         raise RuntimeError("the model that came in was changed by its pruning")
-    record = _recorded(done, job, after, first_s, last_s)
-    shortfall, said = _outcome(settings, record, exhausted=done.exhausted, kept=bool(done.kept))
-    kept = by_reason({name or "the model's own attention": why for name, why in done.kept.items()})
-    stay = [f"not pruned: {one}" for one in kept]
-    return work, replace(record, shortfall=shortfall, warnings=(*warnings, *stay, *said))
+    layer_seconds = {name: (seconds, after_s.get(name, 0.0)) for name, seconds in before_s.items()}
+    record = _recorded(state, job, after, layer_seconds)
+    shortfall, remarks = _outcome(settings, record, state)
+    stay = by_reason({name or "the model's own attention": why for name, why in state.unprunable.items()})
+    warnings = (*warnings, *(f"not pruned: {layers}" for layers in stay), *remarks)
+    return state.model, replace(record, shortfall=shortfall, warnings=warnings)
 
 
-def _recorded(
-    done: Narrowed, job: Job, after: Counts, first_s: Mapping[str, float], last_s: Mapping[str, float]
-) -> PruneRecord:
-    now = widths_of_layers(done.model)
+def _narrowed(model: nn.Module, job: Job, data: Evidence, recover: Recover | None) -> Narrowed:
+    """Go all steps."""
+    state, steps = Narrowed(model), 0 if job.settings.is_idle else job.settings.steps
+    for step in range(steps):
+        state = narrow_or_shallow(state, job, data, share=(step + 1) / steps)
+        if recover is not None and step + 1 < steps:
+            state = replace(state, model=prepare(recover(state.model, step)))
+    return state
+
+
+def _recorded(state: Narrowed, job: Job, after: Counts, layer_seconds: dict[str, tuple[float, float]]) -> PruneRecord:
+    now = widths_of_layers(state.model)
     return PruneRecord(
         macs_before=job.before.macs,
         macs_after=after.macs,
         parameters_before=job.before.parameters,
         parameters_after=after.parameters,
         widths={name: (width, now.get(name, 0)) for name, width in job.initial.items()},
-        importance=job.kind,
+        importance=job.importance,
         asked=(job.settings.goal.name, job.settings.amount),
-        ratio_achieved=done.ratio,
-        latency_before_s=done.before_s,
-        latency_after_s=done.after_s,
-        layer_seconds={name: (first_s[name], last_s.get(name, 0.0)) for name in first_s},
-        groups=tuple(done.groups.values()),
-        blocks=tuple(block.name for block in done.blocks),
-        decisions=tuple(dict(one) for one in done.decisions),
+        ratio_achieved=state.ratio,
+        latency_before_s=state.before_s,
+        latency_after_s=state.after_s,
+        layer_seconds=layer_seconds,
+        groups=tuple(state.groups.values()),
+        blocks=tuple(block.name for block in state.blocks),
+        decisions=state.decisions,
     )
 
 
-def _resolve_importance(settings: PruneSettings, batches: object, loss: object) -> tuple[str, list[str]]:
+def _resolve_importance(settings: PruneSettings, batches: object, loss: object) -> tuple[str, tuple[str, ...]]:
     """Return the importance to use, and a warning where it is not the one that was named."""
     name, without = settings.importance, settings.without_batches
     if not IMPORTANCES[name].needs_batches or (batches is not None and loss is not None) or settings.is_idle:
-        return name, []
+        return name, ()
     missing = "batches" if batches is None else "a loss"
     if without == "refuse":
         raise UserError(
             f"prune.importance={name!r} needs {missing}: give it, choose prune.importance={WITHOUT_BATCHES!r}, "
             f"or allow that with prune.without_batches={WITHOUT_BATCHES!r}"
         )
-    return without, [f"importance {name!r} needs {missing}; {without!r} was used, as prune.without_batches says"]
+    return without, (f"importance {name!r} needs {missing}; {without!r} was used, as prune.without_batches says",)
 
 
-def _outcome(
-    settings: PruneSettings, record: PruneRecord, *, exhausted: bool, kept: bool
-) -> tuple[str | None, list[str]]:
+def _outcome(settings: PruneSettings, record: PruneRecord, state: Narrowed) -> tuple[str | None, list[str]]:
     """Say what was missed of the goal: as a shortfall where no more can go, as a warning where it is only inexact."""
     name, amount = record.asked
     if settings.is_idle or record.achieved is None:
         return None, []
     if record.parameters_after == record.parameters_before:
         missed = f"{name}={amount:g}: nothing was removed"
-        if kept:
+        if state.unprunable:
             return missed, ["nothing was removed: what is wide enough could not be cut, for the reasons above"]
         return missed, [
             "nothing was removed: no layer that can be cut is wide enough to lose a block of "
             f"round_to={settings.round_to} channels at {name}={amount:g} and max_ratio={settings.max_ratio:g}; "
             "lower round_to or ask for more"
         ]
-    miss = record.goal.miss(amount, record.achieved, Bounds(settings.round_to, settings.max_ratio, exhausted))
+    miss = record.goal.miss(amount, record.achieved, Bounds(settings.round_to, settings.max_ratio, state.exhausted))
     if miss is None:
         return None, []
     return (miss.text if miss.is_final else None), [miss.text]
@@ -195,11 +193,12 @@ def _marks(model: nn.Module) -> list[tuple[str, tuple[int, ...], int, int]]:
     return [(name, tuple(p.shape), p.data_ptr(), p._version) for name, p in model.named_parameters()]
 
 
-def _restore(model: nn.Module, modes: Mapping[str, bool], frozen: Iterable[str]) -> None:
+def _restore(pruned: nn.Module, model: nn.Module) -> None:
     """Give a working copy the modes and the frozen parameters of the model that it was made from."""
-    for name, module in model.named_modules():
+    modes = {name: module.training for name, module in model.named_modules()}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, module in pruned.named_modules():
         module.training = modes[name]
-    still = set(frozen)
-    for name, parameter in model.named_parameters():
+    for name, parameter in pruned.named_parameters():
         parameter.grad = None
-        parameter.requires_grad_(parameter.is_floating_point() and name not in still)
+        parameter.requires_grad_(parameter.is_floating_point() and name not in frozen)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from distill.prune.goals import GOALS, Goal
+
+
+class SkippedBlock(TypedDict):
+    """A block that went: its name, and the argument, or the arguments and None, that are returned in its place."""
+
+    name: str
+    returns: str | list[str | None]
+
+
+class Decision(TypedDict):
+    """What one step did: the blocks that are ``skipped`` before it, and how many units of each group are ``gone``."""
+
+    skipped: list[SkippedBlock]
+    gone: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class PruneRecord:
     layer_seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
     groups: tuple[GroupRecord, ...] = ()
     blocks: tuple[str, ...] = ()
-    decisions: tuple[dict[str, Any], ...] = ()
+    decisions: tuple[Decision, ...] = ()
     shortfall: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -62,3 +77,15 @@ class PruneRecord:
     def achieved(self) -> float | None:
         """What was reached of the goal, in its own unit; None for a speed-up that nothing measured."""
         return self.goal.achieved(self)
+
+
+def by_reason(unprunable: Mapping[str, str], most: int | None = None) -> list[str]:
+    """Say of layers that stay as they are why, each reason once: "NAME, NAME and 2 more: WHY", of names ``most``."""
+    names: dict[str, list[str]] = {}
+    for name, why in unprunable.items():
+        names.setdefault(why, []).append(name)
+    hidden = {why: len(several[most:]) if most else 0 for why, several in names.items()}
+    return [
+        f"{', '.join(several[:most])}{f' and {hidden[why]} more' if hidden[why] else ''}: {why}"
+        for why, several in names.items()
+    ]

@@ -199,5 +199,13 @@ def use_a_clock(
         found = Estimate(ratio, ratio * 0.98, ratio * 1.02)
         return Comparison(latency(1e-3), latency(1e-3 / ratio), found, ratio, 6, 0.0)
 
-    patch.setattr(Shipping, "shipped", lambda self: Clock(self))
+    patch.setattr(Shipping, "timer", lambda self: Clock(self))
     patch.setattr(Shipping, "compared", compared)
+
+
+def follows(pattern: str, weight: torch.Tensor) -> bool:
+    """Tell whether of every M consecutive inputs of a weight [out, in, …] at most N are not zero."""
+    keep, size = map(int, pattern.split(":"))
+    if weight.shape[1] % size:
+        return False
+    return bool(((weight.detach() != 0).reshape(len(weight), -1, size, *weight.shape[2:]).sum(2) <= keep).all())

@@ -9,12 +9,12 @@ from typing import Any
 
 import onnx
 import pytest
-from tiny_run import Finished, Variant, check_vectors, raw_run, run_quietly, statuses
+from tiny_run import Finished, Variant, budget_standing, check_vectors, raw_run, run_quietly, statuses
 
 from distill.errors import UserError
 from distill.intervals import Estimate
 from distill.report import markdown
-from distill.runtime.budget import Timed, standing
+from distill.runtime.budget import Timed
 from distill.runtime.folder import file_sha256
 
 # What is off ----------------------------------------------------------------------------------------------------------
@@ -188,7 +188,9 @@ def test_the_nearest_ships(
     """By what validation is made to say; the comparison of times is made to say that every stage is faster."""
     faster = Timed({1: Estimate(2.0, 1.9, 2.1)})
     with monkeypatch.context() as patch:
-        patch.setattr("distill.pipeline._standing", lambda ctx, run, artifact: standing(drops[artifact.stage], 0.5))
+        patch.setattr(
+            "distill.pipeline._standing", lambda ctx, run, artifact: budget_standing(drops[artifact.stage], 0.5)
+        )
         patch.setattr("distill.runtime.context.Context.speedup", lambda *rest: faster)
         done = variant({"benchmark": {"max_latency_s": 9.0}, "distill": {"control": False}})
     assert done.result.final == final
@@ -209,7 +211,7 @@ def test_a_drop_is_not_given_up_for_time_but_in_the_end(variant: Variant, monkey
 
     def pretended(ctx: Any, run: Any, artifact: Any) -> Any:
         drop, p50_s = known[artifact.stage]
-        return standing(drop, 0.5, p50_s, 1.0)
+        return budget_standing(drop, 0.5, p50_s, 1.0)
 
     monkeypatch.setattr("distill.pipeline._standing", pretended)
     monkeypatch.setattr("distill.runtime.context.Context.speedup", lambda *rest: Timed({1: Estimate(2.0, 1.9, 2.1)}))

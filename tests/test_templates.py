@@ -62,7 +62,7 @@ def test_every_section_is_shown_and_every_hook_is_used(tmp_path: Path) -> None:
 
     from distill.config.loading import schema
     from distill.models import build
-    from distill.training.loop import forward
+    from distill.training.forward import forward
 
     write_example(tmp_path / "mine")
     raw = yaml.safe_load((tmp_path / "mine" / "config.yaml").read_text())

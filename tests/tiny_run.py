@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
+from distill.intervals import Estimate
+from distill.runtime.budget import Standing, limited, standing
+
 if TYPE_CHECKING:
     from distill.runtime.records import RunResult
 
@@ -206,3 +209,21 @@ Variant = Callable[..., Finished]
 def write_yaml(path: Path, config: Config) -> Path:
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
+
+
+@dataclass(frozen=True)
+class BudgetFile:
+    """The figures of a file that a budget may limit."""
+
+    drop: Estimate | None = None
+    p50_s: float | None = None
+    file_bytes: int | None = None
+    memory_bytes: int | None = None
+
+
+def budget_standing(
+    drop: float, max_drop: float, p50_s: float | None = None, max_latency_s: float | None = None
+) -> Standing:
+    """Return how a file of this drop and latency stands to a budget of these limits."""
+    budget = limited({"drop": max_drop, "latency": max_latency_s})
+    return standing(budget, BudgetFile(Estimate(drop, drop, drop), p50_s))

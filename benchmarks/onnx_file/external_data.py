@@ -39,39 +39,39 @@ def external_files(path: Path, proto: ModelProto) -> list[Path]:
     Raises:
         UserError: one lies elsewhere, is missing, too short, or no regular file. None of them has been opened then.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for tensor in external_tensors(proto):
         info = part_of(path, tensor)
-        if info.location not in found:
-            found[info.location] = external_file(path, info.location)
-        if (info.offset or 0) + (info.length or 0) > found[info.location].stat().st_size:
+        if info.location not in files:
+            files[info.location] = external_file(path, info.location)
+        if (info.offset or 0) + (info.length or 0) > files[info.location].stat().st_size:
             raise UserError(
                 f"{path}: its external data {info.location!r} end too early for {tensor.name!r}; copy them again"
             )
-    return list(dict.fromkeys(found.values()))
+    return list(dict.fromkeys(files.values()))
 
 
 def external_file(path: Path, location: str) -> Path:
     """Return the file that a location beside a model names. Raises what `external_files` raises."""
-    where = f"{path}: its external data {location!r}"
+    subject = f"{path}: its external data {location!r}"
     parts = {part for kind in (PurePosixPath, PureWindowsPath) for part in kind(location).parts}
     anchored = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
     if not location or "\0" in location or ".." in parts or anchored or location == _MEMORY:
         raise UserError(
-            f"{where} lie outside its own folder; export it again with the data beside the model, in one folder"
+            f"{subject} lie outside its own folder; export it again with the data beside the model, in one folder"
         )
     home = path.absolute().parent
     file = home / location
     real, homes = os.path.realpath(file), {os.path.realpath(home), os.path.dirname(os.path.realpath(path))}
-    if not any(Path(real).is_relative_to(one) for one in homes):
+    if not any(Path(real).is_relative_to(folder) for folder in homes):
         raise UserError(
-            f"{where} are a link to outside its own folder ({real}); if you trust the model, copy its folder with "
+            f"{subject} are a link to outside its own folder ({real}); if you trust the model, copy its folder with "
             "`cp -rL`, which puts the data themselves there"
         )
     if file.exists() and not file.is_file():
-        raise UserError(f"{where} are no regular file; copy them beside the model")
+        raise UserError(f"{subject} are no regular file; copy them beside the model")
     if not file.is_file():
-        raise UserError(f"{where} are missing; copy them beside the model")
+        raise UserError(f"{subject} are missing; copy them beside the model")
     return file
 
 

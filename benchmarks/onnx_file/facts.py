@@ -65,11 +65,11 @@ def read_facts(path: str | Path, name: str | None = None) -> Facts:
         path=str(path),
         sha256=digest.hexdigest(),
         bytes=sum(file.stat().st_size for file in (path, *extra)),
-        opset=next((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), 0),
+        opset=next((imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx")), 0),
         ir_version=proto.ir_version,
-        parameters=sum(math.prod(one.dims) for one in _weights(proto)),
+        parameters=sum(math.prod(tensor.dims) for tensor in _weights(proto)),
         macs=count_macs(proto),
-        inputs=[_described(one) for one in signature(proto)],
+        inputs=[_described(item) for item in signature(proto)],
         outputs=[_output(value) for value in proto.graph.output],
         made_for=metadata.get("target"),
         isa=metadata.get("isa"),
@@ -78,9 +78,9 @@ def read_facts(path: str | Path, name: str | None = None) -> Facts:
     )
 
 
-def _described(one: Signature) -> list[object]:
-    kind = "string" if one.dtype == object else one.dtype.name
-    return [one.name, kind, None if one.shape is None else list(one.shape)]
+def _described(item: Signature) -> list[object]:
+    kind = "string" if item.dtype == object else item.dtype.name
+    return [item.name, kind, None if item.shape is None else list(item.shape)]
 
 
 def _output(value: onnx.ValueInfoProto) -> list[object]:
@@ -98,19 +98,19 @@ def _weights(proto: ModelProto) -> Iterator[TensorProto]:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear")
         for name in node.input[1:]
     }
-    for one in proto.graph.initializer:
-        if one.name not in quantizers and not (one.data_type == TensorProto.INT64 and len(one.dims) <= 1):
-            yield one
+    for tensor in proto.graph.initializer:
+        if tensor.name not in quantizers and not (tensor.data_type == TensorProto.INT64 and len(tensor.dims) <= 1):
+            yield tensor
 
 
 def _subnormal(proto: ModelProto, folder: Path) -> int:
     """Count the subnormal weights; external data that cannot be read count as none."""
     count = 0
-    for one in proto.graph.initializer:
-        if one.data_type in _TINY:
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in _TINY:
             with contextlib.suppress(OSError, ValueError, onnx.checker.ValidationError):
-                size = np.abs(numpy_helper.to_array(one, str(folder)))
-                count += int(((size > 0) & (size < _TINY[one.data_type])).sum())
+                size = np.abs(numpy_helper.to_array(tensor, str(folder)))
+                count += int(((size > 0) & (size < _TINY[tensor.data_type])).sum())
     return count
 
 
@@ -132,17 +132,17 @@ def count_macs(proto: ModelProto) -> int | None:
         inferred = onnx.shape_inference.infer_shapes(copy, data_prop=True)
     except Exception:  # its errors have no common base class; a file that it cannot follow is no broken file
         return None
-    shapes = {one.name: list(one.dims) for one in inferred.graph.initializer}
+    shapes = {tensor.name: list(tensor.dims) for tensor in inferred.graph.initializer}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         tensor = value.type.tensor_type
         if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
             shapes[value.name] = [dim.dim_value for dim in tensor.shape.dim]
     total = 0
     for node in inferred.graph.node:
-        found = _node_macs(node, shapes)
-        if found is None:
+        macs = _node_macs(node, shapes)
+        if macs is None:
             return None
-        total += found
+        total += macs
     return total
 
 
@@ -169,4 +169,4 @@ def _inner(left: Sequence[int], *, swapped: bool) -> int:
 
 
 def _attribute(node: NodeProto, name: str) -> int:
-    return next((one.i for one in node.attribute if one.name == name), 0)
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)

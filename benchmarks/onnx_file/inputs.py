@@ -33,9 +33,9 @@ def load_proto(path: str | Path) -> onnx.ModelProto:
     """Read an .onnx file without its external data. Raises UserError for one that is missing or broken."""
     path = Path(path)
     if not path.is_file():
-        what = "is a folder, not an .onnx file" if path.is_dir() else "does not exist"
-        what = "is no regular file" if path.exists() and not path.is_dir() else what
-        raise UserError(f"{path}: {what}; give the path of an .onnx file")
+        problem = "is a folder, not an .onnx file" if path.is_dir() else "does not exist"
+        problem = "is no regular file" if path.exists() and not path.is_dir() else problem
+        raise UserError(f"{path}: {problem}; give the path of an .onnx file")
     try:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except DecodeError as error:
@@ -108,8 +108,8 @@ def make_inputs(
     rows = dict(rows or {})
     unknown = sorted(set(rows) - {item.name for item in inputs})
     if unknown:
-        known = ", ".join(item.name for item in inputs)
-        raise UserError(f"{path}: given inputs {unknown} are not in its signature; it takes {known}")
+        names = ", ".join(item.name for item in inputs)
+        raise UserError(f"{path}: given inputs {unknown} are not in its signature; it takes {names}")
     # An axis further in whose size is given is no batch, though it be the only open one.
     axes = {name: axis for name, axis in _batch_axes(inputs).items() if axis == 0 or (name, axis) not in (places or {})}
     if inputs and not axes:
@@ -138,10 +138,10 @@ def make_inputs(
 
 def _named_sizes(path: str | Path, inputs: list[Signature], dims: dict[str, int], batch: set[str]) -> dict[str, int]:
     """Check the sizes that the user gave by an axis's name."""
-    known = list(dict.fromkeys(size for item in inputs for size in item.shape or () if isinstance(size, str)))
+    names = list(dict.fromkeys(size for item in inputs for size in item.shape or () if isinstance(size, str)))
     for name, size in dims.items():
-        if name not in known:
-            have = f"its open axes are {', '.join(known)}" if known else "it has no axis with a name"
+        if name not in names:
+            have = f"its open axes are {', '.join(names)}" if names else "it has no axis with a name"
             raise UserError(f"{path}: --dim {name}={size}: {have}")
         if name in batch:
             raise UserError(f"{path}: --dim {name}={size}: this is the batch; say --batch {size}")
@@ -174,16 +174,16 @@ def places_of(paths: Sequence[str | Path], dims: Mapping[str, int]) -> dict[Plac
 
     Raises UserError for a name that none of them has.
     """
-    known: dict[str, list[Place]] = {}
+    places: dict[str, list[Place]] = {}
     for path in paths:
         for item, axis, name in _open(signature(load_proto(path))):
             if name is not None:
-                known.setdefault(name, []).append((item.name, axis))
+                places.setdefault(name, []).append((item.name, axis))
     for name, size in dims.items():
-        if name not in known:
-            have = f"the open axes are {', '.join(known)}" if known else "there is no axis with a name"
+        if name not in places:
+            have = f"the open axes are {', '.join(places)}" if places else "there is no axis with a name"
             raise UserError(f"{' and '.join(map(str, paths))}: --dim {name}={size}: {have}")
-    return {place: size for name, size in dims.items() for place in known[name]}
+    return {place: size for name, size in dims.items() for place in places[name]}
 
 
 def _batch_axes(inputs: list[Signature]) -> dict[str, int]:
@@ -266,8 +266,10 @@ def _check_fixed_batch(path: str | Path, inputs: list[Signature], batch: int) ->
 def _draw(proto: onnx.ModelProto, item: Signature, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Values that a graph can run on."""
     if item.dtype == object:
-        known = _categories(proto, item.name)
-        return np.asarray([known[i] for i in rng.integers(len(known), size=int(np.prod(shape)))], object).reshape(shape)
+        categories = _categories(proto, item.name)
+        return np.asarray(
+            [categories[i] for i in rng.integers(len(categories), size=int(np.prod(shape)))], object
+        ).reshape(shape)
     if item.dtype.kind == "f":
         return np.asarray(rng.standard_normal(shape)).astype(item.dtype)
     if item.dtype.kind == "b" or "mask" in item.name.lower():

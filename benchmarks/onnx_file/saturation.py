@@ -120,4 +120,7 @@ def _input(node: NodeProto, place: int) -> str:
 
 
 def _attribute(node: NodeProto, name: str, default: int) -> int:
-    return next((int(onnx.helper.get_attribute_value(one)) for one in node.attribute if one.name == name), default)
+    return next(
+        (int(onnx.helper.get_attribute_value(attribute)) for attribute in node.attribute if attribute.name == name),
+        default,
+    )

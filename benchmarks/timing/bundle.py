@@ -24,21 +24,21 @@ def write_bundle(folder: Path, job: Mapping[str, Any]) -> None:
     (folder / "models").mkdir(parents=True, exist_ok=True)
     (folder / "inputs").mkdir(exist_ok=True)
     rewritten = copy.deepcopy(dict(job))
-    known: dict[str, str] = {}
-    for one in [rewritten, *rewritten.get("jobs", ())]:
-        for arm in one.get("arms", ()):
+    placed: dict[str, str] = {}
+    for inner in [rewritten, *rewritten.get("jobs", ())]:
+        for arm in inner.get("arms", ()):
             for key, place in (("model", "models"), ("inputs", "inputs")):
                 if key in arm:
-                    arm[key] = _placed(known, arm[key], folder / place, model=key == "model")
+                    arm[key] = _placed(placed, arm[key], folder / place, model=key == "model")
     shutil.copyfile(RUNNER, folder / "runner.py")
     (folder / JOB).write_text(json.dumps(rewritten, indent=1) + "\n", encoding="utf-8")
 
 
-def _placed(known: dict[str, str], path: str, place: Path, *, model: bool) -> str:
+def _placed(placed: dict[str, str], path: str, place: Path, *, model: bool) -> str:
     """Copy a file into a numbered folder of its own, a model with its external data; return its path in the bundle."""
-    if path in known:
-        return known[path]
-    source, home = Path(path), place / f"{len(known):03}"
+    if path in placed:
+        return placed[path]
+    source, home = Path(path), place / f"{len(placed):03}"
     home.mkdir()
     shutil.copyfile(source, home / source.name)
     if model:
@@ -46,5 +46,5 @@ def _placed(known: dict[str, str], path: str, place: Path, *, model: bool) -> st
             target = home / extra.relative_to(source.absolute().parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(extra, target)
-    known[path] = f"{place.name}/{home.name}/{source.name}"
-    return known[path]
+    placed[path] = f"{place.name}/{home.name}/{source.name}"
+    return placed[path]

@@ -59,12 +59,12 @@ def time_arms(arms: Sequence[ArmSpec], target: Target, timing: Timing) -> dict[s
 
     Raises UserError for a file that onnxruntime refuses, NotMeasuredError for everything else that went wrong.
     """
-    what = " and ".join(dict.fromkeys(str(arm.path) for arm in arms))
-    with prepared(arms, target, what) as specs:
+    subject = " and ".join(dict.fromkeys(str(arm.path) for arm in arms))
+    with prepared(arms, target, subject) as specs:
         return run_job(
             time_job(specs, target, timing),
             timeout_s=timing.timeout_s or target.timeout_s,
-            what=what,
+            subject=subject,
             measure=target.measure,
         )
 
@@ -101,18 +101,18 @@ def inspect_file(
     with prepared([arm], target, str(path)) as specs:
         limit = timeout_s or target.timeout_s
         job = inspect_job(specs[0], target)
-        return run_job(job, timeout_s=limit, what=str(path), measure=target.measure, python=python)
+        return run_job(job, timeout_s=limit, subject=str(path), measure=target.measure, python=python)
 
 
 @contextmanager
-def prepared(arms: Sequence[ArmSpec], target: Target, what: str) -> Iterator[list[dict[str, Any]]]:
+def prepared(arms: Sequence[ArmSpec], target: Target, subject: str) -> Iterator[list[dict[str, Any]]]:
     """Yield the arms as `runner.py` takes them, their inputs in files that last as long as the context.
 
     Raises NotMeasuredError where nothing can be timed for the target on this machine.
     """
     why = why_unmeasurable(target)
     if why:
-        raise NotMeasuredError(f"{what}: not measured, {why}")
+        raise NotMeasuredError(f"{subject}: not measured, {why}")
     with tempfile.TemporaryDirectory(prefix="distill-inputs-") as folder:
         yield stored(arms, target, Path(folder), target.for_runner(cache=Path(folder)))
 

@@ -43,9 +43,9 @@ def kernel_seconds(
                 break
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    found: dict[str, list[float]] = defaultdict(list)
+    seconds_by_node: dict[str, list[float]] = defaultdict(list)
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            found[_ADDED.sub("", name.removesuffix("_kernel_time"))].append(event["dur"] / 1e6)
-    return dict(found)
+            seconds_by_node[_ADDED.sub("", name.removesuffix("_kernel_time"))].append(event["dur"] / 1e6)
+    return dict(seconds_by_node)

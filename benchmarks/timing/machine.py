@@ -59,16 +59,16 @@ def _cpuinfo() -> dict[str, str]:
 @functools.cache
 def cpu_flags() -> frozenset[str] | None:
     """List the flags of `FLAGS` that this processor has; None where the system does not show them (Windows)."""
-    found = _cpuinfo().get("flags", _cpuinfo().get("Features"))
-    if found is not None:
-        return frozenset(found.split()) & frozenset(FLAGS)
+    listed = _cpuinfo().get("flags", _cpuinfo().get("Features"))
+    if listed is not None:
+        return frozenset(listed.split()) & frozenset(FLAGS)
     if platform.system() != "Darwin":
         return None
     if family() == "arm":
         on = [line.partition(":")[0] for line in _sysctl("hw.optional.arm").splitlines() if line.endswith(": 1")]
         return frozenset({"asimd", *(_MACOS[name] for name in on if name in _MACOS)})
-    words = _sysctl("machdep.cpu.features", "machdep.cpu.leaf7_features").lower().split()
-    return frozenset(_MACOS.get(word, word) for word in words) & frozenset(FLAGS)
+    names = _sysctl("machdep.cpu.features", "machdep.cpu.leaf7_features").lower().split()
+    return frozenset(_MACOS.get(word, word) for word in names) & frozenset(FLAGS)
 
 
 def cpu_model() -> str:
@@ -139,10 +139,10 @@ def gpus() -> list[dict[str, Any]]:
     except pynvml.NVMLError:
         return []
     try:
-        found = []
+        cards = []
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            found.append(
+            cards.append(
                 {
                     "name": _text(pynvml.nvmlDeviceGetName(handle)),
                     "driver": _text(pynvml.nvmlSystemGetDriverVersion()),
@@ -152,7 +152,7 @@ def gpus() -> list[dict[str, Any]]:
     except pynvml.NVMLError:
         return []
     else:
-        return found
+        return cards
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()

@@ -108,9 +108,9 @@ def compare(
         make_inputs(candidate, batch, rows=candidate_rows),
     ]
     paths = (baseline, candidate)
-    arms = [ArmSpec(Path(path), one) for path, one in zip(paths, feeds, strict=True)]
+    arms = [ArmSpec(Path(path), feed) for path, feed in zip(paths, feeds, strict=True)]
     answer = time_arms(arms, target, Timing.of(settings))
-    case = case_of(answer, batch, target.threads, [_shapes(one) for one in feeds])
+    case = case_of(answer, batch, target.threads, [_shapes(feed) for feed in feeds])
     row = case.rows[1]
     assert row.ratio is not None
     assert row.quiet_ratio is not None
@@ -122,7 +122,7 @@ def compare(
         quiet_speedup=1 / row.quiet_ratio,
         session_pairs=len(case.pairs),
         contended_share=case.contended_share,
-        log_ratios=tuple(-one for one in effects_of(case.pairs, 2, 1, runner.MEDIAN)),
+        log_ratios=tuple(-effect for effect in effects_of(case.pairs, 2, 1, runner.MEDIAN)),
         warnings=_comparison_warnings(case, settings, feeds),
     )
 
@@ -187,6 +187,6 @@ def _comparison_warnings(case: Case, settings: BenchmarkSettings, feeds: list[Fe
     return tuple(warnings)
 
 
-def _same(one: Array, other: Array) -> bool:
+def _same(rows: Array, others: Array) -> bool:
     """Equality that takes NaN, the mark of a missing value, for equal to itself."""
-    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
+    return bool(np.array_equal(rows, others, equal_nan=rows.dtype.kind == "f"))

@@ -26,12 +26,12 @@ def run_job(
     job: Mapping[str, Any],
     *,
     timeout_s: float,
-    what: str,
+    subject: str,
     measure: str | None = None,
     runner: Path | None = None,
     python: str | None = None,
 ) -> dict[str, Any]:
-    """Do `job` in a fresh process and return its answer; `what` names the thing measured in messages.
+    """Do `job` in a fresh process and return its answer; `subject` names the thing measured in messages.
 
     With `measure`, a command that gets a bundle and brings back its result, the job is done wherever that command
     takes it. `runner` is another file in the place of `runner.py`, one that takes and gives the same; `python` another
@@ -42,7 +42,7 @@ def run_job(
     """
     with tempfile.TemporaryDirectory(prefix="distill-bench-") as folder:
         if measure is not None:
-            return checked(_on_board(job, Path(folder), measure, timeout_s, what), what)
+            return checked(_on_board(job, Path(folder), measure, timeout_s, subject), subject)
         job_path, out_path = Path(folder, "job.json"), Path(folder, "out.json")
         job_path.write_text(json.dumps(job), encoding="utf-8")
         # -P keeps this folder, whose `profile.py` is also the name of a standard module, off the path.
@@ -51,29 +51,29 @@ def run_job(
         # NVML counts GPUs in PCI order; CUDA is told to do the same, so that both mean one device.
         environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONFAULTHANDLER": "1"}
         mend = "raise benchmark.timeout_s (--timeout) if the model is that slow"
-        code, _, noise = _run(command, timeout_s, f"{what}: not measured, the timing process", mend, environment)
+        code, _, noise = _run(command, timeout_s, f"{subject}: not measured, the timing process", mend, environment)
         # The answer is renamed into place, so what is there is whole: a GPU driver that dies at exit spoils nothing.
         if not out_path.exists():
-            raise NotMeasuredError(f"{what}: not measured, the timing process {_end(code)}{_last(noise)}")
-        return checked(json.loads(out_path.read_text(encoding="utf-8")), what, noise)
+            raise NotMeasuredError(f"{subject}: not measured, the timing process {_end(code)}{_last(noise)}")
+        return checked(json.loads(out_path.read_text(encoding="utf-8")), subject, noise)
 
 
-def checked(answer: Mapping[str, Any], what: str, noise: str = "") -> dict[str, Any]:
+def checked(answer: Mapping[str, Any], subject: str, noise: str = "") -> dict[str, Any]:
     """Return an answer that is one, or raise what it says went wrong."""
     if answer["status"] == "ok":
         return dict(answer)
     if not {"kind", "message"} <= answer.keys():
-        raise NotMeasuredError(f"{what}: not measured, the answer is an error that does not say which")
+        raise NotMeasuredError(f"{subject}: not measured, the answer is an error that does not say which")
     if answer["kind"] == "file":
-        raise UserError(f"{what}: onnxruntime cannot load it: {answer['message']}")
+        raise UserError(f"{subject}: onnxruntime cannot load it: {answer['message']}")
     if answer["kind"] == "callable":
         raise UserError(answer["message"])
     if answer["kind"] == "provider":
-        raise NotMeasuredError(f"{what}: not measured, {answer['message']}{_library(noise)}")
-    raise NotMeasuredError(f"{what}: not measured, a call failed: {answer['message']}")
+        raise NotMeasuredError(f"{subject}: not measured, {answer['message']}{_library(noise)}")
+    raise NotMeasuredError(f"{subject}: not measured, a call failed: {answer['message']}")
 
 
-def _on_board(job: Mapping[str, Any], folder: Path, measure: str, timeout_s: float, what: str) -> dict[str, Any]:
+def _on_board(job: Mapping[str, Any], folder: Path, measure: str, timeout_s: float, subject: str) -> dict[str, Any]:
     """Write a bundle, hand it to the user's command, and read the result that it leaves or prints."""
     bundle = folder / "bundle"
     write_bundle(bundle, job)
@@ -83,32 +83,32 @@ def _on_board(job: Mapping[str, Any], folder: Path, measure: str, timeout_s: flo
         raise UserError(f"--measure {measure}: cannot be read as a command ({error})") from error
     mend = "look at that command, or raise benchmark.timeout_s (--timeout)"
     try:
-        code, printed, noise = _run(command, timeout_s, f"{what}: not measured, `{measure}`", mend, dict(os.environ))
+        code, printed, noise = _run(command, timeout_s, f"{subject}: not measured, `{measure}`", mend, dict(os.environ))
     except OSError as error:
-        raise NotMeasuredError(f"{what}: not measured, `{measure}` cannot be run ({error.strerror})") from error
+        raise NotMeasuredError(f"{subject}: not measured, `{measure}` cannot be run ({error.strerror})") from error
     if code:
-        raise NotMeasuredError(f"{what}: not measured, `{measure}` {_end(code)}{_last(noise)}")
+        raise NotMeasuredError(f"{subject}: not measured, `{measure}` {_end(code)}{_last(noise)}")
     left = bundle / RESULT
     text = left.read_text(encoding="utf-8", errors="replace") if left.is_file() else printed
-    return read_result(text, f"{what}: not measured, what `{measure}` brought back")
+    return read_result(text, f"{subject}: not measured, what `{measure}` brought back")
 
 
-def read_result(text: str, where: str) -> dict[str, Any]:
+def read_result(text: str, subject: str) -> dict[str, Any]:
     """Read the JSON of a runner. Raises NotMeasuredError for half a file, or for something else."""
     try:
         answer = parse_json(text)
     except ValueError as error:
         raise NotMeasuredError(
-            f"{where} is not a whole result of runner.py ({error}, {len(text)} characters); it has to be the file "
+            f"{subject} is not a whole result of runner.py ({error}, {len(text)} characters); it has to be the file "
             f"{RESULT} in the bundle, or standard output"
         ) from error
     if not isinstance(answer, dict) or "status" not in answer:
-        raise NotMeasuredError(f"{where} is JSON, but not a result of runner.py")
+        raise NotMeasuredError(f"{subject} is JSON, but not a result of runner.py")
     return answer
 
 
 def _run(
-    command: Sequence[str], timeout_s: float, what: str, mend: str, environment: Mapping[str, str]
+    command: Sequence[str], timeout_s: float, subject: str, mend: str, environment: Mapping[str, str]
 ) -> tuple[int, str, str]:
     """Run a command in a group of its own, so that whatever it started ends with it; (exit code, output, errors)."""
     process = subprocess.Popen(
@@ -123,7 +123,7 @@ def _run(
         printed, noise = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         _kill(process)
-        raise NotMeasuredError(f"{what} did not end within {timeout_s:g} s and was stopped; {mend}") from error
+        raise NotMeasuredError(f"{subject} did not end within {timeout_s:g} s and was stopped; {mend}") from error
     except BaseException:
         _kill(process)
         raise
@@ -153,10 +153,10 @@ def _last(noise: str) -> str:
 
 def _library(noise: str) -> str:
     """Name the library that a provider could not find: onnxruntime writes it to stderr and nowhere else."""
-    found = re.search(r"with error: (.+)", noise)
-    if not found:
+    match = re.search(r"with error: (.+)", noise)
+    if not match:
         return ""
-    missing = found.group(1).strip()
+    missing = match.group(1).strip()
     mend = (
         "; `pip install 'onnxruntime-gpu[cuda,cudnn]'` brings CUDA's libraries" if missing.startswith("libcu") else ""
     )

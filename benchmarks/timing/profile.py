@@ -62,8 +62,8 @@ def profile(path: str | Path, target: Target, inputs: Feed) -> Profile:
     return summarize(inspect_file(path, target, inputs)["nodes"], target.provider, str(path))
 
 
-def summarize(executed: Iterable[Node], wanted: str, what: str) -> Profile:
-    """Count executed nodes; `wanted` is the provider that was asked for, `what` is named in messages."""
+def summarize(executed: Iterable[Node], wanted: str, subject: str) -> Profile:
+    """Count executed nodes; `wanted` is the provider that was asked for, `subject` is named in messages."""
     nodes: Counter[str] = Counter()
     compute: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
@@ -88,19 +88,19 @@ def summarize(executed: Iterable[Node], wanted: str, what: str) -> Profile:
         integer=kinds["integer"],
         float_=kinds["float"],
         provider=ran[0][0] if ran else wanted,
-        warnings=_warnings(compute, nodes, counted, wanted, what),
+        warnings=_warnings(compute, nodes, counted, wanted, subject),
         unfused=tuple(floats) if quantized else (),
     )
 
 
-def unfused_warning(found: Profile, what: str) -> str | None:
+def unfused_warning(counts: Profile, subject: str) -> str | None:
     """Say which compute nodes of a quantized file ran in float, or None where all were integer kernels."""
-    if not found.unfused:
+    if not counts.unfused:
         return None
-    named = ", ".join(found.unfused[:_NAMED]) + (", …" if len(found.unfused) > _NAMED else "")
+    named = ", ".join(counts.unfused[:_NAMED]) + (", …" if len(counts.unfused) > _NAMED else "")
     return (
-        f"{what}: quantized, but {len(found.unfused)} of {found.integer + found.float_} compute nodes ran in float "
-        f"between QuantizeLinear and DequantizeLinear, which were not fused: {named}; quantize their inputs and "
+        f"{subject}: quantized, but {len(counts.unfused)} of {counts.integer + counts.float_} compute nodes ran in "
+        f"float between QuantizeLinear and DequantizeLinear, which were not fused: {named}; quantize their inputs and "
         "outputs with the types that the provider's integer kernels take"
     )
 
@@ -121,17 +121,17 @@ def _is_residual(shapes: Sequence[Sequence[int]]) -> bool:
     return len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) > 1
 
 
-def _warnings(compute: Counter[str], nodes: Counter[str], counted: int, wanted: str, what: str) -> tuple[str, ...]:
+def _warnings(compute: Counter[str], nodes: Counter[str], counted: int, wanted: str, subject: str) -> tuple[str, ...]:
     """Say what a reader has to know; raises NotMeasuredError where the provider ran none of the compute nodes."""
     warnings = []
     total, elsewhere = compute.total(), compute.total() - compute[wanted]
     if total and elsewhere == total:
         ran = ", ".join(sorted(compute))
-        raise NotMeasuredError(f"{what}: {wanted} was asked for, but all {total} compute nodes ran on {ran}")
+        raise NotMeasuredError(f"{subject}: {wanted} was asked for, but all {total} compute nodes ran on {ran}")
     if elsewhere:
-        warnings.append(f"{what}: {elsewhere} of {total} compute nodes did not run on {wanted}")
+        warnings.append(f"{subject}: {elsewhere} of {total} compute nodes did not run on {wanted}")
     if not counted:
         opaque = any(key.endswith("/TRTKernel") for key in nodes)
         why = "they are compiled into one kernel" if opaque else "there are none"
-        warnings.append(f"{what}: no integer share, compute nodes cannot be counted: {why}")
+        warnings.append(f"{subject}: no integer share, compute nodes cannot be counted: {why}")
     return tuple(warnings)

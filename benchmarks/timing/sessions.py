@@ -74,7 +74,7 @@ def providers_that_load(*, timeout_s: float = 60) -> dict[str, str]:
 def _try_provider(provider: str, path: Path, timeout_s: float) -> str:
     arm = {**target_of_provider(provider).for_runner(), "model": str(path), "provider_options": {}}
     try:
-        run_job({"task": "open", "arms": [arm]}, timeout_s=timeout_s, what=provider)
+        run_job({"task": "open", "arms": [arm]}, timeout_s=timeout_s, subject=provider)
     except (NotMeasuredError, UserError) as error:
         return str(error).removeprefix(f"{provider}: not measured, ")
     return "loads"

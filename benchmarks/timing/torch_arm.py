@@ -16,7 +16,7 @@ import torch
 
 from distill.benchmarks import runner
 from distill.errors import UserError
-from distill.references.models import make, returns_another
+from distill.references.models import build
 
 
 class TorchArm(runner.Arm):
@@ -29,9 +29,7 @@ class TorchArm(runner.Arm):
         begin = time.perf_counter()
         device = torch.device(self.spec["device"])
         try:
-            model = make(self.spec["reference"])
-            if not callable(model):
-                raise returns_another(model, self.spec["reference"])
+            model: Any = build(self.spec["reference"], callables=True)
         except UserError as error:
             raise runner.RunnerError("callable", str(error)) from error
         if isinstance(model, torch.nn.Module):

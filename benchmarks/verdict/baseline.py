@@ -14,7 +14,7 @@ from distill import files
 from distill.benchmarks.onnx_file.external_data import external_files
 from distill.benchmarks.onnx_file.inputs import load_proto
 from distill.benchmarks.records import Report, save_reports
-from distill.benchmarks.verdict.gate import kept_model
+from distill.benchmarks.verdict.gate import model_beside
 from distill.documents import parse_json, parse_yaml, read_text
 from distill.errors import UserError
 
@@ -39,9 +39,11 @@ def require_own_place(path: Path, model: Path) -> None:
         raise UserError(
             f"--save-baseline {path}: {folder} is there already, and was not kept by it; choose another name"
         )
-    kept = kept_model(path)
-    if kept is not None and not path.exists() and not kept.samefile(model):
-        raise UserError(f"--save-baseline {path}: {kept} is there already, and was not kept by it; choose another name")
+    earlier = model_beside(path)
+    if earlier is not None and not path.exists() and not earlier.samefile(model):
+        raise UserError(
+            f"--save-baseline {path}: {earlier} is there already, and was not kept by it; choose another name"
+        )
 
 
 def save_baseline(path: Path, report: Report, model: Path) -> None:
@@ -54,18 +56,18 @@ def save_baseline(path: Path, report: Report, model: Path) -> None:
         UserError: the place is not its own, or cannot be written.
     """
     require_own_place(path, model)
-    kept, folder = path.with_suffix(".onnx"), path.with_suffix(".model")
-    before = kept_model(path)
+    model_path, folder = path.with_suffix(".onnx"), path.with_suffix(".model")
+    before = model_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if before is None or not before.samefile(model):
             extra = external_files(model, load_proto(model))
             if extra:
                 _replace_folder(model, extra, folder)
-                kept.unlink(missing_ok=True)
+                model_path.unlink(missing_ok=True)
             else:
-                _replace(model, kept)
-                if before is not None and before != kept:
+                _replace(model, model_path)
+                if before is not None and before != model_path:
                     shutil.rmtree(folder)
     except OSError as error:
         raise UserError(f"--save-baseline {path}: cannot be written ({error.strerror})") from error
@@ -93,8 +95,8 @@ def _replace_folder(model: Path, extra: Sequence[Path], folder: Path) -> None:
 
 
 def _replace(source: Path, target: Path) -> None:
-    with source.open("rb") as held, files.whole(target) as file:
-        shutil.copyfileobj(held, file)
+    with source.open("rb") as opened, files.whole(target) as file:
+        shutil.copyfileobj(opened, file)
 
 
 def only_last(report: Report) -> Report:
@@ -114,10 +116,10 @@ def _only(pair: dict[str, object], arm: int) -> dict[str, object]:
     """Keep one arm of a session pair; its turns are paired among themselves."""
     turns = [[0, *turn[1:]] for turn in pair["turns"] if turn[0] == arm]  # type: ignore[attr-defined]
     turns = turns[: len(turns) // 2 * 2]
-    kept = {key: [pair[key][arm]] for key in ("load_s", "finite", "calls")}  # type: ignore[index]
+    fields = {key: [pair[key][arm]] for key in ("load_s", "finite", "calls")}  # type: ignore[index]
     whole = pair["end_to_end_s"]
     return {
-        **kept,
+        **fields,
         "first": 0,
         "end_to_end_s": [whole[arm]] if whole else [],  # type: ignore[index]
         "turns": turns,
@@ -142,8 +144,8 @@ def read_accepted(path: Path) -> dict[str, str]:
         raise UserError(f"--accept {path}: must be a list of entries with sha256 and reason")
     accepted = {}
     for number, entry in enumerate(entries or [], start=1):
-        known = entry if isinstance(entry, dict) else {}
-        sha256, reason = known.get("sha256"), known.get("reason")
+        values = entry if isinstance(entry, dict) else {}
+        sha256, reason = values.get("sha256"), values.get("reason")
         if not isinstance(sha256, str) or len(sha256) != _HEX or not isinstance(reason, str) or not reason.strip():
             raise UserError(f"--accept {path}: entry {number} must have a sha256 of {_HEX} digits and a reason")
         accepted[sha256.lower()] = reason.strip()

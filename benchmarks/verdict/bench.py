@@ -54,29 +54,27 @@ def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report
     or a hang.
     """
     options = options or Options()
-    words = [str(path) for path in paths]
+    names = [str(path) for path in paths]
     callables = [TorchCallable.named(path) for path in paths]
-    of_files = [word for word, made in zip(words, callables, strict=True) if made is None]
+    of_files = [word for word, torch_callable in zip(names, callables, strict=True) if torch_callable is None]
     options = settled(of_files, options)
     files = dict(zip(of_files, named(of_files), strict=True))
     inspected = {word: inspect(Path(word), facts, options) for word, facts in files.items()}
     models = [
-        inspected[word].model if made is None else made.described() for word, made in zip(words, callables, strict=True)
+        inspected[word].model if torch_callable is None else torch_callable.described()
+        for word, torch_callable in zip(names, callables, strict=True)
     ]
     cases = [time_case(paths, options, batch, threads) for batch in options.batches for threads in options.threads]
-    where = next((one.machine for one in inspected.values()), None)
-    return report(models, cases, options, where or machine())
+    host = next((inspection.machine for inspection in inspected.values()), None)
+    return report(models, cases, options, host or machine())
 
 
 def named(paths: Sequence[str | Path]) -> list[Facts]:
     """Read the files, each under the shortest end of its path that no other file has."""
     parts = [Path(path).absolute().with_suffix("").parts for path in paths]
-    most = max((len(one) for one in parts), default=0)
-    length = next(
-        (n for n in range(1, most) if len({one[-n:] for one in parts}) == len(set(parts))),
-        most,
-    )
-    return [read_facts(path, "/".join(one[-length:])) for path, one in zip(paths, parts, strict=True)]
+    most = max((len(ends) for ends in parts), default=0)
+    length = next((n for n in range(1, most) if len({ends[-n:] for ends in parts}) == len(set(parts))), most)
+    return [read_facts(path, "/".join(ends[-length:])) for path, ends in zip(paths, parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -87,17 +85,17 @@ class Inspected:
     machine: dict[str, Any]
 
 
-def report(models: Sequence[Model], cases: Sequence[Case], options: Options, where: dict[str, Any]) -> Report:
+def report(models: Sequence[Model], cases: Sequence[Case], options: Options, host: dict[str, Any]) -> Report:
     """Put together what was measured on the machine `where`."""
     return Report(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=where,
-        fingerprint=fingerprint(where),
+        machine=host,
+        fingerprint=fingerprint(host),
         target=target_record(options.target),
         seed=options.timing.seed,
         models=tuple(models),
         cases=tuple(cases),
-        warnings=remarks.of_report(models, cases, where),
+        warnings=remarks.of_report(models, cases, host),
     )
 
 
@@ -143,8 +141,8 @@ def inspect(path: Path, facts: Facts, options: Options, *, arm: int | None = Non
     command = options.commands.get(arm) if arm is not None else None
     python = command[0] if command else None
     answer = inspect_file(path, target, feeds, timeout_s=options.timing.timeout_s, python=python)
-    where = board_of(answer, options.target.measure) or machine()
-    return Inspected(model_of(answer, facts, target.provider), where)
+    host = board_of(answer, options.target.measure) or machine()
+    return Inspected(model_of(answer, facts, target.provider), host)
 
 
 def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
@@ -158,7 +156,7 @@ def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
         provider=ran.provider,
         load_s=answer["load_s"],
         peak_bytes=answer["peak_bytes"],
-        finite=all(one["finite"] for one in answer["outputs"].values()),
+        finite=all(output["finite"] for output in answer["outputs"].values()),
         runtime=answer.get("board", {}).get("onnxruntime", ""),
         asked=provider,
     )
@@ -171,26 +169,32 @@ def time_case(paths: Sequence[str | Path], options: Options, batch: int, threads
     """Time files, and PyTorch callables, in turns at one batch size and thread count."""
     target = dataclasses.replace(options.target, threads=threads)
     callables = [TorchCallable.named(path) for path in paths]
-    file = next((path for path, made in zip(paths, callables, strict=True) if made is None), None)
+    file = next((path for path, torch_callable in zip(paths, callables, strict=True) if torch_callable is None), None)
     arms = []
-    for number, (path, made) in enumerate(zip(paths, callables, strict=True)):
-        if made is None:
+    for number, (path, torch_callable) in enumerate(zip(paths, callables, strict=True)):
+        if torch_callable is None:
             command = tuple(options.commands.get(number, ()))
             arms.append(ArmSpec(Path(path), feeds_of(path, options, batch), command))
         else:
-            feeds = _feeds_for(made, file, options, batch)
-            arms.append(ArmSpec(Path(made.reference), feeds, made.command, made.spec(target.device)))
+            feeds = _feeds_for(torch_callable, file, options, batch)
+            arms.append(
+                ArmSpec(
+                    Path(torch_callable.reference), feeds, torch_callable.command, torch_callable.spec(target.device)
+                )
+            )
     answer = time_arms(arms, target, options.timing)
     shapes = [{name: list(value.shape) for name, value in arm.feeds.items()} for arm in arms]
     return case_of(answer, batch, threads, shapes)
 
 
-def _feeds_for(made: TorchCallable, file: str | Path | None, options: Options, batch: int) -> Feed:
+def _feeds_for(torch_callable: TorchCallable, file: str | Path | None, options: Options, batch: int) -> Feed:
     """Feed a callable what the user gave, cycled up to the batch, or else what the first file is fed."""
     if options.rows:
         return {name: np.take(rows, np.arange(batch) % len(rows), axis=0) for name, rows in options.rows.items()}
     if file is None:
-        raise UserError(f"{made.reference}: a PyTorch callable has no signature; give its inputs in order by --inputs")
+        raise UserError(
+            f"{torch_callable.reference}: a PyTorch callable has no signature; give its inputs in order by --inputs"
+        )
     return feeds_of(file, options, batch)
 
 
@@ -238,7 +242,7 @@ def _row(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> Row:
 
 def turn_seconds(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int) -> list[float]:
     """List the medians of an arm's turns that nothing spoilt."""
-    return [value for pair in pairs for other, value in runner.kept_turns(dict(pair), arms) if other == arm]
+    return [value for pair in pairs for other, value in runner.sound_turns(dict(pair), arms) if other == arm]
 
 
 def effects_of(pairs: Sequence[Mapping[str, Any]], arms: int, arm: int, value: int = runner.FASTEST) -> list[float]:

@@ -14,21 +14,21 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
-from distill.benchmarks.records import DAMAGED, Report, report_of, require_sound, said_of
+from distill.benchmarks.records import DAMAGED, Report, message_of, report_of, require_sound
 from distill.benchmarks.timing.bundle import JOB, write_bundle
 from distill.benchmarks.timing.jobs import ArmSpec, inspect_job, stored, time_job
 from distill.benchmarks.timing.machine import fingerprint, of_board
 from distill.benchmarks.timing.process import checked, read_result
 from distill.benchmarks.verdict import remarks
 from distill.benchmarks.verdict.bench import Options, case_of, feeds_of, model_of, named, settled, target_record
-from distill.benchmarks.verdict.gate import Ask, baseline_file, by_budget, require_same_inputs
+from distill.benchmarks.verdict.gate import Limits, baseline_file, by_budget, require_same_inputs
 from distill.benchmarks.verdict.judging import with_gate
 from distill.benchmarks.verdict.rule import Rule
 from distill.documents import read_json, read_text
 from distill.errors import NotMeasuredError, UserError
 
 
-def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, baseline: Path | None) -> None:
+def export(folder: Path, models: Sequence[str], options: Options, limits: Limits, baseline: Path | None) -> None:
     """Write a bundle that looks at every file and times them in turns; with a baseline, as a gate does.
 
     Raises:
@@ -41,13 +41,13 @@ def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, base
         home = home.parent
     if not home.is_dir() or not os.access(folder if folder.exists() else home, os.W_OK):
         raise UserError(f"--export-runner {folder}: no folder can be made in {home}; choose another place")
-    paths = [Path(one) for one in models]
+    paths = [Path(model) for model in models]
     if baseline is not None:
         paths.insert(0, baseline_file(baseline))
     options, facts = settled(paths, options), named(paths)
     if baseline is not None:
         require_same_inputs(facts[0], facts[1])
-    gate = ask.rule if baseline is not None else None
+    gate = limits.rule if baseline is not None else None
     timing = options.timing
     if gate is not None:
         timing = dataclasses.replace(timing, pairs=max(gate.looks), gate=gate.for_runner())
@@ -68,14 +68,14 @@ def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, base
         sent = {
             # Of what each answer will be, in order: of a file, or of a case.
             "answers": [*({"file": n} for n in range(len(facts))), *({"case": n} for n in range(len(cases)))],
-            "facts": [dataclasses.asdict(one) for one in facts],
+            "facts": [dataclasses.asdict(model) for model in facts],
             "cases": cases,
             "target": target_record(options.target),
             "seed": timing.seed,
             "gated": baseline is not None,
-            "tolerance": ask.rule.tolerance,
-            "max_p50_s": ask.max_p50_s,
-            "max_size_growth": ask.max_size_growth,
+            "tolerance": limits.rule.tolerance,
+            "max_p50_s": limits.max_p50_s,
+            "max_size_growth": limits.max_size_growth,
         }
         try:
             write_bundle(folder, {"task": "bundle", "jobs": jobs, "sent": sent})
@@ -85,7 +85,7 @@ def export(folder: Path, models: Sequence[str], options: Options, ask: Ask, base
             raise
 
 
-def brought_home(path: Path) -> Report:
+def import_result(path: Path) -> Report:
     """Read a board's result, and judge it by what this side knows: a result can loosen no limit.
 
     Beside the job of its bundle (as `--export-runner` wrote it) the result has to be of that very job, which then says
@@ -113,19 +113,21 @@ def brought_home(path: Path) -> Report:
             return _judged(path, sent, answer)
         default, allowed = Rule().tolerance, float(sent["tolerance"])
         # What is no number is no less than the default.
-        made = _judged(path, {**sent, "tolerance": allowed if allowed < default else default}, answer)
+        report = _judged(path, {**sent, "tolerance": allowed if allowed < default else default}, answer)
     except DAMAGED as error:
-        raise UserError(f"--import {path}: a damaged result, or one of another version ({said_of(error)})") from error
-    found = [
+        raise UserError(
+            f"--import {path}: a damaged result, or one of another version ({message_of(error)})"
+        ) from error
+    warnings = [
         "judged without its bundle: that these are the files that were sent is the board's word; put "
         f"{path.name} into the folder that --export-runner wrote"
     ]
     if not allowed <= default:
-        found.append(
+        warnings.append(
             f"{path.name} would allow a slow-down of {100 * allowed:g} %, which is not its to say: "
             f"{100 * default:g} % was allowed, unless --max-regression says otherwise"
         )
-    return dataclasses.replace(made, warnings=(*made.warnings, *found))
+    return dataclasses.replace(report, warnings=(*report.warnings, *warnings))
 
 
 def _own_job(path: Path, job: Path, sent: object) -> dict[str, Any]:
@@ -137,42 +139,42 @@ def _own_job(path: Path, job: Path, sent: object) -> dict[str, Any]:
     home = job.parent.resolve()
     for of, inner in zip(own["answers"], stored["jobs"], strict=True):
         if "file" in of:
-            model, known = job.parent / inner["arms"][0]["model"], own["facts"][of["file"]]
-            if not model.resolve().is_relative_to(home) or read_facts(model).sha256 != known["sha256"]:
+            model, stored_facts = job.parent / inner["arms"][0]["model"], own["facts"][of["file"]]
+            if not model.resolve().is_relative_to(home) or read_facts(model).sha256 != stored_facts["sha256"]:
                 raise UserError(f"--import {path}: {model} is not the file that was sent (another sha256)")
     return own
 
 
 def _judged(path: Path, sent: dict[str, Any], answer: dict[str, Any]) -> Report:
     """Put a board's answers together as a local measurement is, and judge them by what was sent."""
-    facts = [TypeAdapter(Facts).validate_python(one) for one in sent["facts"]]
+    facts = [TypeAdapter(Facts).validate_python(entry) for entry in sent["facts"]]
     models, cases = [], []
-    for of, one in zip(sent["answers"], answer["answers"], strict=True):
+    for of, entry in zip(sent["answers"], answer["answers"], strict=True):
         if "file" in of:
             about = facts[of["file"]]
-            models.append(model_of(checked(one, f"{path}: {about.name}"), about, sent["target"]["provider"]))
+            models.append(model_of(checked(entry, f"{path}: {about.name}"), about, sent["target"]["provider"]))
         else:
             case = sent["cases"][of["case"]]
-            done = checked(one, f"{path}: the timing at batch {case['batch']}, {case['threads']} thread(s)")
-            require_sound(done["pairs"], len(case["shapes"]))
-            cases.append(case_of(done, case["batch"], case["threads"], case["shapes"]))
-    where = of_board(answer["board"])
-    made = Report(
+            timing = checked(entry, f"{path}: the timing at batch {case['batch']}, {case['threads']} thread(s)")
+            require_sound(timing["pairs"], len(case["shapes"]))
+            cases.append(case_of(timing, case["batch"], case["threads"], case["shapes"]))
+    host = of_board(answer["board"])
+    report = Report(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=where,
-        fingerprint=fingerprint(where),
+        machine=host,
+        fingerprint=fingerprint(host),
         target=sent["target"],
         seed=sent["seed"],
         models=tuple(models),
         cases=tuple(cases),
-        warnings=remarks.of_report(models, cases, where),
+        warnings=remarks.of_report(models, cases, host),
     )
-    ask = Ask(
+    limits = Limits(
         rule=Rule(tolerance=sent["tolerance"]), max_p50_s=sent["max_p50_s"], max_size_growth=sent["max_size_growth"]
     )
     if sent["gated"]:
-        made = with_gate(made, ask.opened(f"{facts[-1].name} against {facts[0].name}", "duet"))
-    elif ask.max_p50_s is not None:
-        made = by_budget(made, ask, f"{facts[-1].name} by its budget")
+        report = with_gate(report, limits.opened(f"{facts[-1].name} against {facts[0].name}", "duet"))
+    elif limits.max_p50_s is not None:
+        report = by_budget(report, limits, f"{facts[-1].name} by its budget")
     # Read again as any stored report is, which looks at every field.
-    return report_of(dataclasses.asdict(made))
+    return report_of(dataclasses.asdict(report))

@@ -29,7 +29,7 @@ LEAST_SESSIONS = 4  # of a stored report, for its spread to say something
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class Limits:
     """What the gate allows. Fractions: 0.05 is 5 %. `accepted` is sha256 -> why that file may be slower."""
 
     rule: Rule = field(default_factory=Rule)
@@ -57,7 +57,7 @@ def gate(
     candidate: str | Path,
     baseline: str | Path,
     options: Options | None = None,
-    ask: Ask | None = None,
+    limits: Limits | None = None,
     *,
     name: str | None = None,
 ) -> Report:
@@ -68,13 +68,13 @@ def gate(
     Raises UserError for files that are broken, NotComparableError for files with other inputs, NotMeasuredError where
     something could not be run.
     """
-    options, ask = options or Options(), ask or Ask()
+    options, limits = options or Options(), limits or Limits()
     baseline = Path(baseline)
     name = name or f"{Path(candidate).name} against {baseline.name}"
     if not os.path.lexists(baseline):  # a link that leads nowhere is there, and not to be passed by
         if baseline.suffix != ".json":
             raise UserError(f"{baseline}: the baseline does not exist; only a .json may be yet to be saved")
-        return _first(candidate, baseline, options, ask, name)
+        return _first(candidate, baseline, options, limits, name)
     stored = Report.load(baseline) if baseline.suffix == ".json" else None
     if stored is not None and not stored.models:
         raise UserError(f"{baseline}: holds no measurement of a file; make it again with --save-baseline")
@@ -84,16 +84,16 @@ def gate(
         old = read_facts(model, "baseline" if new.name in ("candidate", model.stem) else None)
         require_same_inputs(old, new)
         options = settled((model, candidate), options)
-        if old.sha256 == new.sha256 and not options.commands and not ask.time_identical:
-            return _identical(new, options, ask, name)
-        return _duet(old, new, options, ask, name)
+        if old.sha256 == new.sha256 and not options.commands and not limits.time_identical:
+            return _identical(new, options, limits, name)
+        return _duet(old, new, options, limits, name)
     assert stored is not None
     require_same_inputs(stored.models[-1].facts, new)
-    return _against_report(stored, new, options, ask, name)
+    return _against_report(stored, new, options, limits, name)
 
 
 def outcome(
-    candidate: str | Path, baseline: str | Path, options: Options, ask: Ask, *, name: str | None = None
+    candidate: str | Path, baseline: str | Path, options: Options, limits: Limits, *, name: str | None = None
 ) -> Report:
     """Gate a file, where being incomparable or not measurable is a verdict like the others.
 
@@ -101,22 +101,22 @@ def outcome(
     """
     name = name or f"{Path(candidate).name} against {Path(baseline).name}"
     try:
-        return gate(candidate, baseline, options, ask, name=name)
+        return gate(candidate, baseline, options, limits, name=name)
     except NotComparableError as error:
         why, verdict = str(error), "incomparable"
     except NotMeasuredError as error:
-        return unread(ask.opened(name, "unread", "not measured", reasons=(str(error),)), options)
+        return unread(limits.opened(name, "unread", "not measured", reasons=(str(error),)), options)
     try:
-        made = bench([Path(candidate)], _alone(options))
+        alone = bench([Path(candidate)], _alone(options))
     except NotMeasuredError as error:
-        return unread(ask.opened(name, "unread", "not measured", reasons=(why, str(error))), options)
-    found: Any = ask.opened(name, "unread", verdict, reasons=(why,))  # type: ignore[arg-type]
-    return dataclasses.replace(made, gates=(found,))
+        return unread(limits.opened(name, "unread", "not measured", reasons=(why, str(error))), options)
+    opened: Any = limits.opened(name, "unread", verdict, reasons=(why,))  # type: ignore[arg-type]
+    return dataclasses.replace(alone, gates=(opened,))
 
 
-def unread(found: Gate, options: Options) -> Report:
+def unread(opened: Gate, options: Options) -> Report:
     """Report a gate that nothing was measured for."""
-    return dataclasses.replace(report([], [], options, machine()), gates=(found,))
+    return dataclasses.replace(report([], [], options, machine()), gates=(opened,))
 
 
 def _alone(options: Options) -> Options:
@@ -129,7 +129,7 @@ def stored_model(path: Path, stored: Report) -> Path | None:
 
     Raises UserError where another file has its name.
     """
-    beside = kept_model(path)
+    beside = model_beside(path)
     if beside is None:
         return None
     if read_facts(beside).sha256 != stored.models[-1].facts.sha256:
@@ -141,13 +141,13 @@ def baseline_file(path: Path) -> Path:
     """Return the .onnx file that a baseline stands for. Raises UserError where it was not kept."""
     if path.suffix != ".json":
         return path
-    kept = kept_model(path)
-    if kept is None:
+    model = model_beside(path)
+    if model is None:
         raise UserError(f"{path}: its .onnx file is not beside it, and only files can be sent")
-    return kept
+    return model
 
 
-def kept_model(path: Path) -> Path | None:
+def model_beside(path: Path) -> Path | None:
     """Find the model of a baseline: `main.onnx` beside `main.json`, or with its external data in `main.model/`."""
     places = (path.with_suffix(".onnx"), path.with_suffix(".model") / "model.onnx")
     return next((place for place in places if place.is_file()), None)
@@ -172,7 +172,7 @@ def _alike(old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]]) -> bool:
         if kind != other_kind or (shape is None) != (other is None) or (shape and len(shape) != len(other)):
             return False
         sizes = zip(shape or (), other or (), strict=True)
-        if any(isinstance(one, int) and isinstance(two, int) and one != two for one, two in sizes):
+        if any(isinstance(size, int) and isinstance(their, int) and size != their for size, their in sizes):
             return False
     return True
 
@@ -181,32 +181,32 @@ def _signature_text(inputs: Sequence[Sequence[object]]) -> str:
     return ", ".join(f"{name} {kind} {shape}" for name, kind, shape in inputs) or "nothing"
 
 
-def _first(candidate: str | Path, baseline: Path, options: Options, ask: Ask, name: str) -> Report:
+def _first(candidate: str | Path, baseline: Path, options: Options, limits: Limits, name: str) -> Report:
     """Measure a file whose baseline is yet to be saved: nothing to compare with is no failure."""
     why = f"{baseline} does not exist yet: nothing was compared; --save-baseline writes one"
-    return with_gate(bench([Path(candidate)], _alone(options)), ask.opened(name, "none", reasons=(why,)))
+    return with_gate(bench([Path(candidate)], _alone(options)), limits.opened(name, "none", reasons=(why,)))
 
 
-def _identical(new: Facts, options: Options, ask: Ask, name: str) -> Report:
+def _identical(new: Facts, options: Options, limits: Limits, name: str) -> Report:
     """Pass two files of the same bytes without a clock; only a budget in seconds still needs one."""
-    if ask.max_p50_s is None:
+    if limits.max_p50_s is None:
         inspected = inspect(Path(new.path), new, options)
-        made = report([inspected.model], [], options, inspected.machine)
+        measured = report([inspected.model], [], options, inspected.machine)
     else:
-        made = bench([Path(new.path)], options)
-    return with_gate(made, ask.opened(name, "identical", reasons=("byte for byte the same file",)))
+        measured = bench([Path(new.path)], options)
+    return with_gate(measured, limits.opened(name, "identical", reasons=("byte for byte the same file",)))
 
 
-def _duet(old: Facts, new: Facts, options: Options, ask: Ask, name: str) -> Report:
+def _duet(old: Facts, new: Facts, options: Options, limits: Limits, name: str) -> Report:
     """Let both files take turns, at every batch size and thread count, until each verdict stands."""
-    inspected = [inspect(Path(one.path), one, options, arm=arm) for arm, one in enumerate((old, new))]
-    models = [one.model for one in inspected]
+    inspected = [inspect(Path(facts.path), facts, options, arm=arm) for arm, facts in enumerate((old, new))]
+    models = [inspection.model for inspection in inspected]
     if models[0].finite and not models[1].finite:
         raise NotMeasuredError(
             f"{new.path}: its outputs are not all finite, those of the baseline are; nothing to time"
         )
-    looks = ask.rule.looks
-    timing = dataclasses.replace(options.timing, pairs=max(looks), gate=ask.rule.for_runner())
+    looks = limits.rule.looks
+    timing = dataclasses.replace(options.timing, pairs=max(looks), gate=limits.rule.for_runner())
     timed = dataclasses.replace(options, timing=timing)
     paths = [Path(old.path), Path(new.path)]
     cases = [time_case(paths, timed, batch, threads) for batch in options.batches for threads in options.threads]
@@ -215,33 +215,33 @@ def _duet(old: Facts, new: Facts, options: Options, ask: Ask, name: str) -> Repo
             raise NotComparableError(
                 f"the inputs cannot be compared: the baseline was fed {case.shapes[0]}, the candidate {case.shapes[1]}"
             )
-    return with_gate(report(models, cases, options, inspected[1].machine), ask.opened(name, "duet"))
+    return with_gate(report(models, cases, options, inspected[1].machine), limits.opened(name, "duet"))
 
 
-def _against_report(stored: Report, new: Facts, options: Options, ask: Ask, name: str) -> Report:
+def _against_report(stored: Report, new: Facts, options: Options, limits: Limits, name: str) -> Report:
     """Measure the file alone, and compare with what was stored as far as that can be believed."""
-    made = bench([Path(new.path)], _alone(options))
-    mode, why = how_comparable(stored, made)
-    medians = tuple(session_medians(matching(stored, case)) for case in made.cases)
-    return with_gate(made, ask.opened(name, mode, before=Before(stored.models[-1], medians), reasons=why))
+    fresh = bench([Path(new.path)], _alone(options))
+    mode, why = how_comparable(stored, fresh)
+    medians = tuple(session_medians(matching(stored, case)) for case in fresh.cases)
+    return with_gate(fresh, limits.opened(name, mode, before=Before(stored.models[-1], medians), reasons=why))
 
 
-def by_budget(made: Report, ask: Ask, name: str) -> Report:
+def by_budget(report: Report, limits: Limits, name: str) -> Report:
     """Judge a measurement by its limits alone."""
-    return with_gate(made, ask.opened(name, "budget"))
+    return with_gate(report, limits.opened(name, "budget"))
 
 
-def how_comparable(stored: Report, made: Report) -> tuple[Mode, tuple[str, ...]]:
+def how_comparable(stored: Report, fresh: Report) -> tuple[Mode, tuple[str, ...]]:
     """Tell whether latencies measured at different times may be compared, and if not, why not."""
     why = []
-    if stored.fingerprint != made.fingerprint:
-        why.append(f"another machine: {_where(stored)}, here {_where(made)}; {_differences(stored, made)}")
-    if stored.target["provider"] != made.target["provider"]:
-        why.append(f"another provider: {stored.target['provider']}, here {made.target['provider']}")
-    was, now = (one.machine["versions"].get("onnxruntime") for one in (stored, made))
+    if stored.fingerprint != fresh.fingerprint:
+        why.append(f"another machine: {_where(stored)}, here {_where(fresh)}; {_differences(stored, fresh)}")
+    if stored.target["provider"] != fresh.target["provider"]:
+        why.append(f"another provider: {stored.target['provider']}, here {fresh.target['provider']}")
+    was, now = (report.machine["versions"].get("onnxruntime") for report in (stored, fresh))
     if was != now:
         why.append(f"another onnxruntime: {was}, here {now}")
-    for case in made.cases:
+    for case in fresh.cases:
         before = matching(stored, case)
         if before is None:
             why.append(f"batch {case.batch} with {case.threads} thread(s) is not in the baseline")
@@ -257,17 +257,15 @@ def how_comparable(stored: Report, made: Report) -> tuple[Mode, tuple[str, ...]]
 
 def matching(stored: Report, case: Case) -> Case | None:
     """Find the stored case of the same batch size, threads and shapes."""
-    for one in stored.cases:
-        if (one.batch, one.threads, one.shapes[-1]) == (case.batch, case.threads, case.shapes[-1]):
-            return one
-    return None
+    key = (case.batch, case.threads, case.shapes[-1])
+    return next((other for other in stored.cases if (other.batch, other.threads, other.shapes[-1]) == key), None)
 
 
-def _where(one: Report) -> str:
-    return f"{one.machine['cpu']}, {one.machine['threads']['usable']} threads, {one.machine['system']}"
+def _where(report: Report) -> str:
+    return f"{report.machine['cpu']}, {report.machine['threads']['usable']} threads, {report.machine['system']}"
 
 
-def _differences(stored: Report, made: Report) -> str:
+def _differences(stored: Report, fresh: Report) -> str:
     """Name what of two machines' descriptions differs."""
-    keys = sorted(key for key in made.machine if stored.machine.get(key) != made.machine[key])
+    keys = sorted(key for key in fresh.machine if stored.machine.get(key) != fresh.machine[key])
     return "differs in " + ", ".join(keys) if keys else "described by another version of distill"

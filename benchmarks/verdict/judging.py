@@ -19,41 +19,45 @@ _UNREAD: tuple[Verdict, ...] = ("not measured", "incomparable", "inconclusive")
 _WORST: tuple[Verdict, ...] = ("fail", "not measured", "incomparable", "inconclusive", "improved", "pass")
 
 
-def with_gate(made: Report, found: Gate) -> Report:
+def with_gate(report: Report, opened: Gate) -> Report:
     """Give a measurement its gate, concluded."""
-    return dataclasses.replace(made, gates=(conclude(made, found),))
+    return dataclasses.replace(report, gates=(conclude(report, opened),))
 
 
-def conclude(made: Report, found: Gate) -> Gate:
+def conclude(report: Report, opened: Gate) -> Gate:
     """Draw a gate's verdicts from what was measured and what it asks."""
-    if found.mode == "unread":
+    if opened.mode == "unread":
         # Nothing was measured: whoever says that it passed made that up.
-        return found if found.verdict in _UNREAD else dataclasses.replace(found, verdict="not measured")
-    cases = tuple(_judgement(case, number, found) for number, case in enumerate(made.cases))
-    budgets = tuple(_budget(case, found) for case in made.cases)
-    done = dataclasses.replace(found, cases=cases, budgets=budgets, checks=static_checks(made, found))
-    return dataclasses.replace(done, verdict=verdict_of(done))
+        return opened if opened.verdict in _UNREAD else dataclasses.replace(opened, verdict="not measured")
+    cases = tuple(_judgement(case, number, opened) for number, case in enumerate(report.cases))
+    budgets = tuple(_budget(case, opened) for case in report.cases)
+    concluded = dataclasses.replace(opened, cases=cases, budgets=budgets, checks=static_checks(report, opened))
+    return dataclasses.replace(concluded, verdict=verdict_of(concluded))
 
 
-def verdict_of(found: Gate) -> Verdict:
+def verdict_of(gate: Gate) -> Verdict:
     """Draw a gate's verdict from those of its parts."""
-    if found.mode == "unread":
-        return found.verdict
-    latencies = [one.verdict for one in found.cases if one is not None]
-    if any(found.rejected):
+    if gate.mode == "unread":
+        return gate.verdict
+    latencies = [judgement.verdict for judgement in gate.cases if judgement is not None]
+    if any(gate.rejected):
         latencies.append("fail")
-    if found.mode == "history":  # minutes lie between: advice, never a failure
-        latencies = ["inconclusive" if one == "fail" else one for one in latencies]
-    if found.first is not None and "fail" not in latencies:  # slower once, and not again: neither is to be believed
+    if gate.mode == "history":  # minutes lie between: advice, never a failure
+        latencies = ["inconclusive" if verdict == "fail" else verdict for verdict in latencies]
+    if gate.first is not None and "fail" not in latencies:  # slower once, and not again: neither is to be believed
         latencies.append("inconclusive")
-    parts: list[Verdict] = [*latencies, *(one for one in found.budgets if one), *(one.verdict for one in found.checks)]
-    if found.mode == "incomparable":
+    parts: list[Verdict] = [
+        *latencies,
+        *(budget for budget in gate.budgets if budget),
+        *(check.verdict for check in gate.checks),
+    ]
+    if gate.mode == "incomparable":
         parts.append("incomparable")
     # What got faster is only news where nothing stood still or got worse, so checks that pass do not hide it.
-    if latencies and all(one == "improved" for one in latencies):
-        parts = ["improved" if one == "pass" else one for one in parts]
+    if latencies and all(verdict == "improved" for verdict in latencies):
+        parts = ["improved" if verdict == "pass" else verdict for verdict in parts]
     worst: Verdict = min(parts, key=_WORST.index, default="pass")
-    return "pass" if worst == "fail" and found.accepted else worst
+    return "pass" if worst == "fail" and gate.accepted else worst
 
 
 def session_medians(case: Case | None) -> tuple[float, ...] | None:
@@ -64,12 +68,12 @@ def session_medians(case: Case | None) -> tuple[float, ...] | None:
     return tuple(float(np.median(turn_seconds([pair], arms, arms - 1))) for pair in case.pairs)
 
 
-def _judgement(case: Case, number: int, found: Gate) -> Judgement | None:
-    rule = Rule(found.tolerance, found.alpha, found.looks)
-    if found.mode == "duet":
+def _judgement(case: Case, number: int, gate: Gate) -> Judgement | None:
+    rule = Rule(gate.tolerance, gate.alpha, gate.looks)
+    if gate.mode == "duet":
         fastest, medians = (effects_of(case.pairs, 2, 1, value) for value in (runner.FASTEST, runner.MEDIAN))
         return judge(fastest, medians, rule)
-    before = found.before.medians[number] if found.mode == "history" and found.before else None
+    before = gate.before.medians[number] if gate.mode == "history" and gate.before else None
     return None if before is None else _history(before, session_medians(case) or (), rule)
 
 
@@ -77,11 +81,11 @@ def _history(before: Sequence[float], after: Sequence[float], rule: Rule) -> Jud
     """Compare the medians of two sets of sessions that met different moods of the machine, by Welch's t."""
     old, new = np.log(before), np.log(after)
     mean = float(new.mean() - old.mean())
-    parts = [float(one.var(ddof=1)) / len(one) for one in (old, new)]
+    parts = [float(medians.var(ddof=1)) / len(medians) for medians in (old, new)]
     error = math.sqrt(sum(parts))
     degrees = 1
     if error:
-        spread = sum(part**2 / (len(one) - 1) for part, one in zip(parts, (old, new), strict=True))
+        spread = sum(part**2 / (len(medians) - 1) for part, medians in zip(parts, (old, new), strict=True))
         degrees = max(1, int(error**4 / spread))
     half, limit = t_quantile(1 - rule.alpha, degrees) * error, math.log1p(rule.tolerance)
     catches = math.expm1(max(limit, limit / 2 + half))
@@ -90,39 +94,39 @@ def _history(before: Sequence[float], after: Sequence[float], rule: Rule) -> Jud
     return Judgement(verdict, *bounds, pairs=len(new), p_value=1.0, catches=catches, by="median")
 
 
-def _budget(case: Case, found: Gate) -> Verdict | None:
+def _budget(case: Case, gate: Gate) -> Verdict | None:
     medians = session_medians(case)
-    if found.max_p50_s is None or medians is None:
+    if gate.max_p50_s is None or medians is None:
         return None
-    return judge_budget(medians, found.max_p50_s, found.alpha)
+    return judge_budget(medians, gate.max_p50_s, gate.alpha)
 
 
-def static_checks(made: Report, found: Gate) -> tuple[Check, ...]:
+def static_checks(report: Report, gate: Gate) -> tuple[Check, ...]:
     """Compare what needs no clock: finite outputs, size, parameters, work, integer kernels, nodes elsewhere.
 
     Size, parameters and work may grow as they like where there is a latency, the size up to `max_size_growth` if that
     was given. Without one (`incomparable`) they stand for it, and may grow by the tolerance.
     """
-    if not made.models or found.mode == "identical":
+    if not report.models or gate.mode == "identical":
         return ()
-    new = made.models[-1]
-    old = made.models[0] if found.mode == "duet" else found.before.model if found.before else None
+    new = report.models[-1]
+    old = report.models[0] if gate.mode == "duet" else gate.before.model if gate.before else None
     checks = [_finite(old, new)]
     if old is None:
         return tuple(checks)
-    by_work = found.tolerance if found.mode == "incomparable" else None
-    limits = {"bytes": by_work if found.max_size_growth is None else found.max_size_growth}
+    by_work = gate.tolerance if gate.mode == "incomparable" else None
+    limits = {"bytes": by_work if gate.max_size_growth is None else gate.max_size_growth}
     limits |= {"parameters": by_work, "macs": by_work}
-    for what, limit in limits.items():
-        before, after = getattr(old.facts, what), getattr(new.facts, what)
+    for field, limit in limits.items():
+        before, after = getattr(old.facts, field), getattr(new.facts, field)
         if before is not None and after is not None:
-            checks.append(_growth(what, before, after, limit))
+            checks.append(_growth(field, before, after, limit))
     lost = new.integer_share < old.integer_share - 0.005
     why = f"integer kernels fell from {old.integer_share:.1%} to {new.integer_share:.1%} of the compute nodes"
     checks.append(
         Check("integer_share", old.integer_share, new.integer_share, "fail" if lost else "pass", why if lost else "")
     )
-    away = [_nodes_elsewhere(one) for one in (old, new)]
+    away = [_nodes_elsewhere(model) for model in (old, new)]
     why = f"{away[1]} nodes ran on another provider than {new.asked or new.provider}, {away[0]} before"
     moved = away[1] > away[0]
     checks.append(Check("nodes_elsewhere", away[0], away[1], "fail" if moved else "pass", why if moved else ""))
@@ -137,29 +141,29 @@ def _finite(old: Model | None, new: Model) -> Check:
     return Check("finite", before, float(new.finite), "not measured" if spoilt else "pass", why if spoilt else "")
 
 
-def _growth(what: str, before: float, after: float, limit: float | None) -> Check:
+def _growth(field: str, before: float, after: float, limit: float | None) -> Check:
     grown = after / before - 1 if before else float(after > 0)
     too_much = limit is not None and grown > limit
-    why = f"{what} grew by {100 * grown:.1f} %, {100 * (limit or 0):g} % is allowed" if too_much else ""
-    return Check(what, float(before), float(after), "fail" if too_much else "pass", why)
+    why = f"{field} grew by {100 * grown:.1f} %, {100 * (limit or 0):g} % is allowed" if too_much else ""
+    return Check(field, float(before), float(after), "fail" if too_much else "pass", why)
 
 
 def _nodes_elsewhere(model: Model) -> int:
     """Count the nodes that ran on another provider than the one that was asked for."""
-    asked = model.asked or model.provider
-    return sum(count for key, count in model.nodes.items() if key.partition("/")[0] != asked)
+    wanted = model.asked or model.provider
+    return sum(count for key, count in model.nodes.items() if key.partition("/")[0] != wanted)
 
 
-def accept(made: Report, accepted: Mapping[str, str]) -> Report:
+def accept(report: Report, accepted: Mapping[str, str]) -> Report:
     """Let a file that is known to be slower pass: its sha256 stands in the list of accepted ones, with the reason."""
-    why = accepted.get(made.models[-1].facts.sha256) if made.models else None
+    why = accepted.get(report.models[-1].facts.sha256) if report.models else None
     if why is None:
-        return made
+        return report
     gates = []
-    for one in made.gates:
-        changed = dataclasses.replace(one, accepted=why) if one.verdict == "fail" else one
+    for gate in report.gates:
+        changed = dataclasses.replace(gate, accepted=why) if gate.verdict == "fail" else gate
         gates.append(dataclasses.replace(changed, verdict=verdict_of(changed)))
-    return dataclasses.replace(made, gates=tuple(gates))
+    return dataclasses.replace(report, gates=tuple(gates))
 
 
 def rejudge(stored: Report, **changed: Any) -> Report:
@@ -169,5 +173,5 @@ def rejudge(stored: Report, **changed: Any) -> Report:
     `accept`: a file accepts nothing.
     """
     changed |= {"rejected": (), "accepted": None}
-    gates = tuple(conclude(stored, dataclasses.replace(one, **changed)) for one in stored.gates)
+    gates = tuple(conclude(stored, dataclasses.replace(gate, **changed)) for gate in stored.gates)
     return dataclasses.replace(stored, gates=gates)

@@ -19,9 +19,9 @@ import yaml
 
 from distill.benchmarks.onnx_file.facts import read_facts
 from distill.benchmarks.parse import counts, fraction, positive, read_npz, sizes
-from distill.benchmarks.records import DAMAGED, Gate, Part, Report, load_part, said_of
+from distill.benchmarks.records import DAMAGED, Gate, Part, Report, load_part, message_of
 from distill.benchmarks.verdict.bench import Options
-from distill.benchmarks.verdict.gate import Ask, outcome, unread
+from distill.benchmarks.verdict.gate import Limits, outcome, unread
 from distill.benchmarks.verdict.judging import accept, conclude, verdict_of
 from distill.benchmarks.verdict.rule import ALPHA, LOOKS, holm
 from distill.documents import parse_yaml, read_text
@@ -42,7 +42,7 @@ class Row:
     model: Path
     baseline: Path
     options: Options
-    ask: Ask
+    limits: Limits
 
     @property
     def comparisons(self) -> int:
@@ -59,7 +59,7 @@ class Manifest:
     limit_s: float | None = None
 
 
-def read(path: Path, options: Options, ask: Ask) -> Manifest:
+def read(path: Path, options: Options, limits: Limits) -> Manifest:
     """Read a manifest; what a row leaves out comes from the command line. Paths are relative to the manifest.
 
     Raises:
@@ -83,7 +83,7 @@ def read(path: Path, options: Options, ask: Ask) -> Manifest:
         mistakes.append(str(error))
     for number, entry in enumerate(raw["models"], start=1):
         try:
-            rows.append(_row(path.parent, f"{path}: models[{number}]", entry, raw, options, ask))
+            rows.append(_row(path.parent, f"{path}: models[{number}]", entry, raw, options, limits))
         except UserError as error:
             mistakes.append(str(error))
     names = [row.name for row in rows]
@@ -93,46 +93,46 @@ def read(path: Path, options: Options, ask: Ask) -> Manifest:
     return Manifest(tuple(rows), hashlib.sha256(text.encode()).hexdigest(), limit)
 
 
-def _row(home: Path, where: str, entry: Any, whole: dict[str, Any], options: Options, ask: Ask) -> Row:
+def _row(home: Path, place: str, entry: Any, whole: dict[str, Any], options: Options, limits: Limits) -> Row:
     if not isinstance(entry, dict) or not {"model", "baseline"} <= entry.keys():
-        raise UserError(f"{where}: must have model and baseline")
+        raise UserError(f"{place}: must have model and baseline")
     texts = ("name", "tolerance", "batch", "threads", "inputs", "max_size_growth", "model", "baseline")
     for key in texts:
         if isinstance(entry.get(key), dict | list):
-            raise UserError(f"{where}: {key}: must be a word or a number")
+            raise UserError(f"{place}: {key}: must be a word or a number")
     unknown = [key for key in entry if key not in _ROW_KEYS]
     if unknown:
-        raise UserError(f"{where}: {', '.join(map(str, unknown))}: unknown; known are {', '.join(_ROW_KEYS)}")
+        raise UserError(f"{place}: {', '.join(map(str, unknown))}: unknown; known are {', '.join(_ROW_KEYS)}")
     for key in ("model", "baseline"):
         if not isinstance(entry[key], str) or not entry[key]:
-            raise UserError(f"{where}: {key}={entry[key]}: must be a path")
+            raise UserError(f"{place}: {key}={entry[key]}: must be a path")
     model, baseline = home / entry["model"], home / entry["baseline"]
     read_facts(model)
     if not baseline.exists() and baseline.suffix != ".json":
-        raise UserError(f"{where}: {baseline}: the baseline does not exist; only a .json may be yet to be saved")
-    rule = ask.rule
+        raise UserError(f"{place}: {baseline}: the baseline does not exist; only a .json may be yet to be saved")
+    rule = limits.rule
     if "tolerance" in entry or "tolerance" in whole:
         text = str(entry.get("tolerance", whole.get("tolerance")))
-        rule = dataclasses.replace(rule, tolerance=fraction(f"{where}: tolerance", text))
+        rule = dataclasses.replace(rule, tolerance=fraction(f"{place}: tolerance", text))
     changed: dict[str, Any] = {}
     if "batch" in entry:
-        changed["batches"] = counts(f"{where}: batch", str(entry["batch"]))
+        changed["batches"] = counts(f"{place}: batch", str(entry["batch"]))
     if "threads" in entry:
-        changed["threads"] = counts(f"{where}: threads", str(entry["threads"]))
+        changed["threads"] = counts(f"{place}: threads", str(entry["threads"]))
     if "dims" in entry:
         if not isinstance(entry["dims"], dict):
-            raise UserError(f"{where}: dims: must be names with sizes, as {{sequence: 128}}")
-        changed["dims"] = sizes(f"{where}: dims", [f"{name}={size}" for name, size in entry["dims"].items()])
+            raise UserError(f"{place}: dims: must be names with sizes, as {{sequence: 128}}")
+        changed["dims"] = sizes(f"{place}: dims", [f"{name}={size}" for name, size in entry["dims"].items()])
     if "inputs" in entry:
         changed["rows"] = read_npz(home / str(entry["inputs"]))
     growth, p50 = entry.get("max_size_growth"), entry.get("max_p50_ms")
     own = dataclasses.replace(
-        ask,
+        limits,
         rule=rule,
-        max_size_growth=ask.max_size_growth
+        max_size_growth=limits.max_size_growth
         if growth is None
-        else fraction(f"{where}: max_size_growth", str(growth), zero=True),
-        max_p50_s=ask.max_p50_s if p50 is None else positive(f"{where}: max_p50_ms", p50) / 1000,
+        else fraction(f"{place}: max_size_growth", str(growth), zero=True),
+        max_p50_s=limits.max_p50_s if p50 is None else positive(f"{place}: max_p50_ms", p50) / 1000,
     )
     name = str(entry.get("name", model.stem))
     return Row(name, model, baseline, dataclasses.replace(options, **changed), own)
@@ -154,8 +154,8 @@ def run(manifest: Manifest, mine: Part, say: Callable[[str], None]) -> list[Repo
     for number, row in enumerate(rows, start=1):
         if manifest.limit_s is not None and time.monotonic() - begun >= manifest.limit_s:
             why = f"not reached within the time limit of {manifest.limit_s:g} s"
-            found = row.ask.opened(row.name, "unread", "inconclusive", reasons=(why,), family=family)
-            reports.append(unread(found, row.options))
+            opened = row.limits.opened(row.name, "unread", "inconclusive", reasons=(why,), family=family)
+            reports.append(unread(opened, row.options))
             continue
         reports.append(_gated(row, family))
         say(f"{number}/{len(rows)} {row.name}: {reports[-1].gates[0].verdict}")
@@ -165,29 +165,29 @@ def run(manifest: Manifest, mine: Part, say: Callable[[str], None]) -> list[Repo
 def _gated(row: Row, family: int) -> Report:
     """Gate one row, whatever comes of it; a file that is broken leaves the other rows alone."""
     try:
-        made = outcome(row.model, row.baseline, row.options, row.ask, name=row.name)
-        if _slower(made.gates[0]):
-            made = _confirmed(row, made.gates[0], family)
+        report = outcome(row.model, row.baseline, row.options, row.limits, name=row.name)
+        if _slower(report.gates[0]):
+            report = _confirmed(row, report.gates[0], family)
     except UserError as error:
-        found = row.ask.opened(row.name, "unread", "not measured", reasons=(str(error),))
-        made = unread(found, row.options)
-    made = dataclasses.replace(made, gates=(dataclasses.replace(made.gates[0], family=family),))
-    return accept(made, row.ask.accepted)
+        opened = row.limits.opened(row.name, "unread", "not measured", reasons=(str(error),))
+        report = unread(opened, row.options)
+    report = dataclasses.replace(report, gates=(dataclasses.replace(report.gates[0], family=family),))
+    return accept(report, row.limits.accepted)
 
 
-def _slower(found: Gate) -> bool:
-    return found.mode == "duet" and any(one is not None and one.verdict == "fail" for one in found.cases)
+def _slower(gate: Gate) -> bool:
+    return gate.mode == "duet" and any(case is not None and case.verdict == "fail" for case in gate.cases)
 
 
 def _confirmed(row: Row, before: Gate, family: int) -> Report:
     """Measure a row again that was slower, until it is sure beyond the whole family; this measurement counts."""
     timing = dataclasses.replace(row.options.timing, seed=row.options.timing.seed + 1)
     options = dataclasses.replace(row.options, timing=timing)
-    ask = dataclasses.replace(row.ask, rule=dataclasses.replace(row.ask.rule, alpha=ALPHA / family))
-    again = outcome(row.model, row.baseline, options, ask, name=row.name)
-    slowest = max(one.slowdown for one in before.cases if one is not None)
-    found = conclude(again, dataclasses.replace(again.gates[0], first=slowest))
-    return dataclasses.replace(again, gates=(found,))
+    limits = dataclasses.replace(row.limits, rule=dataclasses.replace(row.limits.rule, alpha=ALPHA / family))
+    again = outcome(row.model, row.baseline, options, limits, name=row.name)
+    slowest = max(case.slowdown for case in before.cases if case is not None)
+    gate = conclude(again, dataclasses.replace(again.gates[0], first=slowest))
+    return dataclasses.replace(again, gates=(gate,))
 
 
 def corrected_for_family(reports: Sequence[Report]) -> list[Report]:
@@ -197,17 +197,19 @@ def corrected_for_family(reports: Sequence[Report]) -> list[Report]:
     has been looked at several times on its way, for which it pays.
     """
     flagged = [
-        (number, index, len(LOOKS) * one.p_value)
+        (number, index, len(LOOKS) * judgement.p_value)
         for number, report in enumerate(reports)
         for gate in report.gates
         if gate.first is not None
-        for index, one in enumerate(gate.cases)
-        if one is not None and one.slowdown > 1 + gate.tolerance
+        for index, judgement in enumerate(gate.cases)
+        if judgement is not None and judgement.slowdown > 1 + gate.tolerance
     ]
     family = max((gate.family for report in reports for gate in report.gates), default=1)
     p_values = [min(1.0, p) for _, _, p in flagged] + [1.0] * (family - len(flagged))
-    rejected = {(number, index) for (number, index, _), held in zip(flagged, holm(p_values), strict=False) if held}
-    done = []
+    rejected = {
+        (number, index) for (number, index, _), is_rejected in zip(flagged, holm(p_values), strict=False) if is_rejected
+    }
+    corrected = []
     for number, report in enumerate(reports):
         gates = []
         for gate in report.gates:
@@ -215,8 +217,8 @@ def corrected_for_family(reports: Sequence[Report]) -> list[Report]:
                 gate, rejected=tuple((number, index) in rejected for index in range(len(gate.cases)))
             )
             gates.append(dataclasses.replace(changed, verdict=verdict_of(changed)))
-        done.append(dataclasses.replace(report, gates=tuple(gates)))
-    return done
+        corrected.append(dataclasses.replace(report, gates=tuple(gates)))
+    return corrected
 
 
 def _judged_again(path: Path, stored: Report) -> Report:
@@ -231,7 +233,7 @@ def _judged_again(path: Path, stored: Report) -> Report:
     try:
         return dataclasses.replace(stored, gates=tuple(conclude(stored, gate) for gate in stored.gates))
     except DAMAGED as error:
-        raise UserError(f"--merge {path}: a damaged report ({said_of(error)}); make it again") from error
+        raise UserError(f"--merge {path}: a damaged report ({message_of(error)}); make it again") from error
 
 
 def merged(paths: Sequence[Path]) -> list[Report]:
@@ -244,7 +246,7 @@ def merged(paths: Sequence[Path]) -> list[Report]:
     parts: dict[int, Path] = {}
     first: Part | None = None
     for path in paths:
-        found, mine = load_part(path)
+        stored, mine = load_part(path)
         if mine is None:
             raise UserError(f"--merge {path}: is no part of a manifest; it was not written by --manifest with --shard")
         first = first or mine
@@ -253,7 +255,7 @@ def merged(paths: Sequence[Path]) -> list[Report]:
         if mine.number in parts:
             raise UserError(f"--merge {path}: is shard {mine.number}/{mine.count}, and so is {parts[mine.number]}")
         parts[mine.number] = path
-        reports += [_judged_again(path, one) for one in found]
+        reports += [_judged_again(path, report) for report in stored]
     assert first is not None
     missing = [f"{number}/{first.count}" for number in range(1, first.count + 1) if number not in parts]
     if missing:

@@ -31,14 +31,14 @@ _HOW = {
 
 def exit_code(gates: Iterable[Gate], *, strict: bool = False, incomparable_ok: bool = False) -> Exit:
     """Return what a process ends with: the worst of all gates, a regression before anything else."""
-    verdicts = [one.verdict for one in gates]
+    verdicts = [gate.verdict for gate in gates]
     if "fail" in verdicts:
         return Exit.VERDICT_NO
     if "not measured" in verdicts:
         return Exit.NOT_MEASURED
     if "incomparable" in verdicts and not incomparable_ok:
         return Exit.NOT_COMPARABLE
-    unsure = "inconclusive" in verdicts or any(one.mode == "none" for one in gates)
+    unsure = "inconclusive" in verdicts or any(gate.mode == "none" for gate in gates)
     return Exit.INCONCLUSIVE if unsure and strict else Exit.OK
 
 
@@ -67,11 +67,19 @@ def headline(gate: Gate) -> str:
 
 def details(gate: Gate) -> list[str]:
     """Say what the verdict rests on: every latency, budget and check that is not plainly fine, and the reasons."""
-    lines = [explained(one) for one in gate.cases if one is not None]
-    lines += [f"p50 against the budget of {units.duration(gate.max_p50_s)}: {mark(one)}" for one in gate.budgets if one]
-    lines += [one.why for one in gate.checks if one.why]
+    lines = [explained(judgement) for judgement in gate.cases if judgement is not None]
+    lines += [
+        f"p50 against the budget of {units.duration(gate.max_p50_s)}: {mark(verdict)}"
+        for verdict in gate.budgets
+        if verdict
+    ]
+    lines += [check.why for check in gate.checks if check.why]
     if gate.first is not None:
-        again = "" if "fail" in (one.verdict for one in gate.cases if one) else ", which did not show again as clearly"
+        again = (
+            ""
+            if "fail" in (judgement.verdict for judgement in gate.cases if judgement)
+            else ", which did not show again as clearly"
+        )
         lines.append(f"second measurement; the first one found {units.finely(1 / gate.first)}×{again}")
     if any(gate.rejected):
         lines.append(f"slower beyond what one of {gate.family} comparisons may be by chance (Holm)")

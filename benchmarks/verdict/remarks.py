@@ -16,52 +16,52 @@ _MUCH_CONTENDED = 0.5
 
 def of_model(model: Model) -> tuple[str, ...]:
     """Remarks on one file: values that are not finite, weights that are slow for what they are."""
-    found = []
+    remarks = []
     name = model.facts.name
     if not model.finite:
-        found.append(f"{name}: its outputs are not all finite for these inputs; give real rows with --inputs")
+        remarks.append(f"{name}: its outputs are not all finite for these inputs; give real rows with --inputs")
     if model.facts.subnormal:
-        found.append(
+        remarks.append(
             f"{name}: {model.facts.subnormal} weights are subnormal (denormal) numbers, with which a CPU calculates "
             "many times more slowly; set those below 1e-30 to zero before the export"
         )
-    return tuple(found)
+    return tuple(remarks)
 
 
 def of_case(pairs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Remarks on one timing: warm-ups that did not settle, throttling, a clock that moved."""
-    found = []
+    remarks = []
     unsettled = sum(not pair["settled"] for pair in pairs)
     if unsettled:
-        found.append(f"{unsettled} of {len(pairs)} warm-ups ended while calls were still getting faster")
+        remarks.append(f"{unsettled} of {len(pairs)} warm-ups ended while calls were still getting faster")
     throttled = sum(any(pair["throttled"]) for pair in pairs)
     if throttled:
-        found.append(f"the GPU was throttled in parts of {throttled} of {len(pairs)} sessions; those were left out")
+        remarks.append(f"the GPU was throttled in parts of {throttled} of {len(pairs)} sessions; those were left out")
     clocks = [pair["clock_mhz"] for pair in pairs if pair["clock_mhz"]]
     if clocks and max(clocks) > 1.05 * min(clocks):
-        found.append(f"the GPU's clock moved between {min(clocks)} and {max(clocks)} MHz; `nvidia-smi -lgc` fixes it")
-    return tuple(found)
+        remarks.append(f"the GPU's clock moved between {min(clocks)} and {max(clocks)} MHz; `nvidia-smi -lgc` fixes it")
+    return tuple(remarks)
 
 
 def of_report(models: Sequence[Model], cases: Sequence[Case], machine: Mapping[str, Any]) -> tuple[str, ...]:
     """Remarks on all of it: too many threads, a busy machine, one that a file was not made for."""
     usable = machine["threads"]["usable"]
-    found = [
+    remarks = [
         f"{threads} threads were asked for, but only {usable} can run at once on this machine"
         for threads in sorted({case.threads for case in cases if case.threads > usable})
     ]
     busy = max((case.contended_share for case in cases), default=0.0)
     if busy > _MUCH_CONTENDED:
-        found.append(
+        remarks.append(
             f"something else slowed the machine for {100 * busy:.0f} % of the time: p50 as found says more about that "
             "than about the files; the ratios hold, as all files met it alike"
         )
     for model in models:
-        found += isa_remark(model, machine)
+        remarks += isa_remark(model, machine)
     runtimes = {model.facts.name: model.runtime for model in models if model.runtime}
     if len(set(runtimes.values())) > 1:
-        found.append("onnxruntime " + ", ".join(f"{version} ran {name}" for name, version in runtimes.items()))
-    return tuple(found)
+        remarks.append("onnxruntime " + ", ".join(f"{version} ran {name}" for name, version in runtimes.items()))
+    return tuple(remarks)
 
 
 def isa_remark(model: Model, machine: Mapping[str, Any]) -> tuple[str, ...]:

@@ -74,8 +74,8 @@ def judge(fastest: Sequence[float], medians: Sequence[float], rule: Rule) -> Jud
         verdict = runner.verdict(list(fastest[:look]), list(medians[:look]), rule.tolerance, critical)
         if verdict != "inconclusive":
             break
-    found = _judged(fastest[:look], rule, "fastest")
-    return _judged(medians[:look], rule, "median") if verdict == "fail" and found.verdict != "fail" else found
+    judgement = _judged(fastest[:look], rule, "fastest")
+    return _judged(medians[:look], rule, "median") if verdict == "fail" and judgement.verdict != "fail" else judgement
 
 
 def _judged(seen: Sequence[float], rule: Rule, by: Literal["fastest", "median"]) -> Judgement:

@@ -1,13 +1,16 @@
-"""A configuration's errors in words: which field, which value, what it must be, and what it is for."""
+"""A configuration's errors: which field, which value, what it must be, and what it is for."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+Fields = Mapping[str, FieldInfo]
 
 
 def explain(error: ValidationError, root: type[Any], raw: Mapping[str, Any]) -> list[str]:
@@ -19,66 +22,89 @@ def explain(error: ValidationError, root: type[Any], raw: Mapping[str, Any]) -> 
         raw: the mapping that was validated.
     """
     lines: dict[str, None] = {}
-    for one in error.errors():
-        place = [str(part) for part in one["loc"] if not _is_branch(part)]
-        path, kind, value = ".".join(place), one["type"], one["input"]
-        fields, described = _fields_at(root, place[:-1]), ""
-        if place[-1].isdigit() and len(place) > 1:
-            described = str(getattr(_fields_at(root, place[:-2]).get(place[-2]), "description", "") or "")
-        elif fields and place[-1] in fields:
-            described = str(fields[place[-1]].description or "")
-        tail = f"; {described}" if described else ""
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"] if not _is_branch(part)]
+        path, kind, value = ".".join(place), problem["type"], problem["input"]
+        field = _field_at(root, problem["loc"])
+        tail = f"; {field.description}" if field and field.description else ""
+        message = problem["msg"].removeprefix("Value error, ")
         if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-            near = difflib.get_close_matches(place[-1], fields, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(fields)}"
-            lines[f"{path}: unknown key; {hint}"] = None
+            section, union = _section_at(root, problem["loc"][:-1])
+            lines[_unknown_key(path, value, section, union, raw)] = None
         elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
             lines[f"{path}: is missing{tail}"] = None
         elif place == ["student"] or (place[:1] == ["student"] and kind == "literal_error"):
             if not isinstance(raw.get("student"), dict):
                 lines[f"student={value!r}: must be a model, `teacher` or `off`"] = None
         elif kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
-            lines[f"{path}={value!r}: must be {_interval(_rules(root, place, fields))}{tail}"] = None
+            bounds = [*field.metadata, *_bounds(field.annotation)] if field else []
+            lines[f"{path}={value!r}: must be {_interval(bounds)}{tail}"] = None
         elif kind == "value_error":
             # Of a section as a whole: the message names the fields and their values.
-            lines[f"{path}: {one['msg'].removeprefix('Value error, ')}"] = None
+            lines[f"{path}: {message}"] = None
         else:
-            message = one["msg"].removeprefix("Value error, ")
-            message = re.sub(r"^Input should be", "must be", message)
-            lines[f"{path}={_short(value)}: {message}{tail}"] = None
+            lines[f"{path}={_short(value)}: {re.sub(r'^Input should be', 'must be', message)}{tail}"] = None
     return list(lines)
 
 
-def _is_branch(part: Any) -> bool:
+def _is_branch(part: str | int) -> bool:
     """Tell whether a part of an error's place names a branch of a union rather than a key."""
-    return isinstance(part, str) and (part.endswith("Settings") or part.endswith("Section") or "[" in part)
+    return isinstance(part, str) and (part.endswith(("Settings", "Section")) or "[" in part)
 
 
-def _fields_at(root: Any, path: list[str]) -> dict[str, Any]:
-    """Return the fields of the settings class at a place below the root; none where there is no such class."""
-    kind = root
-    for name in path:
-        annotation = getattr(kind.__pydantic_fields__.get(name), "annotation", None)
-        options = (annotation, *get_args(annotation))
-        kind = next((one for one in options if hasattr(one, "__pydantic_fields__")), None)
-        if kind is None:
-            return {}
-    return dict(kind.__pydantic_fields__)
+def _fields(section: type[Any] | None) -> Fields:
+    return getattr(section, "__pydantic_fields__", {})
 
 
-def _rules(root: Any, place: list[str], fields: dict[str, Any]) -> Sequence[Any]:
-    """Return the bounds on a field's type, or on the parts of a field that holds several numbers."""
-    if not place[-1].isdigit():
-        field = fields.get(place[-1])
-        # The bounds of `Annotated[int, …] | None` lie on a part of the union.
-        parts = [rule for part in get_args(getattr(field, "annotation", None)) for rule in _bounds(part)]
-        return (*getattr(field, "metadata", ()), *parts)
-    whole = _fields_at(root, place[:-2]).get(place[-2]) if len(place) > 1 else None
-    return [rule for part in get_args(getattr(whole, "annotation", None)) for rule in _bounds(part)]
+def _sections(annotation: Any) -> list[type[Any]]:
+    """Return the settings classes that an annotation names."""
+    if _fields(annotation):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
 
 
-def _bounds(kind: Any) -> Sequence[Any]:
-    return getattr(kind, "__metadata__", ())
+def _section_at(root: type[Any], place: Sequence[str | int]) -> tuple[type[Any] | None, list[type[Any]]]:
+    """Return the settings class at a place below the root, None where there is none, and those that it stands among."""
+    section: type[Any] | None = root
+    union = [root]
+    for part in place:
+        if _is_branch(part):
+            section = next((branch for branch in union if branch.__name__ == str(part).strip("[]")), section)
+        else:
+            union = _sections(getattr(_fields(section).get(str(part)), "annotation", None))
+            section = next(iter(union), None)
+    return section, union
+
+
+def _field_at(root: type[Any], place: Sequence[str | int]) -> FieldInfo | None:
+    """Return the field at a place, also of one of several numbers in it."""
+    while place and (isinstance(place[-1], int) or _is_branch(place[-1])):
+        place = place[:-1]
+    return _fields(_section_at(root, place[:-1])[0]).get(str(place[-1])) if place else None
+
+
+def _unknown_key(path: str, value: Any, section: type[Any] | None, union: Sequence[type[Any]], raw: Any) -> str:
+    """Say what to do about a key that a section does not have, and which of its siblings in a union have it."""
+    *parents, name = path.split(".")
+    readers = [sibling for sibling in union if name in _fields(sibling)]
+    tag = next((key for key, field in _fields(section).items() if readers and key in _tags(readers)), None)
+    if tag is not None:
+        for parent in parents:
+            raw = raw[parent]
+        others = dict.fromkeys(choice for reader in readers for choice in get_args(_fields(reader)[tag].annotation))
+        return f"{path}={value} is not used by {tag}: {raw[tag]}, but by {', '.join(others)}; remove it"
+    near = difflib.get_close_matches(name, _fields(section), 1)
+    return f"{path}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(_fields(section))}")
+
+
+def _tags(sections: Sequence[type[Any]]) -> list[str]:
+    """Return the keys by whose literal values the sections of a union are told apart."""
+    return [key for key, field in _fields(sections[0]).items() if get_origin(field.annotation) is Literal]
+
+
+def _bounds(kind: Any) -> list[Any]:
+    """Return the bounds on a type, and on the parts of a union or of several numbers."""
+    return [*getattr(kind, "__metadata__", ()), *(bound for part in get_args(kind) for bound in _bounds(part))]
 
 
 def _interval(rules: Sequence[Any]) -> str:

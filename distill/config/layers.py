@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.prune.goals import GOALS
 
 STAGE_SECTIONS = ("distill", "prune", "quantize", "export", "benchmark")
-PLACES = ("model", "source", "weights", "path")
+PLACES = ("model", "source", "metric", "weights", "path")
 """Keys whose values may lie somewhere on the disk."""
 SHORTHAND = {"teacher": "model", "student": "model", "data": "source", "target": "name"}
 
@@ -180,7 +180,7 @@ def _rooted(key: str, value: Any, base: Path) -> Any:
     for name, entry in value.items():
         if not isinstance(entry, str):
             continue
-        if name in ("model", "source"):
+        if name in ("model", "source", "metric"):
             rooted[name] = _rooted_reference(entry, base)
         elif name in ("weights", "path") and not entry.startswith("~"):
             rooted[name] = str(base / entry)

@@ -22,12 +22,14 @@ from distill.benchmarks.target import TargetName
 from distill.config.explain import explain
 from distill.config.layers import PLACES, SHORTHAND, STAGE_SECTIONS, read_layers
 from distill.config.presets import presets
+from distill.distillation.losses import Share, Temperature
+from distill.distillation.settings import DistillSettings
 from distill.errors import UserError
 from distill.export.settings import ExportSettings
 from distill.prune.settings import PruneSettings
 from distill.quantize.settings import QuantizeSettings
-from distill.tasks.settings import DataSettings
-from distill.training.loop import TrainSettings
+from distill.tasks import FAMILIES, Data, DataSettings
+from distill.training.settings import TrainSettings
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -57,27 +59,6 @@ class TeacherSettings(TrainSettings):
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class DistillSettings(TrainSettings):
-    """How the student learns from the teacher's soft logits."""
-
-    loss: Literal["kd"] = Field(default="kd", description="kd: (1 - weight)*hard + weight*T^2*KL")
-    temperature: Annotated[float, Gt(0), Le(100)] = Field(
-        default=4.0, description="softens both distributions; 1 leaves them as they are, 2 to 8 is usual"
-    )
-    weight: Annotated[float, Ge(0), Le(1)] = Field(
-        default=0.9, description="share of the soft loss; 0 is training without a teacher"
-    )
-    views: Annotated[int, Ge(0)] = Field(
-        default=8,
-        description="augmented views that repeat in turn, so that the teacher answers once for each; 0: a new view "
-        "every epoch, with the teacher in the loop",
-    )
-    control: bool = Field(
-        default=True, description="also train the student without the teacher for the same steps, to compare"
-    )
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PruneSection(PruneSettings):
     """Structured pruning, and the distillation that recovers from it."""
 
@@ -88,8 +69,6 @@ class PruneSection(PruneSettings):
     learning_rate: Annotated[float, Gt(0), Le(100)] = Field(default=0.02, description="of the recovery")
 
 
-_Temperature = Annotated[float, Gt(0), Le(100)]
-_Share = Annotated[float, Ge(0), Le(1)]
 _Ratio = Annotated[float, Ge(0), Lt(1)]
 _Factor = Annotated[float, Gt(0)]
 
@@ -102,8 +81,8 @@ class SearchSettings:
     epochs: Annotated[float, Gt(0), Le(1)] = Field(
         default=0.25, description="share of distill.epochs that a trial trains"
     )
-    temperature: tuple[_Temperature, _Temperature] = Field(default=(1.0, 8.0), description="range")
-    weight: tuple[_Share, _Share] = Field(default=(0.3, 1.0), description="range")
+    temperature: tuple[Temperature, Temperature] = Field(default=(1.0, 8.0), description="range")
+    weight: tuple[Share, Share] = Field(default=(0.3, 1.0), description="range")
     learning_rate: tuple[_Factor, _Factor] = Field(
         default=(0.3, 3.0), description="range, as a factor on distill.learning_rate"
     )
@@ -142,7 +121,7 @@ class RunConfig:
     student: ModelSettings | Literal["teacher"] | None = Field(
         default="teacher", description="a smaller model; `teacher` starts from the teacher's own weights; off: likewise"
     )
-    data: DataSettings = Field(default_factory=DataSettings, description="what it is trained and judged on")
+    data: Data = Field(default_factory=DataSettings, description="what it is trained and judged on")
     distill: DistillSettings | None = Field(default_factory=DistillSettings, description="or off")
     prune: PruneSection | None = Field(default_factory=lambda: PruneSection(), description="or off")
     quantize: QuantizeSettings | None = Field(default_factory=QuantizeSettings, description="or off")
@@ -155,6 +134,9 @@ class RunConfig:
     )
     max_drop: Annotated[float, Ge(0), Le(1)] = Field(
         default=0.01, description="how much of the metric may be lost against the teacher; 0.01 is one point"
+    )
+    max_file_bytes: Annotated[int, Ge(1)] | None = Field(
+        default=None, description="the largest file that may ship, in bytes; null for none"
     )
     objective: Literal["latency", "size"] = Field(default="latency", description="what a stage has to improve")
     seed: Annotated[int, Ge(0), Lt(2**63)] = Field(default=0, description="of weights, order, augmentation and splits")
@@ -172,7 +154,15 @@ def load_config(
     Raises:
         UserError: every error of the configuration at once, a line each.
     """
-    raw = read_layers(to_dict(source) if isinstance(source, RunConfig) else source, overrides)
+    return checked(read_layers(to_dict(source) if isinstance(source, RunConfig) else source, overrides))
+
+
+def checked(raw: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration that a mapping of whole sections says, as ``read_layers`` returns it.
+
+    Raises:
+        UserError: every error of the configuration at once, a line each.
+    """
     try:
         config = TypeAdapter(RunConfig).validate_python(raw)
     except ValidationError as error:
@@ -217,6 +207,10 @@ def schema() -> dict[str, Any]:
     built = TypeAdapter(RunConfig).json_schema()
     properties = built["properties"]
     properties["extends"] = {"type": "string", "description": "a preset to start from", "enum": list(presets())}
+    # A preset or the command line may say what a file leaves out, so nothing is required, and several families may fit.
+    properties["data"]["anyOf"] = properties["data"].pop("oneOf")
+    for family in FAMILIES:
+        built["$defs"][family.__name__].pop("required", None)
     for key in SHORTHAND:
         properties[key] = {"anyOf": [properties[key], {"type": "string"}], "description": "a reference, or a section"}
     for key in (*STAGE_SECTIONS, "student"):

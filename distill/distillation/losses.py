@@ -1,15 +1,26 @@
-"""Distillation losses: pure functions of logits.
+"""Distillation losses: pure functions of answers, and the settings of each.
 
-Every entry of ``LOSSES`` is called in one way, ``loss(student, teacher, hard, settings)``, so that a new one is one
-function and one line.
+A loss is a frozen dataclass of its settings. It declares what it listens to besides the logits (``taps``) and is called
+in one way, ``loss(student, teacher, labels, hard)``, as ``training.lesson.Loss`` says. So a new one is one class and a
+line in ``LOSSES``, which makes the configuration offer it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge, Gt, Le
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
+
+from distill.training.lesson import Loss
+from distill.training.taps import Answers, Tap
+
+Temperature = Annotated[float, Gt(0), Le(100)]
+Share = Annotated[float, Ge(0), Le(1)]
+STRICT = ConfigDict(extra="forbid")
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -30,21 +41,27 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean") * temperature**2
 
 
-def kd(student: Tensor, teacher: Tensor, hard: Tensor, temperature: float, weight: float) -> Tensor:
-    """Return (1 − weight)·hard + weight·τ²·KL(teacher ‖ student), a scalar.
+def of_section(name: str) -> Any:
+    """Return a field of a loss that is ``distill.NAME`` unless the loss says something else."""
+    return Field(default=None, description=f"of this loss alone; where it is left out, distill.{name}")
 
-    Args:
-        student: logits [B, C].
-        teacher: logits [B, C].
-        hard: the task's own loss on the labels, a scalar.
-        temperature: τ > 0.
-        weight: in [0, 1]; 0 is training without a teacher.
 
-    Source: as ``soft_targets``.
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Kd:
+    """(1 − weight)·hard + weight·τ²·KL(teacher ‖ student), a scalar; τ is the temperature.
+
+    Weight 0 is training without a teacher. Source: as ``soft_targets``.
     """
-    return (1 - weight) * hard + weight * soft_targets(student, teacher, temperature)
+
+    name: Literal["kd"] = "kd"
+    temperature: Temperature = of_section("temperature")
+    weight: Share = of_section("weight")
+    taps: ClassVar[tuple[Tap, ...]] = ()
+
+    def __call__(self, student: Answers, teacher: Answers, labels: Tensor, hard: Tensor) -> Tensor:
+        """Return the loss of a batch."""
+        soft = soft_targets(student.logits, teacher.logits, self.temperature)
+        return (1 - self.weight) * hard + self.weight * soft
 
 
-Loss = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
-
-LOSSES: dict[str, Loss] = {"kd": kd}
+LOSSES: dict[str, type[Loss]] = {"kd": Kd}

@@ -18,9 +18,11 @@ from torch import nn
 from distill.benchmarks import usable_threads
 from distill.prune import count
 from distill.runtime.artifacts import example
-from distill.runtime.smoke import First
+from distill.runtime.smoke import First, with_data
 from distill.tasks.base import Task
-from distill.training.loop import TrainSettings, fit, forward, predict
+from distill.training.forward import forward, predict
+from distill.training.loop import fit
+from distill.training.settings import TrainSettings
 
 _STEPS = 3
 _PATIENCE_S = 4.0
@@ -57,19 +59,19 @@ class Cost:
 
 
 def measure_cost(
-    model: nn.Module, task: Task, settings: TrainSettings, device: torch.device, what: str, *, steps: bool
+    model: nn.Module, task: Task, settings: TrainSettings, device: torch.device, role: str, *, steps: bool
 ) -> Cost:
     """Count a model, run it once on the CPU, and time it on ``device``; ``steps`` False times no training step.
 
     Raises:
-        UserError: the model does not fit the task; ``what`` names it.
+        UserError: the model does not fit the task; ``role`` names it.
     """
     counts = count(model, *example(task))
     layers = sum(1 for module in model.modules() if not any(module.children()))
     two = task.data["train"].fetch(torch.arange(2), None)
     with torch.no_grad():
         forward(copy.deepcopy(model).eval(), task, two, torch.device("cpu"))
-    step_s = _step_s(model, task, settings, device, what) if steps else 0.0
+    step_s = _step_s(model, task, settings, device, role) if steps else 0.0
     sample_s = _sample_s(copy.deepcopy(model), task, device)
     return Cost(settings, counts.parameters, counts.macs, layers, step_s, sample_s, _peak_bytes(device))
 
@@ -78,21 +80,20 @@ class _EnoughError(Exception):
     """Ends a training that was only begun to be timed."""
 
 
-def _step_s(model: nn.Module, task: Task, settings: TrainSettings, device: torch.device, what: str) -> float:
+def _step_s(model: nn.Module, task: Task, settings: TrainSettings, device: torch.device, role: str) -> float:
     """Time real steps of the real loop, after one that warms up; ``fit`` works on a copy."""
-    short = copy.copy(task)
-    short.data = {**task.data, "train": First(task.data["train"], (_STEPS + 1) * settings.batch_size)}
+    short = with_data(task, {**task.data, "train": First(task.data["train"], (_STEPS + 1) * settings.batch_size)})
     stamps = [time.perf_counter()]
 
-    def stamp(_: str, done: int, total: int) -> None:
+    def stamp(_: str, step: int, steps: int) -> None:
         stamps.append(time.perf_counter())
-        if done == total or (done > 1 and stamps[-1] - stamps[0] > _PATIENCE_S):
+        if step == steps or (step > 1 and stamps[-1] - stamps[0] > _PATIENCE_S):
             raise _EnoughError
 
     try:
         # The rate does not change a step's time; a small one cannot diverge.
         slow = dataclasses.replace(settings, epochs=1, learning_rate=min(settings.learning_rate, 1e-4))
-        fit(model, short, slow, seed=0, device=device, what=what, field_name=what, progress=stamp)
+        fit(model, short, slow, seed=0, device=device, title=role, section=role, progress=stamp)
     except _EnoughError:
         pass
     gaps = [after - before for before, after in pairwise(stamps)]
@@ -132,5 +133,5 @@ def _peak_bytes(device: torch.device) -> int | None:
         import resource
     except ImportError:  # Windows
         return None
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(held if sys.platform == "darwin" else held * 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,4 +1,4 @@
-"""What a run will take, before it is begun: the verb ``validate``.
+"""What a run will take, before it is begun.
 
 Everything that can be wrong with data and models shows here, because both are really made. Times come from a few real
 training steps; the rest is arithmetic, and all of it is an estimate.
@@ -9,16 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypedDict
 
 import torch
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
-from distill import clean
 from distill.benchmarks import why_unmeasurable
 from distill.config.loading import ModelSettings, RunConfig
+from distill.distillation.teachers import fits_cache
 from distill.errors import UserError
 from distill.estimate.costs import Cost, measure_cost, undisturbed
 from distill.pipeline import pick_device, pick_target
@@ -26,8 +23,7 @@ from distill.references.weights import load_weights
 from distill.runtime.artifacts import Recipe
 from distill.tasks import load_task
 from distill.tasks.base import Task
-from distill.training.loop import TrainSettings
-from distill.training.views import fits_cache
+from distill.training.settings import TrainSettings
 
 _QUANTIZE_S = 3.0
 _SESSION_S = 1.5
@@ -38,14 +34,55 @@ _REPORT_BYTES = 5 * 2**20
 _NOTE = "all of these are estimates, from a few steps made just now; times can be off by half, more on a busy machine"
 
 
-def estimate(config: RunConfig) -> dict[str, Any]:
+class StageCost(TypedDict):
+    """What one stage takes; ``what`` is its description."""
+
+    name: str
+    what: str
+    seconds: float
+    memory_bytes: int | None
+    disk_bytes: int
+
+
+class TotalCost(TypedDict):
+    """What all stages take: the sum of times and disk, the most memory."""
+
+    seconds: float
+    memory_bytes: int | None
+    disk_bytes: int
+
+
+class ModelCost(TypedDict):
+    """What a model is, and what a training step and a sample in evaluation mode take."""
+
+    model: str
+    parameters: int
+    macs: int
+    batch_size: int
+    step_s: float
+    sample_s: float
+
+
+class Forecast(TypedDict):
+    """What a run will take: every time and size is an estimate. ``data`` are the samples of each split."""
+
+    task: str
+    device: str
+    target: str
+    data: dict[str, int]
+    classes: int
+    metric: str
+    models: dict[str, ModelCost]
+    stages: list[StageCost]
+    total: TotalCost
+    warnings: list[str]
+    note: str
+
+
+def estimate(config: RunConfig) -> Forecast:
     """Load the data, build both models, time a few steps, and add up what each stage will take.
 
     Nothing is written, no random state is changed, and the steps are made on copies.
-
-    Returns:
-        JSON values: ``data`` (samples a split), ``models`` (parameters, macs, step_s), ``stages`` (each with seconds,
-        memory_bytes, disk_bytes), ``total``, ``warnings`` and ``note``. All times and sizes are estimates.
 
     Raises:
         UserError: data or a model are wrong; every error that could be found at once.
@@ -58,7 +95,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     unmeasured = "benchmark is off" if config.benchmark is None else why_unmeasurable(target)
     sizes = {name: len(data) for name, data in task.data.items()}
     stages = [row for row in _stages(config, task, costs, sizes, unmeasured) if row["seconds"] or row["disk_bytes"]]
-    known = [row["memory_bytes"] for row in stages if row["memory_bytes"] is not None]
+    memory = [row["memory_bytes"] for row in stages if row["memory_bytes"] is not None]
     warnings = [*task.warnings, *target.warnings]
     if unmeasured:
         warnings.append(f"latency will be unmeasured: {unmeasured}")
@@ -73,44 +110,12 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "stages": stages,
         "total": {
             "seconds": sum(row["seconds"] for row in stages),
-            "memory_bytes": max(known) if known else None,
+            "memory_bytes": max(memory, default=None),
             "disk_bytes": sum(row["disk_bytes"] for row in stages),
         },
         "warnings": list(dict.fromkeys(warnings)),
         "note": _NOTE,
     }
-
-
-def show(found: dict[str, Any]) -> None:
-    """Print what ``estimate`` found."""
-    console = clean.console()
-    data = ", ".join(f"{count:,} {name}" for name, count in found["data"].items())
-    console.print(
-        Text.assemble(
-            (f"{found['task']}: ", "bold"),
-            f"the configuration is valid; {data} samples, {found['classes']} classes, judged by {found['metric']}; "
-            f"trains on {found['device']}, ships to {found['target']}",
-        )
-    )
-    for name, model in found["models"].items():
-        step = f", {_time(model['step_s'])} a step of {model['batch_size']}" if model["step_s"] else ", not trained"
-        console.print(
-            f"  {name}: {model['model']}, {model['parameters']:,} parameters, {model['macs']:,} MACs{step}",
-        )
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("estimate")
-    for title in ("time", "peak memory", "disk"):
-        table.add_column(title, justify="right")
-    for row in found["stages"]:
-        table.add_row(Text(row["what"]), *_cells(row))
-    table.add_section()
-    table.add_row(Text("in all", "bold"), *_cells(found["total"]))
-    console.print()
-    console.print(table)
-    console.print()
-    for warning in found["warnings"]:
-        console.print(Text.assemble(("warning ", "bold yellow"), warning))
-    console.print(Text(found["note"], "dim"))
 
 
 def _costs(config: RunConfig, task: Task, device: torch.device) -> dict[str, Cost]:
@@ -154,13 +159,13 @@ def _plain(settings: TrainSettings) -> TrainSettings:
 
 def _stages(
     config: RunConfig, task: Task, costs: dict[str, Cost], sizes: dict[str, int], unmeasured: str | None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[StageCost]:
     teacher = costs["teacher"]
     student = costs.get("student", teacher)
     train, held_out = sizes["train"], sizes["validation"]
     distillation = config.distill
     views = distillation.views if distillation else 0
-    cached = fits_cache(task, views)
+    cached = fits_cache(task, views) and not (distillation and distillation.loss.taps)
     # Without a cache the teacher answers in every step.
     taught_s = 0.0 if cached else student.settings.batch_size * teacher.sample_s
     loaded = config.teacher.weights is not None or config.teacher.pretrained
@@ -199,7 +204,7 @@ def _stages(
     yield from _afterwards(config, costs, sizes, len(task.labels), unmeasured)
 
 
-def _compression(config: RunConfig, works: Cost, train: int, held_out: int) -> Iterator[dict[str, Any]]:
+def _compression(config: RunConfig, works: Cost, train: int, held_out: int) -> Iterator[StageCost]:
     if config.prune and not config.prune.is_idle:
         looks = min(config.prune.batches, max(1, train // works.settings.batch_size)) * works.step_s
         recovery = works.training_s(train, held_out, config.prune.epochs)
@@ -212,7 +217,7 @@ def _compression(config: RunConfig, works: Cost, train: int, held_out: int) -> I
 
 def _afterwards(
     config: RunConfig, costs: dict[str, Cost], sizes: dict[str, int], classes: int, unmeasured: str | None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[StageCost]:
     """Add up exports, answers on validation and test, and timing; each stage has a file."""
     teacher = costs["teacher"]
     student = costs.get("student", teacher)
@@ -234,12 +239,12 @@ def _afterwards(
         yield _row("benchmark", "timing on the target", seconds, None, 0)
 
 
-def _row(name: str, what: str, seconds: float, cost: Cost | None, disk: int, extra: int = 0) -> dict[str, Any]:
+def _row(name: str, label: str, seconds: float, cost: Cost | None, disk: int, extra: int = 0) -> StageCost:
     memory = cost.memory_bytes + extra if cost and cost.memory_bytes is not None else None
-    return {"name": name, "what": what, "seconds": seconds, "memory_bytes": memory, "disk_bytes": int(disk)}
+    return {"name": name, "what": label, "seconds": seconds, "memory_bytes": memory, "disk_bytes": int(disk)}
 
 
-def _described(config: RunConfig, name: str, cost: Cost) -> dict[str, Any]:
+def _described(config: RunConfig, name: str, cost: Cost) -> ModelCost:
     chosen = config.teacher if name == "teacher" else config.student
     assert not isinstance(chosen, str) and chosen is not None
     return {
@@ -250,23 +255,3 @@ def _described(config: RunConfig, name: str, cost: Cost) -> dict[str, Any]:
         "step_s": cost.step_s,
         "sample_s": cost.sample_s,
     }
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
-    memory, disk = row["memory_bytes"], row["disk_bytes"]
-    taken = _time(row["seconds"]) if row["seconds"] >= 1 else "< 1 s"
-    return taken, "" if memory is None else _size(memory), _size(disk) if disk else ""
-
-
-def _time(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _size(count: float) -> str:
-    if count < 2**20:
-        return "< 1 MiB"
-    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"

@@ -40,7 +40,7 @@ def build(
     Raises:
         UserError: no such model, it refused its arguments, or it cannot be stored.
     """
-    where = f"{field}.model"
-    model = references.build(reference, arguments, field=where, builtin=MODELS, facts=facts, seed=seed)
-    references.require_storable(model, reference, where)
+    place = f"{field}.model"
+    model = references.build(reference, arguments, field=place, builtin=MODELS, facts=facts, seed=seed)
+    references.require_storable(model, reference, place)
     return model

@@ -41,15 +41,15 @@ def load_reference(
     Raises:
         UserError: no such file, module or function, or the import raised; the message says which and where.
     """
-    where = label(reference, field)
+    subject = label(reference, field)
     if not isinstance(reference, str):
-        return _callable(reference, "it", where)
+        return _callable(reference, "it", subject)
     if reference.startswith(PREFIX):
-        return _callable(held_object(reference, where), "it", where)
+        return _callable(held_object(reference, subject), "it", subject)
     place, colon, name = reference.rpartition(":")
     if not colon or not place or not name:
-        raise UserError(f"{where}: expected pkg.mod:function or ./path/file.py:function")
-    module = _load_file(place, where, folder) if _is_file(place) else _load_module(place, where)
+        raise UserError(f"{subject}: expected pkg.mod:function or ./path/file.py:function")
+    module = _load_file(place, subject, folder) if _is_file(place) else _load_module(place, subject)
     value: Any = module
     for part in name.split("."):
         try:
@@ -57,28 +57,28 @@ def load_reference(
         except AttributeError:
             options = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
             home = getattr(module, "__file__", place)
-            raise UserError(f"{where}: {home} has no {part!r}{did_you_mean(part, options)}") from None
-    return _callable(value, repr(name), where)
+            raise UserError(f"{subject}: {home} has no {part!r}{did_you_mean(part, options)}") from None
+    return _callable(value, repr(name), subject)
 
 
-def _callable(value: Any, name: str, where: str) -> Callable[..., Any]:
+def _callable(value: Any, name: str, subject: str) -> Callable[..., Any]:
     if not callable(value):
-        raise UserError(f"{where}: {name} is a {type(value).__name__}; expected a function")
+        raise UserError(f"{subject}: {name} is a {type(value).__name__}; expected a function")
     return value  # type: ignore[no-any-return]
 
 
-def call_user(function: Callable[..., Any], what: str, /, *args: Any, **kwargs: Any) -> Any:
+def call_user(function: Callable[..., Any], subject: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call a function of the user's; what it raises becomes one line that says where in their code.
 
     Raises:
-        UserError: the function raised; ``what`` opens the message.
+        UserError: the function raised; ``subject`` opens the message.
     """
     try:
         return function(*args, **kwargs)
     except DistillError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{what} raised {cause(error)}") from error
+        raise UserError(f"{subject} raised {cause(error)}") from error
 
 
 def cause(error: BaseException) -> str:
@@ -100,6 +100,8 @@ def source_hash(reference: str, *, folder: Path | None = None) -> str:
     counts by its name.
     """
     place = reference.rpartition(":")[0]
+    if reference.startswith(PREFIX):
+        return reference.rpartition("-")[2]
     if _is_file(place):
         start: Path | None = _file_path(place, folder)
         roots = [start.parent] if start else []
@@ -123,33 +125,33 @@ def _file_path(place: str, folder: Path | None) -> Path:
     return path if path.is_absolute() else (folder or Path.cwd()) / path
 
 
-def _load_file(place: str, where: str, folder: Path | None) -> ModuleType:
+def _load_file(place: str, subject: str, folder: Path | None) -> ModuleType:
     path = _file_path(place, folder).resolve()
     if not path.is_file():
         neighbours = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise UserError(f"{where}: no file {path}{did_you_mean(path.name, neighbours)}")
+        raise UserError(f"{subject}: no file {path}{did_you_mean(path.name, neighbours)}")
     loaded = _already_loaded(path)
     if loaded is not None:
         return loaded
     _put_first(str(path.parent))
-    _refuse_taken_neighbours(path, where)
+    _refuse_taken_neighbours(path, subject)
     name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{where}: {path} is not a Python file; its name must end in .py")
+        raise UserError(f"{subject}: {path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     # Before the file runs: it may import itself by way of a neighbour, and dataclasses look their module up.
     sys.modules[name] = module
     loader = spec.loader
     try:
-        _import(lambda: loader.exec_module(module), where)
+        _import(lambda: loader.exec_module(module), subject)
     except BaseException:
         sys.modules.pop(name, None)
         raise
     return module
 
 
-def _refuse_taken_neighbours(path: Path, where: str) -> None:
+def _refuse_taken_neighbours(path: Path, subject: str) -> None:
     """Refuse a file that would import another folder's module of the same name in place of its neighbour."""
     for file in imported_files(path, [path.parent], is_users):
         name = file.parent.name if file.name == "__init__.py" else file.stem
@@ -159,12 +161,12 @@ def _refuse_taken_neighbours(path: Path, where: str) -> None:
             continue
         if not _same(loaded, str(file)):
             raise UserError(
-                f"{where}: it imports {file}, but the name {name!r} is already taken by "
+                f"{subject}: it imports {file}, but the name {name!r} is already taken by "
                 f"{_file_of(loaded) or 'Python'}; rename the file"
             )
 
 
-def _load_module(place: str, where: str) -> ModuleType:
+def _load_module(place: str, subject: str) -> ModuleType:
     here = str(Path.cwd())
     _put_first(here)
     top = place.partition(".")[0]
@@ -172,15 +174,15 @@ def _load_module(place: str, where: str) -> ModuleType:
     loaded = sys.modules.get(top)
     if mine is not None and mine.origin and loaded is not None and not _same(loaded, mine.origin):
         raise UserError(
-            f"{where}: the name {top!r} is already taken by {_file_of(loaded) or 'Python'}, so "
+            f"{subject}: the name {top!r} is already taken by {_file_of(loaded) or 'Python'}, so "
             f"{mine.origin} cannot be imported; write it as ./path/file.py:function or rename it"
         )
-    module = _import(lambda: importlib.import_module(place), where, wanted=place)
+    module = _import(lambda: importlib.import_module(place), subject, wanted=place)
     assert isinstance(module, ModuleType)
     return module
 
 
-def _import(run: Callable[[], Any], where: str, wanted: str = "") -> Any:
+def _import(run: Callable[[], Any], subject: str, wanted: str = "") -> Any:
     try:
         return run()
     except DistillError:
@@ -189,12 +191,12 @@ def _import(run: Callable[[], Any], where: str, wanted: str = "") -> Any:
         missing = error.name or ""
         if wanted and (wanted == missing or wanted.startswith(missing + ".")):
             raise UserError(
-                f"{where}: no module {missing!r} in {Path.cwd()} or among the installed packages; "
+                f"{subject}: no module {missing!r} in {Path.cwd()} or among the installed packages; "
                 "start from the folder that holds it, or write ./path/file.py:function"
             ) from None
-        raise UserError(f"{where}: importing it raised {cause(error)}; install {missing!r}") from error
+        raise UserError(f"{subject}: importing it raised {cause(error)}; install {missing!r}") from error
     except (Exception, SystemExit) as error:
-        raise UserError(f"{where}: importing it raised {cause(error)}") from error
+        raise UserError(f"{subject}: importing it raised {cause(error)}") from error
 
 
 def _already_loaded(path: Path) -> ModuleType | None:
@@ -215,8 +217,8 @@ def _module_name(path: Path) -> str:
     """Return the file's plain name, so that a neighbour's import of it finds the same module, if nobody else has it."""
     name = path.stem
     elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != path.parent]
-    taken = name in sys.modules or name in sys.stdlib_module_names
-    if taken or importlib.machinery.PathFinder.find_spec(name, elsewhere) is not None:
+    in_use = name in sys.modules or name in sys.stdlib_module_names
+    if in_use or importlib.machinery.PathFinder.find_spec(name, elsewhere) is not None:
         return f"_user_{Digest().add(str(path)).hexdigest()[:12]}_{name}"
     return name
 

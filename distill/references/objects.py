@@ -43,14 +43,14 @@ def held(objects: Mapping[str, object]) -> Iterator[None]:
         _held.update(before)
 
 
-def held_object(reference: str, where: str) -> Any:
+def held_object(reference: str, subject: str) -> Any:
     """Return the object that a reference stands for.
 
     Raises:
-        UserError: it is not at hand; ``where`` opens the message.
+        UserError: it is not at hand; ``subject`` opens the message.
     """
     if reference not in _held:
-        raise UserError(f"{where}: stands for a Python object; give the same one to distill.run again")
+        raise UserError(f"{subject}: stands for a Python object; give the same one to distill.run again")
     return _held[reference]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,10 @@ def load_weights(model: nn.Module, path: Path, *, field: str) -> nn.Module:
 
     from distill.state import load_state
 
-    where = label(path, field)
+    subject = label(path, field)
     if not path.is_file():
-        raise UserError(f"{where}: no such file")
-    state = _read_state(path, where)
+        raise UserError(f"{subject}: no such file")
+    state = _read_state(path, subject)
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -37,7 +38,7 @@ def load_weights(model: nn.Module, path: Path, *, field: str) -> nn.Module:
     ]
     strange += [f"{name!r} is no parameter's name" for name in state if not isinstance(name, str)]
     if strange:
-        raise UserError(f"{where}: {strange[0]}; must be a state dict, names to tensors, such as model.state_dict()")
+        raise UserError(f"{subject}: {strange[0]}; must be a state dict, names to tensors, such as model.state_dict()")
     state = {name.removeprefix("module."): value for name, value in state.items()}
     expected = model.state_dict()
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -52,15 +53,15 @@ def load_weights(model: nn.Module, path: Path, *, field: str) -> nn.Module:
             f"unknown: {', '.join(extra[:3])}{' …' if len(extra) > 3 else ''}" if extra else "",
             "; ".join(shapes[:3]),
         ]
-        raise UserError(f"{where}: weights of another model ({'; '.join(part for part in parts if part)})")
+        raise UserError(f"{subject}: weights of another model ({'; '.join(part for part in parts if part)})")
     bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
-        raise UserError(f"{where}: {bad[0]} holds values that are not finite")
+        raise UserError(f"{subject}: {bad[0]} holds values that are not finite")
     load_state(model, state)
     return model
 
 
-def _read_state(path: Path, where: str) -> dict[str, Any]:
+def _read_state(path: Path, subject: str) -> Mapping[str, Any]:
     import torch
 
     if path.suffix == ".safetensors":
@@ -70,14 +71,14 @@ def _read_state(path: Path, where: str) -> dict[str, Any]:
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{where}: not a safetensors file ({error})") from error
+            raise UserError(f"{subject}: not a safetensors file ({error})") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle that is refused and a broken file raise many types
         raise UserError(
-            f"{where}: not a checkpoint of plain tensors, and nothing else is unpickled; save it again with "
+            f"{subject}: not a checkpoint of plain tensors, and nothing else is unpickled; save it again with "
             "torch.save(model.state_dict(), path) or as safetensors"
         ) from error
     if not isinstance(state, dict):
-        raise UserError(f"{where}: holds {type(state).__name__}, must hold a state dict")
+        raise UserError(f"{subject}: holds {type(state).__name__}, must hold a state dict")
     return state

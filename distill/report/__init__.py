@@ -1,4 +1,4 @@
-"""From a `RunResult` to text: `render` for a terminal, `markdown`, `html`; `write_reports` puts both files in place.
+"""The report of a run: `document` lays a `RunResult` out, and `distill.rendering` writes it for each medium.
 
 All but `write_reports` are pure: equal results give equal text, and a number that is in no record is in no report.
 """
@@ -8,15 +8,52 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill import files
+from distill.benchmarks.units import DASH
 from distill.errors import UserError
-from distill.report.html_page import html
-from distill.report.markdown_page import markdown
+from distill.rendering import html as pages
+from distill.rendering import markdown as texts
+from distill.rendering import terminal
+from distill.rendering.document import Document
+from distill.report import summary
+from distill.report.facts import text
+from distill.report.sections import SECTIONS
 from distill.runtime.records import RunResult
 
-from .facts import headline
-from .terminal import render
+__all__ = ["document", "headline", "html", "markdown", "render", "write_reports"]
 
-__all__ = ["headline", "html", "markdown", "render", "write_reports"]
+
+def document(result: RunResult) -> Document:
+    """Lay the report of a run out."""
+    sections = (section(result) for section in SECTIONS)
+    return Document(
+        name=text(result.task) or "run",
+        kind="compression report",
+        headline=summary.headline(result),
+        sections=[section for section in sections if section is not None],
+        alert=summary.alert(result),
+        mood=summary.mood(result),
+        footer=f"Every number here stands in run.json; {DASH} means that it was not run, not measured or not recorded.",
+    )
+
+
+def headline(result: RunResult) -> str:
+    """Say in one line what shipped, how much faster and smaller it is, what it lost, and on which target."""
+    return document(result).result
+
+
+def html(result: RunResult) -> str:
+    """Return the report as one HTML file of about 5 MB (plotly.js), or of some KB when the run has nothing to draw."""
+    return pages.html(document(result))
+
+
+def markdown(result: RunResult) -> str:
+    """Return the report as Markdown text that ends with a newline; text from the user is escaped."""
+    return texts.markdown(document(result))
+
+
+def render(result: RunResult) -> terminal.Terminal:
+    """Return the report as a rich renderable: one table where it fits (120 columns), else two (80 columns)."""
+    return terminal.render(document(result))
 
 
 def write_reports(result: RunResult, folder: str | Path) -> tuple[Path, Path]:
@@ -27,16 +64,15 @@ def write_reports(result: RunResult, folder: str | Path) -> tuple[Path, Path]:
 
     """
     place = Path(folder)
-    texts = {"report.md": markdown(result), "report.html": html(result)}
-    return tuple(_write(place / name, text) for name, text in texts.items())  # type: ignore[return-value]
+    return _write(place / "report.md", markdown(result)), _write(place / "report.html", html(result))
 
 
-def _write(path: Path, text: str) -> Path:
+def _write(path: Path, content: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A link of this name is replaced, not followed: what lies behind it is none of the folder's.
         with files.replacing(path) as partial:
-            partial.write_bytes(text.encode("utf-8", "replace"))
+            partial.write_bytes(content.encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(
             f"folder={path.parent}: {path.name} cannot be written ({error.strerror or error}); "

@@ -30,8 +30,8 @@ from distill.prune import apply_structure, structure_of
 from distill.runtime.folder import damaged, file_sha256
 from distill.state import load_state
 from distill.tasks.base import Batch, Data, Task
-from distill.training.loop import as_inputs
-from distill.training.views import batches
+from distill.training.batches import batches
+from distill.training.forward import as_inputs
 from distill.types import Feed
 
 
@@ -208,7 +208,7 @@ def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return [*names, *(name for name, value in kwargs.items() if isinstance(value, Tensor))]
 
 
-def core_feed(task: Task, model: nn.Module | None, batch: Batch, names: list[str]) -> Feed:
+def core_feed(task: Task, batch: Batch, names: list[str]) -> Feed:
     """Return what the float graph is fed with for a batch."""
     args, kwargs = task.inputs(batch)
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
@@ -218,7 +218,7 @@ def core_feed(task: Task, model: nn.Module | None, batch: Batch, names: list[str
 def shipped_feed(task: Task, batch: Batch, names: list[str]) -> Feed:
     """Return what the shipped file is fed with for a batch."""
     raw = task.raw(batch)
-    return core_feed(task, None, batch, names) if raw is None else raw
+    return core_feed(task, batch, names) if raw is None else raw
 
 
 def feeds(task: Task, data: Data, path: Path, *, size: int = 256) -> Iterator[Feed]:
@@ -242,7 +242,7 @@ class Calibration:
         data = self.task.data["train"]
         order = torch.from_numpy(np.random.default_rng([self.seed, 1]).permutation(len(data))[: self.samples])
         for start in range(0, len(order), 64):
-            yield core_feed(self.task, None, data.fetch(order[start : start + 64], None), list(self.inputs))
+            yield core_feed(self.task, data.fetch(order[start : start + 64], None), list(self.inputs))
 
 
 def graph_inputs(path: Path) -> list[str]:

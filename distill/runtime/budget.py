@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from distill.benchmarks import units
 from distill.intervals import Estimate
-from distill.runtime.facts import Decision, Drop, StageLatency, Verdict
+from distill.runtime.facts import Decision, Drop, Verdict
 
 
 @dataclass(frozen=True)
@@ -28,67 +29,170 @@ class Timed:
         return next(iter(self.speedups.values()))
 
 
+class Interval(Protocol):
+    """A figure with the ends of its interval."""
+
+    @property
+    def value(self) -> float:
+        """The figure."""
+        ...
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+        ...
+
+
+class Measurable(Protocol):
+    """A file that may ship. A property is read only where its limit is set, since timing takes seconds."""
+
+    @property
+    def drop(self) -> Interval | None:
+        """How much less accurate than the teacher it is, as a fraction."""
+        ...
+
+    @property
+    def p50_s(self) -> float | None:
+        """The median of its latency at the first batch size; None where the target is not at hand."""
+        ...
+
+    @property
+    def file_bytes(self) -> int | None:
+        """Its size."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The most memory that a session with it takes; None where that was not measured."""
+        ...
+
+
+def verdict(figure: Interval, limit: float) -> Verdict:
+    """Judge a figure by its interval: met, missed, or unresolved when the limit lies inside."""
+    return "met" if figure.high <= limit else "missed" if figure.low > limit else "unresolved"
+
+
 @dataclass(frozen=True)
 class Constraint:
-    """One axis of the budget: what was found on validation data or on the target, and the most that it may be."""
+    """One axis of the budget: what is measured, where its limit is set, and the most that it may be.
 
-    name: Literal["drop", "latency"]
+    Attributes:
+        name: of the axis, in run.json and in reports.
+        noun: what the figure is called in a sentence.
+        field: of the configuration, which sets the limit.
+        write: writes a figure with its unit.
+        measure: reads the figure of a file; None where it could not be measured.
+        firm: a stage that meets this limit is never undone for the sake of another, as no later stage wins it back.
+        limit: the most that the figure may be.
+    """
+
+    name: str
+    noun: str
+    field: str
+    write: Callable[[float], str]
+    measure: Callable[[Measurable], Interval | None]
+    firm: bool = False
+    limit: float = math.inf
+
+    def verdict(self, file: Measurable) -> Verdict:
+        """Judge a file by the interval of its figure; unresolved where there is none."""
+        figure = self.measure(file)
+        return "unresolved" if figure is None else verdict(figure, self.limit)
+
+    def limit_in(self, config: object) -> float | None:
+        """Return the limit that a configuration sets; None where it sets none."""
+        for part in self.field.split("."):
+            config = getattr(config, part, None)
+        return config if isinstance(config, int | float) else None
+
+
+def _exact(figure: float | None) -> Estimate | None:
+    return None if figure is None else Estimate(figure, figure, figure)
+
+
+BUDGET = (
+    Constraint("drop", "validation drop", "max_drop", units.points, lambda file: file.drop, firm=True),
+    Constraint("latency", "p50", "benchmark.max_latency_s", units.duration, lambda file: _exact(file.p50_s)),
+    Constraint("size", "file size", "max_file_bytes", units.size, lambda file: _exact(file.file_bytes)),
+    Constraint("memory", "peak memory", "max_memory_bytes", units.size, lambda file: _exact(file.memory_bytes)),
+)
+"""Every axis that a budget may have, in the order in which they are told."""
+
+
+def limited(limits: Mapping[str, float | None]) -> tuple[Constraint, ...]:
+    """Return the constraints of the axes that have a limit; ``limits`` are by the axes' names."""
+    pairs = [(constraint, limits.get(constraint.name)) for constraint in BUDGET]
+    return tuple(dataclasses.replace(constraint, limit=limit) for constraint, limit in pairs if limit is not None)
+
+
+def budget_of(config: object) -> tuple[Constraint, ...]:
+    """Return the constraints that a configuration sets."""
+    return limited({constraint.name: constraint.limit_in(config) for constraint in BUDGET})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A figure of a file, and the constraint that it is held against."""
+
+    constraint: Constraint
     value: float
-    limit: float
 
     @property
     def met(self) -> bool:
         """Whether the value is within the limit; one that is no number is not."""
-        return self.value <= self.limit
+        return self.value <= self.constraint.limit
 
     @property
     def ratio(self) -> float:
         """Value over limit; without end where nothing is allowed and something is there, or nothing is known."""
-        if self.limit > 0:
-            return self.value / self.limit if math.isfinite(self.value) else math.inf
+        if self.constraint.limit > 0:
+            return self.value / self.constraint.limit if math.isfinite(self.value) else math.inf
         return 0.0 if self.met else math.inf
 
     def __str__(self) -> str:
         """Say whether value and limit go together, and how far apart they are."""
-        write = units.points if self.name == "drop" else units.duration
-        what = "validation drop" if self.name == "drop" else "p50"
-        text = f"{what} {write(self.value)} is {'within' if self.met else 'above'} the limit of {write(self.limit)}"
+        write, limit = self.constraint.write, self.constraint.limit
+        side = "within" if self.met else "above"
+        text = f"{self.constraint.noun} {write(self.value)} is {side} the limit of {write(limit)}"
         return text if self.met or not math.isfinite(self.ratio) else f"{text} ({self.ratio:.2f} times it)"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How an artifact stands to the budget: its constraints, the drop first; one that was not measured is left out."""
+    """How an artifact stands to the budget: a reading a constraint; one that was not measured is left out."""
 
-    constraints: tuple[Constraint, ...]
+    readings: tuple[Reading, ...]
 
     @property
-    def missed(self) -> tuple[Constraint, ...]:
-        """Return the constraints that are not met."""
-        return tuple(one for one in self.constraints if not one.met)
+    def missed(self) -> tuple[Reading, ...]:
+        """Return the readings that are beyond their limit."""
+        return tuple(reading for reading in self.readings if not reading.met)
 
     @property
     def accurate(self) -> bool:
-        """Whether the drop is within its limit."""
-        return all(one.met for one in self.constraints if one.name == "drop")
+        """Whether every firm constraint is met: the drop is within its limit."""
+        return not any(reading.constraint.firm for reading in self.missed)
 
     @property
     def distance(self) -> tuple[float, ...]:
         """Return what orders artifacts by how far they are from the budget: the worst ratio, then the values."""
-        values = (one.value if one.value == one.value else math.inf for one in self.constraints)
-        return (max((one.ratio for one in self.constraints), default=0.0), *values)
+        values = (math.inf if math.isnan(reading.value) else reading.value for reading in self.readings)
+        return (max((reading.ratio for reading in self.readings), default=0.0), *values)
 
     def __str__(self) -> str:
         """Name what is missed, or all where nothing is."""
-        return "; ".join(str(one) for one in self.missed or self.constraints)
+        return "; ".join(str(reading) for reading in self.missed or self.readings)
 
 
-def standing(drop: float, max_drop: float, p50_s: float | None = None, max_latency_s: float | None = None) -> Standing:
-    """Return how an artifact stands: its drop as a fraction, its median in seconds where that is limited and known."""
-    constraints = [Constraint("drop", drop, max_drop)]
-    if p50_s is not None and max_latency_s is not None:
-        constraints.append(Constraint("latency", p50_s, max_latency_s))
-    return Standing(tuple(constraints))
+def standing(budget: Sequence[Constraint], file: Measurable) -> Standing:
+    """Return how a file stands to the budget; figures that nothing limits are not measured."""
+    figures = [(constraint, constraint.measure(file)) for constraint in budget]
+    return Standing(tuple(Reading(constraint, figure.value) for constraint, figure in figures if figure is not None))
 
 
 def nearest(standings: Mapping[str, Standing], chosen: str) -> str:
@@ -131,12 +235,12 @@ def decide(
     warnings = () if drop.verdict != "unresolved" else (unresolved(drop),)
     by_budget = _by_budget(before, after)
     if by_budget is not None:
-        kept, reason = by_budget
-        return Decision(kept, reason, drop, None, warnings=warnings, **sizes)
+        keep, reason = by_budget
+        return Decision(keep, reason, drop, None, warnings=warnings, **sizes)
     timed = compare()
     warnings = (*warnings, *(timed.warnings if timed else ()))
-    kept, reason = _verdict(timed, bytes_before, bytes_after, objective)
-    return Decision(kept, reason, drop, timed.first if timed else None, warnings=warnings, **sizes)
+    keep, reason = _by_gain(timed, bytes_before, bytes_after, objective)
+    return Decision(keep, reason, drop, timed.first if timed else None, warnings=warnings, **sizes)
 
 
 def _by_budget(before: Standing, after: Standing) -> tuple[bool, str] | None:
@@ -149,11 +253,11 @@ def _by_budget(before: Standing, after: Standing) -> tuple[bool, str] | None:
         return None
     if after.accurate:
         return True, f"the drop is within its limit, which that of the stage before is not ({before})"
-    kept = after.distance < before.distance
-    return kept, f"both miss the budget, and this is {'nearer' if kept else 'farther'}: {after} (before: {before})"
+    nearer = after.distance < before.distance
+    return nearer, f"both miss the budget, and this is {'nearer' if nearer else 'farther'}: {after} (before: {before})"
 
 
-def _verdict(timed: Timed | None, before: int, after: int, objective: str) -> tuple[bool, str]:
+def _by_gain(timed: Timed | None, before: int, after: int, objective: str) -> tuple[bool, str]:
     smaller = after < before
     change = f"{before / max(1, after):.2f}× smaller" if smaller else "not smaller"
     if objective == "size" or timed is None:
@@ -162,18 +266,18 @@ def _verdict(timed: Timed | None, before: int, after: int, objective: str) -> tu
     slower = {batch: speedup for batch, speedup in timed.speedups.items() if speedup.high < 1}
     if slower:
         return False, f"slower beyond the noise: {_intervals(slower, timed)}"
-    found = f"{_intervals(timed.speedups, timed)}, {change}"
+    gain = f"{_intervals(timed.speedups, timed)}, {change}"
     if any(speedup.low > 1 for speedup in timed.speedups.values()):
-        return True, f"faster: {found}"
-    return smaller, f"as fast within the noise: {found}"
+        return True, f"faster: {gain}"
+    return smaller, f"as fast within the noise: {gain}"
 
 
 def _intervals(speedups: Mapping[int, Estimate], timed: Timed) -> str:
     """Write speed-ups with their intervals; the batch size is named where there are several."""
     named = len(timed.speedups) > 1
     return " and ".join(
-        f"{one.value:.2f}× [{one.low:.2f}, {one.high:.2f}]{f' at batch {batch}' if named else ''}"
-        for batch, one in speedups.items()
+        f"{speedup.value:.2f}× [{speedup.low:.2f}, {speedup.high:.2f}]{f' at batch {batch}' if named else ''}"
+        for batch, speedup in speedups.items()
     )
 
 
@@ -183,12 +287,3 @@ def unresolved(drop: Drop) -> str:
         f"drop of {units.points(drop.value)} [{100 * drop.low:.2f}, {100 * drop.high:.2f}] against a limit of "
         f"{units.points(drop.limit)}: too few samples to tell; more validation or test data resolve it"
     )
-
-
-def latency_verdict(limit_s: float | None, latency: tuple[StageLatency, ...]) -> Verdict | None:
-    """Judge the shipped file's median at the first batch size against a budget in seconds; None without a budget."""
-    if limit_s is None:
-        return None
-    if not latency:
-        return "unresolved"
-    return "met" if latency[0].p50_s <= limit_s else "missed"

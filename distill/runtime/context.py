@@ -31,13 +31,14 @@ from distill.export import run_onnx
 from distill.export.settings import ExportSettings
 from distill.intervals import Estimate
 from distill.runtime.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
-from distill.runtime.budget import Timed
-from distill.runtime.facts import Quality, StageLatency
+from distill.runtime.budget import Constraint, Timed, budget_of
+from distill.runtime.facts import Drop, Quality, StageLatency
 from distill.runtime.folder import RunFolder, digest, sources, versions
 from distill.runtime.quality import quality, weak_evidence, weak_splits
 from distill.sealed import sealed_array
 from distill.tasks.base import Task
-from distill.training.loop import predict
+from distill.training.batches import batches
+from distill.training.forward import predict
 from distill.types import Array
 
 Split = Literal["validation", "test"]
@@ -67,6 +68,11 @@ class Context:
     def benchmark(self) -> BenchmarkSettings:
         """Return how files are timed."""
         return self.config.benchmark or BenchmarkSettings()
+
+    @property
+    def budget(self) -> tuple[Constraint, ...]:
+        """Return the limits that what ships has to keep."""
+        return budget_of(self.config)
 
     @property
     def unmeasured(self) -> str | None:
@@ -144,8 +150,6 @@ class Context:
         return tuple(text for split in _SPLITS for text in weak_splits(split, self.target_of(split), self.task.labels))
 
     def _targets(self, split: Split) -> Array:
-        from distill.training.views import batches
-
         found = [self.task.target(batch).numpy() for _, batch in batches(self.task.data[split], 512)]
         return np.concatenate(found)
 
@@ -232,6 +236,36 @@ class Context:
         data = self.task.data["validation"]
         index = torch.arange(batch) % len(data)
         return shipped_feed(self.task, data.fetch(index, None), graph_inputs(path))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that may ship, judged on validation data and timed on the target."""
+
+    ctx: Context
+    path: Path
+    teacher: Path
+
+    @property
+    def drop(self) -> Drop | None:
+        """Its drop from the teacher."""
+        return self.ctx.quality(self.path, "validation", self.teacher).drop
+
+    @property
+    def p50_s(self) -> float | None:
+        """Its median at the first batch size; None where the target is not at hand."""
+        rows, _ = self.ctx.latency(self.path, self.teacher)
+        return rows[0].p50_s if rows else None
+
+    @property
+    def file_bytes(self) -> int:
+        """Its size."""
+        return self.path.stat().st_size
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """None: nothing measures it yet."""
+        return None
 
 
 def _latency_row(latency: Any, speedup: Any, quiet: float | None, warnings: tuple[str, ...]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Decisions of an earlier run, read from its run.json to be done again.
 
 The file may come from a stranger: it may hold only what a run decides, each value of its type. What the search chose is
-checked beside the configuration, which says what it may choose (`distill.study.study.allowed`).
+checked beside the configuration, which says what it may choose (`distill.study.space`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from distill.errors import UserError
 from distill.intervals import Estimate, wilson
 from distill.intervals import paired_drop as paired_drop  # others take it from here
 from distill.outputs import Output, degenerate
-from distill.runtime.facts import Drop, Quality, Verdict
+from distill.runtime.budget import verdict
+from distill.runtime.facts import Drop, Quality
 from distill.types import Array
 
 Metrics = Callable[[Array, Array], dict[str, float]]
@@ -22,8 +23,7 @@ CLASSES = Output("classes")
 
 def judge_drop(drop: Estimate, limit: float) -> Drop:
     """Judge a drop by its interval: met, missed, or unresolved when the limit lies inside."""
-    verdict: Verdict = "met" if drop.high <= limit else "missed" if drop.low > limit else "unresolved"
-    return Drop(drop.value, drop.low, drop.high, limit, verdict)
+    return Drop(drop.value, drop.low, drop.high, limit, verdict(drop, limit))
 
 
 def quality(

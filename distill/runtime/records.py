@@ -48,6 +48,8 @@ class Total:
     metric_drop: Estimate | None
     verdict: Verdict | None = None
     latency_verdict: Verdict | None = None
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """Of every limit of the budget, by its axis: drop, latency, size."""
 
 
 @dataclass(frozen=True)

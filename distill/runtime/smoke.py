@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -38,8 +39,14 @@ class First:
         return self._data.fetch(index, view)
 
 
-def first_of(task: Task, config: RunConfig) -> Task:
-    """Cut every split of the task to two batches; the task is changed and returned."""
+def with_data(task: Task, data: dict[str, Data]) -> Task:
+    """Return the task with other samples; the one that came in keeps its own."""
+    other = copy.copy(task)
+    other.data = data
+    return other
+
+
+def smoke_task(task: Task, config: RunConfig) -> Task:
+    """Return the task with every split cut to two batches."""
     size = max(config.teacher.batch_size, config.distill.batch_size if config.distill else 1)
-    task.data = {name: First(data, 2 * min(size, 64)) for name, data in task.data.items()}
-    return task
+    return with_data(task, {name: First(data, 2 * min(size, 64)) for name, data in task.data.items()})

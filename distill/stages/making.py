@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from distill.benchmarks import usable_threads
-from distill.config.loading import DistillSettings, TeacherSettings
+from distill.config.loading import TeacherSettings
+from distill.distillation.settings import DistillSettings
 from distill.documents import plain, read_as
 from distill.prune import Counts, count
 from distill.runtime.artifacts import (
@@ -31,8 +32,11 @@ from distill.runtime.context import Context
 from distill.runtime.facts import StageFacts
 from distill.runtime.folder import damaged
 from distill.state import hash_tensors
-from distill.training.loop import TrainRecord, TrainSettings, as_inputs, fit
-from distill.training.views import shuffled
+from distill.training.batches import shuffled
+from distill.training.forward import as_inputs
+from distill.training.lesson import Lesson
+from distill.training.loop import TrainRecord, fit
+from distill.training.settings import TrainSettings
 
 SMALL_WORK = 10**9
 """Multiply-accumulates of a forward batch below which a second thread costs more than it brings."""
@@ -88,13 +92,26 @@ def write_model(ctx: Context, folder: Path, model: nn.Module, recipe: Recipe) ->
     return counts
 
 
-def fit_here(ctx: Context, model: nn.Module, settings: TrainSettings, **options: Any) -> tuple[nn.Module, TrainRecord]:
+def fit_here(
+    ctx: Context,
+    model: nn.Module,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    title: str,
+    section: str,
+    lesson: Lesson | None = None,
+    checkpoint: Path | None = None,
+) -> tuple[nn.Module, TrainRecord]:
     """Call ``fit`` with the run's task, device and progress, on as many threads as the model's size is worth."""
     before = torch.get_num_threads()
     work = count(model, *example(ctx.task)).macs * settings.batch_size
     torch.set_num_threads(1 if work < SMALL_WORK else usable_threads())
     try:
-        return fit(model, ctx.task, settings, device=ctx.device, progress=ctx.console.progress, **options)
+        return fit(
+            model, ctx.task, settings, seed=seed, device=ctx.device, lesson=lesson, title=title, section=section,
+            checkpoint=checkpoint, progress=ctx.console.progress,
+        )  # fmt: skip
     finally:
         torch.set_num_threads(before)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from distill.config.loading import DistillSettings, PruneSection
+from distill.config.loading import PruneSection
+from distill.distillation.settings import DistillSettings
 from distill.prune import prune_channels, recalibrate
 from distill.prune.settings import PruneSettings
 from distill.quantize import quantize as quantize_graph
@@ -40,9 +40,11 @@ from distill.stages.making import (
     train_settings,
     write_model,
 )
-from distill.stages.student import teaching
-from distill.training.loop import StepLoss, Teach, TrainSettings, forward
-from distill.training.views import shuffled
+from distill.stages.student import lesson_of
+from distill.tasks.base import Batch, Task
+from distill.training.batches import shuffled
+from distill.training.lesson import Lesson, batch_loss
+from distill.training.settings import TrainSettings
 
 _FEW = 64
 
@@ -65,17 +67,17 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
 
     def build(folder: Path) -> StageFacts:
         assert base.model is not None
-        teach, loss = teaching(ctx, taught_by, distillation)
+        lesson = lesson_of(ctx, taught_by, distillation)
         with closing(shipped(ctx)) if timed and decided is None else nullcontext() as timer:
             narrow, record = prune_channels(
                 base.model,
                 PruneSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(PruneSettings)}),
                 example=example(ctx.task),
-                batches=_numbered(ctx, recovery.batch_size),
-                loss=_distillation_loss(ctx, teach, loss),
+                batches=_numbered(ctx, recovery.batch_size, settings.batches),
+                loss=partial(_distillation_loss, ctx.task, lesson),
                 logits=ctx.task.logits,
                 device=None if timer is None else timer.device(ctx.folder.cache),
-                recover=partial(_between, ctx, settings, recovery, distillation, (teach, loss)),
+                recover=partial(_between, ctx, settings, recovery, lesson),
                 decided=decided,
                 seed=ctx.config.seed,
                 progress=ctx.console.progress,
@@ -89,11 +91,9 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
                 narrow,
                 recovery,
                 seed=ctx.config.seed + 1,
-                teach=teach,
-                loss=loss,
-                views=distillation.views,
-                what="recovering from pruning",
-                field_name="prune",
+                lesson=lesson,
+                title="recovering from pruning",
+                section="prune",
                 checkpoint=folder / CHECKPOINT,
             )
             detail = detail.trained(trained)
@@ -107,8 +107,7 @@ def _between(
     ctx: Context,
     settings: PruneSection,
     recovery: TrainSettings,
-    distillation: DistillSettings,
-    taught: tuple[Teach, StepLoss],
+    lesson: Lesson,
     narrow: nn.Module,
     step: int,
 ) -> nn.Module:
@@ -116,18 +115,14 @@ def _between(
     narrow = recalibrate(narrow, model_inputs(ctx, recovery.batch_size))
     if not settings.between:
         return narrow
-    teach, loss = taught
-    short = dataclasses.replace(recovery, epochs=settings.between)
     trained, _ = fit_here(
         ctx,
         narrow,
-        short,
+        dataclasses.replace(recovery, epochs=settings.between),
         seed=ctx.config.seed + 2 + step,
-        teach=teach,
-        loss=loss,
-        views=distillation.views,
-        what=f"recovering from step {step + 1} of pruning",
-        field_name="prune",
+        lesson=lesson,
+        title=f"recovering from step {step + 1} of pruning",
+        section="prune",
     )
     return trained
 
@@ -161,23 +156,11 @@ def shipped(ctx: Context) -> Shipped:
     )
 
 
-def _numbered(ctx: Context, size: int) -> list[tuple[Tensor, Any]]:
+def _numbered(ctx: Context, size: int, count: int) -> list[tuple[Tensor, Batch]]:
     """Return the batches that importance is measured on, with their sample numbers."""
-    wanted = ctx.config.prune.batches if ctx.config.prune else 1
-    found = []
-    for index, batch in shuffled(ctx.task.data["train"], size, seed=ctx.config.seed, epoch=0, view=0):
-        found.append((index, batch))
-        if len(found) == wanted:
-            break
-    return found
+    return list(islice(shuffled(ctx.task.data["train"], size, seed=ctx.config.seed, epoch=0, view=0), count))
 
 
-def _distillation_loss(ctx: Context, teach: Teach, loss: StepLoss) -> Callable[[nn.Module, Any], Tensor]:
-    def value(model: nn.Module, numbered: tuple[Tensor, Any]) -> Tensor:
-        index, batch = numbered
-        where = next(model.parameters()).device
-        logits = forward(model, ctx.task, batch, where).float()
-        hard = ctx.task.loss(logits, ctx.task.target(batch).to(where))
-        return loss(logits, teach(index, batch, 0).to(where), hard)
-
-    return value
+def _distillation_loss(task: Task, lesson: Lesson, model: nn.Module, numbered: tuple[Tensor, Batch]) -> Tensor:
+    """Return what training after pruning will lower, on a batch of the first view."""
+    return batch_loss(model, task, *numbered, next(model.parameters()).device, lesson=lesson)

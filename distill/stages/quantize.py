@@ -30,7 +30,7 @@ from distill.runtime.artifacts import (
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, Quantization, StageFacts
 from distill.stages.making import StageResult, export_settings, make_stage
-from distill.training.views import batches
+from distill.training.batches import batches
 from distill.types import Feed
 
 
@@ -75,7 +75,7 @@ def _within_budget(
 
     def rows() -> Iterator[Feed]:
         for _, batch in batches(data, 256):
-            yield core_feed(ctx.task, None, batch, list(calibration.inputs))
+            yield core_feed(ctx.task, batch, list(calibration.inputs))
 
     def metric(logits: NDArray[Any]) -> float:
         return float(ctx.task.metrics(logits, numbers)[ctx.task.metric])

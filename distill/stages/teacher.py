@@ -27,7 +27,7 @@ from distill.stages.making import (
     train_settings,
     write_model,
 )
-from distill.training.loop import predict
+from distill.training.forward import predict
 
 
 def make(ctx: Context) -> StageResult:
@@ -53,8 +53,8 @@ def make(ctx: Context) -> StageResult:
                 model,
                 train,
                 seed=ctx.config.seed,
-                what="training the teacher",
-                field_name="teacher",
+                title="training the teacher",
+                section="teacher",
                 checkpoint=folder / CHECKPOINT,
             )
             detail = detail.trained(record)

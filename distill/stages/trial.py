@@ -21,7 +21,7 @@ from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
 from distill.stages.making import code_of, export_settings
 from distill.tasks.outputs import refuse_probabilities
-from distill.training.loop import forward
+from distill.training.forward import forward
 
 
 def try_models(ctx: Context) -> None:
@@ -47,8 +47,8 @@ def try_models(ctx: Context) -> None:
     for field, settings in chosen.items():
         model = Recipe(settings.model, dict(settings.args), field, ctx.config.seed).build(ctx.task).eval()
         with torch.no_grad():
-            what = f"{field}.model={settings.model!r}"
-            refuse_probabilities(forward(model, ctx.task, batch, torch.device("cpu"), what=what), what=what)
+            title = f"{field}.model={settings.model!r}"
+            refuse_probabilities(forward(model, ctx.task, batch, torch.device("cpu"), title=title), title)
         if settings.model not in MODELS or ctx.task.module_preprocess is not None:
             key = ctx.key(settings.model, settings.args, code_of(model), export_settings(ctx), modules=())
             ctx.folder.memo("exports", key, partial(_try_export, ctx, model))

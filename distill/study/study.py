@@ -1,8 +1,7 @@
-"""Optuna chooses temperature, distillation weight, learning rate and prune ratio on validation data.
+"""Optuna's study in the run folder: trials that go on after a kill, and what the best of them chooses.
 
-A trial is a short training of the student from the cached teacher, then pruning and batch-norm recalibration. The study
-lies in the run folder; a run that was killed goes on with the trials that it has. A sampler is made anew for each trial
-from the seed and the trial's number, so that a resumed study proposes what an undisturbed one would.
+A run that was killed goes on with the trials that it has. A sampler is made anew for each trial from the seed and the
+trial's number, so that a resumed study proposes what an undisturbed one would.
 """
 
 from __future__ import annotations
@@ -10,29 +9,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
-from torch import nn
+from optuna.trial import FrozenTrial, TrialState
 
-from distill.config.loading import DistillSettings, ModelSettings, PruneSection, RunConfig
-from distill.errors import UserError
-from distill.prune import count, prune_channels, recalibrate
-from distill.prune.goals import GOALS
-from distill.prune.scores.importance import WITHOUT_BATCHES
-from distill.prune.settings import PruneSettings
-from distill.runtime.artifacts import Artifact, Recipe, example, weights_hash
+from distill.config.loading import RunConfig
+from distill.runtime.artifacts import Artifact, weights_hash
 from distill.runtime.context import Context
 from distill.runtime.folder import RunFolder, damaged, digest, sources
 from distill.sealed import remove
-from distill.stages.making import TRAINING, fit_here, model_inputs
-from distill.stages.student import teaching
-from distill.training.loop import DivergedError, StepLoss, Teach, TrainRecord, TrainSettings, predict
+from distill.stages.making import TRAINING
+from distill.study.objective import pick, score
+from distill.study.space import require_allowed, with_values
 
 JOURNAL = "study.journal"
 _NOTE = "study.json"
@@ -40,74 +32,44 @@ _NOTE = "study.json"
 
 def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
     """Return the configuration with the chosen values in it, and the decision as JSON values."""
-    settings = ctx.config.search
-    distillation, pruning = ctx.config.distill or DistillSettings(), ctx.config.prune
     if "search" in ctx.replay:
-        found = dict(ctx.replay["search"])
-        return _with(ctx.config, found["chosen"]), found
-    parts = (dataclasses.asdict(settings), dataclasses.asdict(distillation), ctx.config.seed, ctx.config.max_drop)
-    student = dataclasses.asdict(ctx.config.student) if isinstance(ctx.config.student, ModelSettings) else "teacher"
-    inputs = (student, dataclasses.asdict(pruning) if pruning else None, weights_hash(teacher.folder))
-    key = digest(parts, inputs, ctx.data_key, sources("distill.study", "distill.prune", *TRAINING))
+        replayed = dict(ctx.replay["search"])
+        return with_values(ctx.config, replayed["chosen"]), replayed
+    trials = ctx.config.search.trials
     _require_own(ctx.folder)
-    study = _opened(ctx.folder.path / JOURNAL, key, ctx.config)
+    study = _opened(ctx.folder.path / JOURNAL, _key(ctx, teacher), ctx.config)
     ahead = ctx.logits(teacher.onnx, "validation")
     goal = float(ctx.task.metrics(ahead, ctx.target_of("validation"))[ctx.task.metric]) - ctx.config.max_drop
-    for number in range(len(_finished(study)), settings.trials):
-        ctx.console.progress("searching", number, settings.trials)
+    for number in range(len(_finished(study)), trials):
+        ctx.console.progress("searching", number, trials)
         study.sampler = _sampler(ctx.config.seed + number, number)
         trial = study.ask()
-        try:
-            values = _try(ctx, teacher, trial, distillation, pruning)
-        except DivergedError:
-            # An answer too: these values teach nothing, and the search goes on without them.
-            values = 0.0, float(count(_start(ctx, teacher), *example(ctx.task)).macs)
-        study.tell(trial, values)
+        study.tell(trial, score(ctx, teacher, trial))
         journal = (ctx.folder.path / JOURNAL).read_bytes()
         ctx.folder.note(_NOTE, {"bytes": len(journal), "sha256": hashlib.sha256(journal).hexdigest()})
-    ctx.console.progress("searching", settings.trials, settings.trials)
-    finished = _finished(study)[: settings.trials]
+    ctx.console.progress("searching", trials, trials)
+    finished = _finished(study)[:trials]
     best = pick(finished, goal)
-    reached = dict(zip(("metric", "macs"), best.values, strict=True))
-    trials = [{"params": one.params, "values": list(one.values)} for one in finished]
-    # Its place among the finished ones: Optuna's own number also counts the trials that a kill cut off.
-    found = {"chosen": best.params, "trial": finished.index(best), **reached, "goal": goal, "trials": trials}
-    return _with(ctx.config, best.params), found
+    metric, macs = best.values
+    decision = {
+        "chosen": best.params,
+        # Its place among the finished ones: Optuna's own number also counts the trials that a kill cut off.
+        "trial": finished.index(best),
+        "metric": metric,
+        "macs": macs,
+        "goal": goal,
+        "trials": [{"params": trial.params, "values": list(trial.values)} for trial in finished],
+    }
+    return with_values(ctx.config, best.params), decision
 
 
-def space(config: RunConfig) -> dict[str, tuple[float, float]]:
-    """Return what a search may choose, by its place in the configuration: the lowest value and the highest."""
-    ranges, pruning = config.search, config.prune
-    low, high = ((config.distill or DistillSettings()).learning_rate * factor for factor in ranges.learning_rate)
-    found = {"distill.temperature": ranges.temperature, "distill.weight": ranges.weight}
-    found["distill.learning_rate"] = low, high
-    if pruning is not None and pruning.goal.is_searched:
-        found["prune.ratio"] = ranges.ratio
-    return found
-
-
-def require_allowed(config: RunConfig, chosen: Mapping[str, Any], where: str) -> None:
-    """Refuse a choice that no search of this configuration makes; ``where`` opens the message.
-
-    Raises:
-        UserError: a key is none that a search chooses, or a value lies outside of its range.
-    """
-    known = space(config)
-    for name, value in chosen.items():
-        if name not in known:
-            raise UserError(f"{where} sets {name!r}, which a search does not choose; it chooses {', '.join(known)}")
-        low, high = known[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            key = name.rpartition(".")[2]
-            raise UserError(f"{where}: {name}={value!r}: must be in [{low:g}, {high:g}]; search.{key} says so")
-
-
-def pick(trials: list[FrozenTrial], goal: float) -> FrozenTrial:
-    """Return the trial with the fewest MACs among those that reach the metric; the best metric when none does."""
-    good = [trial for trial in trials if trial.values[0] >= goal]
-    if good:
-        return min(good, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
-    return max(trials, key=lambda trial: (trial.values[0], -trial.values[1], -trial.number))
+def _key(ctx: Context, teacher: Artifact) -> str:
+    """Return the study's name: a hash of everything that decides what a trial reaches."""
+    config = ctx.config
+    sections = (config.search, config.distill, config.student, config.prune)
+    plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in sections]
+    code = sources("distill.study", "distill.prune", *TRAINING)
+    return digest(plain, config.seed, config.max_drop, weights_hash(teacher.folder), ctx.data_key, code)
 
 
 def _opened(path: Path, key: str, config: RunConfig) -> optuna.Study:
@@ -181,85 +143,3 @@ def _sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def _try(
-    ctx: Context, teacher: Artifact, trial: Trial, distillation: DistillSettings, pruning: PruneSection | None
-) -> tuple[float, float]:
-    """Train a student briefly with proposed values, prune it, and return (validation metric, MACs)."""
-    ranges = space(ctx.config)
-    proposed = dataclasses.replace(
-        distillation,
-        temperature=trial.suggest_float("distill.temperature", *ranges["distill.temperature"]),
-        weight=trial.suggest_float("distill.weight", *ranges["distill.weight"]),
-        learning_rate=trial.suggest_float("distill.learning_rate", *ranges["distill.learning_rate"], log=True),
-        epochs=max(1, math.ceil(distillation.epochs * ctx.config.search.epochs)),
-    )
-    teach, loss = teaching(ctx, teacher, proposed)
-    train = TrainSettings(**{f.name: getattr(proposed, f.name) for f in dataclasses.fields(TrainSettings)})
-    model = _start(ctx, teacher)
-    if isinstance(ctx.config.student, ModelSettings):
-        model, _ = _fit(ctx, model, train, teach, loss, proposed.views)
-    if pruning is not None:
-        model, _ = prune_channels(
-            model,
-            _sketch(pruning, trial, ctx.config.search.ratio),
-            example=example(ctx.task),
-            batches=None,
-            loss=None,
-            logits=ctx.task.logits,
-            seed=ctx.config.seed,
-        )
-        model = recalibrate(model, model_inputs(ctx, train.batch_size), batches=20)
-        short = dataclasses.replace(train, epochs=1, learning_rate=pruning.learning_rate)
-        model, _ = _fit(ctx, model, short, teach, loss, proposed.views)
-    logits, target = predict(model, ctx.task, ctx.task.data["validation"], ctx.device)
-    macs = count(model, *example(ctx.task)).macs
-    return float(ctx.task.metrics(logits, target)[ctx.task.metric]), float(macs)
-
-
-def _sketch(pruning: PruneSettings, trial: optuna.Trial, ratios: tuple[float, float]) -> PruneSettings:
-    """Propose a ratio, where channels are counted; what is asked for in another unit is no matter of the search.
-
-    A trial is a sketch, and the full run prunes as configured: group norm needs no data, and half of the time is taken
-    for half of the multiply-accumulates, which needs no device.
-    """
-    plain = {f.name: getattr(pruning, f.name) for f in dataclasses.fields(PruneSettings) if f.name not in GOALS}
-    name, amount = pruning.goal.without_timing(pruning.amount)
-    if pruning.goal.is_searched:
-        amount = min(trial.suggest_float("prune.ratio", *ratios), pruning.max_ratio)
-    return PruneSettings(**{**plain, name: amount, "importance": WITHOUT_BATCHES})
-
-
-def _start(ctx: Context, teacher: Artifact) -> nn.Module:
-    student = ctx.config.student
-    if isinstance(student, ModelSettings):
-        return Recipe(student.model, dict(student.args), "student", ctx.config.seed).build(ctx.task)
-    assert teacher.model is not None
-    return teacher.model
-
-
-def _fit(
-    ctx: Context, model: nn.Module, train: TrainSettings, teach: Teach, loss: StepLoss, views: int
-) -> tuple[nn.Module, TrainRecord]:
-    return fit_here(
-        ctx,
-        model,
-        train,
-        seed=ctx.config.seed,
-        teach=teach,
-        loss=loss,
-        views=views,
-        what="trial",
-        field_name="distill",
-    )
-
-
-def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
-    """Return the configuration with dotted keys replaced."""
-    for name, value in chosen.items():
-        section, key = name.split(".")
-        inner = getattr(config, section)
-        if inner is not None:
-            config = dataclasses.replace(config, **{section: dataclasses.replace(inner, **{key: value})})
-    return config

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
 from distill.export.preprocess import Preprocess
-from distill.types import Feed
+from distill.types import Array, Feed
 
 Batch = Any
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword tensors of one call."""
 OpenAxes = tuple[Mapping[int, str], ...]
+Facts = Mapping[str, Any]
+"""What a model factory may ask for by parameter name: ``classes``, ``channels``, ``features``, ``image_size``, or
+whatever the user's own data tell it."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -46,8 +49,7 @@ class Task(Protocol):
     """The metric that a budget is stated in; higher is better."""
     data: dict[str, Data]
     """``train``, ``validation``, ``test``."""
-    facts: dict[str, Any]
-    """What a model factory may ask for by parameter name: ``classes``, ``channels``, ``features``, ``image_size``."""
+    facts: Facts
     graph_preprocess: Preprocess | None
     """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
     module_preprocess: nn.Module | None
@@ -77,7 +79,7 @@ class Task(Protocol):
         """Return the hard-label loss, a scalar."""
         ...
 
-    def metrics(self, logits: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> dict[str, float]:
+    def metrics(self, logits: Array, target: Array) -> dict[str, float]:
         """Return each metric of float32 logits [N, classes] and int64 targets [N], as fractions; higher is better."""
         ...
 

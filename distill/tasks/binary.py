@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,11 +95,11 @@ def _cifar_members(place: Path, names: Sequence[str]) -> dict[str, bytes]:
         return {name: _whole(place / name) for name in names}
     try:
         with tarfile.open(place, "r:gz") as archive:
-            found: dict[str, Any] = {Path(one.name).name: one for one in archive if one.isfile()}
-            missing = [name for name in names if name not in found]
+            members = {Path(member.name).name: member for member in archive if member.isfile()}
+            missing = [name for name in names if name not in members]
             if missing:
                 raise UserError(f"{place}: holds no {missing[0]}; expected CIFAR-10's binary version")
-            return {name: _member(archive, found[name]) for name in names}
+            return {name: _member(archive, members[name]) for name in names}
     except _BROKEN as error:
         raise UserError(f"{place}: truncated or damaged ({error}); get it again") from error
 

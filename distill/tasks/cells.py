@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from distill.errors import UserError
 from distill.tasks import numerals
-from distill.tasks.settings import DataSettings
 from distill.tasks.table import Table
+from distill.tasks.table_settings import CsvSettings
 from distill.wording import quoted, yaml_list
 
 _MOSTLY = 0.9
@@ -34,7 +34,7 @@ class Reading:
     why_text: str = ""
 
 
-def read_cells(table: Table, name: str, settings: DataSettings) -> Reading:
+def read_cells(table: Table, name: str, settings: CsvSettings) -> Reading:
     """Read a column by the grammar of ``docs/tables.md``.
 
     Raises:
@@ -47,24 +47,24 @@ def read_cells(table: Table, name: str, settings: DataSettings) -> Reading:
 class _Column:
     """One column while it is read: its different texts and how often each occurs."""
 
-    def __init__(self, table: Table, name: str, settings: DataSettings) -> None:
+    def __init__(self, table: Table, name: str, settings: CsvSettings) -> None:
         self.table, self.name, self.settings = table, name, settings
         self.cells = table.columns[name]
         self.counts = Counter(self.cells)
         self.forced = name in settings.numeric
-        words = {word.strip().lower() for word in settings.missing}
-        present = [text for text in self.counts if text and text.lower() not in words]
+        absent = {text.strip().lower() for text in settings.missing}
+        present = [text for text in self.counts if text and text.lower() not in absent]
         self.mark = settings.decimal or numerals.decimal_mark(present)
         # -999 as a missing value is also -999.0.
-        values = {numerals.plain(word) for word in words if numerals.is_quantity(word)}
+        values = {numerals.plain(text) for text in absent if numerals.is_quantity(text)}
         if values:
             present = [text for text in present if self._plain(text) not in values]
         self.present = present
         self.codes = [] if self.forced else [text for text in present if numerals.is_code(text)]
         codes = set(self.codes)
         self.numbers = [text for text in present if text not in codes and numerals.is_number(text, self.mark)]
-        known = codes.union(self.numbers)
-        self.others = [text for text in present if text not in known]
+        readable = codes.union(self.numbers)
+        self.others = [text for text in present if text not in readable]
 
     def read(self) -> Reading:
         if self.others and (self.forced or not self.codes):
@@ -102,11 +102,11 @@ class _Column:
             )
         enough = len(self.numbers) >= _QUANTITY and self._share(self.numbers) >= 0.5
         if self.forced or enough or self._share(self.numbers) >= _MOSTLY:
-            shown = ", ".join(self._at(text) for text in self.others[:_SHOWN])
+            examples = ", ".join(self._at(text) for text in self.others[:_SHOWN])
             more = f" and {len(self.others) - _SHOWN} other texts" if len(self.others) > _SHOWN else ""
             wrong, total = self._rows(self.others), self._rows(self.present)
             raise UserError(
-                f"column {self.name!r}: {wrong} of {total} cells are no numbers: {shown}{more}; mend them, add what "
+                f"column {self.name!r}: {wrong} of {total} cells are no numbers: {examples}{more}; mend them, add what "
                 f"means a missing value to data.missing, or {as_text}"
             )
 
@@ -143,9 +143,9 @@ class _Column:
             infinite = np.flatnonzero(np.isinf(numbers.astype(np.float32)))
         if len(infinite):
             row = int(infinite[0])
-            words = [word for word in self.settings.missing if word.upper() == "NA"]
+            marks = [text for text in self.settings.missing if text.upper() == "NA"]
             raise UserError(
                 f"{self.table.where(row)}: column {self.name!r} is {quoted(self.cells[row])[1:-1]}, no finite float32; "
-                "mend it or " + (f"write {words[0]}" if words else "leave it empty")
+                "mend it or " + (f"write {marks[0]}" if marks else "leave it empty")
             )
         return numbers

@@ -16,8 +16,8 @@ from distill.errors import UserError
 from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn
 from distill.tasks import numerals
 from distill.tasks.cells import read_cells
-from distill.tasks.settings import DataSettings
 from distill.tasks.table import Table
+from distill.tasks.table_settings import CsvSettings
 from distill.wording import first_of, quoted, yaml_list
 
 _MANY = 100
@@ -37,7 +37,7 @@ class Fitted:
     warnings: tuple[str, ...]
 
 
-def fit_columns(table: Table, names: Sequence[str], train: NDArray[np.int64], settings: DataSettings) -> Fitted:
+def fit_columns(table: Table, names: Sequence[str], train: NDArray[np.int64], settings: CsvSettings) -> Fitted:
     """Decide for each column whether it holds numbers or categories, and fit its preprocessing on the rows ``train``.
 
     Numbers: missing becomes the mean, then mean 0 and deviation 1. Categories: those of the training rows. A column
@@ -77,7 +77,7 @@ def fit_columns(table: Table, names: Sequence[str], train: NDArray[np.int64], se
 
 
 def class_numbers(
-    table: Table, settings: DataSettings, warnings: list[str]
+    table: Table, settings: CsvSettings, warnings: list[str]
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Return the labels of ``data.target``, sorted (as numbers if all are numbers), and each row's class number.
 
@@ -86,19 +86,18 @@ def class_numbers(
     Raises:
         UserError: a row has no class, or all have the same.
     """
-    assert settings.target is not None
     cells = named_cells(table, settings.target, "data.target", "target", settings, warnings)
     counts = Counter(cells)
     if len(counts) == 1:
         raise UserError(
             f"data.target={settings.target!r}: every row is {quoted(cells[0])}; a classifier needs at least two classes"
         )
-    words = {word.lower() for word in settings.missing}
+    absent = {text.lower() for text in settings.missing}
     warnings += [
         f"data.target={settings.target!r}: {quoted(label)} ({counts[label]} rows) is a class like the others; remove "
         "the rows if it means that the class is unknown"
         for label in sorted(counts)
-        if label.lower() in words
+        if label.lower() in absent
     ]
     labels = sorted(counts)
     mark = settings.decimal or numerals.decimal_mark(labels)
@@ -109,7 +108,7 @@ def class_numbers(
 
 
 def named_cells(
-    table: Table, name: str, field: str, what: str, settings: DataSettings, warnings: list[str]
+    table: Table, name: str, field: str, noun: str, settings: CsvSettings, warnings: list[str]
 ) -> list[str]:
     """Return the texts of a column that names classes or groups; numbers that are spelt in two ways get one spelling.
 
@@ -119,15 +118,15 @@ def named_cells(
     cells = table.column(name, field)
     for row, cell in enumerate(cells):
         if not cell:
-            raise UserError(f"{table.where(row)}: the {what} {name!r} is missing; fill it in or remove the row")
+            raise UserError(f"{table.where(row)}: the {noun} {name!r} is missing; fill it in or remove the row")
     texts = set(cells)
     mark = settings.decimal or numerals.decimal_mark(texts)
     groups = numerals.alike(texts, mark)
     if not groups:
         return cells
-    shown = first_of((" and ".join(map(quoted, group)) for group in groups), 3)
+    spellings = first_of((" and ".join(map(quoted, group)) for group in groups), 3)
     warnings.append(
-        f"{field}={name!r}: {shown} are one {'class' if what == 'target' else what} each, in several spellings"
+        f"{field}={name!r}: {spellings} are one {'class' if noun == 'target' else noun} each, in several spellings"
     )
     spelling = {
         text: numerals.plain(text, mark)
@@ -142,23 +141,23 @@ def _numeric(
 ) -> NumericColumn | None:
     numbers = exact.astype(np.float32)
     values = numbers[train].astype(np.float64)
-    known = values[~np.isnan(values)]
-    if (known == known[0]).all():
+    present = values[~np.isnan(values)]
+    if (present == present[0]).all():
         warnings.append(f"column {name!r} has one value in all training rows: it is no input")
         if len(np.unique(exact[train][~np.isnan(values)])) > 1:
             warnings[-1] += "; its numbers are one in float32, subtract a constant in the data to tell them apart"
-        elif len(known) < len(values):
-            gaps = len(values) - len(known)
+        elif len(present) < len(values):
+            gaps = len(values) - len(present)
             warnings[-1] += f"; it is missing in {gaps}, which data.categorical: {yaml_list(name)} would keep apart"
         return None
-    fill = float(known.mean())
+    fill = float(present.mean())
     filled = np.where(np.isnan(values), fill, values)
     mean, deviation = float(filled.mean()), float(filled.std())
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = (numbers - np.float32(mean)) * np.float32(1 / deviation)
     if np.isinf(scaled).any() or not np.isfinite(np.float32(1 / deviation)):
         raise UserError(
-            f"column {name!r} goes from {known.min():.3g} to {known.max():.3g}, which float32 cannot standardise; "
+            f"column {name!r} goes from {present.min():.3g} to {present.max():.3g}, which float32 cannot standardise; "
             "divide it by a constant in the data"
         )
     # The shipped file takes float32: it cannot tell neighbours apart whose distance is below its spacing.
@@ -194,8 +193,8 @@ def _category(
         warnings.append(f"column {name!r} has {len(categories)} categories, so it makes {len(categories) + 1} features")
     groups = numerals.alike(set(cells))
     if groups:
-        shown = first_of((" and ".join(map(quoted, group)) for group in groups), 3)
-        warnings.append(f"column {name!r}: {shown} are categories of their own; spell them alike if they are one")
+        spellings = first_of((" and ".join(map(quoted, group)) for group in groups), 3)
+        warnings.append(f"column {name!r}: {spellings} are categories of their own; spell them alike if they are one")
     _tell_unseen(table, name, set(seen), train, warnings)
     return CategoryColumn(name, tuple(categories))
 
@@ -219,8 +218,8 @@ def _tell_digits(table: Table, name: str, categories: int, warnings: list[str]) 
     cells = [cell for cell in table.columns[name] if cell]
     first = next((cell for cell in cells if re.match(r"[+-]?\d", cell) and not numerals.is_number(cell)), None)
     if first is not None and sum(bool(re.match(r"[+-]?\d", cell)) for cell in cells) >= 0.9 * len(cells):
-        where = table.where(table.columns[name].index(first))
+        cell_place = table.where(table.columns[name].index(first))
         warnings.append(
-            f"column {name!r} is read as {categories} categories: {quoted(first)} ({where}) begins like a number; "
+            f"column {name!r} is read as {categories} categories: {quoted(first)} ({cell_place}) begins like a number; "
             f"write numbers if it is a quantity, or name the column in data.categorical: {yaml_list(name)}"
         )

@@ -10,33 +10,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.export.preprocess import Preprocess
 from distill.references.digest import Digest
 from distill.references.loading import call_user, load_reference, source_hash
+from distill.references.objects import PREFIX
 from distill.tasks import metrics as measure
 from distill.tasks.augment import hash_words
-from distill.tasks.base import SPLITS, Batch, Data, Inputs, OpenAxes, Task
+from distill.tasks.base import SPLITS, Batch, Data, Facts, Inputs, OpenAxes, Task
 from distill.tasks.custom_data import (
     ArrayData,
     CheckedData,
     ItemData,
     as_data,
     batches,
-    kept_random_state,
+    restored_random_state,
     seed_all,
     spread,
     to_single,
 )
-from distill.tasks.hooks import Given
+from distill.tasks.custom_settings import CustomSettings
+from distill.tasks.hooks import Hooks
 from distill.tasks.open_axes import seen_axes, stated_axes
 from distill.tasks.outputs import cross_entropy
-from distill.tasks.settings import DataSettings
-from distill.tasks.splits import Rows, at_random, check_sizes, part_size, stratified
-from distill.types import Feed, Progress
+from distill.tasks.splits import Rows, check_sizes, cut_off_train, missing_splits, unused_shares
+from distill.types import Array, Feed, Progress
 
 _SAMPLES_LOOKED_AT = 64
 _SAMPLES_COMPARED = 16  # one by one, to see whether they differ in length
@@ -52,7 +52,7 @@ class CustomTask:
     def __init__(
         self,
         name: str,
-        given: Given,
+        hooks: Hooks,
         data: Mapping[str, Split],
         labels: Sequence[str],
         *,
@@ -66,39 +66,39 @@ class CustomTask:
         self.given_splits = tuple(given_splits)
         self.warnings = tuple(warnings)
         self.graph_preprocess: Preprocess | None = None
-        self.module_preprocess: nn.Module | None = given.preprocess
-        self._given = given
+        self.module_preprocess: nn.Module | None = hooks.preprocess
+        self._hooks = hooks
         self._identity = identity
         self._splits = dict(data)
         self._fingerprint: str | None = None
-        self.data: dict[str, Data] = {split: self._checked(split, one) for split, one in data.items()}
+        self.data: dict[str, Data] = {split: self._checked(split, samples) for split, samples in data.items()}
         self._look_at_samples()
         self.facts = self._facts()
         self.open_axes = self._open_axes()
-        self.metric = measure.chosen_metric(metric or given.get("metric"), self._metric_names())
+        self.metric = measure.chosen_metric(metric or hooks.get("metric"), self._metric_names())
 
     def inputs(self, batch: Batch) -> Inputs:
         """Return the model's positional and keyword tensors: by the user's hook, or all of the batch but its last."""
-        return self._given.inputs(batch)
+        return self._hooks.inputs(batch)
 
     def target(self, batch: Batch) -> Tensor:
         """Return the class numbers, int64 [B]: by the user's hook, or the last part of the batch."""
-        return self._given.target(batch, len(self.labels), lambda place: f"sample {place} of the batch")
+        return self._hooks.target(batch, len(self.labels), lambda place: f"sample {place} of the batch")
 
     def logits(self, output: Any) -> Tensor:
         """Return the logits, [B, classes]: by the user's hook, or the tensor itself, or its ``logits``."""
-        return self._given.logits(output, len(self.labels))
+        return self._hooks.logits(output, len(self.labels))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the user's loss, a scalar, or the mean cross entropy."""
-        value = self._given.loss(logits, target)
+        value = self._hooks.loss(logits, target)
         return cross_entropy(logits, target) if value is None else value
 
-    def metrics(self, logits: NDArray[Any], target: NDArray[Any]) -> dict[str, float]:
+    def metrics(self, logits: Array, target: Array) -> dict[str, float]:
         """Return the user's metrics, or accuracy and f1 (macro; of two classes that of the last)."""
-        found = self._given.metrics(logits, target)
-        if found is not None:
-            return found
+        values = self._hooks.metrics(logits, target)
+        if values is not None:
+            return values
         positive = measure.positive_number(None, self.labels)
         return {"accuracy": measure.accuracy(logits, target), "f1": measure.f1(logits, target, positive=positive)}
 
@@ -125,8 +125,8 @@ class CustomTask:
         return CheckedData(
             data,
             split,
-            self._given.inputs,
-            lambda batch, where: self._given.target(batch, len(self.labels), where),
+            self._hooks.inputs,
+            lambda batch, sample_name: self._hooks.target(batch, len(self.labels), sample_name),
             may_hold_nan=self.module_preprocess is not None,
         )
 
@@ -138,7 +138,7 @@ class CustomTask:
             for piece in batches(count) if whole else [spread(count, _SAMPLES_LOOKED_AT)]:
                 data.fetch(piece, None)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> Facts:
         facts: dict[str, Any] = {"classes": len(self.labels)}
         args, kwargs = self.inputs(self._splits["train"].fetch(torch.arange(2), None))
         shape: tuple[int, ...] = tuple(args[0].shape) if len(args) == 1 and not kwargs else ()
@@ -148,13 +148,13 @@ class CustomTask:
             facts["channels"] = shape[1]
             if shape[2] == shape[3]:
                 facts["image_size"] = shape[2]
-        return {**facts, **self._given.facts()}
+        return {**facts, **self._hooks.facts()}
 
     def _open_axes(self) -> OpenAxes:
         """Return the axes that the user calls open, or those whose length differs among some samples."""
-        train, stated = self._splits["train"], self._given.get("open_axes")
+        train, stated = self._splits["train"], self._hooks.get("open_axes")
         if stated is not None:
-            return stated_axes(stated, self._given.source, self.inputs(train.fetch(torch.arange(2), None)))
+            return stated_axes(stated, self._hooks.source, self.inputs(train.fetch(torch.arange(2), None)))
         if isinstance(train, ArrayData):
             return ()
         places = spread(len(train), _SAMPLES_COMPARED)
@@ -170,45 +170,43 @@ class CustomTask:
 
 
 def load_custom(
-    settings: DataSettings, *, seed: int, folder: Path | None = None, progress: Progress | None = None
+    settings: CustomSettings, *, seed: int, folder: Path | None = None, progress: Progress | None = None
 ) -> Task:
     """Return the task that the user's function ``data.source`` makes, called with ``data.args``.
 
     Raises:
         UserError: the function is missing or raises, or what it returns is no data.
     """
-    given = _make(settings, seed, folder)
-    splits, warnings = _read_splits(given, seed)
-    came_with = tuple(splits)
-    labels = given.labels()
-    targets: Rows | None = None
-    missing = [split for split in ("test", "validation") if split not in splits]
-    if labels is None or (missing and isinstance(splits["train"], ArrayData)):
-        targets = _targets(splits["train"], given, len(labels) if labels else None, progress)
-        labels = labels or _numbered(targets)
-    for split in SPLITS[1:]:
-        share = getattr(settings, split)
-        if share is not None and split in splits:
-            warnings.append(f"data.{split}={share} is not used: the data come with a {split} split")
+    hooks = _call(settings, seed, folder)
+    splits, warnings = _read_splits(hooks, seed)
+    own = tuple(splits)
+    labels = hooks.labels()
+    target: Rows | None = None
+    missing = missing_splits(splits)
+    train = splits["train"]
+    if labels is None or (missing and isinstance(train, ArrayData)):
+        target = _targets(train, hooks, len(labels) if labels else None, progress)
+        labels = labels or _numbered(target)
+    warnings += unused_shares(splits, settings)
     if missing:
         warnings.append(f"the data have no {' and no '.join(missing)} split: cut off train by seed")
-        splits = {**splits, **_cut(splits["train"], missing, targets, settings, seed)}
-    check_sizes({split: len(data) for split, data in splits.items()}, given=came_with, what=given.source)
+        parts = cut_off_train(len(train), missing, settings, seed, target=target)
+        splits |= {split: train.keep(rows) for split, rows in parts.items()}
+    check_sizes({split: len(data) for split, data in splits.items()}, own=own, source=hooks.source)
     return CustomTask(
-        _name(given.source),
-        given,
+        _name(hooks.source),
+        hooks,
         {split: splits[split] for split in SPLITS},
         labels,
         metric=settings.metric,
-        given_splits=came_with if len(came_with) > 1 else (),
+        given_splits=own if len(own) > 1 else (),
         warnings=warnings,
-        identity=Digest().add([source_hash(given.source, folder=folder), settings.args]).hexdigest(),
+        identity=Digest().add([source_hash(hooks.source, folder=folder), settings.args]).hexdigest(),
     )
 
 
-def _make(settings: DataSettings, seed: int, folder: Path | None) -> Given:
+def _call(settings: CustomSettings, seed: int, folder: Path | None) -> Hooks:
     """Call the user's function."""
-    assert settings.source is not None
     function = load_reference(settings.source, field="data.source", folder=folder)
     try:
         inspect.signature(function).bind(**settings.args)
@@ -216,20 +214,24 @@ def _make(settings: DataSettings, seed: int, folder: Path | None) -> Given:
         raise UserError(f"data.args={settings.args}: {settings.source} does not take them: {error}") from None
     except ValueError:
         pass  # a function without a signature of its own, such as a built-in: calling it will tell
-    with kept_random_state():
+    with restored_random_state():
         # Data that are drawn at random are the same in every process of a run.
         seed_all(hash_words(seed))
-        return Given(call_user(function, f"data.source={settings.source!r}", **settings.args), settings.source)
+        return Hooks(call_user(function, f"data.source={settings.source!r}", **settings.args), settings.source)
 
 
-def _read_splits(given: Given, seed: int) -> tuple[dict[str, Split], list[str]]:
+def _read_splits(hooks: Hooks, seed: int) -> tuple[dict[str, Split], list[str]]:
     splits: dict[str, Split] = {}
     warnings = []
     for split in SPLITS:
-        value = given.get(split)
+        value = hooks.get(split)
         if value is None:
             continue
-        data: Split = as_data(value, f"{given.source}: {split}", given.get("collate"), seed)
+        if isinstance(value, torch.utils.data.DataLoader):
+            warnings.append(
+                f"the {split} DataLoader: its data set and collate_fn are used, batch size and order are not"
+            )
+        data: Split = as_data(value, f"{hooks.source}: {split}", hooks.get("collate"), seed)
         if isinstance(data, ArrayData):
             data, narrowed = to_single(data)
             if narrowed:
@@ -238,16 +240,16 @@ def _read_splits(given: Given, seed: int) -> tuple[dict[str, Split], list[str]]:
     return splits, warnings
 
 
-def _targets(data: Split, given: Given, classes: int | None, progress: Progress | None) -> Rows:
+def _targets(data: Split, hooks: Hooks, classes: int | None, progress: Progress | None) -> Rows:
     """Return the targets of every training sample, int64 [N]."""
     parts = []
     for index in batches(len(data)):
-        parts.append(given.target(data.fetch(index, None), classes, _numbering(int(index[0]))))
+        parts.append(hooks.target(data.fetch(index, None), classes, _numbering(int(index[0]))))
         if progress is not None:
             progress("read targets", int(index[-1]) + 1, len(data))
     targets: Rows = torch.cat(parts).numpy()
     if len(targets) != len(data):
-        raise UserError(f"{given.source}: {len(data)} samples of train have {len(targets)} targets")
+        raise UserError(f"{hooks.source}: {len(data)} samples of train have {len(targets)} targets")
     return targets
 
 
@@ -267,18 +269,10 @@ def _numbered(targets: Rows) -> tuple[str, ...]:
     return tuple(str(number) for number in range(classes))
 
 
-def _cut(
-    train: Split, missing: Sequence[str], targets: Rows | None, settings: DataSettings, seed: int
-) -> dict[str, Split]:
-    """Cut the missing splits off train, each class in proportion where the targets are known."""
-    shares = {"test": (settings.test, 0.2), "validation": (settings.validation, 0.1)}
-    sizes = [part_size(len(train), *shares[split]) for split in missing]
-    parts = at_random(len(train), sizes, seed) if targets is None else stratified(targets, sizes, seed)
-    return {split: train.keep(rows) for split, rows in zip([*missing, "train"], parts, strict=True)}
-
-
 def _name(source: str) -> str:
     """Return a name for folders: the file's or module's last part."""
-    place = source.rpartition(":")[0]
+    place, _, last = source.rpartition(":")
+    if source.startswith(PREFIX):
+        return last.rpartition("-")[0]
     last = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last) or "custom"

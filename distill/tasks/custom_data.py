@@ -18,6 +18,7 @@ from distill.errors import UserError
 from distill.references.loading import call_user
 from distill.tasks.augment import hash_words
 from distill.tasks.base import Batch, Data, Inputs
+from distill.tasks.hooks import Where, named_inputs
 
 Numbers = NDArray[np.int64]
 _UNSEEN_VIEW = -1
@@ -70,7 +71,7 @@ class ItemData:
         rows: list[int] = self.rows[index.cpu()].tolist()
         view = _UNSEEN_VIEW if view is None else view
         items = []
-        with kept_random_state():
+        with restored_random_state():
             for row in rows:
                 seed_all(hash_words(self.seed, view, row))
                 items.append(call_user(operator.getitem, f"the {self.split} data set's item {row}", self.dataset, row))
@@ -90,7 +91,7 @@ class CheckedData:
         data: Data,
         split: str,
         inputs: Callable[[Batch], Inputs],
-        target: Callable[[Batch, Callable[[int], str]], Tensor],
+        target: Callable[[Batch, Where], Tensor],
         *,
         may_hold_nan: bool = False,
     ) -> None:
@@ -119,16 +120,16 @@ class CheckedData:
         return batch
 
     def _check(self, batch: Batch, index: Tensor) -> None:
-        def where(place: int) -> str:
+        def sample_name(place: int) -> str:
             return f"the {self._split} data, sample {int(index[place])}"
 
-        target = self._target(batch, where)
+        target = self._target(batch, sample_name)
         if len(target) != len(index):
             raise UserError(f"the {self._split} data: {len(index)} samples were collated to {len(target)} targets")
         args, kwargs = self._inputs(batch)
         if self._may_hold_nan:
             return
-        for name, value in [*((f"input {number}", one) for number, one in enumerate(args)), *kwargs.items()]:
+        for name, value in named_inputs(args, kwargs):
             if not value.is_floating_point():
                 continue
             bad = torch.isnan(value)
@@ -136,11 +137,11 @@ class CheckedData:
                 continue
             by_sample = value.ndim > 0 and len(value) == len(index)
             first = int(bad.reshape(len(index), -1).any(1).nonzero()[0]) if by_sample else 0
-            raise UserError(f"{where(first)}: {name} holds NaN; mend or remove the sample")
+            raise UserError(f"{sample_name(first)}: {name} holds NaN; mend or remove the sample")
 
 
 def as_data(value: Any, split: str, collate: Callable[[list[Any]], Batch] | None, seed: int) -> ArrayData | ItemData:
-    """Take what the user gave for a split: a tuple or mapping of arrays, or a map-style data set.
+    """Take what the user gave for a split: a tuple or mapping of arrays, a map-style data set, or a DataLoader of one.
 
     Raises:
         UserError: it is neither, its arrays differ in length, or it is empty.
@@ -148,7 +149,10 @@ def as_data(value: Any, split: str, collate: Callable[[list[Any]], Batch] | None
     if isinstance(value, tuple | Mapping):
         return _arrays(value, split)
     if isinstance(value, torch.utils.data.DataLoader):
-        raise UserError(f"{split}: is a DataLoader; return its data set, and its collate_fn as collate")
+        if not isinstance(value.sampler, torch.utils.data.RandomSampler | torch.utils.data.SequentialSampler):
+            sampler = type(value.sampler).__name__
+            raise UserError(f"{split}: is a DataLoader with a {sampler}, which nothing follows; give its data set")
+        return as_data(value.dataset, split, collate or value.collate_fn, seed)
     if isinstance(value, torch.utils.data.IterableDataset) or not (
         hasattr(value, "__len__") and hasattr(value, "__getitem__")
     ):
@@ -165,9 +169,9 @@ def as_data(value: Any, split: str, collate: Callable[[list[Any]], Batch] | None
 
 
 def _arrays(value: tuple[Any, ...] | Mapping[str, Any], split: str) -> ArrayData:
-    named = dict(value) if isinstance(value, Mapping) else {str(number): one for number, one in enumerate(value)}
-    tensors = {name: _tensor(one, f"{split}[{name}]") for name, one in named.items()}
-    lengths = {name: len(one) for name, one in tensors.items()}
+    named = dict(value) if isinstance(value, Mapping) else {str(number): array for number, array in enumerate(value)}
+    tensors = {name: _tensor(array, f"{split}[{name}]") for name, array in named.items()}
+    lengths = {name: len(tensor) for name, tensor in tensors.items()}
     if len(tensors) < 2:
         raise UserError(f"{split}: holds {len(tensors)} array(s); expected inputs and targets, such as (x, y)")
     if len(set(lengths.values())) != 1:
@@ -179,36 +183,32 @@ def _arrays(value: tuple[Any, ...] | Mapping[str, Any], split: str) -> ArrayData
     return ArrayData(arrays, torch.arange(count))
 
 
-def _tensor(value: Any, where: str) -> Tensor:
+def _tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
     else:
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
-            raise UserError(f"{where}: an array of type {array.dtype}; expected numbers")
+            raise UserError(f"{name}: an array of type {array.dtype}; expected numbers")
         # A copy: the user's array may be read-only, and must not be changed by us.
         tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     if tensor.ndim == 0:
-        raise UserError(f"{where}: a single number; expected an array with one row a sample")
+        raise UserError(f"{name}: a single number; expected an array with one row a sample")
     return tensor
 
 
 def to_single(data: ArrayData) -> tuple[ArrayData, bool]:
     """Return the data with float64 arrays as float32, and whether there were any."""
-    arrays = data.arrays
-
-    def narrow(one: Tensor) -> Tensor:
-        return one.float() if one.dtype == torch.float64 else one
-
-    if isinstance(arrays, dict):
-        changed = any(one.dtype == torch.float64 for one in arrays.values())
-        return ArrayData({name: narrow(one) for name, one in arrays.items()}, data.rows), changed
-    changed = any(one.dtype == torch.float64 for one in arrays)
-    return ArrayData(tuple(narrow(one) for one in arrays), data.rows), changed
+    named = data.arrays if isinstance(data.arrays, dict) else dict(enumerate(data.arrays))
+    if not any(array.dtype == torch.float64 for array in named.values()):
+        return data, False
+    single = {name: array.float() if array.dtype == torch.float64 else array for name, array in named.items()}
+    arrays: Any = single if isinstance(data.arrays, dict) else tuple(single.values())
+    return ArrayData(arrays, data.rows), True
 
 
 @contextlib.contextmanager
-def kept_random_state() -> Iterator[None]:
+def restored_random_state() -> Iterator[None]:
     """Put the global random states of torch (CPU), random and numpy back at the end."""
     torch_state = torch.default_generator.get_state()
     python_state, numpy_state = random.getstate(), np.random.get_state()

@@ -10,33 +10,33 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.references.loading import call_user
-from distill.tasks.base import Batch, Inputs
+from distill.tasks.base import SPLITS, Batch, Facts, Inputs
 from distill.tasks.outputs import checked_logits, plain_logits
 from distill.wording import did_you_mean
 
-SPLIT_KEYS = ("train", "validation", "test")
 HOOK_KEYS = ("inputs", "target", "logits", "loss", "metrics")
-KEYS = (*SPLIT_KEYS, *HOOK_KEYS, "collate", "labels", "metric", "preprocess", "facts", "open_axes")
+KEYS = (*SPLITS, *HOOK_KEYS, "collate", "labels", "metric", "preprocess", "facts", "open_axes")
 
 Where = Callable[[int], str]
+"""Names a sample of a batch, by its place in it."""
 
 
-class Given:
+class Hooks:
     """Reads the user's keys or attributes, and calls their hooks with checks around them."""
 
-    def __init__(self, made: Any, source: str) -> None:
+    def __init__(self, data: Any, source: str) -> None:
         self.source = source
-        if isinstance(made, Mapping):
-            for key in made:
+        if isinstance(data, Mapping):
+            for key in data:
                 if key not in KEYS:
                     raise UserError(f"{source} returned the key {key!r}{did_you_mean(str(key), KEYS)}")
-            self._values = dict(made)
-        elif isinstance(made, torch.utils.data.Dataset | torch.utils.data.DataLoader | nn.Module | tuple | list | None):
+            self._values = dict(data)
+        elif isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader | nn.Module | tuple | list | None):
             raise UserError(
-                f"{source} returned a {type(made).__name__}; expected a dict such as {{'train': data, 'test': data}}"
+                f"{source} returned a {type(data).__name__}; expected a dict such as {{'train': data, 'test': data}}"
             )
         else:
-            self._values = {key: getattr(made, key) for key in KEYS if getattr(made, key, None) is not None}
+            self._values = {key: getattr(data, key) for key in KEYS if getattr(data, key, None) is not None}
         if self._values.get("train") is None:
             keys = ", ".join(map(str, self._values)) or "nothing"
             raise UserError(f"{source} returned no 'train'; it has {keys}. Return at least {{'train': data}}")
@@ -62,35 +62,35 @@ class Given:
 
     def labels(self) -> tuple[str, ...] | None:
         """Return the class names, or None; UserError if there are fewer than two or one comes twice."""
-        given = self.get("labels")
-        if given is None:
+        names = self.get("labels")
+        if names is None:
             return None
-        if isinstance(given, str | int) or not hasattr(given, "__iter__"):
-            raise UserError(f"{self.source}: labels={given!r}; expected a list of names, one a class")
-        labels = tuple(str(one) for one in given)
+        if isinstance(names, str | int) or not hasattr(names, "__iter__"):
+            raise UserError(f"{self.source}: labels={names!r}; expected a list of names, one a class")
+        labels = tuple(str(name) for name in names)
         if len(labels) < 2 or len(set(labels)) != len(labels):
             raise UserError(f"{self.source}: labels={list(labels)}; expected at least two different names")
         return labels
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """Return what the user tells model factories."""
-        given = self.get("facts")
-        if given is not None and not isinstance(given, Mapping):
-            raise UserError(f"{self.source}: facts is a {type(given).__name__}; expected a dict")
-        return dict(given or {})
+        facts = self.get("facts")
+        if facts is not None and not isinstance(facts, Mapping):
+            raise UserError(f"{self.source}: facts is a {type(facts).__name__}; expected a dict")
+        return dict(facts or {})
 
     def inputs(self, batch: Batch) -> Inputs:
         """Return the model's tensors: by the user's hook, or all parts of the batch but its last."""
         hook = self.get("inputs")
         return _as_inputs(call_user(hook, "inputs", batch) if hook else _first_parts(batch))
 
-    def target(self, batch: Batch, classes: int | None, where: Where) -> Tensor:
+    def target(self, batch: Batch, classes: int | None, sample_name: Where) -> Tensor:
         """Return the class numbers, int64 [B]: by the user's hook, or the last part of the batch.
 
-        ``where(i)`` names sample i in messages; without ``classes`` any number from 0 will do.
+        ``sample_name(i)`` names sample i in messages; without ``classes`` any number from 0 will do.
         """
         hook = self.get("target")
-        return _as_target(call_user(hook, "target", batch) if hook else _parts(batch)[-1], classes, where)
+        return _as_target(call_user(hook, "target", batch) if hook else _parts(batch)[-1], classes, sample_name)
 
     def logits(self, output: Any, classes: int) -> Tensor:
         """Return the logits [B, classes]: by the user's hook, or the tensor itself, or its ``logits``."""
@@ -112,19 +112,19 @@ class Given:
         hook = self.get("metrics")
         if hook is None:
             return None
-        found = call_user(hook, "metrics", logits, target)
+        values = call_user(hook, "metrics", logits, target)
         try:
-            return {str(name): float(value) for name, value in dict(found).items()}
+            return {str(name): float(value) for name, value in dict(values).items()}
         except (TypeError, ValueError):
-            raise UserError(f"metrics returned {_kind(found)}; expected a dict of names and numbers") from None
+            raise UserError(f"metrics returned {_kind(values)}; expected a dict of names and numbers") from None
 
 
 def _parts(batch: Batch) -> tuple[Any, ...]:
     if isinstance(batch, tuple | list) and len(batch) >= 2:
         return tuple(batch)
-    held = f"with the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else "of one part"
+    content = f"with the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else "of one part"
     raise UserError(
-        f"a batch is a {type(batch).__name__} {held}; expected (x, y), or the hooks inputs(batch) and target(batch)"
+        f"a batch is a {type(batch).__name__} {content}; expected (x, y), or the hooks inputs(batch) and target(batch)"
     )
 
 
@@ -133,18 +133,20 @@ def _first_parts(batch: Batch) -> Any:
     return parts[0] if len(parts) == 2 else parts[:-1]
 
 
-def _as_inputs(found: Any) -> Inputs:
+def _as_inputs(inputs: Any) -> Inputs:
     """Take a tensor, a tuple of tensors, a dict of tensors, or (args, kwargs)."""
-    args: tuple[Any, ...]
+    args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
-    if isinstance(found, Mapping):
-        args, kwargs = (), dict(found)
-    elif isinstance(found, tuple | list):
-        paired = len(found) == 2 and isinstance(found[0], tuple | list) and isinstance(found[1], Mapping)
-        args, kwargs = (tuple(found[0]), dict(found[1])) if paired else (tuple(found), {})
-    else:
-        args = (found,)
-    for name, value in [*((f"input {number}", one) for number, one in enumerate(args)), *kwargs.items()]:
+    match inputs:
+        case Mapping():
+            kwargs = dict(inputs)
+        case (tuple() | list() as first, Mapping() as second):
+            args, kwargs = tuple(first), dict(second)
+        case tuple() | list():
+            args = tuple(inputs)
+        case _:
+            args = (inputs,)
+    for name, value in named_inputs(args, kwargs):
         if not isinstance(value, Tensor):
             raise UserError(f"{name} of the model is {_kind(value)}; inputs(batch) returns tensors: args, kwargs")
     if not args and not kwargs:
@@ -152,26 +154,31 @@ def _as_inputs(found: Any) -> Inputs:
     return args, kwargs
 
 
-def _as_target(found: Any, classes: int | None, where: Where) -> Tensor:
-    if not isinstance(found, Tensor):
-        raise UserError(f"the target is {_kind(found)}; expected a tensor of class numbers, one a sample")
-    if found.ndim != 1:
+def named_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return a model's arguments with a name for messages each."""
+    return [*((f"input {number}", value) for number, value in enumerate(args)), *kwargs.items()]
+
+
+def _as_target(target: Any, classes: int | None, sample_name: Where) -> Tensor:
+    if not isinstance(target, Tensor):
+        raise UserError(f"the target is {_kind(target)}; expected a tensor of class numbers, one a sample")
+    if target.ndim != 1:
         raise UserError(
-            f"the target is {_kind(found)}; expected one class number a sample, shape [batch]"
-            + ("; use y.squeeze(1)" if found.ndim == 2 and found.shape[1] == 1 else "")
+            f"the target is {_kind(target)}; expected one class number a sample, shape [batch]"
+            + ("; use y.squeeze(1)" if target.ndim == 2 and target.shape[1] == 1 else "")
         )
-    if found.is_floating_point() or found.is_complex():
-        raise UserError(f"the target is of type {found.dtype}; expected whole numbers from 0, such as y.long()")
-    target = found.long()
-    wrong = (target < 0) if classes is None else (target < 0) | (target >= classes)
+    if target.is_floating_point() or target.is_complex():
+        raise UserError(f"the target is of type {target.dtype}; expected whole numbers from 0, such as y.long()")
+    numbers = target.long()
+    wrong = (numbers < 0) if classes is None else (numbers < 0) | (numbers >= classes)
     if bool(wrong.any()):
         place = int(wrong.nonzero()[0])
         limit = "0 or more" if classes is None else f"0 to {classes - 1}"
         raise UserError(
-            f"{where(place)}: labels out of range: the target is {int(target[place])}, expected {limit}; "
+            f"{sample_name(place)}: labels out of range: the target is {int(numbers[place])}, expected {limit}; "
             "mend the sample or `labels`"
         )
-    return target
+    return numbers
 
 
 def _kind(value: Any) -> str:

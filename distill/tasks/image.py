@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.errors import UserError
-from distill.export.preprocess import ImagePreprocess, Preprocess
+from distill.export.preprocess import ImagePreprocess
 from distill.references.digest import Digest
-from distill.tasks import metrics as measure
 from distill.tasks.augment import shift_and_flip
-from distill.tasks.base import SPLITS, Data, Inputs, OpenAxes
-from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
-from distill.tasks.settings import DataSettings
-from distill.tasks.splits import check_splits, part_size, stratified, unused_shares
+from distill.tasks.base import SPLITS, Inputs
+from distill.tasks.classifier import Classifier
+from distill.tasks.image_settings import ImageSettings
+from distill.tasks.splits import check_splits, cut_off_train, missing_splits, unused_shares
 from distill.types import Feed
 
 Pixels = NDArray[np.uint8]
@@ -64,7 +62,7 @@ class ImageData:
         return pixels, self.targets[rows]
 
 
-class ImageTask:
+class ImageTask(Classifier[ImageData]):
     """Images in, class out. The model sees ``(x - offset) * scale`` as float32 [B, C, H, W]."""
 
     kind = "image"
@@ -72,35 +70,21 @@ class ImageTask:
     def __init__(
         self,
         name: str,
-        data: Mapping[str, ImageData],
+        splits: Mapping[str, ImageData],
         labels: Sequence[str],
         preprocess: ImagePreprocess,
+        settings: ImageSettings,
         *,
-        metric: str | None = None,
-        positive: str | None = None,
         given_splits: Sequence[str] = (),
         warnings: Sequence[str] = (),
     ) -> None:
-        self.name = name
-        self.labels = tuple(labels)
-        self.data: dict[str, Data] = dict(data)
-        self.given_splits = tuple(given_splits)
-        self.graph_preprocess: Preprocess | None = preprocess
-        self.module_preprocess: nn.Module | None = None
-        self.open_axes: OpenAxes = ()
-        self.warnings = tuple(warnings)
-        self.facts: dict[str, Any] = {
-            "classes": len(labels),
-            "channels": preprocess.channels,
-            "image_size": preprocess.height,
-        }
-        self._splits = dict(data)
-        self._positive = measure.positive_number(positive, labels)
-        self.metric = measure.chosen_metric(metric, ("accuracy", "f1"))
+        facts = {"channels": preprocess.channels, "image_size": preprocess.height}
+        super().__init__(
+            name, splits, labels, preprocess, facts, settings, given_splits=given_splits, warnings=warnings
+        )
         self._preprocess = preprocess
         self._offset = torch.tensor(preprocess.offset, dtype=torch.float32).reshape(1, -1, 1, 1)
         self._scale = torch.tensor(preprocess.scale, dtype=torch.float32).reshape(1, -1, 1, 1)
-        self._fingerprint: str | None = None
 
     def inputs(self, batch: ImageBatch) -> Inputs:
         """Return one positional tensor, float32 [B, C, H, W], equal to ``graph_preprocess.apply`` bit by bit."""
@@ -108,52 +92,29 @@ class ImageTask:
         # One subtraction (exact, as both are whole numbers) and one product, in the order of the graph's nodes.
         return ((pixels.float() - self._offset.to(pixels.device)) * self._scale.to(pixels.device),), {}
 
-    def target(self, batch: ImageBatch) -> Tensor:
-        """Return the class numbers, int64 [B]."""
-        return batch[1]
-
-    def logits(self, output: Any) -> Tensor:
-        """Return the logits, [B, classes]; UserError if the model returned something else."""
-        return checked_logits(plain_logits(output), len(self.labels))
-
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross entropy."""
-        return cross_entropy(logits, target)
-
-    def metrics(self, logits: NDArray[Any], target: NDArray[Any]) -> dict[str, float]:
-        """Return accuracy and f1 (macro; of two classes that of ``data.positive``)."""
-        return {
-            "accuracy": measure.accuracy(logits, target),
-            "f1": measure.f1(logits, target, positive=self._positive),
-        }
-
     def raw(self, batch: ImageBatch) -> Feed:
         """Return ``image``, uint8 [B, H, W, C]."""
         return {"image": batch[0].cpu().numpy()}
 
-    def fingerprint(self) -> str:
-        """Return a hash of every split's pixels and labels, the normalisation, the augmentation and the metric."""
-        if self._fingerprint is None:
-            digest = Digest().add([self.labels, self.metric, self._positive])
-            digest.add([list(self._preprocess.offset), list(self._preprocess.scale)])
-            pools: list[Tensor] = []
-            for name in SPLITS:
-                split = self._splits[name]
-                digest.add([name, split.seed, split.padding, split.flip]).add(split.rows)
-                # Splits cut from one pool share its array: it is hashed once.
-                if not any(split.images is pool for pool in pools):
-                    pools.append(split.images)
-                    digest.add(split.images).add(split.targets)
-                digest.add([split.images is pool for pool in pools])
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+    def _hash(self, digest: Digest) -> Digest:
+        digest.add([list(self._preprocess.offset), list(self._preprocess.scale)])
+        pools: list[Tensor] = []
+        for name in SPLITS:
+            split = self._splits[name]
+            digest.add([name, split.seed, split.padding, split.flip]).add(split.rows)
+            # Splits cut from one pool share its array: it is hashed once.
+            if not any(split.images is pool for pool in pools):
+                pools.append(split.images)
+                digest.add(split.images).add(split.targets)
+            digest.add([split.images is pool for pool in pools])
+        return digest
 
 
 def image_task(
     name: str,
     pools: Mapping[str, Pool],
     labels: Sequence[str],
-    settings: DataSettings,
+    settings: ImageSettings,
     *,
     seed: int,
     validation: float = 0.1,
@@ -167,14 +128,18 @@ def image_task(
         UserError: a split is too small, a class is missing, or a setting does not fit the data.
     """
     notes = [*warnings, *unused_shares(pools, settings)]
-    rows = _rows(pools, settings, seed, validation)
-    home = {split: pools.get(split, pools["train"]) for split in SPLITS}
+    rows: dict[str, Numbers] = {split: np.arange(len(pool.target)) for split, pool in pools.items()}
+    train = pools["train"]
+    rows |= cut_off_train(
+        len(train.target), missing_splits(pools), settings, seed, target=train.target, validation=validation
+    )
+    home = {split: pools.get(split, train) for split in SPLITS}
     targets = {split: home[split].target[rows[split]] for split in SPLITS}
-    notes += check_splits(targets, labels, given=list(pools), what=name)
-    _, height, width, channels = pools["train"].images.shape
-    offset, scale = _normalisation(pools["train"].images, rows["train"], settings, channels, name, notes)
+    notes += check_splits(targets, labels, own=pools, source=name)
+    _, height, width, channels = train.images.shape
+    offset, scale = _normalisation(train.images, rows["train"], settings, channels, name, notes)
     shared = {id(pool): (torch.from_numpy(pool.images), torch.from_numpy(pool.target)) for pool in pools.values()}
-    data = {
+    splits = {
         split: ImageData(
             *shared[id(home[split])],
             rows=torch.from_numpy(rows[split]),
@@ -185,29 +150,12 @@ def image_task(
         for split in SPLITS
     }
     preprocess = ImagePreprocess(height, width, channels, offset, scale)
-    return ImageTask(
-        name,
-        data,
-        labels,
-        preprocess,
-        metric=settings.metric,
-        positive=settings.positive,
-        given_splits=tuple(pools) if len(pools) > 1 else (),
-        warnings=notes,
-    )
-
-
-def _rows(pools: Mapping[str, Pool], settings: DataSettings, seed: int, validation: float) -> dict[str, Numbers]:
-    rows: dict[str, Numbers] = {split: np.arange(len(pool.target)) for split, pool in pools.items()}
-    wanted = {"test": (settings.test, 0.2), "validation": (settings.validation, validation)}
-    missing = [split for split in ("test", "validation") if split not in pools]
-    count = len(pools["train"].target)
-    parts = stratified(pools["train"].target, [part_size(count, *wanted[split]) for split in missing], seed)
-    return {**rows, **dict(zip([*missing, "train"], parts, strict=True))}
+    own = tuple(pools) if len(pools) > 1 else ()
+    return ImageTask(name, splits, labels, preprocess, settings, given_splits=own, warnings=notes)
 
 
 def _normalisation(
-    images: Pixels, rows: Numbers, settings: DataSettings, channels: int, name: str, notes: list[str]
+    images: Pixels, rows: Numbers, settings: ImageSettings, channels: int, name: str, notes: list[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return offset and scale in 0..255 units, a number a channel each."""
     if settings.mean is None or settings.std is None:
@@ -218,8 +166,8 @@ def _normalisation(
     for field, values in (("mean", settings.mean), ("std", settings.std)):
         if len(values) not in (1, channels):
             raise UserError(f"data.{field} has {len(values)} numbers; the images have {channels} channel(s)")
-    offset = [255 * one for one in settings.mean] * (channels // len(settings.mean))
-    scale = [1 / (255 * one) for one in settings.std] * (channels // len(settings.std))
+    offset = [255 * mean for mean in settings.mean] * (channels // len(settings.mean))
+    scale = [1 / (255 * deviation) for deviation in settings.std] * (channels // len(settings.std))
     whole = float(np.rint(offset[0]))
     # A whole shared offset is a zero-point, which costs the int8 graph nothing. Offsets that differ by channel stay.
     if len(set(offset)) == len(set(scale)) == 1 and whole != offset[0]:

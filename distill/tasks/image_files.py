@@ -66,7 +66,7 @@ def _is_picture(name: str) -> bool:
 
 def _subfolders(folder: Path) -> list[Path]:
     """Return the folders in a folder that are not hidden, sorted by name."""
-    return sorted(one for one in _entries(folder) if one.is_dir() and not _is_hidden(one.name))
+    return sorted(entry for entry in _entries(folder) if entry.is_dir() and not _is_hidden(entry.name))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -78,7 +78,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _loose(folder: Path) -> list[str]:
     """Return the names of the pictures that lie in a folder directly."""
-    return sorted(one.name for one in _entries(folder) if _is_picture(one.name) and not one.is_dir())
+    return sorted(entry.name for entry in _entries(folder) if _is_picture(entry.name) and not entry.is_dir())
 
 
 def _holds_pictures(folder: Path) -> bool:
@@ -89,7 +89,7 @@ def _split_folders(root: Path, warnings: list[str]) -> dict[str, Path]:
     """Return the folder of each split that the data came with; the root itself as train if it has none."""
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
-        near = sorted(one.name for one in root.parent.iterdir() if one.is_dir()) if root.parent.is_dir() else []
+        near = [place.name for place in sorted(root.parent.iterdir()) if place.is_dir()] if root.parent.is_dir() else []
         hint = did_you_mean(root.name, near)
         raise UserError(f"data.path={root}: {problem}; give a folder with one folder a class{hint}")
     splits: dict[str, Path] = {}
@@ -108,7 +108,7 @@ def _split_folders(root: Path, warnings: list[str]) -> dict[str, Path]:
     if not splits:
         return {"train": root}
     if "train" not in splits:
-        raise UserError(f"{root}: has {first_of(one.name for one in splits.values())} but no train folder; add it")
+        raise UserError(f"{root}: has {first_of(home.name for home in splits.values())} but no train folder; add it")
     unused = [folder.name for folder in others if _holds_pictures(folder)]
     train = splits["train"].name
     if unused and len(splits) == 1:
@@ -125,11 +125,11 @@ def _split_folders(root: Path, warnings: list[str]) -> dict[str, Path]:
 
 def _classes(home: Path) -> list[str]:
     # Sorted as text, as torchvision's ImageFolder does: a model that was trained there has its classes in this order.
-    labels = [one.name for one in _subfolders(home)]
+    labels = [folder.name for folder in _subfolders(home)]
     if not labels:
         loose = _loose(home)
-        held = f"images lie in it directly ({first_of(loose, 2)})" if loose else "it holds no folders"
-        raise UserError(f"{home}: {held}; expected one folder a class: {home.name}/<class>/*.png")
+        content = f"images lie in it directly ({first_of(loose, 2)})" if loose else "it holds no folders"
+        raise UserError(f"{home}: {content}; expected one folder a class: {home.name}/<class>/*.png")
     if len(labels) == 1:
         raise UserError(
             f"{home}: has the one class {labels[0]!r}; a classifier needs at least two (if the classes lie in it, set "
@@ -144,7 +144,7 @@ def _classes(home: Path) -> list[str]:
 
 
 def _check_classes(home: Path, labels: Sequence[str]) -> None:
-    strange = [one.name for one in _subfolders(home) if one.name not in labels]
+    strange = [folder.name for folder in _subfolders(home) if folder.name not in labels]
     if strange:
         raise UserError(f"{home / strange[0]}: no such class in train{did_you_mean(strange[0], labels)}")
 
@@ -152,14 +152,14 @@ def _check_classes(home: Path, labels: Sequence[str]) -> None:
 def _split_inside_classes(homes: Mapping[str, Path], labels: Sequence[str]) -> Iterator[str]:
     """Warn of splits that lie in the classes, where they should be the other way round."""
     for label in labels:
-        names = [one.name for one in _subfolders(homes["train"] / label) if split_named(one.name)]
+        names = [folder.name for folder in _subfolders(homes["train"] / label) if split_named(folder.name)]
         if names:
             yield (
                 f"{homes['train'] / label}: the folders {first_of(names)} in it are taken together; for splits of your "
                 f"own write {names[0]}/{label}"
             )
             return
-    inside = [{one.name for one in _subfolders(homes["train"] / label)} for label in labels]
+    inside = [{folder.name for folder in _subfolders(homes["train"] / label)} for label in labels]
     shared = sorted(set.intersection(*inside))
     if len(shared) > 1 and not any(_loose(homes["train"] / label) for label in labels):
         yield (
@@ -178,7 +178,7 @@ class _Walk:
     root: Path
     folders: dict[str, Path] = field(default_factory=dict)
     pictures: dict[tuple[str, int], list[Path]] = field(default_factory=dict)
-    known: set[str] = field(default_factory=set)
+    visited: set[str] = field(default_factory=set)
     links: deque[tuple[tuple[str, int], Path]] = field(default_factory=deque)
     again: list[Path] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)
@@ -272,8 +272,8 @@ class _Walk:
             self.other["special"] += 1
         elif not _is_picture(path.name):
             self.other[path.suffix.lower() or "without a suffix"] += 1
-        elif real in self.known:
+        elif real in self.visited:
             self.again.append(path)
         else:
-            self.known.add(real)
+            self.visited.add(real)
             self.pictures[home].append(path)

@@ -22,7 +22,7 @@ from distill.errors import UserError
 from distill.tasks.base import SPLITS, Task
 from distill.tasks.image import Pixels, Pool, image_task
 from distill.tasks.image_files import Files, find_pictures
-from distill.tasks.settings import DataSettings
+from distill.tasks.image_settings import ImageFolderSettings
 from distill.types import Progress
 from distill.wording import first_of
 
@@ -66,13 +66,14 @@ class _Decoded:
     turned: list[Path]
 
 
-def load_image_folder(settings: DataSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+def load_image_folder(
+    settings: ImageFolderSettings, *, seed: int, folder: Path, progress: Progress | None = None
+) -> Task:
     """Return the task of a folder of images, decoded once to bytes, upright as their EXIF orientation says.
 
     Raises:
         UserError: the folder is missing or holds no images, a class is empty or alone, a file cannot be decoded.
     """
-    assert settings.path is not None
     root = folder / settings.path.expanduser()
     pictures = find_pictures(root)
     labels, files, warnings = pictures.labels, pictures.files, pictures.warnings
@@ -117,7 +118,7 @@ def _headers(paths: Sequence[Path]) -> list[_Header]:
         return [header for header in pool.map(read, paths) if header is not None]
 
 
-def _form(headers: Sequence[_Header], settings: DataSettings) -> _Form:
+def _form(headers: Sequence[_Header], settings: ImageFolderSettings) -> _Form:
     """Decide size and channels: greyscale only where every image is grey."""
     grey = settings.channels == 1 or (
         settings.channels is None and bool(headers) and all(header.mode in _GREY for header in headers)
@@ -142,7 +143,7 @@ def _form(headers: Sequence[_Header], settings: DataSettings) -> _Form:
     return _Form(side, "L" if grey else "RGB")
 
 
-def _conversions(headers: Sequence[_Header], form: _Form, settings: DataSettings) -> Iterator[str]:
+def _conversions(headers: Sequence[_Header], form: _Form, settings: ImageFolderSettings) -> Iterator[str]:
     """Say what is lost or added when images of several kinds are brought to one."""
     grey = [header for header in headers if header.mode in _GREY]
     if settings.channels is None and 0 < len(grey) < len(headers):
@@ -152,8 +153,8 @@ def _conversions(headers: Sequence[_Header], form: _Form, settings: DataSettings
         yield f"{len(transparent)} image(s) have transparency, such as {transparent[0].path}: it is left out"
     kinds = Counter(header.mode for header in headers if header.mode not in (*_GREY, "P", "PA", "RGB", "RGBA", "RGBX"))
     if kinds:
-        shown = ", ".join(f"{count} {mode}" for mode, count in kinds.most_common())
-        yield f"images of other colour spaces are converted to {form.mode}, without a colour profile: {shown}"
+        counts = ", ".join(f"{count} {mode}" for mode, count in kinds.most_common())
+        yield f"images of other colour spaces are converted to {form.mode}, without a colour profile: {counts}"
     moving = [header for header in headers if header.frames]
     if moving:
         yield f"{len(moving)} image(s) have several frames, such as {moving[0].path}: the first is taken"
@@ -180,9 +181,9 @@ def _decode(paths: Sequence[Path], form: _Form, progress: Progress | None) -> _D
 
     # Threads are enough: Pillow lets go of the interpreter while it decodes.
     with ThreadPoolExecutor(max_workers=usable_threads()) as pool:
-        for done, _ in enumerate(pool.map(decode, range(len(paths))), start=1):
-            if progress is not None and (done % 64 == 0 or done == len(paths)):
-                progress("decode images", done, len(paths))
+        for count, _ in enumerate(pool.map(decode, range(len(paths))), start=1):
+            if progress is not None and (count % 64 == 0 or count == len(paths)):
+                progress("decode images", count, len(paths))
     if broken:
         broken.sort(key=lambda pair: pair[0])
         raise UserError(_undecodable([path for path, _ in broken], broken[0][1]))
@@ -227,16 +228,17 @@ def _copies(files: Mapping[str, Files], decoded: Mapping[str, _Decoded], labels:
         for digest, number, path in zip(images.digests, files[split].target, files[split].paths, strict=True):
             places[digest].append((split, number, path))
     copies = [group for group in places.values() if len(group) > 1]
-    apart = [group for group in copies if len({number for _, number, _ in group}) > 1]
-    if apart:
-        yield f"{len(apart)} image(s) lie in two classes, equal byte for byte: {_pair(apart, 1)}; remove one of each"
+    mislabelled = [group for group in copies if len({number for _, number, _ in group}) > 1]
+    if mislabelled:
+        pair = _pair(mislabelled, 1)
+        yield f"{len(mislabelled)} image(s) lie in two classes, equal byte for byte: {pair}; remove one of each"
     leaks = [group for group in copies if len({split for split, _, _ in group}) > 1]
     if leaks:
         yield (
             f"data leak: {len(leaks)} image(s) lie in two splits, equal byte for byte: {_pair(leaks, 0)}; remove one "
             "of each"
         )
-    inside = [group for group in copies if group not in apart and len({split for split, _, _ in group}) == 1]
+    inside = [group for group in copies if group not in mislabelled and len({split for split, _, _ in group}) == 1]
     if inside and len(files) < len(SPLITS):
         yield (
             f"{len(inside)} image(s) have copies, equal byte for byte: {_pair(inside, None)}; a copy in another split "
@@ -244,10 +246,10 @@ def _copies(files: Mapping[str, Files], decoded: Mapping[str, _Decoded], labels:
         )
 
 
-def _pair(groups: Sequence[Sequence[tuple[str, int, Path]]], apart: Literal[0, 1] | None) -> str:
-    """Name two files of the first group, which differ in their split (0) or their class (1)."""
-    first = groups[0][0]
-    second = next(one for one in groups[0][1:] if apart is None or one[apart] != first[apart])
+def _pair(groups: Sequence[Sequence[tuple[str, int, Path]]], differs: Literal[0, 1] | None) -> str:
+    """Name two files of the first group, which differ in their split (0), in their class (1), or in neither."""
+    first, *others = groups[0]
+    second = next(copy for copy in others if differs is None or copy[differs] != first[differs])
     return f"{first[2]} and {second[2]}"
 
 

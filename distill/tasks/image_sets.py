@@ -9,7 +9,7 @@ import numpy as np
 from distill.tasks.base import Task
 from distill.tasks.binary import read_cifar, read_idx_pair
 from distill.tasks.image import Pool, image_task
-from distill.tasks.settings import DataSettings
+from distill.tasks.image_settings import CifarSettings, DigitsSettings, DownloadedSettings, FashionSettings
 from distill.tasks.sources import Remote, Source, locate
 from distill.types import Progress
 
@@ -36,9 +36,9 @@ def _find_fashion(folder: Path) -> dict[str, Path] | None:
             role: next((place / name for name in (f"{stem}.gz", stem) if (place / name).is_file()), None)
             for role, stem in _IDX.items()
         }
-        found = {role: path for role, path in files.items() if path is not None}
-        if len(found) == len(_IDX):
-            return found
+        present = {role: path for role, path in files.items() if path is not None}
+        if len(present) == len(_IDX):
+            return present
     return None
 
 
@@ -78,44 +78,41 @@ CIFAR = Source(
 )
 
 
-def load_digits(settings: DataSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+def load_digits(settings: DigitsSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
     """Return scikit-learn's embedded digits: 1,797 images of 8x8, the values 0..16 stretched to 0..255."""
     from sklearn.datasets import load_digits as embedded
 
-    held = embedded()
-    pixels = np.rint(held.images * (255 / 16)).astype(np.uint8)[..., None]
-    pool = Pool(pixels, held.target.astype(np.int64))
+    samples = embedded()
+    pixels = np.rint(samples.images * (255 / 16)).astype(np.uint8)[..., None]
+    pool = Pool(pixels, samples.target.astype(np.int64))
     labels = tuple(str(number) for number in range(10))
     return image_task("digits", {"train": pool}, labels, settings, seed=seed, validation=0.15)
 
 
-def load_fashion_mnist(settings: DataSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+def load_fashion_mnist(settings: FashionSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
     """Return Fashion-MNIST (Xiao et al. 2017): 60,000 images of 28x28, of which 5,000 validate, and 10,000 for test."""
-    found = locate(
-        FASHION,
-        path=settings.path and folder / settings.path.expanduser(),
-        download=settings.download,
-        mirror=settings.mirror,
-        progress=progress,
-    )
+    files, warnings = _located(FASHION, settings, folder, progress)
     pools = {
-        split: Pool(*read_idx_pair(found.files[f"{split}-images"], found.files[f"{split}-labels"], side=28, classes=10))
+        split: Pool(*read_idx_pair(files[f"{split}-images"], files[f"{split}-labels"], side=28, classes=10))
         for split in ("train", "test")
     }
-    return image_task(
-        "fashion-mnist", pools, FASHION_LABELS, settings, seed=seed, validation=1 / 12, warnings=found.warnings
-    )
+    return image_task("fashion-mnist", pools, FASHION_LABELS, settings, seed=seed, validation=1 / 12, warnings=warnings)
 
 
-def load_cifar10(settings: DataSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+def load_cifar10(settings: CifarSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
     """Return CIFAR-10 (Krizhevsky 2009): 50,000 images of 32x32 RGB, of which 5,000 validate, and 10,000 for test."""
-    found = locate(
-        CIFAR,
-        path=settings.path and folder / settings.path.expanduser(),
-        download=settings.download,
-        mirror=settings.mirror,
-        progress=progress,
-    )
-    place = found.files["batches"]
-    pools = {"train": Pool(*read_cifar(place, _CIFAR_TRAIN)), "test": Pool(*read_cifar(place, _CIFAR_TEST))}
-    return image_task("cifar10", pools, CIFAR_LABELS, settings, seed=seed, warnings=found.warnings)
+    files, warnings = _located(CIFAR, settings, folder, progress)
+    pools = {
+        split: Pool(*read_cifar(files["batches"], names))
+        for split, names in (("train", _CIFAR_TRAIN), ("test", _CIFAR_TEST))
+    }
+    return image_task("cifar10", pools, CIFAR_LABELS, settings, seed=seed, warnings=warnings)
+
+
+def _located(
+    source: Source, settings: DownloadedSettings, folder: Path, progress: Progress | None
+) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Return a set's files and the warnings about where they are from, downloaded if need be."""
+    path = settings.path and folder / settings.path.expanduser()
+    location = locate(source, path=path, download=settings.download, mirror=settings.mirror, progress=progress)
+    return location.files, location.warnings

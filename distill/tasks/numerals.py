@@ -119,11 +119,11 @@ def notation(text: str, mark: str = ".") -> str | None:
         return "separators of thousands" if reason is None or not is_number(bare, mark) else reason
     if reason is None and is_number(bare, MARKS[1 - MARKS.index(mark)]):
         return "a decimal comma beside decimal points" if mark == "." else "a decimal point beside decimal commas"
-    return reason if reason is not None and any(is_number(bare, one) for one in MARKS) else None
+    return reason if reason is not None and any(is_number(bare, other) for other in MARKS) else None
 
 
 def counted(counts: Mapping[str, int], limit: int = 3) -> str:
     """Return texts with how often each occurs, the most frequent first: "'null' 80, empty 7"."""
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = ", ".join(f"{quoted(text) if text else 'empty'} {count}" for text, count in ranked[:limit])
-    return shown + (", …" if len(ranked) > limit else "")
+    listed = ", ".join(f"{quoted(text) if text else 'empty'} {count}" for text, count in ranked[:limit])
+    return listed + (", …" if len(ranked) > limit else "")

@@ -25,9 +25,9 @@ def plain_logits(output: Any) -> Any:
         return output["logits"]
     if not isinstance(output, Mapping) and hasattr(output, "logits"):
         return output.logits
-    held = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    keys = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
     raise UserError(
-        f"the model returned a {type(output).__name__}{held}; expected a tensor [batch, classes], or a mapping or an "
+        f"the model returned a {type(output).__name__}{keys}; expected a tensor [batch, classes], or a mapping or an "
         "object with `logits`. A custom task can define logits(output)"
     )
 
@@ -41,7 +41,7 @@ def checked_logits(logits: Any, classes: int) -> Tensor:
     if not isinstance(logits, Tensor):
         raise UserError(f"logits are a {type(logits).__name__}; expected a tensor [batch, {classes}]")
     if logits.ndim != 2 or logits.shape[1] != classes:
-        shape = "x".join(str(int(one)) for one in logits.shape) or "a scalar"
+        shape = "x".join(str(int(size)) for size in logits.shape) or "a scalar"
         raise UserError(
             f"the model returned logits of shape {shape}; expected [batch, {classes}], one logit a class. "
             "Set the number of outputs of the model's last layer"
@@ -51,19 +51,19 @@ def checked_logits(logits: Any, classes: int) -> Tensor:
     return logits
 
 
-def refuse_probabilities(logits: Tensor, *, what: str) -> None:
+def refuse_probabilities(logits: Tensor, name: str) -> None:
     """Refuse rows [B, classes] that are probabilities: a loss takes their softmax again, and a teacher's says little.
 
-    ``what`` opens the message.
+    ``name`` opens the message.
 
     Raises:
         UserError: each of several different rows adds up to 1, with nothing below 0.
     """
     rows = logits.detach().double()
-    apart = len(rows) > 1 and bool((rows != rows[:1]).any())
-    if apart and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < _SUM).all()):
+    differ = len(rows) > 1 and bool((rows != rows[:1]).any())
+    if differ and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < _SUM).all()):
         raise UserError(
-            f"{what}: the model returned probabilities, whose rows add up to 1; expected logits. Leave out its "
+            f"{name}: the model returned probabilities, whose rows add up to 1; expected logits. Leave out its "
             "last softmax, or let a custom task's logits(output) return output.clamp(min=1e-7).log()"
         )
 

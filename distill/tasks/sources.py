@@ -45,7 +45,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Found:
+class Location:
     """The files of a data set, by role, and what the user should know about where they are from."""
 
     files: dict[str, Path]
@@ -59,7 +59,7 @@ def locate(
     download: bool = True,
     mirror: str | None = None,
     progress: Progress | None = None,
-) -> Found:
+) -> Location:
     """Return the data set's files: from ``path``, else the system's place, else the cache, else downloaded.
 
     ``mirror`` is an http(s) folder that replaces the publisher's. Downloads go to the cache, checked and renamed.
@@ -67,32 +67,32 @@ def locate(
     Raises:
         UserError: no way worked; the message names them all.
     """
-    tried = []
+    attempts = []
     warnings: tuple[str, ...] = ()
     if path is not None:
         files = source.find(path)
         if files is not None:
-            return Found(files)
-        tried.append(f"data.path={path} {f'does not hold {source.holds}' if path.is_dir() else 'is no folder'}")
-        warnings = (f"{tried[0]}: {source.name} was taken from elsewhere",)
+            return Location(files)
+        attempts.append(f"data.path={path} {f'does not hold {source.holds}' if path.is_dir() else 'is no folder'}")
+        warnings = (f"{attempts[0]}: {source.name} was taken from elsewhere",)
     else:
-        tried.append(f"set data.path to a folder that holds {source.holds}")
+        attempts.append(f"set data.path to a folder that holds {source.holds}")
     cache = cache_folder() / source.name
     for place in (*source.system, cache):
         files = source.find(place)
         if files is not None:
-            return Found(files, tuple(f"{one} ({place})" for one in warnings))
+            return Location(files, tuple(f"{warning} ({place})" for warning in warnings))
     package = f" (Debian and Ubuntu: apt install {source.package})" if source.package else ""
-    tried.append(f"not in {' or '.join(map(str, (*source.system, cache)))}{package}")
+    attempts.append(f"not in {' or '.join(map(str, (*source.system, cache)))}{package}")
     if not download:
-        tried.append("data.download is off")
+        attempts.append("data.download is off")
     else:
         problem = _download(source, cache, (mirror,) if mirror else source.urls, progress)
         files = source.find(cache) if problem is None else None
         if files is not None:
-            return Found(files, tuple(f"{one} ({cache})" for one in warnings))
-        tried.append(f"download failed: {problem or 'files are missing'}")
-    raise UserError(f"{source.name} was not found: " + "; ".join(tried))
+            return Location(files, tuple(f"{warning} ({cache})" for warning in warnings))
+        attempts.append(f"download failed: {problem or 'files are missing'}")
+    raise UserError(f"{source.name} was not found: " + "; ".join(attempts))
 
 
 def cache_folder() -> Path:
@@ -130,13 +130,13 @@ def _fetch(url: str, remote: Remote, folder: Path, progress: Progress | None) ->
     try:
         with os.fdopen(handle, "wb") as out, urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
             total = int(answer.headers.get("Content-Length") or 0)
-            done = 0
+            received = 0
             while block := answer.read(_BLOCK):
                 digest.update(block)
                 out.write(block)
-                done += len(block)
+                received += len(block)
                 if progress is not None:
-                    progress(f"download {remote.name}", done, max(total, done))
+                    progress(f"download {remote.name}", received, max(total, received))
         if digest.hexdigest() != remote.md5:
             return f"{url} has the checksum {digest.hexdigest()}, expected {remote.md5}: truncated or not the file"
         Path(temporary).replace(folder / remote.name)

@@ -49,14 +49,48 @@ def part_size(count: int, share: float | None, default: float) -> int:
     return max(size, FEWEST) if share is None else size
 
 
-def unused_shares(given: Collection[str], settings: DataSettings) -> list[str]:
-    """Return a warning for every share that the user chose for a split which the data come with."""
-    shares = {"validation": settings.validation, "test": settings.test}
+def unused_shares(own: Collection[str], settings: DataSettings) -> list[str]:
+    """Return a warning for every share that the user chose for a split which is among the data's ``own``."""
     return [
         f"data.{split}={share} is not used: the data come with a {split} split"
-        for split, share in shares.items()
-        if share is not None and split in given
+        for split, share in settings.shares.items()
+        if share is not None and split in own
     ]
+
+
+def missing_splits(own: Collection[str]) -> list[str]:
+    """Return the splits, beside train, that are not among the data's ``own``, in the order in which they are cut."""
+    return [split for split in ("test", "validation") if split not in own]
+
+
+def cut_off_train(
+    count: int,
+    missing: Sequence[str],
+    settings: DataSettings,
+    seed: int,
+    *,
+    target: Rows | None = None,
+    groups: Sequence[str] | None = None,
+    validation: float = 0.1,
+) -> dict[str, Rows]:
+    """Cut the missing splits off ``count`` samples; return sorted numbers of samples for them and for train.
+
+    Args:
+        count: how many samples train has before.
+        missing: what ``missing_splits`` returned.
+        settings: hold the shares that the user chose.
+        seed: decides who goes where.
+        target: class numbers int64 [count]; each split gets every class in proportion.
+        groups: one name a sample; no group is divided, and ``target`` does not count.
+        validation: the share of that split where the user chose none.
+    """
+    defaults = {"test": 0.2, "validation": validation}
+    sizes = [part_size(count, settings.shares[split], defaults[split]) for split in missing]
+    if groups is not None:
+        parts = by_group(groups, sizes, seed)
+    else:
+        parts = at_random(count, sizes, seed) if target is None else stratified(target, sizes, seed)
+    return dict(zip([*missing, "train"], parts, strict=True))
 
 
 def stratified(target: Rows, sizes: Sequence[int], seed: int) -> list[Rows]:
@@ -89,44 +123,46 @@ def by_group(groups: Sequence[str], sizes: Sequence[int], seed: int) -> list[Row
     member = np.asarray([number[name] for name in groups], np.int64)
     counts = np.bincount(member, minlength=len(names))
     part_of_group = np.full(len(names), len(sizes))
-    waiting = [int(one) for one in shuffled(len(names), seed, purpose=3)]
+    waiting = [int(group) for group in shuffled(len(names), seed, purpose=3)]
     for part, size in enumerate(sizes):
-        taken = 0
+        filled = 0
         for group in list(waiting):
-            if abs(size - taken - counts[group]) < abs(size - taken):
+            if abs(size - filled - counts[group]) < abs(size - filled):
                 part_of_group[group] = part
-                taken += int(counts[group])
+                filled += int(counts[group])
                 waiting.remove(group)
     part_of_row = part_of_group[member]
     return [np.flatnonzero(part_of_row == part).astype(np.int64) for part in range(len(sizes) + 1)]
 
 
 def check_splits(
-    targets: Mapping[str, Rows], labels: Sequence[str], *, given: Sequence[str], what: str = "data"
+    targets: Mapping[str, Rows], labels: Sequence[str], *, own: Collection[str], source: str = "data"
 ) -> tuple[str, ...]:
     """Refuse splits that are too small or that hold classes unknown to training; return warnings about the rest.
+
+    ``own`` are the splits that the data came with; ``source`` opens the messages.
 
     Raises:
         UserError: a split has fewer than ten samples; a class of a split never occurs in train.
     """
-    check_sizes({name: len(target) for name, target in targets.items()}, given=given, what=what)
+    check_sizes({name: len(target) for name, target in targets.items()}, own=own, source=source)
     present = {name: set(np.unique(target).tolist()) for name, target in targets.items()}
     warnings = []
     for number, label in enumerate(labels):
         homes = [name for name in SPLITS if number in present[name]]
         if "train" not in homes:
             raise UserError(
-                f"{what}: class {label!r} occurs in {' and '.join(homes) or 'no split'} but not in train; "
+                f"{source}: class {label!r} occurs in {' and '.join(homes) or 'no split'} but not in train; "
                 "add samples of it to train or remove the class"
             )
     for name in SPLITS[1:]:
         absent = [label for number, label in enumerate(labels) if number not in present[name]]
         if absent:
-            warnings.append(f"{what}: no sample of {first_of(map(repr, absent))} in the {name} split")
+            warnings.append(f"{source}: no sample of {first_of(map(repr, absent))} in the {name} split")
     return tuple(warnings)
 
 
-def check_sizes(sizes: Mapping[str, int], *, given: Sequence[str], what: str = "data") -> None:
+def check_sizes(sizes: Mapping[str, int], *, own: Collection[str], source: str = "data") -> None:
     """Refuse a split of fewer than ten samples.
 
     Raises:
@@ -138,10 +174,10 @@ def check_sizes(sizes: Mapping[str, int], *, given: Sequence[str], what: str = "
         if size >= FEWEST:
             continue
         mend = "bring more samples"
-        if name not in given and name != "train" and total >= 3 * FEWEST:
+        if name not in own and name != "train" and total >= 3 * FEWEST:
             mend = f"set data.{name} to at least {math.ceil(100 * FEWEST / total) / 100} or bring more samples"
         kind = "sample" if size == 1 else "samples"
-        raise UserError(f"{what}: the {name} split has {size} {kind}, fewer than {FEWEST}; {mend}")
+        raise UserError(f"{source}: the {name} split has {size} {kind}, fewer than {FEWEST}; {mend}")
 
 
 def _cut(order: Rows, sizes: Sequence[int]) -> list[Rows]:

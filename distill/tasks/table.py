@@ -68,7 +68,7 @@ def read_table(path: Path) -> Table:
         _append(table, path)
         return table
     if not path.is_dir():
-        near = sorted(one.name for one in path.parent.glob("*.csv")) if path.parent.is_dir() else []
+        near = sorted(file.name for file in path.parent.glob("*.csv")) if path.parent.is_dir() else []
         raise UserError(f"data.path={path}: no such file or folder{did_you_mean(path.name, near)}")
     for split, file in _split_files(path).items():
         start = len(table)

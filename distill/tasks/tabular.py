@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.errors import UserError
 from distill.export import FeaturesPreprocess, Preprocess
 from distill.references.digest import Digest
-from distill.tasks import metrics as measure
-from distill.tasks.base import SPLITS, Data, Inputs, OpenAxes, Task
+from distill.tasks.base import SPLITS, Inputs, Task
+from distill.tasks.classifier import Classifier, Judged
 from distill.tasks.columns import class_numbers, fit_columns, named_cells
-from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
 from distill.tasks.settings import DataSettings
-from distill.tasks.splits import by_group, check_splits, part_size, split_named, stratified, unused_shares
+from distill.tasks.splits import Rows, check_splits, cut_off_train, missing_splits, split_named, unused_shares
 from distill.tasks.table import Table, read_table
-from distill.types import Feed, Progress
+from distill.tasks.table_settings import BreastCancerSettings, CsvSettings
+from distill.types import Array, Feed, Progress
 
-Numbers = NDArray[np.int64]
 RowBatch = tuple[Tensor, Tensor, Tensor]
 """Features float32 [B, F], class numbers int64 [B], row numbers int64 [B] in the whole table."""
 
 _FEWEST_ROWS = 3
 _MANY_CLASSES = 20
-_TAKEN = frozenset({"logits", "atol", "rtol", "file", "allow_pickle"})
+_RESERVED = frozenset({"logits", "atol", "rtol", "file", "allow_pickle"})
 """Names that the shipped file's output and its vectors.npz need for themselves."""
 
 
@@ -52,120 +49,78 @@ class RowData:
         return self.features[rows], self.targets[rows], rows
 
 
-class TabularTask:
+class TabularTask(Classifier[RowData]):
     """Rows in, class out. The model sees what ``graph_preprocess`` makes of the raw columns, float32 [B, F]."""
 
     kind = "tabular"
+    available = ("accuracy", "auroc", "f1")
 
     def __init__(
         self,
         name: str,
-        raw: Mapping[str, NDArray[Any]],
-        target: Numbers,
-        rows: Mapping[str, Numbers],
+        raw: Mapping[str, Array],
+        target: Rows,
+        rows: Mapping[str, Rows],
         labels: Sequence[str],
         preprocess: Preprocess,
+        settings: Judged,
         *,
-        metric: str | None = None,
-        positive: str | None = None,
         given_splits: Sequence[str] = (),
         warnings: Sequence[str] = (),
     ) -> None:
-        self.name = name
-        self.labels = tuple(labels)
-        self.given_splits = tuple(given_splits)
-        self.graph_preprocess: Preprocess | None = preprocess
-        self.module_preprocess: nn.Module | None = None
-        self.open_axes: OpenAxes = ()
-        self.warnings = tuple(warnings)
         self._raw = dict(raw)
         features = torch.from_numpy(np.ascontiguousarray(preprocess.apply(self._raw), np.float32))
-        self.facts: dict[str, Any] = {"classes": len(labels), "features": features.shape[1]}
-        self._positive = measure.positive_number(positive, labels)
-        self.metric = measure.chosen_metric(metric, ("accuracy", "auroc", "f1"))
         targets = torch.from_numpy(target)
-        self._splits = {split: RowData(features, targets, torch.from_numpy(rows[split])) for split in SPLITS}
-        self.data: dict[str, Data] = dict(self._splits)
-        self._fingerprint: str | None = None
+        splits = {split: RowData(features, targets, torch.from_numpy(rows[split])) for split in SPLITS}
+        facts = {"features": features.shape[1]}
+        super().__init__(
+            name, splits, labels, preprocess, facts, settings, given_splits=given_splits, warnings=warnings
+        )
 
     def inputs(self, batch: RowBatch) -> Inputs:
         """Return one positional tensor, float32 [B, F]."""
         return (batch[0],), {}
 
-    def target(self, batch: RowBatch) -> Tensor:
-        """Return the class numbers, int64 [B]."""
-        return batch[1]
-
-    def logits(self, output: Any) -> Tensor:
-        """Return the logits, [B, classes]; UserError if the model returned something else."""
-        return checked_logits(plain_logits(output), len(self.labels))
-
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross entropy."""
-        return cross_entropy(logits, target)
-
-    def metrics(self, logits: NDArray[Any], target: NDArray[Any]) -> dict[str, float]:
-        """Return accuracy, auroc (macro one-vs-rest beyond two classes) and f1 (macro beyond two classes).
-
-        auroc is NaN where the targets hold one class only.
-        """
-        return {
-            "accuracy": measure.accuracy(logits, target),
-            "auroc": measure.auroc(logits, target, positive=self._positive),
-            "f1": measure.f1(logits, target, positive=self._positive),
-        }
-
     def raw(self, batch: RowBatch) -> Feed:
         """Return the rows as they were before any preprocessing: one array an input of the shipped file."""
         rows = batch[2].cpu().numpy()
-        taken = {name: column[rows] for name, column in self._raw.items()}
-        return {name: column.astype(str) if column.dtype == object else column for name, column in taken.items()}
+        cells = {name: column[rows] for name, column in self._raw.items()}
+        return {name: column.astype(str) if column.dtype == object else column for name, column in cells.items()}
 
-    def fingerprint(self) -> str:
-        """Return a hash of the features after preprocessing, the raw columns, the classes and the split."""
-        if self._fingerprint is None:
-            train = self._splits["train"]
-            digest = Digest().add([self.labels, self.metric, self._positive]).add(self._raw)
-            digest.add(train.features).add(train.targets)
-            for split in SPLITS:
-                digest.add(split).add(self._splits[split].rows)
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+    def _hash(self, digest: Digest) -> Digest:
+        train = self._splits["train"]
+        digest.add(self._raw).add(train.features).add(train.targets)
+        for split in SPLITS:
+            digest.add(split).add(self._splits[split].rows)
+        return digest
 
 
-def load_breast_cancer(settings: DataSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+def load_breast_cancer(
+    settings: BreastCancerSettings, *, seed: int, folder: Path, progress: Progress | None = None
+) -> Task:
     """Return scikit-learn's embedded Breast Cancer Wisconsin data: 569 rows of 30 features, malignant or benign."""
     from sklearn.datasets import load_breast_cancer as embedded
 
-    held = embedded()
-    features, target = held.data.astype(np.float32), held.target.astype(np.int64)
-    labels = tuple(str(name) for name in held.target_names)
+    samples = embedded()
+    features, target = samples.data.astype(np.float32), samples.target.astype(np.int64)
+    labels = tuple(str(name) for name in samples.target_names)
     rows, _ = _split({"train": np.arange(len(target))}, target, None, settings, seed)
-    warnings = check_splits({split: target[rows[split]] for split in SPLITS}, labels, given=(), what="breast-cancer")
+    targets = {split: target[rows[split]] for split in SPLITS}
+    warnings = check_splits(targets, labels, own=(), source="breast-cancer")
     train = features[rows["train"]].astype(np.float64)
     mean, deviation = train.mean(0), train.std(0)
     preprocess = FeaturesPreprocess(tuple(mean.tolist()), tuple(mean.tolist()), tuple((1 / deviation).tolist()))
-    return TabularTask(
-        "breast-cancer",
-        {"features": features},
-        target,
-        rows,
-        labels,
-        preprocess,
-        metric=settings.metric,
-        positive=settings.positive or "malignant",
-        warnings=warnings,
-    )
+    settings = replace(settings, positive=settings.positive or "malignant")
+    raw = {"features": features}
+    return TabularTask("breast-cancer", raw, target, rows, labels, preprocess, settings, warnings=warnings)
 
 
-def load_csv(settings: DataSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+def load_csv(settings: CsvSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
     """Return the task of a CSV file, or of a folder with train.csv and perhaps validation.csv and test.csv.
 
     Raises:
         UserError: a file, a column or a value is missing or wrong; the message names the line or the column.
     """
-    assert settings.path is not None
-    assert settings.target is not None
     table = read_table(folder / settings.path.expanduser())
     warnings: list[str] = []
     labels, target = class_numbers(table, settings, warnings)
@@ -175,36 +130,33 @@ def load_csv(settings: DataSettings, *, seed: int, folder: Path, progress: Progr
     groups = None
     if settings.group is not None:
         groups = named_cells(table, settings.group, "data.group", "group", settings, warnings)
-    given = _given_rows(table, settings)
-    if len(given) == 1 and groups is None:
+    own_rows = _own_rows(table, settings)
+    if len(own_rows) == 1 and groups is None:
         _check_counts(settings.target, labels, target)
-    rows, split_warnings = _split(given, target, groups, settings, seed)
-    came_with = tuple(given) if len(given) > 1 else ()
+    rows, split_warnings = _split(own_rows, target, groups, settings, seed)
+    own = tuple(own_rows) if len(own_rows) > 1 else ()
     targets = {split: target[rows[split]] for split in SPLITS}
-    warnings += [*split_warnings, *check_splits(targets, labels, given=came_with, what="csv")]
-    apart = {settings.target, settings.group, settings.split, *settings.drop}
-    names = [name for name in table.columns if name not in apart]
-    for name in names:
-        if name in _TAKEN:
-            raise UserError(
-                f"column {name!r}: the shipped file's output has this name, or its vectors.npz; rename the column"
-            )
-    fitted = fit_columns(table, names, rows["train"], settings)
+    warnings += [*split_warnings, *check_splits(targets, labels, own=own, source="csv")]
+    columns = fit_columns(table, _input_names(table, settings), rows["train"], settings)
+    warnings += columns.warnings
     return TabularTask(
-        "csv",
-        fitted.raw,
-        target,
-        rows,
-        labels,
-        fitted.preprocess,
-        metric=settings.metric,
-        positive=settings.positive,
-        given_splits=came_with,
-        warnings=[*warnings, *fitted.warnings],
+        "csv", columns.raw, target, rows, labels, columns.preprocess, settings, given_splits=own, warnings=warnings
     )
 
 
-def _given_rows(table: Table, settings: DataSettings) -> dict[str, Numbers]:
+def _input_names(table: Table, settings: CsvSettings) -> list[str]:
+    """Return the columns that the model is fed with."""
+    others = {settings.target, settings.group, settings.split, *settings.drop}
+    names = [name for name in table.columns if name not in others]
+    for name in names:
+        if name in _RESERVED:
+            raise UserError(
+                f"column {name!r}: the shipped file's output has this name, or its vectors.npz; rename the column"
+            )
+    return names
+
+
+def _own_rows(table: Table, settings: CsvSettings) -> dict[str, Rows]:
     """Return the rows of each split that the data came with; of all in train if they came without."""
     if settings.split is None:
         parts = table.parts or {"train": range(len(table))}
@@ -225,41 +177,38 @@ def _given_rows(table: Table, settings: DataSettings) -> dict[str, Numbers]:
 
 
 def _split(
-    given: Mapping[str, Numbers],
-    target: Numbers,
+    own_rows: Mapping[str, Rows],
+    target: Rows,
     groups: Sequence[str] | None,
     settings: DataSettings,
     seed: int,
-) -> tuple[dict[str, Numbers], list[str]]:
+) -> tuple[dict[str, Rows], list[str]]:
     """Cut the splits that the data lack off train; return every split's rows, and warnings."""
-    shares = {"test": (settings.test, 0.2), "validation": (settings.validation, 0.1)}
-    warnings = unused_shares(given, settings)
-    missing = [split for split in ("test", "validation") if split not in given]
-    if len(given) > 1:
+    warnings = unused_shares(own_rows, settings)
+    missing = missing_splits(own_rows)
+    if len(own_rows) > 1:
         warnings += [f"the data have no {split} split: it is cut off train by seed" for split in missing]
-    pool = given["train"]
-    members: list[str] = []
+    train = own_rows["train"]
+    members: list[str] | None = None
     if groups is not None:
-        _check_groups(given, groups)
-        members = [groups[row] for row in pool]
-        count = len(set(members))
-        if count <= len(missing):
-            raise UserError(f"data.group={settings.group!r}: {count} group(s) cannot fill {len(missing) + 1} splits")
-    sizes = [part_size(len(pool), *shares[split]) for split in missing]
-    parts = stratified(target[pool], sizes, seed) if groups is None else by_group(members, sizes, seed)
-    cut = {split: pool[part] for split, part in zip([*missing, "train"], parts, strict=True)}
-    return {**given, **cut}, warnings
+        _check_groups(own_rows, groups)
+        members = [groups[row] for row in train.tolist()]
+        if len(set(members)) <= len(missing):
+            name = getattr(settings, "group", None)
+            raise UserError(f"data.group={name!r}: {len(set(members))} group(s) cannot fill {len(missing) + 1} splits")
+    parts = cut_off_train(len(train), missing, settings, seed, target=target[train], groups=members)
+    return {**own_rows, **{split: train[part] for split, part in parts.items()}}, warnings
 
 
-def _check_groups(given: Mapping[str, Numbers], groups: Sequence[str]) -> None:
+def _check_groups(own_rows: Mapping[str, Rows], groups: Sequence[str]) -> None:
     home: dict[str, str] = {}
-    for split, rows in given.items():
-        for group in sorted({groups[row] for row in rows}):
+    for split, rows in own_rows.items():
+        for group in sorted({groups[row] for row in rows.tolist()}):
             if home.setdefault(group, split) != split:
                 raise UserError(f"data.group: the group {group!r} lies in {home[group]} and in {split}; keep it in one")
 
 
-def _check_counts(name: str, labels: Sequence[str], target: Numbers) -> None:
+def _check_counts(name: str, labels: Sequence[str], target: Rows) -> None:
     """Refuse a class too small to be in every split."""
     counts = np.bincount(target, minlength=len(labels))
     few = np.flatnonzero(counts < _FEWEST_ROWS)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from types import GenericAlias
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+
+from distill import clean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -20,6 +23,11 @@ else:
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output, for machines")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+
+def echo_json(document: object) -> None:
+    """Print a document as JSON on standard output."""
+    typer.echo(clean.json_text(json.dumps(document, indent=1)))
 
 
 def command(run: Callable[[Options], None], options: type[Options]) -> Callable[..., None]:
@@ -36,7 +44,7 @@ def command(run: Callable[[Options], None], options: type[Options]) -> Callable[
         run(options(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if v is not None}))
 
     parameters = [_parameter(field, hints[field.name]) for field in fields(options)]
-    verb.__name__, verb.__doc__ = run.__name__, run.__doc__
+    verb.__name__, verb.__doc__ = run.__name__.strip("_"), run.__doc__
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = dict(zip(names, (parameter.annotation for parameter in parameters), strict=True))
     return verb

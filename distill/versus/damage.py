@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.distillation.losses import kd, soft_targets
+from distill.distillation.losses import soft_targets
 from distill.errors import UserError
 from distill.prune import PruneSettings, count, prune_channels, recalibrate
 from distill.versus.gate import append, read_rows
@@ -159,7 +159,8 @@ class Bench:
         with torch.no_grad():
             taught = _logits(self.teacher(rows))
         logits = _logits(model(rows))
-        return kd(logits, taught, functional.cross_entropy(logits, labels), _TEMPERATURE, _WEIGHT)
+        hard = functional.cross_entropy(logits, labels)
+        return (1 - _WEIGHT) * hard + _WEIGHT * soft_targets(logits, taught, _TEMPERATURE)
 
     def _trained(self, network: Network) -> nn.Module:
         model = network.make().train()

@@ -121,7 +121,7 @@ def one_gate(place: Path, cell: dict[str, Any], seed: int) -> dict[str, Any]:
         if cell["what"] == "spin":
             specs[1] = {**specs[1], "spin": cell["injected"]}
         spinning = Path(__file__).with_name("gate_spinning.py") if cell["what"] == "spin" else None
-        answer = run_job(time_job(specs, target, timing), timeout_s=300, what="campaign", runner=spinning)
+        answer = run_job(time_job(specs, target, timing), timeout_s=300, subject="campaign", runner=spinning)
     seconds = time.perf_counter() - begun
     fastest, medians = ([effect(pair, value=value) for pair in answer["pairs"]] for value in (FASTEST, MEDIAN))
     judged = judge(fastest, medians, rule)

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.config.loading import load_config
-from distill.distillation.losses import kd
+from distill.distillation.losses import Kd
+from distill.distillation.teachers import teacher_for
 from distill.errors import UserError
 from distill.models.resnet import BasicBlock, ResNet
 from distill.prune import PruneSettings, count, prune_channels, recalibrate
@@ -35,8 +36,11 @@ from distill.prune.scores.importance import ImportanceName
 from distill.runtime.artifacts import Recipe, example, load_model
 from distill.tasks import load_task
 from distill.tasks.base import Task
-from distill.training.loop import TrainSettings, fit, forward, predict
-from distill.training.views import shuffled, teacher_for
+from distill.training.batches import shuffled
+from distill.training.forward import predict
+from distill.training.lesson import Lesson, batch_loss
+from distill.training.loop import fit
+from distill.training.settings import TrainSettings
 from distill.versus.gate import append, read_rows
 
 from .pruning import uniform
@@ -91,7 +95,8 @@ class Bench:
         recipe = Recipe(config.teacher.model, dict(config.teacher.args), "teacher", config.seed)
         self.teacher = load_model(run / "stages" / "01-teacher", self.task, recipe)
         cache.mkdir(parents=True, exist_ok=True)
-        self.teach = teacher_for(self.teacher, self.task, views=_VIEWS, key="recovery", folder=cache, device=CPU)
+        answers = teacher_for(self.teacher, self.task, views=_VIEWS, key="recovery", folder=cache, device=CPU)
+        self.lesson = Lesson(answers, Kd(temperature=_TEMPERATURE, weight=_WEIGHT), _VIEWS)
         self.example = example(self.task)
         self.before = self.tested(self.teacher)
 
@@ -127,12 +132,8 @@ class Bench:
 
     def distilled(self, model: nn.Module, epochs: int, seed: int, rate: float) -> nn.Module:
         """Train a model on the teacher's soft logits and the labels."""
-
-        def loss(student: Tensor, teacher: Tensor, hard: Tensor) -> Tensor:
-            return kd(student, teacher, hard, _TEMPERATURE, _WEIGHT)
-
         settings = TrainSettings(epochs=epochs, learning_rate=rate)
-        trained, _ = fit(model, self.task, settings, seed=seed, device=CPU, teach=self.teach, loss=loss, views=_VIEWS)
+        trained, _ = fit(model, self.task, settings, seed=seed, device=CPU, lesson=self.lesson)
         return trained
 
     def inputs(self, seed: int) -> list[Any]:
@@ -155,10 +156,7 @@ def ours(bench: Bench, share: float, seed: int, importance: ImportanceName = "ga
             break
 
     def loss(model: nn.Module, numbered: tuple[Tensor, Any]) -> Tensor:
-        index, batch = numbered
-        logits = forward(model, bench.task, batch, CPU).float()
-        hard = bench.task.loss(logits, bench.task.target(batch))
-        return kd(logits, bench.teach(index, batch, 0), hard, _TEMPERATURE, _WEIGHT)
+        return batch_loss(model, bench.task, *numbered, CPU, lesson=bench.lesson)
 
     settings = PruneSettings(macs=share, importance=importance, round_to=2, max_ratio=0.8, steps=steps)
     narrow, _ = prune_channels(

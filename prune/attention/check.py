@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune.attention.heads import Kind, attention_groups, cut_attention
 from distill.prune.attention.sites import site_of
-from distill.prune.examples import Example, at_batch, run_alike
+from distill.prune.examples import Example
 from distill.prune.graph.groups import ChannelGroup
-from distill.prune.graph.verify import Shapes, compared, difference, lifted, lifts_of, masked_copy, output_shapes
+from distill.prune.graph.verify import Checks, lifts_of, masked_copy, output_shapes, problem_with
 from distill.prune.modules import reason
 
 
@@ -26,7 +26,7 @@ def verified_groups(
     *,
     kinds: Mapping[str, Kind] | None = None,
 ) -> list[ChannelGroup]:
-    """Return ``attention_groups``, of which those whose trial cut goes wrong are ``kept`` and say how.
+    """Return ``attention_groups``, of which those whose trial cut goes wrong are ``unprunable`` and say how.
 
     The trial takes every second unit from a copy, which must run at batch 1 and 2 and compute what the model does with
     those channels masked. All groups are tried together first, and one by one only if that fails.
@@ -36,14 +36,12 @@ def verified_groups(
     """
     groups = attention_groups(model, kinds=kinds)
     model = copy.deepcopy(model).eval()  # some models write down what they saw
-    shapes = output_shapes(model, example, logits)
-    trial = {group.name: _every_second(group) for group in groups if not group.kept}
-    if not trial or attention_problem(model, trial, example, logits, shapes) is None:
+    checks = Checks(example, logits, output_shapes(model, example, logits))
+    trial = {group.name: _every_second(group) for group in groups if not group.unprunable}
+    if not trial or attention_problem(model, trial, checks) is None:
         return groups
-    problems = {
-        name: attention_problem(model, {name: channels}, example, logits, shapes) for name, channels in trial.items()
-    }
-    return [replace(group, kept=group.kept or problems.get(group.name)) for group in groups]
+    problems = {name: attention_problem(model, {name: channels}, checks) for name, channels in trial.items()}
+    return [replace(group, unprunable=group.unprunable or problems.get(group.name)) for group in groups]
 
 
 @torch.no_grad()
@@ -56,27 +54,19 @@ def mask_attention(model: nn.Module, group_name: str, channels: Sequence[int]) -
         UserError: there is no such attention, or it cannot be cut.
     """
     site = site_of(model, group_name)
-    gone = list(channels)
     for slot in site.slots:
         value = getattr(model.get_submodule(slot.module), slot.tensor)
         for part, role in enumerate(slot.roles):
             if role in ("q", "k") and slot.by == "channels":
-                value[[part * site.width + channel for channel in gone]] = 0
-    model.get_submodule(site.output).get_parameter("weight")[:, gone] = 0
+                value[[part * site.width + channel for channel in channels]] = 0
+    model.get_submodule(site.output).get_parameter("weight")[:, list(channels)] = 0
 
 
 @torch.no_grad()
-def attention_problem(
-    model: nn.Module,
-    chosen: Mapping[str, Sequence[int]],
-    example: Example,
-    logits: Callable[[Any], Tensor],
-    shapes: Shapes,
-) -> str | None:
-    """Return what is wrong after these channels are cut from a copy, or None; ``shapes`` are the model's outputs'.
+def attention_problem(model: nn.Module, chosen: Mapping[str, Sequence[int]], checks: Checks) -> str | None:
+    """Return what is wrong after these channels are cut from a copy, or None.
 
-    The model is in eval mode, or its dropout is what is wrong. Norms stay active, other than in ``problem_with``: the
-    width of what they see does not change.
+    The model is in eval mode, or its dropout is what is wrong. Norms stay active: what they see is as wide as before.
     """
     lifts = lifts_of(model)
     pruned, masked = copy.deepcopy(model), masked_copy(model, (), lifts)
@@ -84,17 +74,11 @@ def attention_problem(
         for name, channels in chosen.items():
             cut_attention(pruned, name, channels)
             mask_attention(masked, name, channels)
-        after = output_shapes(pruned, example, logits)
     except UserError as error:
         return f"with fewer of its channels {error}"
-    except Exception as error:  # whatever a foreign forward raises
+    except Exception as error:  # whatever indexing a foreign module's tensors raises
         return reason(error)
-    for (name, before), (_, now) in zip(shapes, after, strict=True):
-        if before != now:
-            return f"the shape of {name} changes from {before} to {now}"
-    with lifted(pruned, lifts):
-        wanted, got = (compared(run_alike(one, at_batch(example, 2)), logits) for one in (masked, pruned))
-    return difference(wanted, got)
+    return problem_with(pruned, masked, checks, lifts, norms=True)
 
 
 def _every_second(group: ChannelGroup) -> list[int]:

@@ -17,8 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.attention import sites as found
-from distill.prune.attention.sites import Site, Slot, site_of, sites
+from distill.prune.attention.sites import (
+    EITHER,
+    HEAD_DIM,
+    HEADS,
+    INNER,
+    SCALE,
+    Site,
+    Slot,
+    follows_heads,
+    site_of,
+    sites,
+)
 from distill.prune.attention.stand_ins import needs_stand_in, stand_in_
 from distill.prune.graph.groups import ChannelGroup, Member
 
@@ -40,9 +50,9 @@ class AttentionGroup(ChannelGroup):
 
 
 def attention_groups(model: nn.Module, *, kinds: Mapping[str, Kind] | None = None) -> list[ChannelGroup]:
-    """Return one group for each attention; those that cannot be cut say why in ``kept``.
+    """Return one group for each attention; those that cannot be cut say why in ``unprunable``.
 
-    Whether a cut would be right is told by running it only: ``attention_check.verified_groups``.
+    Whether a cut would be right is told by running it only: ``check.verified_groups``.
 
     Args:
         model: any module; it is not changed.
@@ -64,9 +74,9 @@ def cut_attention(model: nn.Module, group_name: str, channels: Sequence[int]) ->
     site = site_of(model, group_name)
     heads, dims = _remaining(site, channels)
     output = model.get_submodule(site.output)
-    gone = tuple(sorted(set(channels)))
-    consumers = [Member(site.output, output, "in", gone, gone)]
-    if not gone:
+    removed = tuple(sorted(set(channels)))
+    consumers = [Member(site.output, output, "in", removed, removed)]
+    if not removed:
         return consumers
     if needs_stand_in(site.module):
         site = replace(site, module=stand_in_(model, group_name))
@@ -85,22 +95,22 @@ def attributes_of(module: nn.Module) -> dict[str, int | float]:
     Empty for a module that names no heads. Set on a freshly built module, after ``stand_in_`` where the cut one
     ``is_stand_in`` and once its tensors have the cut one's shapes, they make its forward the cut one's.
     """
-    names = (*found.HEADS, *found.HEAD_DIM, *found.INNER, *found.EITHER, *found.SCALE)
-    held = {name: vars(module)[name] for name in names if name in vars(module)}
-    numbers = {k: v for k, v in held.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return numbers if any(name in numbers for name in (*found.HEADS, *found.HEAD_DIM)) else {}
+    names = (*HEADS, *HEAD_DIM, *INNER, *EITHER, *SCALE)
+    values = {name: vars(module)[name] for name in names if name in vars(module)}
+    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return numbers if any(name in numbers for name in (*HEADS, *HEAD_DIM)) else {}
 
 
 def _group(model: nn.Module, site: Site, kind: Kind | None) -> AttentionGroup:
-    kind, kept = (kind, None) if kind else _kind(site)
+    kind, narrow = (kind, None) if kind else _kind(site)
     heads, dim = site.heads, site.head_dim
     if kind == "heads":
         units = tuple(tuple(range(head * dim, (head + 1) * dim)) for head in range(heads))
     else:
         units = tuple(tuple(range(index, site.width, dim)) for index in range(dim))
     pattern = f"attention {type(site.module).__name__} {kind}"
-    kept = site.problem or kept
-    return AttentionGroup(site.name, units, tuple(_members(model, site)), pattern, False, kept, kind, heads)
+    unprunable = site.problem or narrow
+    return AttentionGroup(site.name, units, tuple(_members(model, site)), pattern, False, unprunable, kind, heads)
 
 
 def _kind(site: Site) -> tuple[Kind, str | None]:
@@ -136,11 +146,11 @@ def _as_linear(weight: nn.Parameter) -> nn.Linear:
 
 def _remaining(site: Site, channels: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return the heads that stay, and the dimensions that stay in each of them."""
-    gone = set(channels)
-    if not gone <= set(range(site.width)):
-        raise UserError(f"attention {site.name!r} has channels 0 to {site.width - 1}, not {max(gone)}")
+    removed = set(channels)
+    if not removed <= set(range(site.width)):
+        raise UserError(f"attention {site.name!r} has channels 0 to {site.width - 1}, not {max(removed)}")
     left = {
-        head: [dim for dim in range(site.head_dim) if head * site.head_dim + dim not in gone]
+        head: [dim for dim in range(site.head_dim) if head * site.head_dim + dim not in removed]
         for head in range(site.heads)
     }
     heads = [head for head, dims in left.items() if dims]
@@ -181,7 +191,7 @@ def _divides_by_root(site: Site) -> bool:
 
     A stored scale that is another one stays as it is, and so do the queries.
     """
-    stored = [vars(site.module)[name] for name in found.SCALE if name in vars(site.module)]
+    stored = [vars(site.module)[name] for name in SCALE if name in vars(site.module)]
     return all(_is_root(site, value) for value in stored)
 
 
@@ -200,18 +210,18 @@ def _scale_queries(model: nn.Module, site: Site, factor: float) -> None:
 
 def _update_attributes(site: Site, heads: int, dim: int) -> None:
     """Make the attributes say what is left; an attribute of another value than expected is not one of them."""
-    module, held = site.module, vars(site.module)
-    either = tuple(name for name in found.EITHER if name in held and found.follows_heads(module, name))
+    module, attributes = site.module, vars(site.module)
+    either = tuple(name for name in EITHER if name in attributes and follows_heads(module, name))
     if isinstance(module, nn.MultiheadAttention):
         either = ()  # its embed_dim is the model's
     for names, before, now in (
-        (found.HEADS, site.heads, heads),
-        (found.HEAD_DIM, site.head_dim, dim),
-        ((*found.INNER, *either), site.width, heads * dim),
+        (HEADS, site.heads, heads),
+        (HEAD_DIM, site.head_dim, dim),
+        ((*INNER, *either), site.width, heads * dim),
     ):
         for name in names:
-            if name in held and type(held[name]) is int and held[name] == before:
+            if name in attributes and type(attributes[name]) is int and attributes[name] == before:
                 setattr(module, name, now)
-    for name in found.SCALE:
-        if name in held and _is_root(site, held[name]):
+    for name in SCALE:
+        if name in attributes and _is_root(site, attributes[name]):
             setattr(module, name, dim**-0.5)

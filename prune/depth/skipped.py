@@ -20,6 +20,7 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.prune.modules import copied
+from distill.prune.record import SkippedBlock
 
 Returns: TypeAlias = str | tuple[str | None, ...]
 """What a skipped block returns: the argument of this name, or a tuple of arguments and None."""
@@ -75,7 +76,7 @@ class Skipped(nn.Module):
         return f"returns={self._returns!r}"
 
 
-def skip_blocks(model: nn.Module, blocks: Iterable[Block | Mapping[str, Any]]) -> nn.Module:
+def skip_blocks(model: nn.Module, blocks: Iterable[Block | SkippedBlock]) -> nn.Module:
     """Return a copy in which the blocks hand their inputs on; the names of all other modules stay.
 
     Args:
@@ -88,7 +89,7 @@ def skip_blocks(model: nn.Module, blocks: Iterable[Block | Mapping[str, Any]]) -
     return skip_blocks_(copied(model, to_be="made shallower"), blocks)
 
 
-def skip_blocks_(model: nn.Module, blocks: Iterable[Block | Mapping[str, Any]]) -> nn.Module:
+def skip_blocks_(model: nn.Module, blocks: Iterable[Block | SkippedBlock]) -> nn.Module:
     """Do as ``skip_blocks`` in place, and return the same model. A refused block leaves it unchanged.
 
     On a freshly built model this brings back what ``skipped_of`` told; the state dict of the model that it was taken
@@ -100,7 +101,7 @@ def skip_blocks_(model: nn.Module, blocks: Iterable[Block | Mapping[str, Any]]) 
 
 
 @contextmanager
-def skipping(model: nn.Module, blocks: Iterable[Block | Mapping[str, Any]]) -> Iterator[nn.Module]:
+def skipping(model: nn.Module, blocks: Iterable[Block | SkippedBlock]) -> Iterator[nn.Module]:
     """Skip blocks of this very model for a while, and put them back; what is skipped already stays so."""
     replacements = _replacements(model, blocks)
     originals = {name: model.get_submodule(name) for name in replacements}
@@ -113,7 +114,7 @@ def skipping(model: nn.Module, blocks: Iterable[Block | Mapping[str, Any]]) -> I
             model.set_submodule(name, block)
 
 
-def skipped_of(model: nn.Module) -> list[dict[str, Any]]:
+def skipped_of(model: nn.Module) -> list[SkippedBlock]:
     """Describe the skipped blocks as data that JSON can hold, for ``skip_blocks_`` on a freshly built model.
 
     Returns ``[{"name": str, "returns": str | [str | None]}]`` in the order of the model's modules.
@@ -150,7 +151,7 @@ def _facts(module: nn.Module) -> SimpleNamespace:
     return found
 
 
-def _replacements(model: nn.Module, blocks: Iterable[Block | Mapping[str, Any]]) -> dict[str, Skipped]:
+def _replacements(model: nn.Module, blocks: Iterable[Block | SkippedBlock]) -> dict[str, Skipped]:
     """Make what replaces the blocks, by name, once all of them are right."""
     modules = dict(model.named_modules())
     found: dict[str, Skipped] = {}
@@ -170,7 +171,7 @@ def _replacements(model: nn.Module, blocks: Iterable[Block | Mapping[str, Any]])
     return found
 
 
-def _read(block: Block | Mapping[str, Any]) -> tuple[str, Returns]:
+def _read(block: Block | SkippedBlock) -> tuple[str, Returns]:
     """Read a block, or the plain data of one."""
     if isinstance(block, Block):
         return block.name, block.returns

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from distill.errors import UserError
 from distill.prune.attention.check import mask_attention
 from distill.prune.attention.heads import cut_attention
-from distill.prune.examples import Example
 from distill.prune.graph.groups import ROOTS, Graph, prepare
-from distill.prune.graph.verify import Shapes, lifts_of, masked_copy, problem_with
+from distill.prune.graph.verify import Checks, lifts_of, masked_copy, problem_with
 from distill.prune.modules import reason
 from distill.types import Progress
 
 Channels = Mapping[str, Sequence[int]]
 """Group's name -> its root channels that go."""
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What a cut model has to live up to."""
-
-    example: Example
-    logits: Callable[[Any], Tensor]
-    shapes: Shapes
 
 
 class BrokenError(Exception):
@@ -59,13 +47,13 @@ def _culprits(
     model: nn.Module, chosen: Channels, problem: str, checks: Checks, progress: Progress | None
 ) -> dict[str, str]:
     """Halve the groups that break the model until each stands alone; return those, and how they break it."""
-    found: dict[str, str] = {}
+    culprits: dict[str, str] = {}
     waiting = [(dict(chosen), problem)]
     cleared = 0
     while waiting:
         groups, why = waiting.pop()
         if len(groups) == 1:
-            found |= dict.fromkeys(groups, why)
+            culprits |= dict.fromkeys(groups, why)
             cleared += 1
         else:
             names = list(groups)
@@ -78,7 +66,7 @@ def _culprits(
                     waiting.append((part, trouble))
         if progress is not None:
             progress("finding layers that cannot be cut", min(cleared, len(chosen)), len(chosen))
-    return found
+    return culprits
 
 
 def _attempt(model: nn.Module, chosen: Channels, checks: Checks) -> tuple[nn.Module, str | None]:
@@ -98,4 +86,4 @@ def _attempt(model: nn.Module, chosen: Channels, checks: Checks) -> tuple[nn.Mod
     except Exception as error:  # torch-pruning asserts, indexes and multiplies its way out
         return pruned, f"{error}" if isinstance(error, UserError) else reason(error)
     prepare(pruned)
-    return pruned, problem_with(pruned, masked, checks.example, checks.logits, checks.shapes, lifts)
+    return pruned, problem_with(pruned, masked, checks, lifts)

@@ -25,7 +25,7 @@ from torch_pruning import ops
 from distill.errors import UserError
 from distill.prune.examples import Example, run_alike, tensors_in
 from distill.prune.graph.dependency import Dependency
-from distill.prune.modules import reason
+from distill.prune.modules import explained, holders
 
 # Layers whose cut is known to be right. Anything else in a group keeps the whole group as it is.
 _CUTTABLE = (_ConvNd, nn.Linear, _BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
@@ -48,7 +48,8 @@ class ChannelGroup:
     """Channels that can only go together with those of other layers.
 
     ``units`` are the smallest sets of root channels that can go: one channel each, or one in every group of a grouped
-    layer. ``kept`` says why the group cannot be cut; ``is_output`` that it makes the logits, or another output only.
+    layer. ``unprunable`` says why the group cannot be cut; ``is_output`` that it makes the logits, or another output
+    only.
     """
 
     name: str
@@ -56,7 +57,7 @@ class ChannelGroup:
     members: tuple[Member, ...]
     pattern: str
     is_output: bool
-    kept: str | None
+    unprunable: str | None
 
     @property
     def width(self) -> int:
@@ -83,14 +84,14 @@ class Graph:
         Raises:
             UserError: there is no group at all.
         """
-        shared = _shared_parameters(self._model)
-        found = list(self._dependency.get_all_groups(ignored_layers=[], root_module_types=list(ROOTS)))
-        if not found:
+        shared = {parameter for parameter, number in holders(self._model).items() if number > 1}
+        groups = list(self._dependency.get_all_groups(ignored_layers=[], root_module_types=list(ROOTS)))
+        if not groups:
             raise UserError(
                 "the model cannot be pruned: no Conv or Linear layer lies on a differentiable path to the logits; "
                 "is its forward under torch.no_grad(), or are its layers not torch.nn modules?"
             )
-        described = [(group, self._members(group)) for group in found]
+        described = [(group, self._members(group)) for group in groups]
         return [
             self._describe(group, members, shared)
             for group, members in described
@@ -137,24 +138,20 @@ class Graph:
             return roots
 
         dependency = Dependency()
-        try:
-            with warnings.catch_warnings(), _forgets_what_it_saw(self._model):
-                warnings.simplefilter("ignore")  # about parameters outside of layers; every cut is verified
-                dependency.build_dependency(
-                    self._model,
-                    example_inputs=(),
-                    forward_fn=lambda model, _: run_alike(model, example),
-                    output_transform=named_outputs,
-                    unwrapped_parameters=[],
-                    customized_pruners={},
-                    ignored_layers=[],
-                    ignored_params=[],
-                    verbose=False,
-                )
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"the model cannot be traced for pruning: {reason(error)}") from error
+        traced = explained("the model cannot be traced for pruning")
+        with traced, warnings.catch_warnings(), _attributes_kept(self._model):
+            warnings.simplefilter("ignore")  # about parameters outside of layers; every cut is verified
+            dependency.build_dependency(
+                self._model,
+                example_inputs=(),
+                forward_fn=lambda model, _: run_alike(model, example),
+                output_transform=named_outputs,
+                unwrapped_parameters=[],
+                customized_pruners={},
+                ignored_layers=[],
+                ignored_params=[],
+                verbose=False,
+            )
         return dependency
 
     def _group(self, name: str, indices: Sequence[int]) -> Any:
@@ -177,29 +174,29 @@ class Graph:
             members.append(Member(self._names[module], module, side, tuple(item.idxs), tuple(item.root_idxs)))
         return members
 
-    def _describe(self, group: Any, members: list[Member], shared: frozenset[int]) -> ChannelGroup:
+    def _describe(self, group: Any, members: list[Member], shared: set[int]) -> ChannelGroup:
         root = members[0]
         outputs = [
             self._outputs.get(item.dep.target.grad_fn, "output")
             for item in group
             if item.dep.target.type == ops.OPTYPE.OUTPUT
         ]
-        units, kept = self._units(root, members, self._split_into(group))
-        kept = kept or _why_kept(members, shared)
+        units, unprunable = self._units(root, members, self._split_into(group))
+        unprunable = unprunable or _why_unprunable(members, shared)
         hidden = any(member.side == "in" for member in members)
-        kept = next(filter(None, (self._dependency.lost.get(item.dep.target) for item in group)), kept)
+        unprunable = next(filter(None, (self._dependency.lost.get(item.dep.target) for item in group)), unprunable)
         if outputs and hidden and "logits" not in outputs:
-            kept = f"its channels are those of {outputs[0]}, which the model returns beside the logits"
+            unprunable = f"its channels are those of {outputs[0]}, which the model returns beside the logits"
         is_output = "logits" in outputs or (bool(outputs) and not hidden)
         pattern = sorted(Counter(f"{type(m.module).__name__}.{m.side}" for m in members).items())
-        return ChannelGroup(root.name, units, tuple(members), repr(pattern), is_output, kept)
+        return ChannelGroup(root.name, units, tuple(members), repr(pattern), is_output, unprunable)
 
     @staticmethod
     def _split_into(group: Any) -> int:
         """Return into how many equal parts forward splits the channels of the root, as chunk() does."""
         width = len(group[0].idxs)
         sizes = [item.dep.target.module.split_sizes for item in group if item.dep.target.type == ops.OPTYPE.SPLIT]
-        return math.lcm(*(len(one) for one in sizes if one and sum(one) == width and len(set(one)) == 1))
+        return math.lcm(*(len(parts) for parts in sizes if parts and sum(parts) == width and len(set(parts)) == 1))
 
     def _units(self, root: Member, members: list[Member], split: int) -> tuple[tuple[tuple[int, ...], ...], str | None]:
         """Return the sets of root channels that go together, and why they cannot be told."""
@@ -210,8 +207,8 @@ class Graph:
             parts = math.lcm(parts, split)
         if parts > 1:
             why = "a grouped layer meets channels that are coupled" if coupled or width % parts else None
-            norms = [(one.module, one) for one in members if isinstance(one.module, nn.GroupNorm)]
-            if any(norm.num_groups > 1 and norm.num_channels != len(one.indices) for norm, one in norms):
+            norms = [(member.module, member) for member in members if isinstance(member.module, nn.GroupNorm)]
+            if any(norm.num_groups > 1 and norm.num_channels != len(member.indices) for norm, member in norms):
                 why = "a group norm's groups hold channels of several layers"
             size = max(1, width // parts)
             if size == 1:
@@ -255,7 +252,7 @@ def _width(module: nn.Module, side: Literal["out", "in"]) -> int | None:
     return module.num_channels if isinstance(module, nn.GroupNorm) else int(module.num_features)  # type: ignore[arg-type]
 
 
-def _why_kept(members: list[Member], shared: frozenset[int]) -> str | None:
+def _why_unprunable(members: list[Member], shared: set[int]) -> str | None:
     for member in members:
         module = member.module
         if not isinstance(module, _CUTTABLE):
@@ -280,13 +277,8 @@ def _why_kept(members: list[Member], shared: frozenset[int]) -> str | None:
     return None
 
 
-def _shared_parameters(model: nn.Module) -> frozenset[int]:
-    counts = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    return frozenset(key for key, times in counts.items() if times > 1)
-
-
 @contextmanager
-def _forgets_what_it_saw(model: nn.Module) -> Iterator[None]:
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
     """Give modules back the attributes that they had: a tensor with a history that one keeps could not be copied."""
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     try:

@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.prune.attention.heads import attributes_of
 from distill.prune.attention.stand_ins import is_stand_in, stand_in_
 from distill.prune.depth.skipped import skip_blocks_, skipped_of
+from distill.prune.record import SkippedBlock
 
 FORMAT = 1
 
@@ -85,7 +86,7 @@ def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Modul
     return model
 
 
-def _exchanged_(model: nn.Module, skipped: Sequence[Mapping[str, Any]], stand_ins: Sequence[str]) -> nn.Module:
+def _exchanged_(model: nn.Module, skipped: Sequence[SkippedBlock], stand_ins: Sequence[str]) -> nn.Module:
     """Put in place of a fresh model's modules what stands there in the pruned one."""
     skip_blocks_(model, skipped)
     known = {name for name, _ in model.named_modules()}

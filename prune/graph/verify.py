@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune.examples import Example, at_batch, run_alike, tensors_in
 from distill.prune.graph.groups import Member, column_mask
-from distill.prune.modules import reason
+from distill.prune.modules import explained, hooked
 
 # Norms that mix channels. Without the removed channels their statistics are others, which is no mistake.
 _MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -21,6 +22,15 @@ _TOLERANCE = 1e-3
 _NOTHING = 1e-3  # weights below are next to nothing
 
 Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a cut model has to live up to: the example that it runs on, and the shapes of the outputs there."""
+
+    example: Example
+    logits: Callable[[Any], Tensor]
+    shapes: Shapes
 
 
 @torch.no_grad()
@@ -32,13 +42,9 @@ def output_shapes(model: nn.Module, example: Example, logits: Callable[[Any], Te
     """
     shapes: Shapes = []
     for batch in (1, 2):
-        try:
-            found = compared(run_alike(model, at_batch(example, batch)), logits)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"the model does not run on its example input at batch {batch}: {reason(error)}") from error
-        shapes += [(name, tuple(tensor.shape)) for name, tensor in found]
+        with explained(f"the model does not run on its example input at batch {batch}"):
+            outputs = compared(run_alike(model, at_batch(example, batch)), logits)
+        shapes += [(name, tuple(tensor.shape)) for name, tensor in outputs]
     return shapes
 
 
@@ -55,33 +61,26 @@ def compared(output: Any, logits: Callable[[Any], Tensor]) -> list[tuple[str, Te
 
 
 def problem_with(
-    pruned: nn.Module,
-    masked: nn.Module,
-    example: Example,
-    logits: Callable[[Any], Tensor],
-    shapes: Shapes,
-    lifts: Mapping[str, float],
+    pruned: nn.Module, masked: nn.Module, checks: Checks, lifts: Mapping[str, float], *, norms: bool = False
 ) -> str | None:
     """Return what is wrong with a cut model, or None.
 
     It must run at batch 1 and 2, keep every output's shape, and compute what ``masked`` does: the model before the
-    cut, in which nothing reads the channels that went. Norms that mix channels are bypassed in both for the last, and
-    ``pruned`` is lifted as ``masked`` has been (`lifts_of`).
+    cut, in which nothing reads the channels that went. Norms that mix channels are bypassed in both for the last,
+    unless ``norms`` says that they see as many as before; ``pruned`` is lifted as ``masked`` has been (`lifts_of`).
     """
     try:
-        found = output_shapes(pruned, example, logits)
+        shapes = output_shapes(pruned, checks.example, checks.logits)
     except UserError as error:
         return f"with fewer of its channels {error}"
-    for (name, before), (_, after) in zip(shapes, found, strict=True):
+    for (name, before), (_, after) in zip(checks.shapes, shapes, strict=True):
         if before != after:
             return f"the shape of {name} changes from {before} to {after}"
-    with torch.no_grad(), _without_mixing_norms(pruned), _without_mixing_norms(masked), lifted(pruned, lifts):
-        wanted, got = (compared(run_alike(model, at_batch(example, 2)), logits) for model in (masked, pruned))
-    return difference(wanted, got)
-
-
-def difference(wanted: Sequence[tuple[str, Tensor]], got: Sequence[tuple[str, Tensor]]) -> str | None:
-    """Say which of the outputs is not what it should be, or return None."""
+    mixing = () if norms else _MIXING
+    with torch.no_grad(), _bypassed(pruned, mixing), _bypassed(masked, mixing), lifted(pruned, lifts):
+        wanted, got = (
+            compared(run_alike(model, at_batch(checks.example, 2)), checks.logits) for model in (masked, pruned)
+        )
     for (name, want), (_, have) in zip(wanted, got, strict=True):
         if want.is_floating_point() and differs(want, have):
             return f"{name} does not follow from its remaining channels (it reads the removed ones in another way)"
@@ -151,16 +150,15 @@ def masked_copy(model: nn.Module, consumers: Sequence[Member], lifts: Mapping[st
     for member in consumers:
         twin = Member(member.name, result.get_submodule(member.name), member.side, member.indices, member.roots)
         if isinstance(twin.module, nn.modules.conv._ConvNd | nn.Linear):
-            weight, where = column_mask(twin)
-            weight[where] = 0
+            weight, columns = column_mask(twin)
+            weight[columns] = 0
     return result
 
 
-@contextmanager
-def _without_mixing_norms(model: nn.Module) -> Iterator[None]:
-    with ExitStack() as stack:
-        for module in model.modules():
-            if isinstance(module, _MIXING):
-                handle = module.register_forward_hook(lambda _module, inputs, _output: inputs[0])
-                stack.callback(handle.remove)
-        yield
+def _bypassed(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> AbstractContextManager[None]:
+    """Let modules of these classes hand on what they read."""
+    return hooked(
+        module.register_forward_hook(lambda _module, inputs, _output: inputs[0])
+        for module in model.modules()
+        if isinstance(module, kinds)
+    )

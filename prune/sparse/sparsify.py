@@ -22,8 +22,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distill.errors import UserError
 from distill.prune.examples import Example
-from distill.prune.kept import by_reason
 from distill.prune.modules import copied, reason
+from distill.prune.record import by_reason
 from distill.prune.sparse.saliency import SALIENCIES, SaliencyName, saliency
 from distill.prune.sparse.zeros import Pattern, in_groups, keep_zeros_, read_pattern, sparse_weights
 

@@ -78,22 +78,6 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
 
 
-def sparsity_of(model: nn.Module) -> dict[str, float]:
-    """Return the share of zeros of every Conv, Linear and attention weight, by the parameter's name."""
-    return {name: float((weight.detach() == 0).float().mean()) for name, _, weight in sparse_weights(model)}
-
-
-def check_pattern(weight: Tensor, pattern: str) -> bool:
-    """Tell whether of every M consecutive inputs of a weight [out, in, …] at most N are not zero."""
-    groups = read_pattern(pattern)
-    if groups is None:
-        raise UserError(f"pattern={pattern!r}: must be N:M, such as '2:4'")
-    keep, size = groups
-    if weight.ndim < 2 or weight.shape[1] % size:
-        return False
-    return bool((in_groups(weight.detach() != 0, size).sum(2) <= keep).all())
-
-
 def in_groups(weight: Tensor, size: int) -> Tensor:
     """Return [out, in, …] as [out, in / size, size, …]."""
     return weight.reshape(weight.shape[0], -1, size, *weight.shape[2:])
@@ -102,9 +86,9 @@ def in_groups(weight: Tensor, size: int) -> Tensor:
 def read_pattern(pattern: Pattern) -> tuple[int, int] | None:
     """Return N and M, or None for a share."""
     if isinstance(pattern, str):
-        found = re.fullmatch(r"(\d+):(\d+)", pattern.strip())
-        if found and 1 <= int(found[1]) < int(found[2]):
-            return int(found[1]), int(found[2])
+        match = re.fullmatch(r"(\d+):(\d+)", pattern.strip())
+        if match and 1 <= int(match[1]) < int(match[2]):
+            return int(match[1]), int(match[2])
     elif not isinstance(pattern, bool) and 0 < pattern < 1:
         return None
     raise UserError(f"pattern={pattern!r}: must be N:M with 1 ≤ N < M, such as '2:4', or a share of zeros in (0, 1)")
@@ -124,7 +108,7 @@ class _Keeper:
     def __deepcopy__(self, memo: dict[int, Any]) -> _Keeper:
         return _Keeper(copy.deepcopy(self._zeros, memo))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Mapping[str, object]:
         return {"_zeros": self._zeros, "_hooked": {}}
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
@@ -153,8 +137,8 @@ class _Keeper:
         self._hooked.clear()
 
     def _hook(self, name: str, weight: nn.Parameter, zeros: Tensor) -> None:
-        known = self._hooked.get(name)
-        if weight.requires_grad and (known is None or known[0]() is not weight):
+        hooked = self._hooked.get(name)
+        if weight.requires_grad and (hooked is None or hooked[0]() is not weight):
             handle = weight.register_hook(lambda gradient: gradient.masked_fill(zeros.to(gradient.device), 0))  # type: ignore[no-untyped-call]
             self._hooked[name] = (weakref.ref(weight), handle)
 

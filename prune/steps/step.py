@@ -1,10 +1,11 @@
-"""A model on its way to a target: its groups with their scores, and what a choice among them would leave."""
+"""One step of pruning: the model's groups with their scores, and what a choice among their units leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -12,118 +13,77 @@ from torch.nn.modules.conv import _ConvNd
 from distill.errors import UserError
 from distill.prune.attention.check import verified_groups
 from distill.prune.attention.heads import AttentionGroup, Kind, attention_groups
-from distill.prune.depth.skipped import Block, skipped_of
-from distill.prune.graph.cutting import BrokenError, Checks, cut
+from distill.prune.graph.cutting import BrokenError, cut
 from distill.prune.graph.groups import ChannelGroup, Graph, is_depthwise
 from distill.prune.record import GroupRecord
 from distill.prune.scores.evidence import FEW, Evidence
 from distill.prune.scores.importance import IMPORTANCES
-from distill.prune.scores.means import with_constants
+from distill.prune.scores.means import Means, with_constants
 from distill.prune.scores.weights import Scores, unit_scores
-from distill.prune.settings import PruneSettings
-from distill.prune.widths.counts import Counts
-from distill.prune.widths.latency import Device, Ladder, LayerCosts, by_macs, ladder, shapes_of, snap
-from distill.prune.widths.selection import Candidate
+from distill.prune.steps.state import Job, Narrowed, Width
+from distill.prune.widths.latency import Ladder, LayerCosts, by_macs, ladder, shapes_of, snap
+from distill.prune.widths.selection import Candidate, Units
 from distill.prune.widths.sizes import Sizes
-from distill.types import Progress
 
 _BINS = 20  # of histograms of scores
 _CLEARLY = 0.02  # of a loss is a difference
 
-Units = Mapping[str, tuple[int, ...]]
-Decision = Mapping[str, Any]
-"""What one step did: "skipped" blocks, as `skipped_of` has them, and "gone", units by group."""
+
+def scored(state: Narrowed, job: Job, data: Evidence) -> Step:
+    """Find the groups of the model as it is now, and score their units."""
+    model, checks, heads = state.model, job.checks, job.settings.heads
+    graph = Graph(model, checks.example, checks.logits)
+    attention = attention_groups(model, kinds=state.kinds)
+    kinds = dict(state.kinds)
+    if heads and attention:
+        attention = verified_groups(model, checks.example, checks.logits, kinds=kinds)
+        kinds |= {group.name: group.kind for group in attention if isinstance(group, AttentionGroup)}
+    # Its projections are cut head by head, or not at all.
+    projections = {m.name for group in attention for m in group.members if m.side == "out"}
+    layers = [g for g in graph.groups(without=projections) if not g.is_output and not _is_stream(g, projections)]
+    groups = [group for group in (*layers, *(attention if heads else ())) if not _is_ignored(group, job.ignore)]
+    widths = {group.name: Width(len(group.units), len(group.units), len(group.units[0])) for group in groups}
+    unprunable = {**state.unprunable, **{group.name: group.unprunable for group in groups if group.unprunable}}
+    prunable = [group for group in groups if not group.unprunable]
+    importance = IMPORTANCES[job.importance]
+    evidence = data.gathered(model, prunable, importance) if importance.needs_batches else {}
+    means = data.means(model, prunable) if importance.backward == "logits" else {}
+    scores = {}
+    for group in prunable:
+        if (of_units := unit_scores(group, importance, job.seed, evidence)) is not None:
+            scores[group.name] = of_units
+        else:
+            silent = f"importance {job.importance!r} says nothing about it, or 0 throughout"
+            unprunable.setdefault(group.name, silent)
+    sizes = Sizes(model, groups, checks.example)
+    return Step(job, model, groups, scores, means, sizes, kinds, {**widths, **state.widths}, unprunable)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What stays the same over all steps: ``initial`` widths by layer, and ``before``, what the model counted."""
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A model's groups with their scores; ``means`` are those of what layers read, ``sizes`` tell what a cut leaves.
 
-    settings: PruneSettings
-    kind: str
-    checks: Checks
-    ignore: tuple[str, ...]
-    initial: Mapping[str, int]
-    before: Counts
-    device: Device | None
-    seed: int
-    progress: Progress | None
-    decided: Sequence[Decision] | None = None
-
-    def tell(self, what: str, done: int, total: int) -> None:
-        """Say how far a part of the work is, to whoever asked."""
-        if self.progress is not None:
-            self.progress(what, done, total)
-
-
-@dataclass
-class Narrowed:
-    """Where pruning stands: the model, and the groups that stay and why.
-
-    ``kinds`` says what a unit of each attention is; ``widths`` has each group's units before and now, and the channels
-    in one. ``before_s`` and ``after_s`` are the whole model's on the device, ``blocks`` those that went.
+    ``kinds``, ``widths`` and ``unprunable`` are the state's, with what this step adds.
     """
 
+    job: Job
     model: nn.Module
-    kept: dict[str, str] = field(default_factory=dict)
-    kinds: dict[str, Kind] = field(default_factory=dict)
-    widths: dict[str, list[int]] = field(default_factory=dict)
-    before_s: float | None = None
-    after_s: float | None = None
-    blocks: list[Block] = field(default_factory=list)
-    groups: dict[str, GroupRecord] = field(default_factory=dict)
-    exhausted: bool = False  # the most that may go leaves more than was asked for
-    decisions: list[Decision] = field(default_factory=list)
+    groups: list[ChannelGroup]
+    scores: dict[str, Scores]
+    means: Means
+    sizes: Sizes
+    kinds: Mapping[str, Kind]
+    widths: Mapping[str, Width]
+    unprunable: Mapping[str, str]
 
-    @property
-    def ratio(self) -> float:
-        """The share of the prunable channels that went."""
-        before = sum(first * size for first, _, size in self.widths.values())
-        return 1 - sum(now * size for _, now, size in self.widths.values()) / before if before else 0.0
-
-    def decision(self, gone: Mapping[str, int]) -> Decision:
-        """Describe a step: the blocks that went before it, and how many units of each group."""
-        return {"skipped": skipped_of(self.model), "gone": dict(gone)}
-
-
-class Step:
-    """A model's groups with their scores, and what a choice among them would leave."""
-
-    def __init__(self, done: Narrowed, job: Job, data: Evidence) -> None:
-        self.done, self.job, self.model = done, job, done.model
-        checks = job.checks
-        graph = Graph(self.model, checks.example, checks.logits)
-        attention = attention_groups(self.model, kinds=done.kinds)
-        if job.settings.heads and attention:
-            attention = verified_groups(self.model, checks.example, checks.logits, kinds=done.kinds)
-            done.kinds |= {group.name: group.kind for group in attention if isinstance(group, AttentionGroup)}
-        # Its projections are cut head by head, or not at all.
-        projections = {m.name for group in attention for m in group.members if m.side == "out"}
-        layers = [g for g in graph.groups(without=projections) if not g.is_output and not _is_stream(g, projections)]
-        self.groups = [
-            g for g in (*layers, *(attention if job.settings.heads else ())) if not _is_ignored(g, job.ignore)
-        ]
-        for group in self.groups:
-            done.widths.setdefault(group.name, [len(group.units)] * 2 + [len(group.units[0])])
-        done.kept |= {group.name: group.kept for group in self.groups if group.kept}
-        known = [group for group in self.groups if not group.kept]
-        importance = IMPORTANCES[job.kind]
-        evidence = data.gathered(self.model, known, importance) if importance.needs_batches else {}
-        self._channel_means = data.means(self.model, known) if importance.backward == "logits" else {}
-        self.scores: dict[str, Scores] = {}
-        for group in known:
-            scores = unit_scores(group, importance, job.seed, evidence)
-            if scores is None:
-                done.kept.setdefault(group.name, f"importance {job.kind!r} says nothing about it, or 0 throughout")
-            else:
-                self.scores[group.name] = scores
-        self.sizes = Sizes(self.model, self.groups, checks.example)
-        self._costs: LayerCosts | None = None
+    def without(self, culprits: Mapping[str, str]) -> Step:
+        """Return the same step, in which some groups stay as they are, for a reason each."""
+        return replace(self, unprunable={**self.unprunable, **culprits})
 
     @property
     def free(self) -> list[ChannelGroup]:
         """The groups that may be cut."""
-        return [group for group in self.groups if group.name not in self.done.kept]
+        return [group for group in self.groups if group.name not in self.unprunable]
 
     def candidates(self) -> list[Candidate]:
         """Describe the free groups for the choice.
@@ -131,37 +91,32 @@ class Step:
         Layers of one pattern compete; where scores can be compared and what is to be saved is known, all layers do.
         """
         whole, counted = self.job.settings.global_, self.job.settings.goal.counted
-        found = []
+        candidates = []
         for group in self.free:
             scores, scope = self.scores[group.name].units, group.pattern if whole else group.name
             mean = self.scores[group.name].mean
             if whole and counted is not None and mean is not None:
                 worth = mean / self._saving(group, counted)
                 scores, scope = tuple(score * worth for score in scores), ""
-            found.append(
-                Candidate(
-                    name=group.name,
-                    scope=scope,
-                    scores=scores,
-                    unit=len(group.units[0]),
-                    initial=self.done.widths[group.name][0],
-                )
-            )
-        return found
+            initial = self.widths[group.name].before
+            candidates.append(Candidate(group.name, scope, scores, len(group.units[0]), initial))
+        return candidates
 
-    def _saving(self, group: ChannelGroup, what: str) -> float:
+    def _saving(self, group: ChannelGroup, counted: Literal["macs", "parameters"]) -> float:
         """Return the share of the MACs or parameters that goes with a unit, when half of the group goes."""
         half = max(1, len(group.units) // 2)
-        return max(1e-12, (1 - self.sizes.left({group.name: half})[what]) / half)
+        return max(1e-12, (1 - self.sizes.left({group.name: half})[counted]) / half)
 
-    def ladders(self, candidates: list[Candidate]) -> list[Ladder]:
+    def ladders(self) -> dict[str, Ladder]:
         """Describe how each candidate is narrowed, by what its kernels like."""
         settings = self.job.settings
         weights = {group.name: self._weight(group) for group in self.free}
-        return [
-            ladder(one, weights[one.name], round_to=settings.round_to, max_ratio=settings.max_ratio)
-            for one in candidates
-        ]
+        return {
+            candidate.name: ladder(
+                candidate, weights[candidate.name], round_to=settings.round_to, max_ratio=settings.max_ratio
+            )
+            for candidate in self.candidates()
+        }
 
     def _weight(self, group: ChannelGroup) -> float:
         """Return what a group is worth to others: all its scores where they compare, else the layers that make it."""
@@ -170,38 +125,31 @@ class Step:
             return mean * len(group.units)
         return max(1, sum(map(_makes, group.members)))
 
-    @property
+    @cached_property
     def costs(self) -> LayerCosts:
         """What the layers cost on the device, or in multiply-accumulates where it cannot tell."""
         device = self.job.device
         assert device is not None
-        if self._costs is None:
-            shapes = shapes_of(self.model, self.job.checks.example, device.batch)
-            self._costs = LayerCosts(shapes, self.sizes, device.layers or by_macs)
-        return self._costs
+        shapes = shapes_of(self.model, self.job.checks.example, device.batch)
+        return LayerCosts(shapes, self.sizes, device.layers or by_macs)
 
     def snapped(self, units: Units) -> Units:
         """Move widths to the ends of the device's stairs, where it can tell."""
         if not self.snaps or not units:
             return units
-        rungs = self.ladders(self.candidates())
-        gone = snap(rungs, self.costs, {name: len(chosen) for name, chosen in units.items()})
-        return self.units({one.name: one for one in rungs}, gone)
+        ladders = self.ladders()
+        removed = snap([*ladders.values()], self.costs, {name: len(chosen) for name, chosen in units.items()})
+        return cheapest(ladders, removed)
 
     @property
     def snaps(self) -> bool:
         """Whether the device can tell where its steps end."""
         return self.job.device is not None and self.job.device.layers is not None
 
-    def gone(self, units: Units) -> float:
+    def ratio(self, units: Units) -> float:
         """Return the share of the prunable channels that these units are."""
-        before = sum(first * size for first, _, size in self.done.widths.values())
-        return sum(len(chosen) * self.done.widths[name][2] for name, chosen in units.items()) / max(1, before)
-
-    @staticmethod
-    def units(rungs: Mapping[str, Ladder], gone: Mapping[str, int]) -> Units:
-        """Name the cheapest units, so many of each group."""
-        return {name: tuple(sorted(rungs[name].ranked[:number])) for name, number in gone.items() if number}
+        before = sum(width.before * width.channels for width in self.widths.values())
+        return sum(len(chosen) * self.widths[name].channels for name, chosen in units.items()) / max(1, before)
 
     def cut(self, units: Units) -> nn.Module:
         """Return a checked copy without these units."""
@@ -213,7 +161,7 @@ class Step:
         The first order says that it is, but what went may be more than that holds for.
         """
         channels = self._channels(units)
-        wide = with_constants(self.model, self.groups, channels, self._channel_means)
+        wide = with_constants(self.model, self.groups, channels, self.means)
         if wide is None:
             return pruned
         try:
@@ -228,23 +176,32 @@ class Step:
         of = {group.name: group.units for group in self.groups}
         return {name: [i for unit in chosen for i in of[name][unit]] for name, chosen in units.items()}
 
-    def note(self, units: Units) -> None:
-        """Keep how the scores of those that went and of those that stayed are spread."""
+    def narrowed(self, units: Units) -> dict[str, Width]:
+        """Return the widths of all groups without these units."""
+        return {name: width._replace(now=width.now - len(units.get(name, ()))) for name, width in self.widths.items()}
+
+    def histograms(self, units: Units) -> dict[str, GroupRecord]:
+        """Return how the scores of these units and of those that stay are spread, by free group."""
+        records = {}
         for group in self.free:
-            gone = set(units.get(group.name, ()))
-            self.done.widths[group.name][1] -= len(gone)
+            removed = set(units.get(group.name, ()))
             scores = self.scores[group.name].units
             highest = max(scores) or 1.0
             bins = [min(_BINS - 1, int(score / highest * _BINS)) for score in scores]
-            known = self.done.groups.get(group.name)
-            self.done.groups[group.name] = GroupRecord(
+            records[group.name] = GroupRecord(
                 name=group.name,
-                before=len(scores) if known is None else known.before,
-                after=len(scores) - len(gone),
+                before=self.widths[group.name].before,
+                after=len(scores) - len(removed),
                 highest=highest,
-                stayed=tuple(sum(b == n and i not in gone for i, b in enumerate(bins)) for n in range(_BINS)),
-                went=tuple(sum(b == n and i in gone for i, b in enumerate(bins)) for n in range(_BINS)),
+                stayed=tuple(sum(b == n and i not in removed for i, b in enumerate(bins)) for n in range(_BINS)),
+                went=tuple(sum(b == n and i in removed for i, b in enumerate(bins)) for n in range(_BINS)),
             )
+        return records
+
+
+def cheapest(ladders: Mapping[str, Ladder], removed: Mapping[str, int]) -> Units:
+    """Name the cheapest units, so many of each group."""
+    return {name: tuple(sorted(ladders[name].ranked[:number])) for name, number in removed.items() if number}
 
 
 def _is_stream(group: ChannelGroup, projections: Collection[str]) -> bool:
@@ -262,14 +219,3 @@ def _makes(member: object) -> bool:
 
 def _is_ignored(group: ChannelGroup, ignore: tuple[str, ...]) -> bool:
     return any(member.side == "out" and member.name in ignore for member in group.members)
-
-
-def widths_of_layers(model: nn.Module) -> dict[str, int]:
-    """Return the output channels of every Conv and Linear layer."""
-    widths = {}
-    for name, module in model.named_modules():
-        if isinstance(module, _ConvNd):
-            widths[name] = module.out_channels
-        elif isinstance(module, nn.Linear):
-            widths[name] = module.out_features
-    return widths

@@ -15,6 +15,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+Units = Mapping[str, tuple[int, ...]]
+"""The units that go, by candidate; a candidate that loses nothing is not in it."""
 _BISECTIONS = 12  # to a four-thousandth of the channels, finer than their blocks
 
 
@@ -61,10 +63,8 @@ def blocks(candidate: Candidate, *, round_to: int, max_ratio: float) -> list[Blo
     return result
 
 
-def choose(
-    candidates: Sequence[Candidate], *, ratio: float, round_to: int, max_ratio: float
-) -> Mapping[str, tuple[int, ...]]:
-    """Return the units that go, by candidate; a candidate that loses nothing is not in it."""
+def choose(candidates: Sequence[Candidate], *, ratio: float, round_to: int, max_ratio: float) -> Units:
+    """Return the units that go for a share of the channels of each scope."""
     chosen: dict[str, list[int]] = {}
     for scope in dict.fromkeys(candidate.scope for candidate in candidates):
         members = [candidate for candidate in candidates if candidate.scope == scope]
@@ -84,31 +84,31 @@ def choose_until(
     candidates: Sequence[Candidate],
     *,
     goal: float,
-    left: Callable[[Mapping[str, tuple[int, ...]]], float],
+    left: Callable[[Units], float],
     round_to: int,
     max_ratio: float,
-) -> Mapping[str, tuple[int, ...]]:
+) -> Units:
     """Return the units that go so that what is ``left`` of something is nearest to ``goal``.
 
     ``left`` gives the share that stays when these units go; it falls as more do. Every scope loses the same share of
     its channels, as in ``choose``: the share is what is searched for, by bisection.
     """
 
-    def chosen(ratio: float) -> Mapping[str, tuple[int, ...]]:
+    def chosen(ratio: float) -> Units:
         return choose(candidates, ratio=ratio, round_to=round_to, max_ratio=max_ratio)
 
-    tried: list[Mapping[str, tuple[int, ...]]] = [{}, chosen(max_ratio)]
-    if left(tried[1]) >= goal:
-        return tried[1]
+    trials: list[Units] = [{}, chosen(max_ratio)]
+    if left(trials[1]) >= goal:
+        return trials[1]
     low, high = 0.0, max_ratio
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        tried.append(chosen(middle))
-        low, high = (middle, high) if left(tried[-1]) > goal else (low, middle)
+        trials.append(chosen(middle))
+        low, high = (middle, high) if left(trials[-1]) > goal else (low, middle)
     # Where the share is crossed several scopes may lose a block at once: one after the other comes nearer.
     between, upper = dict(chosen(low)), chosen(high)
     for name, units in upper.items():
         if between.get(name) != units:
             between = {**between, name: units}
-            tried.append(between)
-    return min(tried, key=lambda units: abs(left(units) - goal))
+            trials.append(between)
+    return min(trials, key=lambda units: abs(left(units) - goal))

@@ -122,3 +122,8 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
         return module.num_embeddings, module.embedding_dim
     first = next(module.parameters(recurse=False))
     return (first.shape[0], first.shape[0]) if first.ndim else (1, 1)
+
+
+def widths_of_layers(model: nn.Module) -> dict[str, int]:
+    """Return the output channels of every Conv and Linear layer."""
+    return {name: widths_of(m)[1] for name, m in model.named_modules() if isinstance(m, _ConvNd | nn.Linear)}

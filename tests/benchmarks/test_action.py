@@ -88,7 +88,7 @@ def test_paths_that_begin_like_options_are_paths(
 
 
 def test_actions_are_pinned_by_commit_and_a_fork_plants_no_baseline() -> None:
-    for name in ("action.yml", "docs/gate.yml", "README.md"):
+    for name in ("action.yml", "docs/gate.yml", "docs/bench.md"):
         used = re.findall(r"uses: (actions/\S+)(.*)", (ROOT / name).read_text(encoding="utf-8"))
         assert used
         assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", one) for one, _ in used), name
@@ -104,7 +104,7 @@ def test_actions_are_pinned_by_commit_and_a_fork_plants_no_baseline() -> None:
 
 def test_what_it_installs_is_what_the_gate_imports(action: dict[str, Any]) -> None:
     listed = step(action, "Install")["run"].split('pip" install --quiet --', 1)[1].splitlines()[0].split()
-    code = "import sys, distill.cli, distill.verbs.bench_command, distill.benchmarks.show.terminal; "
+    code = "import sys, distill.cli, distill.verbs.bench_tasks, distill.benchmarks.show.tables; "
     code += "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = set(done.stdout.split())

@@ -95,7 +95,7 @@ def test_a_bundle_goes_out_and_its_result_is_judged_like_a_local_one(
 ) -> None:
     slow, fast = conv(layers=120, name="slow.onnx"), conv(layers=1, name="fast.onnx")
     bundle = tmp_path / "bundle"
-    ask = gate.Ask(rule=Rule(tolerance=0.5))
+    ask = gate.Limits(rule=Rule(tolerance=0.5))
     models = [str(slow)] if gated else [str(fast), str(slow)]
     boards.export(bundle, models, options, ask, fast if gated else None)
     job = json.loads((bundle / "job.json").read_text())
@@ -103,7 +103,7 @@ def test_a_bundle_goes_out_and_its_result_is_judged_like_a_local_one(
     moved = tmp_path / "elsewhere"
     bundle.rename(moved)
     subprocess.run([sys.executable, "-I", "runner.py"], cwd=moved, check=True, timeout=120)
-    found = boards.brought_home(moved / "result.json")
+    found = boards.import_result(moved / "result.json")
     assert [model.facts.name for model in found.models] == ["fast", "slow"]
     ratio = found.cases[0].rows[1].ratio
     assert ratio is not None
@@ -115,4 +115,4 @@ def test_a_bundle_needs_a_new_folder(conv: Conv, options: Any, tmp_path: Path) -
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     with pytest.raises(UserError, match="is not empty"):
-        boards.export(tmp_path / "full", [str(conv())], options, gate.Ask(), None)
+        boards.export(tmp_path / "full", [str(conv())], options, gate.Limits(), None)

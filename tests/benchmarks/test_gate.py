@@ -29,7 +29,7 @@ def options(here: Target) -> Any:
 
 
 def ask(tolerance: float = 0.5, **other: Any) -> Any:
-    return gate.Ask(rule=Rule(tolerance=tolerance), **other)
+    return gate.Limits(rule=Rule(tolerance=tolerance), **other)
 
 
 def test_much_more_work_fails_and_much_less_is_an_improvement(conv: Conv, options: Any) -> None:
@@ -174,11 +174,11 @@ def test_a_stored_report_is_judged_again_and_reads_back_as_it_was(conv: Conv, op
 
 
 def test_from_python_two_paths_are_enough(conv: Conv) -> None:
-    from distill.benchmarks import Ask, Rule
+    from distill.benchmarks import Limits, Rule
     from distill.benchmarks import gate as judge_files
 
     path = conv()
-    found = judge_files(path, path, ask=Ask(rule=Rule(tolerance=0.1)))
+    found = judge_files(path, path, limits=Limits(rule=Rule(tolerance=0.1)))
     assert (found.gates[0].verdict, found.gates[0].mode, found.gates[0].tolerance) == ("pass", "identical", 0.1)
 
 

@@ -27,7 +27,7 @@ def options(here: Target) -> Any:
 
 @pytest.fixture
 def ask() -> Any:
-    return gate.Ask(rule=rule_module.Rule(tolerance=0.5))
+    return gate.Limits(rule=rule_module.Rule(tolerance=0.5))
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -50,7 +50,7 @@ def test_rows_are_gated_and_equal_bytes_pass_untimed(conv: Conv, tmp_path: Path,
         {"name": "new", "model": "fast.onnx", "baseline": "none.json"},
     ]
     read = manifest.read(write(tmp_path, {"models": rows}), options, ask)
-    assert [row.ask.rule.tolerance for row in read.rows] == [0.5, 0.5, 0.2, 0.5]
+    assert [row.limits.rule.tolerance for row in read.rows] == [0.5, 0.5, 0.2, 0.5]
     found = run(read)
     assert [one.gates[0].verdict for one in found] == ["pass", "fail", "improved", "pass"]
     assert [one.gates[0].mode for one in found] == ["identical", "duet", "duet", "none"]

@@ -145,10 +145,10 @@ def test_a_bound_call_gives_what_a_plain_call_gives(conv: Conv, here: Target) ->
 
 def test_spoilt_turns_are_left_out_by_pairs_unless_few_are_left() -> None:
     clean, broken = [[0, 2.0, 3, 3, 2.0], [1, 1.0, 3, 3, 0.5]], [[0, 9.0, 3, 0, 9.0], [1, 1.0, 3, 3, 0.5]]
-    assert runner.kept_turns(pair(clean * 4 + broken), 2) == [(0, 2.0), (1, 1.0)] * 4
-    assert len(runner.kept_turns(pair(clean * 3 + broken), 2)) == 8
-    assert len(runner.kept_turns(pair(clean * 5, throttled=[True] + [False] * 4), 2)) == 8
-    assert len(runner.kept_turns(pair(clean * 5, throttled=[True] * 5), 2)) == 10
+    assert runner.sound_turns(pair(clean * 4 + broken), 2) == [(0, 2.0), (1, 1.0)] * 4
+    assert len(runner.sound_turns(pair(clean * 3 + broken), 2)) == 8
+    assert len(runner.sound_turns(pair(clean * 5, throttled=[True] + [False] * 4), 2)) == 8
+    assert len(runner.sound_turns(pair(clean * 5, throttled=[True] * 5), 2)) == 10
 
 
 def test_what_the_runner_noticed_becomes_warnings() -> None:

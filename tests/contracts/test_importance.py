@@ -183,7 +183,7 @@ def test_gauss_newton_is_what_the_logits_lose_with_the_channel() -> None:
 
 
 def test_gauss_newton_squares_what_goes_together_as_one() -> None:
-    group = ChannelGroup("0", members=(), units=((0, 1), (2, 3)), is_output=False, pattern="", kept=None)
+    group = ChannelGroup("0", members=(), units=((0, 1), (2, 3)), is_output=False, pattern="", unprunable=None)
     change = torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
     assert Weights(group).squared_by_unit(change).tolist() == [0.0, 0.0, 2.0, 2.0]
 

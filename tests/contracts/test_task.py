@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import task_samples as samples
 import torch
 
 from distill.errors import UserError
-from distill.tasks import TASKS, DataSettings, load_task
+from distill.tasks import SOURCES, DataSettings, data_settings, load_task
 from distill.tasks.base import SPLITS, Task
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
-import task_samples as samples
-
 MAKERS: dict[str, Callable[[Path], DataSettings]] = {
-    "digits": lambda folder: DataSettings(source="digits", augment="crop", padding=1),
-    "breast-cancer": lambda folder: DataSettings(source="breast-cancer"),
-    "fashion-mnist": lambda folder: DataSettings(
+    "digits": lambda folder: data_settings(source="digits", augment="crop", padding=1),
+    "breast-cancer": lambda folder: data_settings(source="breast-cancer"),
+    "fashion-mnist": lambda folder: data_settings(
         source="fashion-mnist", path=samples.write_fashion(folder), augment="crop-flip"
     ),
-    "cifar10": lambda folder: DataSettings(source="cifar10", path=samples.write_cifar(folder), augment="crop-flip"),
-    "csv": lambda folder: DataSettings(source="csv", path=samples.write_csv(folder / "a.csv"), target="class"),
-    "imagefolder": lambda folder: DataSettings(source="imagefolder", path=samples.write_images(folder)),
-    "custom": lambda folder: DataSettings(source=f"{samples.write_custom(folder)}:make_data"),
+    "cifar10": lambda folder: data_settings(source="cifar10", path=samples.write_cifar(folder), augment="crop-flip"),
+    "csv": lambda folder: data_settings(source="csv", path=samples.write_csv(folder / "a.csv"), target="class"),
+    "imagefolder": lambda folder: data_settings(source="imagefolder", path=samples.write_images(folder)),
+    "custom": lambda folder: data_settings(source=f"{samples.write_custom(folder)}:make_data"),
 }
 
 
@@ -60,7 +57,7 @@ def same(one: object, other: object) -> bool:
 
 
 def test_every_built_in_task_is_covered() -> None:
-    assert set(TASKS) == set(MAKERS) - {"custom"}
+    assert set(SOURCES) == set(MAKERS) - {"custom"}
 
 
 def test_has_three_splits_of_use(task: Task) -> None:

@@ -10,7 +10,8 @@ from tiny_run import Config
 
 from distill.config.loading import load_config
 from distill.errors import UserError
-from distill.estimate.forecast import estimate, show
+from distill.estimate.forecast import estimate
+from distill.verbs.validate import show
 
 
 @pytest.fixture(scope="module")

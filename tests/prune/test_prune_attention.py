@@ -99,7 +99,7 @@ def test_every_attention_is_found_and_stands_its_trial(name: str) -> None:
     model = make(family)
     before = everything(model)
     groups = verified_groups(model, family.example(), family.logits)
-    assert [group.kept for group in groups] == [None] * len(groups)
+    assert [group.unprunable for group in groups] == [None] * len(groups)
     kinds = tuple(group.kind for group in groups if isinstance(group, AttentionGroup))
     assert kinds == (family.kinds if len(family.kinds) == len(kinds) else family.kinds * len(kinds))
     assert_unchanged(model, before)
@@ -374,9 +374,9 @@ def test_what_cannot_be_cut_is_kept_and_says_why(name: str) -> None:
         groups = verified_groups(model, family.example(), family.logits)
     assert groups
     for group in groups:
-        assert group.kept is not None
-        assert why in group.kept
-        assert "\n" not in group.kept
+        assert group.unprunable is not None
+        assert why in group.unprunable
+        assert "\n" not in group.unprunable
         assert group.width > 0
     assert_unchanged(model, before)
     if name in ("slopes", "alibi", "tied", "other keys"):
@@ -387,8 +387,8 @@ def test_what_cannot_be_cut_is_kept_and_says_why(name: str) -> None:
 def test_one_bad_attention_does_not_keep_the_others() -> None:
     model = make(whole(lambda _: Model(nn.Sequential(Own(), Own(fixed=True)))))
     good, bad = verified_groups(model, features(), lambda output: output)
-    assert (good.name, good.kept) == ("attention.0", None)
-    assert bad.kept is not None
+    assert (good.name, good.unprunable) == ("attention.0", None)
+    assert bad.unprunable is not None
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune import PruneSettings, prune_channels
 from distill.prune.examples import at_batch
-from distill.prune.graph.cutting import BrokenError, Checks, cut
+from distill.prune.graph.cutting import BrokenError, cut
 from distill.prune.graph.groups import Graph, prepare
-from distill.prune.graph.verify import output_shapes
+from distill.prune.graph.verify import Checks, output_shapes
 
 
 class Fragile(nn.Module):

@@ -68,6 +68,6 @@ def test_shortcuts_that_join_some_channels_are_done_in_time() -> None:
     stream = next(
         group for group in graph.groups() if any(one.name == "head" and one.side == "in" for one in group.members)
     )
-    assert (stream.width, stream.kept) == (56, None)
+    assert (stream.width, stream.unprunable) == (56, None)
     readers = {member.name for member in stream.members if member.side == "in"}
     assert readers >= {f"layers.{n}" for n in range(1, 24)}

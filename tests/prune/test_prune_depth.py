@@ -21,7 +21,7 @@ from distill.models import MODELS
 from distill.models.resnet import ResNet
 from distill.prune import PruneSettings, count, prune_channels
 from distill.prune.depth.blocks import examine_blocks, removable_blocks
-from distill.prune.depth.damage import block_importance
+from distill.prune.depth.damage import rank_blocks
 from distill.prune.depth.skipped import Block, Skipped, skip_blocks, skip_blocks_, skipped_of
 from distill.prune.examples import at_batch
 
@@ -332,7 +332,7 @@ def test_a_model_keeps_its_modes_gradients_and_hooks() -> None:
     before = copy.deepcopy(model)
     state = torch.get_rng_state()
     blocks = removable_blocks(model, images(8, 1), lambda output: output)
-    block_importance(model, blocks, [images(8, 1)], logits=lambda output: output)
+    rank_blocks(model, blocks, [images(8, 1)], lambda model, batch: model(*batch[0]).mean(), remove=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
     assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in before.parameters()]

@@ -68,7 +68,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["distill.report.html_page"], "_plotly", lambda: "")
+    monkeypatch.setattr(sys.modules["distill.rendering.html"], "_plotly", lambda: "")
 
 
 def figures(page: Page) -> list[dict[str, Any]]:

@@ -61,8 +61,8 @@ def test_files_and_warnings_are_named() -> None:
     text = printed(full())
     assert "runs/fashion-mnist-4f1c/deploy/model.onnx" in text
     assert "runs/fashion-mnist-4f1c/report.html" in text
-    assert "warning 10000 rows cannot show less than 0.38 points" in text
-    assert "warning prune: block3.conv1: 8 channels kept" in text
+    assert "warning: 10000 rows cannot show less than 0.38 points" in text
+    assert "warning: prune: block3.conv1: 8 channels kept" in text
 
 
 def test_off_reverted_and_no_difference_are_said() -> None:

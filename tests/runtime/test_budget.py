@@ -7,12 +7,16 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import BudgetFile, budget_standing
 
+from distill.config.loading import load_config
 from distill.documents import plain, read_as
 from distill.intervals import Estimate
-from distill.runtime.budget import Constraint, Standing, Timed, decide, latency_verdict, nearest, standing
+from distill.outcome import _Shipped
+from distill.runtime.budget import Reading, Standing, Timed, budget_of, decide, limited, nearest, standing
 from distill.runtime.facts import Decision, Drop, StageLatency
 from distill.runtime.quality import judge_drop
+from distill.runtime.records import StageRecord
 
 NOISE = ("the machine was busy",)
 
@@ -35,7 +39,7 @@ def decided(
     after: int = 50,
     objective: Literal["latency", "size"] = "latency",
 ) -> Decision:
-    met, now = standing(0.0, fall.limit), standing(fall.value, fall.limit)
+    met, now = budget_standing(0.0, fall.limit), budget_standing(fall.value, fall.limit)
     return decide(met, now, fall, lambda: comparison, bytes_before=before, bytes_after=after, objective=objective)
 
 
@@ -70,7 +74,7 @@ def test_a_stage_that_drops_too_much_is_reverted_and_not_even_timed(objective: L
     def never() -> None:
         raise AssertionError
 
-    met, missed = standing(0.01, 0.01), standing(0.011, 0.01)
+    met, missed = budget_standing(0.01, 0.01), budget_standing(0.011, 0.01)
     decision = decide(met, missed, drop(0.011), never, bytes_before=100, bytes_after=1, objective=objective)
     assert not decision.kept
     assert "1.10 points" in decision.reason
@@ -126,10 +130,10 @@ def row(p50_s: float) -> tuple[StageLatency, ...]:
 
 
 def test_the_latency_budget_is_about_the_first_batch_size() -> None:
-    assert latency_verdict(None, row(1)) is None
-    assert latency_verdict(0.002, row(0.002)) == "met"
-    assert latency_verdict(0.002, row(0.0021)) == "missed"
-    assert latency_verdict(0.002, ()) == "unresolved"
+    (latency,) = limited({"latency": 0.002})
+    for rows, verdict in ((row(0.002), "met"), (row(0.0021), "missed"), ((), "unresolved")):
+        record = StageRecord(name="export", status="done", latency=rows)
+        assert latency.verdict(_Shipped(record)) == verdict
 
 
 # Where the budget is missed -------------------------------------------------------------------------------------------
@@ -140,7 +144,7 @@ NAN = float("nan")
 def at(
     fall: float, p50_s: float | None = None, max_drop: float = 0.01, max_latency_s: float | None = 0.002
 ) -> Standing:
-    return standing(fall, max_drop, p50_s, max_latency_s)
+    return budget_standing(fall, max_drop, p50_s, max_latency_s)
 
 
 @pytest.mark.parametrize(
@@ -205,14 +209,59 @@ def test_what_ships_where_nothing_meets_the_budget(standings: dict[str, Standing
 
 
 def test_ratios() -> None:
-    assert Constraint("drop", 0.02, 0.01).ratio == 2
-    assert Constraint("drop", -0.02, 0.0).ratio == 0
-    assert Constraint("drop", 1e-9, 0.0).ratio == math.inf
-    assert Constraint("latency", NAN, 1.0).ratio == math.inf
-    assert not Constraint("drop", NAN, 1.0).met
-    assert [one.name for one in at(0.0, 0.001).constraints] == ["drop", "latency"]
-    assert [one.name for one in at(0.0, None).constraints] == ["drop"]
-    assert [one.name for one in at(0.0, 0.001, max_latency_s=None).constraints] == ["drop"]
+    assert reading("drop", 0.02, 0.01).ratio == 2
+    assert reading("drop", -0.02, 0.0).ratio == 0
+    assert reading("drop", 1e-9, 0.0).ratio == math.inf
+    assert reading("latency", NAN, 1.0).ratio == math.inf
+    assert not reading("drop", NAN, 1.0).met
+    assert axes(at(0.0, 0.001)) == ["drop", "latency"]
+    assert axes(at(0.0, None)) == ["drop"]
+    assert axes(at(0.0, 0.001, max_latency_s=None)) == ["drop"]
+
+
+def axes(standing: Standing) -> list[str]:
+    return [reading.constraint.name for reading in standing.readings]
+
+
+def reading(name: str, value: float, limit: float) -> Reading:
+    (constraint,) = limited({name: limit})
+    return Reading(constraint, value)
+
+
+def test_size_and_memory_are_limits_like_the_others() -> None:
+    budget = limited({"drop": 0.01, "size": 1000, "memory": 5_000_000})
+    small, large = (BudgetFile(Estimate(0.0, 0.0, 0.0), None, size, 4_000_000) for size in (1000, 2000))
+    before, after = standing(budget, large), standing(budget, small)
+    assert axes(after) == ["drop", "size", "memory"]
+    assert str(before) == "file size 2.00 KB is above the limit of 1.00 KB (2.00 times it)"
+    assert nearest({"before": before, "after": after}, "before") == "after"
+    decision = decide(
+        before, after, drop(0.0), lambda: SLOWER, bytes_before=2000, bytes_after=1000, objective="latency"
+    )
+    assert decision.kept
+    assert [constraint.verdict(large) for constraint in budget] == ["met", "missed", "met"]
+    unknown = BudgetFile(Estimate(0.0, 0.0, 0.0), None)
+    assert [constraint.verdict(unknown) for constraint in budget] == ["met", "unresolved", "unresolved"]
+    assert axes(standing(budget, unknown)) == ["drop"]
+
+
+def test_a_configuration_says_what_is_limited() -> None:
+    config = load_config("digits", ["max_drop=0.02", "benchmark.max_latency_s=0.003", "max_file_bytes=9000"])
+    limits = {constraint.name: constraint.limit for constraint in budget_of(config)}
+    assert limits == {"drop": 0.02, "latency": 0.003, "size": 9000}
+    assert [constraint.name for constraint in budget_of(load_config("digits", ["benchmark=off"]))] == ["drop"]
+
+
+def test_what_nothing_limits_is_not_measured() -> None:
+    class Untimed:
+        drop = Estimate(0.0, 0.0, 0.0)
+        file_bytes = memory_bytes = None
+
+        @property
+        def p50_s(self) -> float | None:
+            raise AssertionError
+
+    assert axes(standing(limited({"drop": 0.01}), Untimed())) == ["drop"]
 
 
 FALLS, TIMES = st.floats(-1, 1), st.floats(1e-6, 1)
@@ -223,7 +272,7 @@ def test_what_is_better_on_every_axis_is_never_undone(
     one: float, other: float, fast: float, slow: float, max_drop: float, max_latency_s: float
 ) -> None:
     (one, other), (fast, slow) = sorted((one, other)), sorted((fast, slow))
-    before, after = (standing(fall, max_drop, t, max_latency_s) for fall, t in ((other, slow), (one, fast)))
+    before, after = (budget_standing(fall, max_drop, t, max_latency_s) for fall, t in ((other, slow), (one, fast)))
     decision = decide(before, after, drop(0.0), lambda: FASTER, bytes_before=9, bytes_after=8, objective="latency")
     assert decision.kept
     assert nearest({"before": before, "after": after}, "after") == "after"
@@ -233,7 +282,7 @@ def test_what_is_better_on_every_axis_is_never_undone(
 def test_nothing_ships_that_is_farther_than_another(
     values: list[tuple[float, float]], max_drop: float, max_latency_s: float, pick: int
 ) -> None:
-    standings = {str(n): standing(fall, max_drop, t, max_latency_s) for n, (fall, t) in enumerate(values)}
+    standings = {str(n): budget_standing(fall, max_drop, t, max_latency_s) for n, (fall, t) in enumerate(values)}
     chosen = str(pick % len(values))
     shipped = standings[nearest(standings, chosen)]
     assert shipped is standings[chosen] or standings[chosen].missed

@@ -13,10 +13,11 @@ from tiny_run import Config, Finished, merged, run_quietly
 from distill import pipeline
 from distill.config.loading import load_config
 from distill.console import Console
+from distill.distillation import teachers
 from distill.runtime.folder import RunFolder
 from distill.stages import teacher
+from distill.study import objective
 from distill.study import study as search
-from distill.training import loop as training
 
 SEARCH = {"trials": 5, "epochs": 0.34, "temperature": [2.0, 6.0], "ratio": [0.1, 0.5]}
 
@@ -63,13 +64,13 @@ def trial(number: int, metric: float, macs: float) -> Any:
 
 def test_the_smallest_of_the_good_trials_is_picked() -> None:
     trials = [trial(0, 0.99, 100), trial(1, 0.97, 50), trial(2, 0.98, 50), trial(3, 0.90, 10)]
-    assert search.pick(trials, 0.95).number == 2
-    assert search.pick(trials, 0.985).number == 0
+    assert objective.pick(trials, 0.95).number == 2
+    assert objective.pick(trials, 0.985).number == 0
 
 
 def test_the_best_is_picked_when_none_is_good() -> None:
     trials = [trial(0, 0.80, 100), trial(1, 0.85, 90), trial(2, 0.85, 50)]
-    assert search.pick(trials, 0.95).number == 2
+    assert objective.pick(trials, 0.95).number == 2
 
 
 def test_a_search_stays_in_its_ranges_and_takes_what_it_found(config: Config, folder: Path, undisturbed: Any) -> None:
@@ -99,13 +100,10 @@ def test_a_longer_search_keeps_the_trials_that_it_has(config: Config, folder: Pa
 
 
 def test_trials_reuse_the_teachers_logits(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = training.predict
+    def asked(*args: Any, **options: Any) -> Any:
+        raise AssertionError("the teacher was asked again")
 
-    def counted(*args: Any, view: int | None = None, **options: Any) -> Any:
-        assert view is None, "the teacher was asked again"
-        return original(*args, view=view, **options)
-
-    monkeypatch.setattr(training, "predict", counted)
+    monkeypatch.setattr(teachers, "predict", asked)
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "cache").glob("logits-*")}
     assert len(before) == 2
     chosen(merged(config, {"search": {"trials": 1}}), folder)
@@ -116,7 +114,7 @@ def test_trials_reuse_the_teachers_logits(config: Config, folder: Path, monkeypa
 def test_a_search_that_was_killed_ends_as_if_it_had_not_been(
     config: Config, folder: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, torn: bool
 ) -> None:
-    original = search.predict
+    original = objective.predict
 
     def killed(*args: Any, **options: Any) -> Any:
         raise KilledError
@@ -128,14 +126,14 @@ def test_a_search_that_was_killed_ends_as_if_it_had_not_been(
             left[0] -= 1
             return killed() if left[0] < 0 else original(*args, **options)
 
-        monkeypatch.setattr(search, "predict", predict)
+        monkeypatch.setattr(objective, "predict", predict)
         with pytest.raises(KilledError):
             chosen(config, folder)
         if torn:
             with (folder / "study.journal").open("ab") as journal:
                 journal.write(b'{"op_code": 4, "worker_id": "x", "tri')
             (folder / "study.journal.lock").symlink_to(folder / "study.journal")
-    monkeypatch.setattr(search, "predict", original)
+    monkeypatch.setattr(objective, "predict", original)
     assert chosen(config, folder)[1] == undisturbed
 
 
@@ -147,7 +145,7 @@ def test_a_search_is_part_of_a_run_and_is_replayed(
     decision = done.result.decisions["search"]
     assert done.result.stage("teacher").reused
     assert done.result.config["prune"]["ratio"] == decision["chosen"]["prune.ratio"]
-    monkeypatch.setattr(search, "_try", None)
+    monkeypatch.setattr(search, "score", None)
     again = run_quietly(config, folder, decisions=folder / "run.json")
     assert again.result.decisions["search"]["chosen"] == decision["chosen"]
     assert all(stage.reused for stage in again.result.stages if stage.status != "off")

@@ -12,7 +12,7 @@ import task_samples as samples
 import torch
 
 from distill.errors import UserError
-from distill.tasks import DataSettings, load_task
+from distill.tasks import data_settings, load_task
 from distill.tasks.custom import CustomTask
 from distill.tasks.outputs import refuse_probabilities
 
@@ -28,7 +28,7 @@ def load(
     folder: Path, function: str = "make_data", text: str = samples.CUSTOM, seed: int = 0, **given: Any
 ) -> CustomTask:
     samples.write_custom(folder, text)
-    task = load_task(DataSettings(source=f"./mydata.py:{function}", **given), seed=seed, folder=folder)
+    task = load_task(data_settings(source=f"./mydata.py:{function}", **given), seed=seed, folder=folder)
     assert isinstance(task, CustomTask)
     return task
 
@@ -156,7 +156,11 @@ def test_data_drawn_at_random_are_the_same_for_a_seed(tmp_path: Path) -> None:
         ("return (x, y)", "returned a tuple; expected a dict"),
         ("return None", "returned a NoneType"),
         ("return torch.utils.data.TensorDataset(x, y)", "returned a TensorDataset; expected a dict"),
-        ("return {'train': torch.utils.data.DataLoader([1])}", "is a DataLoader; return its data set"),
+        ("return {'train': torch.utils.data.DataLoader([1])}", "a batch is a Tensor of one part"),
+        (
+            "d = torch.utils.data; return {'train': d.DataLoader([1], sampler=d.WeightedRandomSampler([1], 1))}",
+            "is a DataLoader with a WeightedRandomSampler, which nothing follows",
+        ),
         ("return {'train': iter([1])}", "expected a data set with __len__ and __getitem__"),
         ("return {'train': []}", "the data set is empty"),
         ("return {'train': (x, y[:50])}", "differ in length: 0: 60, 1: 50"),
@@ -240,6 +244,6 @@ def test_a_model_that_returns_something_else_is_refused(tmp_path: Path) -> None:
 def test_probabilities_are_no_logits() -> None:
     probabilities = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.8, 0.1]])
     with pytest.raises(UserError, match=r"teacher: the model returned probabilities.*its last softmax"):
-        refuse_probabilities(probabilities, what="teacher")
+        refuse_probabilities(probabilities, "teacher")
     for logits in (probabilities.log(), torch.full((2, 4), 0.25), torch.eye(2) * 2, probabilities[:1]):
-        refuse_probabilities(logits, what="teacher")
+        refuse_probabilities(logits, "teacher")

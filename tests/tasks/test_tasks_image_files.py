@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from distill.errors import UserError
-from distill.tasks import DataSettings, load_task
+from distill.tasks import data_settings, load_task
 from distill.tasks.image import ImageTask
 
 
 def load(path: Path, **given: Any) -> ImageTask:
-    task = load_task(DataSettings(source="imagefolder", path=path, **given), seed=0)
+    task = load_task(data_settings(source="imagefolder", path=path, **given), seed=0)
     assert isinstance(task, ImageTask)
     return task
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from distill.errors import UserError
 from distill.export import ImagePreprocess
-from distill.tasks import DataSettings, image_folder, load_task
+from distill.tasks import DataSettings, data_settings, image_folder, load_task
 from distill.tasks.image import ImageTask
 
 
 def load(path: Path, seed: int = 0, **given: Any) -> ImageTask:
-    task = load_task(DataSettings(source="imagefolder", path=path, **given), seed=seed)
+    task = load_task(data_settings(source="imagefolder", path=path, **given), seed=seed)
     assert isinstance(task, ImageTask)
     return task
 
@@ -27,7 +27,7 @@ def preprocess(task: ImageTask) -> ImagePreprocess:
 
 
 def test_digits_are_split_as_promised() -> None:
-    task = load_task(DataSettings(source="digits"), seed=3)
+    task = load_task(data_settings(source="digits"), seed=3)
     assert {name: len(data) for name, data in task.data.items()} == {"train": 1167, "validation": 270, "test": 360}
     batches = {name: data.fetch(torch.arange(len(data)), None) for name, data in task.data.items()}
     counts = torch.bincount(batches["test"][1], minlength=10)
@@ -38,7 +38,7 @@ def test_digits_are_split_as_promised() -> None:
 
 
 def test_normalised_training_images_have_deviation_one_and_a_whole_offset() -> None:
-    task = load_task(DataSettings(source="digits"), seed=0)
+    task = load_task(data_settings(source="digits"), seed=0)
     assert isinstance(task, ImageTask)
     data = task.data["train"]
     (x,), _ = task.inputs(data.fetch(torch.arange(len(data)), None))
@@ -54,7 +54,9 @@ def test_splits_share_no_sample(tmp_path: Path) -> None:
 
 
 def test_fashion_keeps_the_test_images_it_came_with(tmp_path: Path) -> None:
-    task = load_task(DataSettings(source="fashion-mnist", path=samples.write_fashion(tmp_path), validation=0.2), seed=0)
+    task = load_task(
+        data_settings(source="fashion-mnist", path=samples.write_fashion(tmp_path), validation=0.2), seed=0
+    )
     assert isinstance(task, ImageTask)
     assert {name: len(data) for name, data in task.data.items()} == {"train": 160, "validation": 40, "test": 50}
     assert task.given_splits == ("train", "test")
@@ -62,13 +64,13 @@ def test_fashion_keeps_the_test_images_it_came_with(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("augment", ["crop", "crop-flip"])
 def test_views_change_the_pixels_and_none_does_not(augment: str) -> None:
-    task = load_task(DataSettings(source="digits", augment=augment), seed=0)
+    task = load_task(data_settings(source="digits", augment=augment), seed=0)
     data, index = task.data["train"], torch.arange(64)
     plain = data.fetch(index, None)[0]
     one, two = (data.fetch(index, view)[0] for view in (0, 1))
     assert not torch.equal(plain, one)
     assert not torch.equal(one, two)
-    untouched = load_task(DataSettings(source="digits"), seed=0).data["train"].fetch(index, 1)[0]
+    untouched = load_task(data_settings(source="digits"), seed=0).data["train"].fetch(index, 1)[0]
     assert torch.equal(untouched, plain)
 
 
@@ -80,11 +82,11 @@ def test_the_users_normalisation_is_kept_by_channel_and_whole_when_shared(tmp_pa
     shared = load(tmp_path, mean=(0.5,), std=(0.5,))
     assert preprocess(shared).shared_integer_offset == 128
     assert any("128 is used" in one for one in shared.warnings)
-    grey = load_task(DataSettings(source="digits", mean=(0.0,), std=(1.0,)), seed=0)
+    grey = load_task(data_settings(source="digits", mean=(0.0,), std=(1.0,)), seed=0)
     assert isinstance(grey, ImageTask)
     assert preprocess(grey).scale == (1 / 255,)
     with pytest.raises(UserError, match=r"data.mean has 3 numbers; the images have 1 channel"):
-        load_task(DataSettings(source="digits", mean=(0.1, 0.2, 0.3), std=(1.0,)), seed=0)
+        load_task(data_settings(source="digits", mean=(0.1, 0.2, 0.3), std=(1.0,)), seed=0)
 
 
 def test_the_fingerprint_follows_pixels_and_settings(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_hidden_and_other_files_are_no_images(tmp_path: Path) -> None:
 def test_many_images_lie_in_a_file_and_read_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples.write_images(tmp_path)
     calls: list[tuple[str, int, int]] = []
-    settings = DataSettings(source="imagefolder", path=tmp_path)
+    settings = data_settings(source="imagefolder", path=tmp_path)
     expected = load_task(settings, seed=0, progress=lambda *call: calls.append(call)).fingerprint()
     assert calls[-1] == ("decode images", 80, 80)
     monkeypatch.setattr(image_folder, "_IN_MEMORY_BYTES", 1000)
@@ -246,7 +248,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_relative_paths_start_at_the_given_folder(tmp_path: Path) -> None:
     samples.write_images(tmp_path / "pictures")
-    settings = DataSettings(source="imagefolder", path="pictures")
+    settings = data_settings(source="imagefolder", path="pictures")
     assert len(load_task(settings, seed=0, folder=tmp_path).data["train"]) == 54
 
 
@@ -254,4 +256,4 @@ def test_unknown_sources_are_refused() -> None:
     with pytest.raises(UserError, match=r"did you mean 'digits'"):
         load_task(DataSettings(source="digit"), seed=0)
     with pytest.raises(UserError, match=r"data.source is missing"):
-        load_task(DataSettings(), seed=0)
+        load_task(data_settings(), seed=0)

@@ -19,8 +19,9 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn, export_onnx
-from distill.tasks import DataSettings, load_task, numerals
+from distill.tasks import data_settings, load_task, numerals
 from distill.tasks.base import SPLITS
+from distill.tasks.table_settings import CsvSettings
 from distill.tasks.tabular import TabularTask
 
 Cell = Callable[[int], str]
@@ -52,7 +53,7 @@ def read(
 ) -> TabularTask:
     """Read a table with the column in question, one of plain numbers without any mark, and the class."""
     path = write(folder / "t.csv", {name: cell, "a": lambda row: str(row % 7), "y": label}, delimiter)
-    task = load_task(DataSettings(source="csv", path=path, target="y", **chosen), seed=0)
+    task = load_task(data_settings(source="csv", path=path, target="y", **chosen), seed=0)
     assert isinstance(task, TabularTask)
     return task
 
@@ -180,7 +181,7 @@ def test_the_missing_words_are_the_users_choice(tmp_path: Path) -> None:
 
     task = read(tmp_path, cell, missing=[-999, "unknown"])
     assert np.isnan(in_order(task)).sum() == 24
-    assert DataSettings(missing=[None, -999]).missing == ("null", "-999")
+    assert CsvSettings(path="a.csv", target="y", missing=[None, -999]).missing == ("null", "-999")
     with pytest.raises(UserError, match="24 of 120 cells are no numbers: 'NA'"):
         read(tmp_path, lambda row: "NA" if row % 5 == 0 else price(row), missing=[])
 
@@ -348,7 +349,7 @@ def test_cells_are_split_as_they_were_written(tmp_path: Path, text: str) -> None
     rows = [line.format(price(row), row % 7, answer(row)) for row in range(ROWS)]
     path = tmp_path / "t.csv"
     path.write_bytes(end.join([header, *rows, ""]).encode())
-    task = load_task(DataSettings(source="csv", path=path, target="y"), seed=0)
+    task = load_task(data_settings(source="csv", path=path, target="y"), seed=0)
     assert isinstance(task, TabularTask)
     assert isinstance(task.graph_preprocess, ColumnsPreprocess)
     first, second = task.graph_preprocess.columns
@@ -360,7 +361,7 @@ def test_cells_are_split_as_they_were_written(tmp_path: Path, text: str) -> None
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_byte_order_marks_say_the_encoding(tmp_path: Path, encoding: str) -> None:
     path = write(tmp_path / "t.csv", {"größe": price, "a": of("é", "ü"), "y": answer}, encoding=encoding)
-    task = load_task(DataSettings(source="csv", path=path, target="y"), seed=0)
+    task = load_task(data_settings(source="csv", path=path, target="y"), seed=0)
     assert task.graph_preprocess is not None
     assert [one.name for one in task.graph_preprocess.input_spec()] == ["größe", "a"]
 
@@ -379,7 +380,7 @@ def test_files_that_cannot_be_split_name_the_line(tmp_path: Path, data: bytes, s
     path = tmp_path / "t.csv"
     path.write_bytes(data)
     with pytest.raises(UserError, match=said):
-        load_task(DataSettings(source="csv", path=path, target="y"), seed=0)
+        load_task(data_settings(source="csv", path=path, target="y"), seed=0)
 
 
 ODD = (
@@ -418,11 +419,11 @@ def test_one_long_cell_does_not_widen_every_row(tmp_path: Path) -> None:
 def test_files_of_a_split_go_by_their_usual_names(tmp_path: Path) -> None:
     for name in ("Training.CSV", "Dev.csv", "holdout.csv"):
         write(tmp_path / name, {"x": price, "y": answer})
-    task = load_task(DataSettings(source="csv", path=tmp_path, target="y"), seed=0)
+    task = load_task(data_settings(source="csv", path=tmp_path, target="y"), seed=0)
     assert task.given_splits == SPLITS
     write(tmp_path / "test.csv", {"x": price, "y": answer})
     with pytest.raises(UserError, match=r"holds both holdout.csv and test.csv, which both mean test"):
-        load_task(DataSettings(source="csv", path=tmp_path, target="y"), seed=0)
+        load_task(data_settings(source="csv", path=tmp_path, target="y"), seed=0)
 
 
 def test_the_shipped_graph_answers_as_the_task_does(tmp_path: Path) -> None:
@@ -435,7 +436,7 @@ def test_the_shipped_graph_answers_as_the_task_does(tmp_path: Path) -> None:
         "y": of("0", "1", "0,0"),
     }
     path = write(tmp_path / "t.csv", cells, delimiter=";")
-    task = load_task(DataSettings(source="csv", path=path, target="y"), seed=0)
+    task = load_task(data_settings(source="csv", path=path, target="y"), seed=0)
     assert isinstance(task, TabularTask)
     assert task.graph_preprocess is not None
     torch.manual_seed(0)

@@ -160,15 +160,15 @@ def test_shares_round_up_and_the_default_gives_at_least_ten() -> None:
 def test_a_class_that_train_lacks_is_refused_and_a_rare_one_is_told() -> None:
     many, few = np.zeros(20, np.int64), np.arange(20) % 2
     with pytest.raises(UserError, match=r"class 'b' occurs in validation but not in train"):
-        check_splits({"train": many, "validation": few, "test": many}, ("a", "b"), given=())
-    (warning,) = check_splits({"train": few, "validation": few, "test": many}, ("a", "b"), given=())
+        check_splits({"train": many, "validation": few, "test": many}, ("a", "b"), own=())
+    (warning,) = check_splits({"train": few, "validation": few, "test": many}, ("a", "b"), own=())
     assert "no sample of 'b' in the test split" in warning
 
 
 def test_a_small_split_is_refused_with_the_share_that_would_do() -> None:
     y = np.arange(40) % 2
     with pytest.raises(UserError, match=r"the validation split has 4 samples.*data.validation to at least 0.2"):
-        check_splits({"train": y[:26], "validation": y[:4], "test": y[:20]}, ("a", "b"), given=())
+        check_splits({"train": y[:26], "validation": y[:4], "test": y[:20]}, ("a", "b"), own=())
 
 
 @given(st.integers(0, 10_000), st.integers(2, 5))

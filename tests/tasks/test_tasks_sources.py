@@ -16,7 +16,7 @@ import pytest
 import task_samples as samples
 
 from distill.errors import UserError
-from distill.tasks import DataSettings, load_task
+from distill.tasks import data_settings, load_task
 from distill.tasks.binary import read_cifar, read_idx
 from distill.tasks.image_sets import CIFAR, FASHION
 from distill.tasks.sources import Remote, locate
@@ -142,7 +142,7 @@ def test_fashion_files_that_do_not_belong_together(tmp_path: Path) -> None:
     other = samples.write_fashion(tmp_path / "other", train=190)
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes((other / "train-labels-idx1-ubyte.gz").read_bytes())
     with pytest.raises(UserError, match=r"train-labels.*one label for each of 200"):
-        load_task(DataSettings(source="fashion-mnist", path=tmp_path), seed=0)
+        load_task(data_settings(source="fashion-mnist", path=tmp_path), seed=0)
 
 
 def test_cifar_is_read_from_folder_and_archive(tmp_path: Path) -> None:
@@ -157,18 +157,18 @@ def test_cifar_is_read_from_folder_and_archive(tmp_path: Path) -> None:
     assert np.array_equal(labels, records[:, 0])
     assert images[4, 5, 6, 2] == records[4, 1 + 2 * 1024 + 5 * 32 + 6]
     assert np.array_equal(read_cifar(tmp_path / "cifar-10-binary.tar.gz", names)[0], images)
-    by_folder = load_task(DataSettings(source="cifar10", path=folder), seed=0).fingerprint()
-    assert load_task(DataSettings(source="cifar10", path=tmp_path), seed=0).fingerprint() == by_folder
+    by_folder = load_task(data_settings(source="cifar10", path=folder), seed=0).fingerprint()
+    assert load_task(data_settings(source="cifar10", path=tmp_path), seed=0).fingerprint() == by_folder
 
 
 def test_broken_cifar_files_are_named(tmp_path: Path) -> None:
     folder = samples.write_cifar(tmp_path)
     (folder / "data_batch_3.bin").write_bytes(b"x" * 3072)
     with pytest.raises(UserError, match=r"data_batch_3.bin: truncated"):
-        load_task(DataSettings(source="cifar10", path=folder), seed=0)
+        load_task(data_settings(source="cifar10", path=folder), seed=0)
     (folder / "data_batch_3.bin").write_bytes(b"\xff" * 3073)
     with pytest.raises(UserError, match=r"data_batch_3.bin: holds the label 255"):
-        load_task(DataSettings(source="cifar10", path=folder), seed=0)
+        load_task(data_settings(source="cifar10", path=folder), seed=0)
     archive = tmp_path / "archive" / "cifar-10-binary.tar.gz"
     archive.parent.mkdir()
     buffer = io.BytesIO()
@@ -177,7 +177,7 @@ def test_broken_cifar_files_are_named(tmp_path: Path) -> None:
     for data, said in ((buffer.getvalue()[:-2000], "truncated"), (buffer.getvalue(), "holds no data_batch_1")):
         archive.write_bytes(data)
         with pytest.raises(UserError, match=rf"cifar-10-binary.tar.gz.*{said}"):
-            load_task(DataSettings(source="cifar10", path=archive.parent), seed=0)
+            load_task(data_settings(source="cifar10", path=archive.parent), seed=0)
 
 
 def test_the_pickled_cifar_is_no_find(tmp_path: Path) -> None:

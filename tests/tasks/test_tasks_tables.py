@@ -10,13 +10,13 @@ import torch
 
 from distill.errors import UserError
 from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn
-from distill.tasks import DataSettings, load_task
+from distill.tasks import data_settings, load_task
 from distill.tasks.base import SPLITS
 from distill.tasks.tabular import TabularTask
 
 
 def load(path: Path, seed: int = 0, **given: Any) -> TabularTask:
-    task = load_task(DataSettings(**{"source": "csv", "path": path, "target": "class", **given}), seed=seed)
+    task = load_task(data_settings(**{"source": "csv", "path": path, "target": "class", **given}), seed=seed)
     assert isinstance(task, TabularTask)
     return task
 
@@ -31,7 +31,7 @@ def columns(task: TabularTask) -> dict[str, NumericColumn | CategoryColumn]:
 
 
 def test_breast_cancer_is_standardised_on_train_only() -> None:
-    task = load_task(DataSettings(source="breast-cancer"), seed=0)
+    task = load_task(data_settings(source="breast-cancer"), seed=0)
     assert isinstance(task, TabularTask)
     assert {split: len(data) for split, data in task.data.items()} == {"train": 398, "validation": 57, "test": 114}
     train = whole(task, "train")[0]

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 from tiny_run import Finished
-from torch import Tensor, nn
+from torch import nn
 
-from distill.distillation.losses import LOSSES
+from distill.distillation.losses import Kd
+from distill.distillation.teachers import teacher_for
 from distill.errors import UserError
 from distill.tasks.base import Task
 from distill.training import loop as training
-from distill.training.loop import TrainRecord, TrainSettings, fit, predict
-from distill.training.views import teacher_for
+from distill.training.forward import predict
+from distill.training.lesson import Lesson
+from distill.training.loop import TrainRecord, fit
+from distill.training.settings import TrainSettings
+from distill.training.taps import Answers
 
 CPU = torch.device("cpu")
 SETTINGS = TrainSettings(epochs=3, batch_size=32, learning_rate=0.05)
@@ -34,8 +38,7 @@ def network(seed: int = 0, width: int = 4) -> nn.Module:
     )  # fmt: skip
 
 
-def kd(student: Tensor, teacher: Tensor, hard: Tensor) -> Tensor:
-    return LOSSES["kd"](student, teacher, hard, 4.0, 0.9)
+KD = Kd(temperature=4.0, weight=0.9)
 
 
 def train(task: Task, settings: TrainSettings = SETTINGS, **options: Any) -> tuple[nn.Module, TrainRecord]:
@@ -127,20 +130,20 @@ def test_cached_and_live_teachers_answer_alike_for_the_same_view(tiny_task: Task
     data, index = tiny_task.data["train"], torch.tensor([5, 3, 40, 77])
     for view in (0, 1):
         batch = data.fetch(index, view)
-        kept, fresh = cached(index, batch, view), live(index, batch, view)
+        kept, fresh = (teacher(index, batch, view).logits for teacher in (cached, live))
         # Half precision is how they are kept; nothing else may differ.
         torch.testing.assert_close(kept, fresh, rtol=2**-10, atol=1e-4)
         whole, _ = predict(teacher, tiny_task, data, CPU, view=view)
         assert torch.equal(kept, torch.from_numpy(whole)[index].half().float())
-    assert not torch.equal(cached(index, None, 0), cached(index, None, 1))
+    assert not torch.equal(cached(index, None, 0).logits, cached(index, None, 1).logits)
 
 
 def test_cached_logits_lead_to_what_live_logits_lead_to(tiny_task: Task, tmp_path: Path) -> None:
     teacher = network(5, width=8).eval()
     cached = teacher_for(teacher, tiny_task, views=2, key="k", folder=tmp_path, device=CPU)
     live = teacher_for(teacher, tiny_task, views=0, key="k", folder=tmp_path, device=CPU)
-    one, first = train(tiny_task, teach=cached, loss=kd, views=2)
-    other, second = train(tiny_task, teach=live, loss=kd, views=2)
+    one, first = train(tiny_task, lesson=Lesson(cached, KD, 2))
+    other, second = train(tiny_task, lesson=Lesson(live, KD, 2))
     assert first.curves["loss"] == pytest.approx(second.curves["loss"], rel=1e-3)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.01)
@@ -164,8 +167,9 @@ def test_bfloat16_is_used_when_asked_for(tiny_task: Task) -> None:
 
 def test_a_loss_that_is_no_number_names_the_learning_rate(tiny_task: Task) -> None:
     with pytest.raises(UserError, match=r"teacher\.learning_rate=100.*epoch \d+ of the trial.*lower it"):
-        train(tiny_task, replace(SETTINGS, learning_rate=100.0, warmup=0), what="the trial", field_name="teacher",
-              teach=lambda index, batch, view: torch.full((len(index), 3), torch.inf), loss=kd)  # fmt: skip
+        lesson = Lesson(lambda index, batch, view: Answers(torch.full((len(index), 3), torch.inf)), KD)
+        fast = replace(SETTINGS, learning_rate=100.0, warmup=0)
+        train(tiny_task, fast, title="the trial", section="teacher", lesson=lesson)
 
 
 def test_a_model_without_anything_to_train_is_refused(tiny_task: Task) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from distill.cli import main
-from distill.verbs import doctor
-from distill.verbs.doctor import examine, int8_sentence, show, torchvision_mend
+from distill.runtime import installation
+from distill.runtime.installation import examine, int8_sentence, torchvision_mend
+from distill.verbs.doctor import show
 
 LOADS = {"CPUExecutionProvider": "loads", "CUDAExecutionProvider": "libcublas.so.13: cannot open shared object file"}
 
@@ -16,7 +17,7 @@ LOADS = {"CPUExecutionProvider": "loads", "CUDAExecutionProvider": "libcublas.so
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening providers takes seconds; the benchmarks' own tests do it."""
-    monkeypatch.setattr(doctor, "providers_that_load", lambda: dict(LOADS))
+    monkeypatch.setattr(installation, "providers_that_load", lambda: dict(LOADS))
 
 
 def code() -> int:
@@ -47,14 +48,14 @@ def test_the_json_form_holds_everything(capsys: pytest.CaptureFixture[str]) -> N
 def test_conflicting_wheels_are_a_problem_with_its_mend(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "conflicting_wheels", lambda: "python -m pip uninstall -y both && …")
+    monkeypatch.setattr(installation, "conflicting_wheels", lambda: "python -m pip uninstall -y both && …")
     assert code() == 5
     assert "python -m pip uninstall -y both" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("said", ["did not load", None])
 def test_a_cpu_provider_that_does_not_load_is_a_problem(said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "providers_that_load", lambda: {"CPUExecutionProvider": said} if said else {})
+    monkeypatch.setattr(installation, "providers_that_load", lambda: {"CPUExecutionProvider": said} if said else {})
     (problem,) = examine()["problems"]
     assert problem.startswith("CPUExecutionProvider does not load")
     assert code() == 5
@@ -64,7 +65,7 @@ def test_an_onnxruntime_that_does_not_import_is_a_problem(monkeypatch: pytest.Mo
     def broken() -> dict[str, str]:
         raise ImportError("No module named onnxruntime.capi")
 
-    monkeypatch.setattr(doctor, "providers_that_load", broken)
+    monkeypatch.setattr(installation, "providers_that_load", broken)
     (problem,) = examine()["problems"]
     assert "No module named onnxruntime.capi" in problem
     assert "pip install" in problem
@@ -84,7 +85,7 @@ def test_a_gpu_that_torch_does_not_see_is_a_note(monkeypatch: pytest.MonkeyPatch
     import torch
 
     card = {"name": "NVIDIA T4", "driver": "580", "memory_bytes": 16 * 2**30}
-    monkeypatch.setattr(doctor, "gpus", lambda: [card])
+    monkeypatch.setattr(installation, "gpus", lambda: [card])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = examine()
     assert not found["problems"]
@@ -95,9 +96,9 @@ def test_a_torchvision_of_another_torch_is_a_note(monkeypatch: pytest.MonkeyPatc
     def load(name: str) -> Any:
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(doctor, "_version", lambda name: "0.1")
-    monkeypatch.setattr(doctor.importlib, "import_module", load)
-    found = doctor._torchvision()
+    monkeypatch.setattr(installation, "_version", lambda name: "0.1")
+    monkeypatch.setattr(installation.importlib, "import_module", load)
+    found = installation._torchvision()
     assert not found["loads"]
     assert "nms" in found["why"]
     assert "pip install" in found["mend"]
@@ -145,7 +146,7 @@ def test_data_sets_are_found_where_a_run_finds_them(tmp_path: Path, monkeypatch:
 def test_a_machine_of_which_little_is_known_can_be_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "cpu_flags", lambda: None)
-    monkeypatch.setattr(doctor, "providers_that_load", lambda: {})
+    monkeypatch.setattr(installation, "cpu_flags", lambda: None)
+    monkeypatch.setattr(installation, "providers_that_load", lambda: {})
     show(examine())
     assert "cannot be seen" in capsys.readouterr().out

@@ -45,7 +45,7 @@ TABLES = [
     _csv("not-utf-8", "größe,bought\n".encode("latin-1"), "rows.csv", "UTF-8"),
     _csv("one-column", "bought\nyes\nno\n", "rows.csv line 1", "one column"),
     _csv("target-absent", _text(_rows()), "data.target='baught'", "did you mean 'bought'", target="baught"),
-    _csv("target-not-named", _text(_rows()), "data", "target is missing", target=None),
+    _csv("target-not-named", _text(_rows()), "data.target", "is missing", target=None),
     _csv("target-has-gaps", _with(3, "1,2,"), "rows.csv line 5", "'bought'", "fill it in or remove"),
     _csv("ragged", _with(3, "1,2,3,yes"), "rows.csv line 5", "4 values", "3 columns"),
     _csv("one-class", _text(["1,2,yes", "2,3,yes"] * 30), "data.target='bought'", "'yes'", "two classes"),

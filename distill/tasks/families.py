@@ -1,0 +1,145 @@
+"""Which families of data there are, and which of them a ``data`` section belongs to. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union, get_args, get_type_hints
+
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, field_validator
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+
+from distill.errors import UserError
+from distill.tasks.custom_settings import CustomSettings
+from distill.tasks.image_settings import CifarSettings, DigitsSettings, FashionSettings, ImageFolderSettings
+from distill.tasks.settings import DataSettings
+from distill.tasks.table_settings import BreastCancerSettings, CsvSettings
+from distill.wording import did_you_mean
+
+if TYPE_CHECKING:
+    from distill.tasks.base import Task
+    from distill.types import Progress
+
+FAMILIES: tuple[type[DataSettings], ...] = (
+    DigitsSettings,
+    BreastCancerSettings,
+    FashionSettings,
+    CifarSettings,
+    CsvSettings,
+    ImageFolderSettings,
+    CustomSettings,
+)
+SOURCES = {name: family for family in FAMILIES for name in get_args(get_type_hints(family)["source"])}
+"""The family of each source that has a name; any other is a function of the user's."""
+_SOURCES_KNOWN = f"give {', '.join(SOURCES)}, or a function of yours: ./file.py:function"
+
+
+class Loader(Protocol):
+    """Makes a task of its family's settings; ``folder`` is where relative paths start."""
+
+    def __call__(self, settings: Any, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+        """Read the data."""
+        ...
+
+
+def load_task(
+    settings: DataSettings, *, seed: int, folder: Path | None = None, progress: Progress | None = None
+) -> Task:
+    """Read the data that ``settings.source`` names and return their task.
+
+    ``seed`` decides every split of ours and every augmentation; ``folder`` is where relative paths and file
+    references start (default: the current folder). ``progress`` is called with what is done, how much of it, of what.
+
+    Raises:
+        UserError: no such source, or the data are missing or wrong.
+    """
+    if settings.source is None:
+        raise UserError(f"data.source is missing; {_SOURCES_KNOWN}")
+    if not settings.loader:
+        raise UserError(
+            f"data.source={settings.source!r}: {_no_such_source(settings.source)} "
+            "(a function of yours is written ./file.py:function)"
+        )
+    module, _, function = settings.loader.partition(":")
+    loader: Loader = getattr(importlib.import_module(f"distill.tasks.{module}"), function)
+    folder = folder or Path.cwd()
+    if ":" not in (settings.metric or ""):
+        return loader(settings, seed=seed, folder=folder, progress=progress)
+    from distill.tasks.scored import scored
+
+    task = loader(replace(settings, metric=None), seed=seed, folder=folder, progress=progress)
+    return scored(task, str(settings.metric), folder)
+
+
+def data_settings(**section: Any) -> DataSettings:
+    """Return the settings of the family that ``source`` names, checked; a pydantic.ValidationError tells what is wrong.
+
+    The keyword arguments are the keys of a ``data`` section.
+    """
+    settings: DataSettings = TypeAdapter(Data).validate_python(section)
+    return settings
+
+
+def _no_such_source(source: str) -> str:
+    return f"no such data{did_you_mean(source, SOURCES)}"
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))
+class _UnknownSettings(DataSettings):
+    """A section whose source is missing or that nobody has, so that this error stands beside the config's others."""
+
+    source: str = Field(description=_SOURCES_KNOWN)
+
+    @field_validator("source")
+    @classmethod
+    def _refuse(cls, source: str) -> str:
+        raise PydanticCustomError("no_such_source", "{hint}", {"hint": _no_such_source(source)})
+
+
+def _defaults(family: type[Any]) -> Mapping[str, Any]:
+    """Return every key of a family with its default; PydanticUndefined where it has none."""
+    keys: Mapping[str, FieldInfo] = family.__pydantic_fields__
+    return {name: field.get_default(call_default_factory=True, validated_data={}) for name, field in keys.items()}
+
+
+def _family(section: Any) -> type[DataSettings]:
+    """Return the class of a section, a mapping or settings; DataSettings where it has no family's keys."""
+    if isinstance(section, DataSettings):
+        return type(section)
+    source = section.get("source") if isinstance(section, Mapping) else None
+    keys = set(section) if isinstance(section, Mapping) else set()
+    if source is None and not any(keys & _defaults(family).keys() for family in FAMILIES):
+        return DataSettings
+    return SOURCES.get(source) or (CustomSettings if ":" in str(source) else _UnknownSettings)
+
+
+def _without_idle_keys(section: Any) -> Any:
+    """Leave out null, and the keys of other families that only repeat what those have by default."""
+    if not isinstance(section, Mapping):
+        return section
+    own = _defaults(_family(section))
+    idle = [(name, value) for family in FAMILIES for name, value in _defaults(family).items() if name not in own]
+    return {
+        name: value
+        for name, value in section.items()
+        if value is not None and (name, tuple(value) if isinstance(value, list) else value) not in idle
+    }
+
+
+if TYPE_CHECKING:
+    Data = DataSettings
+else:
+    Data = Annotated[
+        Union[
+            *(Annotated[family, Tag(family.__name__)] for family in FAMILIES),
+            *(SkipJsonSchema[Annotated[family, Tag(family.__name__)]] for family in (DataSettings, _UnknownSettings)),
+        ],
+        Discriminator(lambda section: _family(section).__name__),
+        BeforeValidator(_without_idle_keys),
+    ]
+"""A ``data`` section: the settings of one family, by its source."""

@@ -1,0 +1,20 @@
+"""The verb `init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill import clean
+from distill.verbs.options import Debug
+
+
+def init(folder: Annotated[Path, typer.Argument(help="a new folder")], debug: Debug = False) -> None:
+    """Write a commented configuration with an example of your own teacher, student and data."""
+    from distill.templates import write_example
+
+    for path in write_example(folder):
+        typer.echo(clean.log_line(f"wrote {path}"))
+    typer.echo("\n" + clean.log_line(f"now: python -m distill run {folder / 'config.yaml'}"))
