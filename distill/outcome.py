@@ -19,19 +19,6 @@ from distill.runtime.facts import Quality, Verdict
 from distill.runtime.records import RunResult, StageRecord, Total
 from distill.stages.making import StageResult
 
-_TARGET = (
-    "name",
-    "provider",
-    "precision",
-    "scheme",
-    "reduce_range",
-    "threads",
-    "batch_sizes",
-    "measure",
-    "options",
-    "warnings",
-)
-"""What the record says of a target: what the user chose, not what every device of the kind is like."""
 STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
 
 
@@ -126,7 +113,7 @@ def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
         task=ctx.config.task,
         config=to_dict(ctx.config),
         machine=machine() | {"training": str(ctx.device)} | ({"timed on": board} if board else {}),
-        target={name: getattr(ctx.target, name) for name in _TARGET} | {"unmeasured": ctx.unmeasured},
+        target=ctx.target.facts() | {"unmeasured": ctx.unmeasured},
         stages=run.ordered,
         final=run.final,
         comparison=total,

@@ -62,8 +62,8 @@ def _changed(outcome: Outcome, out: str) -> Section | None:
     names = sorted(cut, key=lambda name: (cut[name][1] / cut[name][0] if cut[name][0] else 1.0, -cut[name][0]))
     blocks: list[Block] = [_layer_table(outcome, names[:_MOST])] if names else []
     if len(names) > _MOST:
-        rest = f"and {len(names) - _MOST} more layers, of {len(record.widths)}; all are in the report"
-        blocks.append(Text(rest))
+        more = f"and {len(names) - _MOST} more layers, of {len(record.widths)}; all are in the report"
+        blocks.append(Text(more))
     if record.blocks:
         blocks.append(Text(f"whole blocks gone: {', '.join(record.blocks)}"))
     return Section("What was cut", blocks, "terminal") if blocks else None
