@@ -61,6 +61,11 @@ class Target:
     isa: str = ""
     int8: tuple[tuple[tuple[str, ...], str], ...] = ()
 
+    def facts(self) -> dict[str, Any]:
+        """Return what tells one target from another, as records and keys of stages hold it."""
+        names = ("name", "provider", "precision", "scheme", "reduce_range", "threads", "batch_sizes", "measure")
+        return {name: getattr(self, name) for name in (*names, "options", "warnings")}
+
     @property
     def is_profiled(self) -> bool:
         """Whether the time of each node can be read from a profile: on this machine's own processor."""

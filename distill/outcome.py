@@ -113,7 +113,7 @@ def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
         task=ctx.config.task,
         config=to_dict(ctx.config),
         machine=machine() | {"training": str(ctx.device)} | ({"timed on": board} if board else {}),
-        target=dataclasses.asdict(ctx.target) | {"unmeasured": ctx.unmeasured},
+        target=ctx.target.facts() | {"unmeasured": ctx.unmeasured},
         stages=run.ordered,
         final=run.final,
         comparison=total,

@@ -39,7 +39,8 @@ class ModelSettings:
     """A model by reference."""
 
     model: str = Field(
-        description="built-in name, timm:NAME, torchvision:NAME, package.module:function or ./file.py:function"
+        description="built-in name, timm:NAME, torchvision:NAME, transformers:NAME, package.module:function "
+        "or ./file.py:function"
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's factory")
 

@@ -215,7 +215,7 @@ class Context:
         """Return which operators ran where, and the share of integer kernels; None where the target is not at hand."""
         if self.unmeasured is not None:
             return None
-        key = digest(graph_hash(path), dataclasses.asdict(self.target), self.measured_with)
+        key = digest(graph_hash(path), self.target.facts(), self.measured_with)
         rows = self._rows(path, 1)
         raw = self.folder.memo("profile", key, lambda: dataclasses.asdict(profile(path, self.target, rows)))
         return read_as(Profile, raw)
@@ -232,7 +232,7 @@ class Context:
 
     def _timing_key(self, path: Path, teacher: Path, batch: int) -> str:
         settings = dataclasses.asdict(self.benchmark) | {"max_latency_s": None}
-        parts = (graph_hash(path), graph_hash(teacher), dataclasses.asdict(self.target), batch, settings)
+        parts = (graph_hash(path), graph_hash(teacher), self.target.facts(), batch, settings)
         return digest(parts, self.measured_with)
 
     def _rows(self, path: Path, batch: int) -> dict[str, Array]:

@@ -62,7 +62,7 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
     parts = (dataclasses.asdict(settings), dataclasses.asdict(distillation), ctx.config.seed, export_settings(ctx))
     inputs = (weights_hash(base.folder), weights_hash(taught_by.folder))
     # What was measured decides only where a speed is asked for.
-    measured = (dataclasses.asdict(ctx.target), _number_format(ctx), decided or ctx.measured_with) if timed else ()
+    measured = (ctx.target.facts(), _number_format(ctx), decided or ctx.measured_with) if timed else ()
     key = ctx.key("prune", parts, inputs, measured, modules=("distill.prune", *TRAINING))
 
     def build(folder: Path) -> StageFacts:

@@ -38,7 +38,7 @@ def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
     """Turn the float graph into the number format that the target runs fastest, repaired if it loses too much."""
     settings = ctx.config.quantize
     assert settings is not None
-    how = (dataclasses.asdict(settings), dataclasses.asdict(ctx.target), ctx.config.seed, export_settings(ctx))
+    how = (dataclasses.asdict(settings), ctx.target.facts(), ctx.config.seed, export_settings(ctx))
     limit = (ctx.config.max_drop, teacher.graph_hash)
     key = ctx.key("quantize", how, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
 

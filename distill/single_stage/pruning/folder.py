@@ -36,10 +36,10 @@ def require_place(out: Path, inputs: Iterable[Path]) -> None:
         return
     if Path.cwd().is_relative_to(out.resolve()):
         raise UserError(f"--out {out}: is the current folder or holds it; give the name of a new folder")
-    held = sorted(one.name for one in out.iterdir())
-    strange = [name for name in held if name not in FILES]
-    if strange or (held and not _is_ours(out / RECORD)):
-        raise UserError(f"--out {out}: holds {(strange or held)[0]}, which is no output of prune; give a new folder")
+    names = sorted(path.name for path in out.iterdir())
+    strange = [name for name in names if name not in FILES]
+    if strange or (names and not _is_ours(out / RECORD)):
+        raise UserError(f"--out {out}: holds {(strange or names)[0]}, which is no output of prune; give a new folder")
     for path in inputs:
         if path.exists() and path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"--out {out}: holds {path.name}, which is read; give a new folder")
@@ -50,13 +50,13 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``out`` that takes its place at the end; after an error nothing is left of it."""
     parent = out.absolute().parent
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=parent) as room:
-        made, old = Path(room, "new"), Path(room, "old")
-        made.mkdir()
-        yield made
+        new, old = Path(room, "new"), Path(room, "old")
+        new.mkdir()
+        yield new
         if out.exists():
             os.replace(out, old)
         try:
-            os.replace(made, out)
+            os.replace(new, out)
         except BaseException:
             if old.exists():
                 os.replace(old, out)
@@ -66,7 +66,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def _is_ours(path: Path) -> bool:
     try:
-        found = read_json(path)
+        document = read_json(path)
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("format") == FORMAT
+    return isinstance(document, dict) and document.get("format") == FORMAT
