@@ -12,50 +12,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.prune.batchnorm import recalibrate
-    from distill.prune.channels import prune_channels
-    from distill.prune.graph.structure import apply_structure, apply_structure_, structure_of
-    from distill.prune.record import PruneRecord
-    from distill.prune.reload import load, save
-    from distill.prune.scores.importance import IMPORTANCES
-    from distill.prune.settings import PruneSettings
-    from distill.prune.widths.counts import Counts, count
-    from distill.prune.widths.latency import Device
-    from distill.prune.widths.staircase import Staircase
-
-__all__ = [
-    "IMPORTANCES",
-    "Counts",
-    "Device",
-    "PruneRecord",
-    "PruneSettings",
-    "Staircase",
-    "apply_structure",
-    "apply_structure_",
-    "count",
-    "load",
-    "prune_channels",
-    "recalibrate",
-    "save",
-    "structure_of",
-]
+    from distill.prune.batchnorm import recalibrate as recalibrate
+    from distill.prune.channels import prune_channels as prune_channels
+    from distill.prune.graph.structure import apply_structure as apply_structure
+    from distill.prune.graph.structure import apply_structure_ as apply_structure_
+    from distill.prune.graph.structure import structure_of as structure_of
+    from distill.prune.record import PruneRecord as PruneRecord
+    from distill.prune.reload import load as load
+    from distill.prune.reload import save as save
+    from distill.prune.scores.importance import IMPORTANCES as IMPORTANCES
+    from distill.prune.settings import PruneSettings as PruneSettings
+    from distill.prune.widths.counts import Counts as Counts
+    from distill.prune.widths.counts import count as count
+    from distill.prune.widths.latency import Device as Device
+    from distill.prune.widths.staircase import Staircase as Staircase
 
 _HOME = {
-    "IMPORTANCES": "scores.importance",
-    "Counts": "widths.counts",
-    "Device": "widths.latency",
-    "PruneRecord": "record",
-    "PruneSettings": "settings",
-    "Staircase": "widths.staircase",
-    "apply_structure": "graph.structure",
-    "apply_structure_": "graph.structure",
-    "count": "widths.counts",
-    "load": "reload",
-    "prune_channels": "channels",
-    "save": "reload",
+    **dict.fromkeys(("apply_structure", "apply_structure_", "structure_of"), "graph.structure"),
+    **dict.fromkeys(("load", "save"), "reload"),
+    **dict.fromkeys(("Counts", "count"), "widths.counts"),
     "recalibrate": "batchnorm",
-    "structure_of": "graph.structure",
+    "prune_channels": "channels",
+    "PruneRecord": "record",
+    "IMPORTANCES": "scores.importance",
+    "PruneSettings": "settings",
+    "Device": "widths.latency",
+    "Staircase": "widths.staircase",
 }
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -54,7 +54,7 @@ def prune_channels(
     means of what went, those of ignored or frozen layers too, where the loss is lower for it. Same arguments and seed,
     same result, but for what a device measures.
 
-    Where the goal cannot be reached, the nearest to it comes back, and the record's ``shortfall`` names what can be.
+    Where the goal cannot be reached, the nearest to it comes back; the record's ``shortfall`` says what can be.
 
     Args:
         model: any module that autograd can trace; it is not changed.
@@ -74,34 +74,32 @@ def prune_channels(
         UserError: the model cannot be copied, run or traced; a name in ``ignore`` is unknown; data or a device are
             missing.
     """
-    if keeps_zeros(model):
-        raise UserError("a model that keeps its zeros cannot lose channels; prune first, then make it sparse")
-    if settings.goal.needs_timing and not settings.is_idle and device is None and decided is None:
-        raise UserError("prune.speedup needs a device that measures; give one, or ask for macs, parameters or ratio")
-    if not batch_of(example):
-        raise UserError("example: no tensor with a batch axis among the model's inputs")
+    _require_prunable(model, settings, example, timed=device is not None or decided is not None)
     original = _marks(model)
     importance, warnings = _resolve_importance(settings, batches, loss)
-    device = device if decided is None else None
+    device = None if decided is not None else device
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
         work = prepare(copied(model, to_be="pruned"))
-        ignored = _ignored_layers(work, ignore)
         checks = Checks(at_batch(example, 2), logits, output_shapes(work, example, logits))
-        before, initial = count(work, *example), widths_of_layers(work)
-        job = Job(settings, importance, checks, ignored, initial, before, device, seed, progress, decided)
+        sizes = widths_of_layers(work), count(work, *example)
+        job = Job(settings, importance, checks, _inside(work, ignore), *sizes, device, seed, progress, decided)
         before_s = seconds_of_layers(work, checks.example, device)
         state = _narrowed(work, job, Evidence(batches, loss, logits, settings, progress, seed), recover)
-        after = count(state.model, *example)
-        after_s = seconds_of_layers(state.model, checks.example, device)
+        after, after_s = count(state.model, *example), seconds_of_layers(state.model, checks.example, device)
         _restore(state.model, model)
     if _marks(model) != original:
         raise RuntimeError("the model that came in was changed by its pruning")
-    layer_seconds = {name: (seconds, after_s.get(name, 0.0)) for name, seconds in before_s.items()}
-    record = _recorded(state, job, after, layer_seconds)
-    shortfall, remarks = _outcome(settings, record, state)
-    stay = by_reason({name or "the model's own attention": why for name, why in state.unprunable.items()})
-    warnings = (*warnings, *(f"not pruned: {layers}" for layers in stay), *remarks)
-    return state.model, replace(record, shortfall=shortfall, warnings=warnings)
+    record = _recorded(state, job, after, {name: (before_s[name], after_s.get(name, 0.0)) for name in before_s})
+    return state.model, _judged(record, state, settings, warnings)
+
+
+def _require_prunable(model: nn.Module, settings: PruneSettings, example: Example, *, timed: bool) -> None:
+    if keeps_zeros(model):
+        raise UserError("a model that keeps its zeros cannot lose channels; prune first, then make it sparse")
+    if settings.goal.needs_timing and not settings.is_idle and not timed:
+        raise UserError("prune.speedup needs a device that measures; give one, or ask for macs, parameters or ratio")
+    if not batch_of(example):
+        raise UserError("example: no tensor with a batch axis among the model's inputs")
 
 
 def _narrowed(model: nn.Module, job: Job, data: Evidence, recover: Recover | None) -> Narrowed:
@@ -148,27 +146,33 @@ def _resolve_importance(settings: PruneSettings, batches: object, loss: object) 
     return without, (f"importance {name!r} needs {missing}; {without!r} was used, as prune.without_batches says",)
 
 
-def _outcome(settings: PruneSettings, record: PruneRecord, state: Narrowed) -> tuple[str | None, list[str]]:
-    """Say what was missed of the goal: as a shortfall where no more can go, as a warning where it is only inexact."""
-    name, amount = record.asked
-    if settings.is_idle or record.achieved is None:
-        return None, []
+def _judged(record: PruneRecord, state: Narrowed, settings: PruneSettings, warnings: tuple[str, ...]) -> PruneRecord:
+    """Add the warnings, and what was missed of the goal: as a shortfall where no more can go."""
+    stay = by_reason({name or "the model's own attention": why for name, why in state.unprunable.items()})
+    warnings = (*warnings, *(f"not pruned: {layers}" for layers in stay))
+    (name, amount), achieved = record.asked, record.achieved
+    bounds = Bounds(settings.round_to, settings.max_ratio, state.exhausted)
+    if settings.is_idle or achieved is None:
+        return replace(record, warnings=warnings)
     if record.parameters_after == record.parameters_before:
-        missed = f"{name}={amount:g}: nothing was removed"
-        if state.unprunable:
-            return missed, ["nothing was removed: what is wide enough could not be cut, for the reasons above"]
-        return missed, [
-            "nothing was removed: no layer that can be cut is wide enough to lose a block of "
-            f"round_to={settings.round_to} channels at {name}={amount:g} and max_ratio={settings.max_ratio:g}; "
-            "lower round_to or ask for more"
-        ]
-    miss = record.goal.miss(amount, record.achieved, Bounds(settings.round_to, settings.max_ratio, state.exhausted))
-    if miss is None:
-        return None, []
-    return (miss.text if miss.is_final else None), [miss.text]
+        why = "what is wide enough could not be cut, for the reasons above"
+        if not state.unprunable:
+            why = (
+                "no layer that can be cut is wide enough to lose a block of "
+                f"round_to={settings.round_to} channels at {name}={amount:g} and max_ratio={settings.max_ratio:g}; "
+                "lower round_to or ask for more"
+            )
+        return replace(
+            record,
+            shortfall=f"{name}={amount:g}: nothing was removed",
+            warnings=(*warnings, f"nothing was removed: {why}"),
+        )
+    if miss := record.goal.miss(amount, achieved, bounds):
+        return replace(record, shortfall=miss.text if miss.is_final else None, warnings=(*warnings, miss.text))
+    return replace(record, warnings=warnings)
 
 
-def _ignored_layers(model: nn.Module, ignore: Sequence[str]) -> tuple[str, ...]:
+def _inside(model: nn.Module, ignore: Sequence[str]) -> tuple[str, ...]:
     """Return the names of all modules in the ignored ones."""
     names = [name for name, _ in model.named_modules()]
     for name in ignore:

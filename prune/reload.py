@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from distill.documents import read_json
 from distill.errors import UserError
@@ -69,10 +69,10 @@ def load(folder: str | Path, reference: str | None = None, *, trust: str | Itera
             builds another model than the one that was pruned.
     """
     about = _about(Path(folder) / ABOUT)
-    said = about["reference"] if reference is None else reference
+    source = about["reference"] if reference is None else reference
     trusted = trust if reference is None else (reference,)
-    named, arguments = approved(said, about["arguments"], trusted, where=Path(folder) / ABOUT)
-    return _built(Path(folder), named, arguments, about["structure"])
+    approved_reference, arguments = approved(source, about["arguments"], trusted, file=Path(folder) / ABOUT)
+    return _built(Path(folder), approved_reference, arguments, about["structure"])
 
 
 def load_own(folder: Path) -> nn.Module:
@@ -94,24 +94,24 @@ def _built(folder: Path, reference: str, arguments: Mapping[str, Any], structure
     return model.eval()
 
 
-def _about(path: Path) -> dict[str, Any]:
+def _about(path: Path) -> Mapping[str, Any]:
     try:
-        found = read_json(path, finite=True)
+        about = read_json(path, finite=True)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the folder that the model was pruned into"
         ) from error
     except ValueError as error:
         raise UserError(f"{path}: is damaged ({error}); prune again") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UserError(f"{path}: describes no pruned model that this version reads ({FORMAT!r})")
-    missing = {"reference", "arguments", "structure"} - found.keys()
+    missing = {"reference", "arguments", "structure"} - about.keys()
     if missing:
         raise UserError(f"{path}: is damaged (no {', '.join(sorted(missing))}); prune again")
-    return found
+    return about
 
 
-def _weights(path: Path) -> dict[str, Any]:
+def _weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; give the folder that the model was pruned into")
     try:

@@ -20,6 +20,7 @@ from torch.nn.modules import module as registration
 from torch.nn.parameter import is_lazy
 
 from distill.errors import UserError
+from distill.prune.modules import hooked
 from distill.references.libraries import LIBRARIES, OF_WEIGHTS, package
 
 Arguments = Mapping[str, Any]
@@ -54,38 +55,37 @@ _ROTATION = """
 _OF_WEIGHTS = frozenset(name for names in OF_WEIGHTS.values() for name in names)
 
 
-def approved(
-    reference: object, arguments: object, trust: str | Iterable[str], *, where: Path
-) -> tuple[str, dict[str, Any]]:
+def approved(reference: object, arguments: object, trust: str | Iterable[str], *, file: Path) -> tuple[str, Arguments]:
     """Return the reference that a model is built from, as the caller wrote it where they did, and its arguments.
 
     Args:
         reference: what a file names.
         arguments: what the file says to it, by name.
         trust: references that the caller names.
-        where: the file, for messages.
+        file: that names it, for messages.
 
     Raises:
         UserError: neither a library registers the reference nor the caller names it, or an argument is none that a file
             may say to a library's model.
     """
     if not isinstance(reference, str) or not isinstance(arguments, Mapping):
-        raise UserError(f"{where}: is damaged (its reference or arguments are none); prune again")
-    named = next((one for one in _all(trust) if _same(one, reference)), None)
+        raise UserError(f"{file}: is damaged (its reference or arguments are none); prune again")
+    trusted = (trust,) if isinstance(trust, str) else trust
+    named = next((spelling for spelling in trusted if _same(spelling, reference)), None)
     kind, _, name = reference.partition(":")
     registered = kind in LIBRARIES and _registers(kind, name)
     if named is None and not registered:
         raise UserError(
-            f"{where}: says that {_short(reference)} makes the model, and a file never chooses code; if you know what "
-            f"that does, say so yourself: load({str(where.parent)!r}, trust={_short(reference)})"
+            f"{file}: says that {_short(reference)} makes the model, and a file never chooses code; if you know what "
+            f"that does, say so yourself: load({str(file.parent)!r}, trust={_short(reference)})"
         )
     if kind in LIBRARIES:
-        return named or reference, _checked(kind, name if registered else None, arguments, where)
-    return named or reference, dict(arguments)
+        return named or reference, _checked(kind, name if registered else None, arguments, file)
+    return named or reference, arguments
 
 
 @contextmanager
-def at_most(size: int, where: Path) -> Iterator[None]:
+def at_most(size: int, file: Path) -> Iterator[None]:
     """Refuse to build, in the meantime, a module whose tensors take more than ``size`` bytes.
 
     They are counted before they are filled, so that no memory is taken.
@@ -93,37 +93,30 @@ def at_most(size: int, where: Path) -> Iterator[None]:
     Raises:
         UserError: they take more.
     """
-    taken = 0
+    total = 0
 
     def count(module: nn.Module, name: str, tensor: Any) -> None:
-        nonlocal taken
+        nonlocal total
         if tensor is None or is_lazy(tensor):
             return
-        taken += max(_OBJECT_BYTES, tensor.numel() * tensor.element_size())
-        if taken > size:
+        total += max(_OBJECT_BYTES, tensor.numel() * tensor.element_size())
+        if total > size:
             raise UserError(
-                f"{where}: its arguments make a model of more than {size / 2**30:.1f} GiB, far from what its weights "
+                f"{file}: its arguments make a model of more than {size / 2**30:.1f} GiB, far from what its weights "
                 "hold; it is damaged"
             )
 
-    hooks = [
+    hooks = (
         registration.register_module_parameter_registration_hook(count),
         registration.register_module_buffer_registration_hook(count),
-    ]
-    try:
+    )
+    with hooked(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _all(trust: str | Iterable[str]) -> tuple[str, ...]:
-    return (trust,) if isinstance(trust, str) else tuple(trust)
-
-
-def _same(said: str, reference: str) -> bool:
+def _same(spelling: str, reference: str) -> bool:
     """Tell whether two references name the same function; a file may be written in several ways."""
-    return said == reference or _spelled(said) == _spelled(reference)
+    return spelling == reference or _spelled(spelling) == _spelled(reference)
 
 
 def _spelled(reference: str) -> tuple[str, str]:
@@ -140,52 +133,52 @@ def _registers(kind: str, name: str) -> bool:
     return name in library.CONFIG_MAPPING and library.CONFIG_MAPPING[name].__module__.startswith("transformers.")
 
 
-def _checked(kind: str, name: str | None, arguments: Arguments, where: Path) -> dict[str, Any]:
-    """Return arguments that are known, and plain; a model that is not registered takes none."""
-    said = {key: value for key, value in arguments.items() if key not in _DESCRIPTIVE}
-    known: Arguments = {} if name is None else _architecture(kind, name)
-    for key, value in said.items():
-        why = _objection(key, value, known)
+def _checked(kind: str, name: str | None, arguments: Arguments, file: Path) -> Arguments:
+    """Return arguments that the architecture has, and that are plain; a model that is not registered takes none."""
+    checked = {key: value for key, value in arguments.items() if key not in _DESCRIPTIVE}
+    allowed: Arguments = {} if name is None else _architecture(kind, name)
+    for key, value in checked.items():
+        why = _objection(key, value, allowed)
         if why:
             raise UserError(
-                f"{where}: arguments of {kind}:{name}: {why}; to build such a model, name a function of your own that "
-                f'makes it: load({str(where.parent)!r}, "./file.py:function")'
+                f"{file}: arguments of {kind}:{name}: {why}; to build such a model, name a function of your own that "
+                f'makes it: load({str(file.parent)!r}, "./file.py:function")'
             )
     if kind == "torchvision" and name is not None:
         # Some fetch weights of a part unless they are told not to.
-        said |= {key: None for key in OF_WEIGHTS[kind] if key in known}
-    return said
+        checked |= {key: None for key in OF_WEIGHTS[kind] if key in allowed}
+    return checked
 
 
-def _architecture(kind: str, name: str) -> dict[str, Any]:
+def _architecture(kind: str, name: str) -> Arguments:
     """Return what a registered architecture takes, with its defaults where they tell more.
 
-    What is said to the classes that make it counts, not to what fetches, reads or wraps them.
+    Arguments of the classes that make it count, not those of what fetches, reads or wraps them.
     """
     library = package(kind)
     if kind == "transformers":
         family = library.CONFIG_MAPPING[name]
-        defaults: dict[str, Any] = family().to_dict()
-        return dict.fromkeys(inspect.signature(family.__init__).parameters) | defaults
+        return {**dict.fromkeys(inspect.signature(family.__init__).parameters), **family().to_dict()}
     of_timm = kind == "timm"
     function = library.model_entrypoint(name.split(".")[0]) if of_timm else library.models.get_model_builder(name)
     home = function.__module__
-    classes = (one for one in list(vars(sys.modules[home]).values()) if isinstance(one, type))
-    mine = [one.__init__ for one in classes if issubclass(one, nn.Module) and one.__module__ == home]
-    taken = [inspect.signature(one).parameters for one in (*mine, *(() if of_timm else (function,)))]
-    return dict.fromkeys(key for parameters in taken for key in parameters if key not in ("self", "args", "kwargs"))
+    classes = (value for value in list(vars(sys.modules[home]).values()) if isinstance(value, type))
+    makers = [kind.__init__ for kind in classes if issubclass(kind, nn.Module) and kind.__module__ == home]
+    makers += [] if of_timm else [function]
+    names = (name for maker in makers for name in inspect.signature(maker).parameters)
+    return dict.fromkeys(name for name in names if name not in ("self", "args", "kwargs"))
 
 
-def _objection(key: Any, value: Any, known: Arguments, depth: int = 0) -> str:
+def _objection(key: Any, value: Any, allowed: Arguments, depth: int = 0) -> str:
     """Say what keeps an argument from being one that a file may set, and a plain one; nothing where it is."""
-    if key not in known or (depth == 0 and key in _OF_WEIGHTS):
+    if key not in allowed or (depth == 0 and key in _OF_WEIGHTS):
         return f"{_short(key)} is none that a file may set"
-    if value == known[key] or (key in _LABELS and _is_labels(value)):
+    if value == allowed[key] or (key in _LABELS and _is_labels(value)):
         return ""
     if isinstance(value, Mapping) and depth < _DEEPEST:
-        inner = known[key] if isinstance(known[key], Mapping) else {}
+        inner = allowed[key] if isinstance(allowed[key], Mapping) else {}
         inside = dict.fromkeys(_ROTATION.split()) | dict(inner)
-        return next((said for one in value if (said := _objection(one, value[one], inside, depth + 1))), "")
+        return next(filter(None, (_objection(name, value[name], inside, depth + 1) for name in value)), "")
     why = _not_plain(value) or _too_wide(key, value)
     return why and f"{key}={_short(value)} {why}"
 
@@ -195,7 +188,7 @@ def _too_wide(key: Any, value: Any) -> str:
     word = str(key).lower()
     most = _LARGEST_WINDOW if "window_size" in word else _LARGEST_SIDE if "image" in word or "img" in word else _LARGEST
     sides = value if isinstance(value, list) else [value]
-    wide = [one for one in sides if isinstance(one, int) and not isinstance(one, bool) and one > most]
+    wide = [side for side in sides if isinstance(side, int) and not isinstance(side, bool) and side > most]
     return f"is beyond {most}" if wide else ""
 
 
@@ -205,15 +198,15 @@ def _not_plain(value: Any, depth: int = 0) -> str:
     if isinstance(value, int):
         return "" if abs(value) <= _LARGEST else f"is beyond {_LARGEST}"
     if isinstance(value, str):
-        known = value in _WORDS.split() or (value.startswith("stage") and value[5:].isdecimal())
-        return "" if known else "is a word that no architecture is known to need"
+        is_listed = value in _WORDS.split() or (value.startswith("stage") and value[5:].isdecimal())
+        return "" if is_listed else "is a word that no architecture is known to need"
     if isinstance(value, list) and depth < _DEEPEST and len(value) <= _LONGEST:
-        return next((said for one in value if (said := _not_plain(one, depth + 1))), "")
+        return next(filter(None, (_not_plain(entry, depth + 1) for entry in value)), "")
     return "is neither a number, nor a word, nor a list of them"
 
 
 def _is_labels(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(one, str | int) for one in value.values())
+    return isinstance(value, Mapping) and all(isinstance(label, str | int) for label in value.values())
 
 
 def _short(value: Any) -> str:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distill.errors import UserError
-from distill.prune.modules import reason
+from distill.prune.modules import Loss, eval_mode, explained, require_scalar, seeded
 
 SaliencyName = Literal["magnitude", "wanda", "taylor"]
-Loss = Callable[[nn.Module, Any], Tensor]
 Weights = Mapping[str, nn.Parameter]
 
 
@@ -37,8 +36,8 @@ def wanda(model: nn.Module, weights: Weights, batches: list[Any], loss: Loss | N
             x = args[0].detach().float()
             # A convolution's channels lie behind the batch, unless there is none; a linear layer's lie last.
             axis = x.ndim - 1 - len(module.kernel_size) if isinstance(module, _ConvNd) else x.ndim - 1
-            found = x.movedim(axis, 0).flatten(1).square().sum(1)
-            squares[name] = squares.get(name, torch.zeros_like(found)) + found
+            total = x.movedim(axis, 0).flatten(1).square().sum(1)
+            squares[name] = squares.get(name, torch.zeros_like(total)) + total
 
         return hook
 
@@ -59,20 +58,18 @@ def wanda(model: nn.Module, weights: Weights, batches: list[Any], loss: Loss | N
 def taylor(model: nn.Module, weights: Weights, batches: list[Any], loss: Loss | None) -> dict[str, Tensor]:
     """Return Σ_b (w·∂L_b/∂w)²: the loss change when the weight goes, first order (arXiv 1906.10771)."""
     assert loss is not None
-    found: dict[str, Tensor] = {}
+    scores: dict[str, Tensor] = {}
     for weight in weights.values():
         weight.requires_grad_(True)
     for batch in batches:
         with torch.enable_grad():
-            value = loss(model, batch)
-        if not isinstance(value, Tensor) or value.numel() != 1 or value.grad_fn is None:
-            raise UserError("loss(model, batch) must return a scalar tensor that depends on the model's parameters")
+            value = require_scalar(loss(model, batch))
         gradients = torch.autograd.grad(value.reshape(()), [*weights.values()], allow_unused=True)
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
             if gradient is not None:
                 change = (weight.detach() * gradient).square()
-                found[name] = found[name] + change if name in found else change
-    return found
+                scores[name] = scores[name] + change if name in scores else change
+    return scores
 
 
 SALIENCIES: dict[str, Callable[[nn.Module, Weights, list[Any], Loss | None], dict[str, Tensor]]] = {
@@ -97,27 +94,18 @@ def saliency(
             raise UserError(f"importance={kind!r} needs batches; give at least one, or choose 'magnitude'")
         if kind == "taylor" and loss is None:
             raise UserError("importance='taylor' needs a loss")
-    modes = [(module, module.training) for module in model.modules()]
     trained = [(weight, weight.requires_grad) for weight in weights.values()]
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    fails = explained(f"importance={kind!r}: the model does not run on its batches")
     try:
-        with torch.inference_mode(False), torch.random.fork_rng(devices=list(gpus)):
-            torch.manual_seed(0)
-            model.eval()
-            found = SALIENCIES[kind](model, weights, data, loss)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"importance={kind!r}: the model does not run on its batches: {reason(error)}") from error
+        with fails, torch.inference_mode(False), seeded(0), eval_mode(model):
+            scores = SALIENCIES[kind](model, weights, data, loss)
     finally:
-        for module, training in modes:
-            module.training = training
         for weight, requires in trained:
             weight.requires_grad_(requires)
-    broken = [name for name, score in found.items() if not torch.isfinite(score).all()]
+    broken = [name for name, score in scores.items() if not torch.isfinite(score).all()]
     if broken:
         raise UserError(f"importance={kind!r} of {broken[0]} is not finite; the model or a batch is broken")
-    return found
+    return scores
 
 
 def _spread(norms: Tensor, weight: nn.Parameter) -> Tensor:
