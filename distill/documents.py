@@ -73,7 +73,7 @@ def parse_json(text: str, *, finite: bool = False) -> Any:
     raise ValueError("is nested too deeply")
 
 
-def _parts(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+def _parts(value: dict[str, Json] | list[Json]) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableSequence
 from itertools import count
+from typing import TypeVar
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+Message = TypeVar("Message", ModelProto, NodeProto, TensorProto, ValueInfoProto, AttributeProto)
 STANDARD = ("", "ai.onnx")  # two spellings of the standard's own operator domain
 
 
 def attribute_graphs(node: NodeProto) -> Iterator[GraphProto]:
     """Yield the graphs that a node holds in its attributes (If, Loop, Scan)."""
     for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
+        if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
+        elif attribute.type == AttributeProto.GRAPHS:
             yield from attribute.graphs
 
 
@@ -161,9 +162,7 @@ def fresh_name(graph: GraphProto, name: str) -> str:
 def remove_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
     """Remove nodes of the top level, by identity."""
     ids = {id(node) for node in nodes}
-    others = [node for node in graph.node if id(node) not in ids]
-    del graph.node[:]
-    graph.node.extend(others)
+    refill(graph.node, [node for node in graph.node if id(node) not in ids])
 
 
 def sort_nodes(graph: GraphProto) -> None:
@@ -175,9 +174,7 @@ def sort_nodes(graph: GraphProto) -> None:
         nodes = list(part.node)
         order = _order(nodes)
         if order != list(range(len(nodes))):
-            copies = [NodeProto.FromString(nodes[number].SerializeToString()) for number in order]
-            del part.node[:]
-            part.node.extend(copies)
+            refill(part.node, [nodes[number] for number in order])
 
 
 def _order(nodes: list[NodeProto]) -> list[int]:
@@ -216,11 +213,23 @@ def opset_of(proto: ModelProto, domain: str = "") -> int:
     return max((entry.version for entry in proto.opset_import if entry.domain in same), default=0)
 
 
-def copy_of(proto: ModelProto) -> ModelProto:
-    """Return a deep copy, so that the caller's model stays as it is."""
-    twin = ModelProto()
-    twin.CopyFrom(proto)
+def copy_of(message: Message) -> Message:
+    """Return a deep copy of a model, node or tensor, so that the caller's stays as it is."""
+    twin = type(message)()
+    twin.CopyFrom(message)
     return twin
+
+
+def refill(field: MutableSequence[Message], messages: Iterable[Message]) -> None:
+    """Let a repeated field hold copies of these messages, some of which may lie in it."""
+    copies = [copy_of(message) for message in messages]
+    del field[:]
+    field.extend(copies)
+
+
+def only_outputs(model: ModelProto, names: Iterable[str]) -> None:
+    """Let a model, in place, have these float tensors as its only outputs."""
+    refill(model.graph.output, [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names])
 
 
 def input_shape(graph: GraphProto, name: str) -> list[int | str] | None:

@@ -76,10 +76,15 @@ def _checked_axes(open_axes: Mapping[str, Axes], tensors: Tensors) -> dict[str, 
     """Return the open axes of each input, and refuse those that the example cannot show."""
     lengths: dict[str, int] = {}
     for name, axes in open_axes.items():
-        shape = list(tensors[name].shape) if name in tensors else []
+        stated = f"open_axes={{{name!r}: {dict(axes)}}}"
+        if name not in tensors:
+            raise UserError(f"{stated}: the inputs are {list(tensors)}")
+        shape = list(tensors[name].shape)
         for axis, label in axes.items():
-            if not 0 < axis < len(shape) or label == BATCH:
-                raise UserError(f"open_axes={{{name!r}: {dict(axes)}}}: the example input has the shape {shape}")
+            if not 0 < axis < len(shape):
+                raise UserError(f"{stated}: the example input has the shape {shape}; give an axis beside the batch")
+            if label == BATCH:
+                raise UserError(f"{stated}: {BATCH!r} is the name of axis 0; choose another")
             if shape[axis] < 2 or lengths.setdefault(label, shape[axis]) != shape[axis]:
                 raise UserError(
                     f"open_axes: axis {axis} ({label}) of {name!r} has the length {shape[axis]} in the example; it "

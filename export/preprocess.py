@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from distill.errors import UserError
 from distill.export.stripping import strip
 from distill.types import Array
 
 from .canonical import canonical
-from .graph import add_constant, input_shape, output_names, rename_all
+from .graph import add_constant, input_shape, output_names, refill, rename_all
 from .raw_input import feed_raw_uint8
 
 IMAGE = "image"
@@ -191,9 +191,7 @@ class Front:
         rename_all(self.graph, lambda name: self._prefix + name, keep=fixed)
         new = [helper.make_tensor_value_info(s.name, _element_type(s.dtype), list(s.shape)) for s in specs]
         inputs = [entry for value in self.graph.input for entry in (new if value.name == self.target else [value])]
-        copies = [ValueInfoProto.FromString(entry.SerializeToString()) for entry in inputs]
-        del self.graph.input[:]
-        self.graph.input.extend(copies)
+        refill(self.graph.input, inputs)
 
     def name(self, name: str) -> str:
         """Return a name that no input has."""
@@ -225,9 +223,7 @@ class Front:
 
     def finish(self) -> ModelProto:
         """Put the nodes in front of the graph and strip the result."""
-        nodes = [NodeProto.FromString(node.SerializeToString()) for node in self.graph.node]
-        del self.graph.node[:]
-        self.graph.node.extend([*self._nodes, *nodes])
+        refill(self.graph.node, [*self._nodes, *self.graph.node])
         return strip(self.model)
 
 

@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from distill.export.canonical import canonical
 from distill.export.graph import (
@@ -24,6 +24,7 @@ from distill.export.graph import (
     operator,
     output_names,
     producers,
+    refill,
 )
 from distill.export.stripping import constants_to_initializers, drop_dead, drop_identities, drop_unread_outputs
 
@@ -77,11 +78,9 @@ def _drop_stated_shapes(graph: GraphProto) -> None:
     """Forget what the file says of tensors inside, but for the types of what another domain's operators compute."""
     for part in all_graphs(graph):
         foreign = {name for node in part.node if node.domain not in STANDARD for name in node.output}
-        types = [ValueInfoProto.FromString(v.SerializeToString()) for v in part.value_info if v.name in foreign]
-        for value in types:
+        refill(part.value_info, [value for value in part.value_info if value.name in foreign])
+        for value in part.value_info:
             value.type.tensor_type.ClearField("shape") if value.type.HasField("tensor_type") else None
-        del part.value_info[:]
-        part.value_info.extend(types)
 
 
 def _tensors(proto: ModelProto) -> _Tensors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Iterator
-from itertools import count
+from itertools import count, product
 from typing import Any
 
 import onnx
@@ -16,10 +16,12 @@ from distill.export.graph import (
     STANDARD,
     all_graphs,
     all_nodes,
+    copy_of,
     initializers,
     operator,
     opset_of,
     output_names,
+    refill,
     remove_nodes,
     rename_all,
     replace_input,
@@ -95,8 +97,7 @@ def _tensor_of(node: NodeProto) -> TensorProto | None:
     entry = node.attribute[0]
     value = helper.get_attribute_value(entry)
     if entry.name == "value":
-        tensor = TensorProto()
-        tensor.CopyFrom(value)
+        tensor: TensorProto = copy_of(value)
         return tensor
     kinds = {"value_float": TensorProto.FLOAT, "value_int": TensorProto.INT64}
     lists = {"value_floats": TensorProto.FLOAT, "value_ints": TensorProto.INT64}
@@ -130,9 +131,7 @@ def drop_dead(graph: GraphProto) -> None:
         inputs = {value.name for value in part.input}  # an input's default value stays, read or not
         read = [tensor for tensor in part.initializer if used[tensor.name] or tensor.name in inputs]
         if len(read) != len(part.initializer):
-            copies = [_copy_tensor(tensor) for tensor in read]
-            del part.initializer[:]
-            part.initializer.extend(copies)
+            refill(part.initializer, read)
 
 
 def drop_unread_outputs(model: ModelProto) -> None:
@@ -178,12 +177,6 @@ def _payload(tensor: TensorProto) -> bytes | tuple[bytes, ...]:
     return numpy_helper.to_array(tensor).tobytes()
 
 
-def _copy_tensor(tensor: TensorProto) -> TensorProto:
-    twin = TensorProto()
-    twin.CopyFrom(tensor)
-    return twin
-
-
 def _drop_text(proto: ModelProto) -> None:
     """Clear everything that explains the graph to people or names the tool that wrote it."""
     for field in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
@@ -226,9 +219,7 @@ def _drop_default_attributes(proto: ModelProto) -> None:
         defaults = _defaults(_schema_of(proto, node))
         entries = [entry for entry in node.attribute if not _is_default(node, entry, defaults)]
         if len(entries) != len(node.attribute):
-            copies = [onnx.AttributeProto.FromString(entry.SerializeToString()) for entry in entries]
-            del node.attribute[:]
-            node.attribute.extend(copies)
+            refill(node.attribute, entries)
 
 
 def _schema_of(proto: ModelProto, node: NodeProto) -> defs.OpSchema | None:
@@ -257,15 +248,8 @@ def _is_default(node: NodeProto, entry: onnx.AttributeProto, defaults: dict[str,
 
 def _short_names() -> Iterator[str]:
     """Yield a, b, …, aa, ab, …: the shortest names first."""
-    letters, symbols = string.ascii_letters, string.ascii_letters + string.digits
-    yield from letters
-    for length in count(1):
-        for number in range(len(letters) * len(symbols) ** length):
-            name, left = "", number
-            for _ in range(length):
-                left, digit = divmod(left, len(symbols))
-                name = symbols[digit] + name
-            yield letters[left] + name
+    for length in count():
+        yield from map("".join, product(string.ascii_letters, *[string.ascii_letters + string.digits] * length))
 
 
 def _shorten_names(graph: GraphProto) -> None:
@@ -289,14 +273,12 @@ def _pack_initializers(graph: GraphProto) -> None:
         for name in (name for node in part.node for name in node.input):
             order.setdefault(name, len(order))
     for part in all_graphs(graph):
-        tensors = sorted((_raw(tensor) for tensor in part.initializer), key=lambda t: order.get(t.name, -1))
-        del part.initializer[:]
-        part.initializer.extend(tensors)
+        refill(part.initializer, sorted(map(_raw, part.initializer), key=lambda tensor: order.get(tensor.name, -1)))
 
 
 def _raw(tensor: TensorProto) -> TensorProto:
     if tensor.data_type == TensorProto.STRING or tensor.HasField("raw_data"):
-        packed = _copy_tensor(tensor)
+        packed = copy_of(tensor)
     else:
         packed = numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name)
     _clear(packed, "doc_string", "metadata_props", "data_location", "external_data")

@@ -8,8 +8,10 @@ graph itself, so that no labels are needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,17 +20,38 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.benchmarks.target import Target
-from distill.errors import UserError
 from distill.export.graph import attribute, initializers, operator
 from distill.outputs import Output, of_shape
-from distill.types import Feed, Progress
+from distill.types import Feed
 
 from .select import is_depthwise
 from .settings import QuantizeSettings
 from .static import CalibratedGraph, integer_graph, resolve
 from .torch_graph import GraphModule
 
+
+class Train(Protocol):
+    """Trains modules; whoever quantises brings it, so that this package knows no training loop."""
+
+    @property
+    def epochs(self) -> int:
+        """Return how often it passes over the batches."""
+        ...
+
+    def __call__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        distance: Callable[[Tensor, Tensor], Tensor],
+        batches: Sequence[Feed],
+        /,
+    ) -> nn.Module:
+        """Return a trained copy of ``student``, whose ``distance(teacher's answer, student's answer)`` is less."""
+        ...
+
+
 _LIMITS = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
+_SCALE_RATE = 10  # Adam's steps have one length for all; a tenth of a scale's logarithm learns ten times as fast
 _WEIGHT_STEPS, _REDUCED_STEPS = 127, 64  # on either side of zero, as onnxruntime's quantiser has them
 
 
@@ -53,19 +76,22 @@ class _WeightRounding:
 class AwareModule(nn.Module):
     """A float graph that rounds its weights and activations as the integer graph will, with gradients through both."""
 
-    def __init__(self, found: CalibratedGraph, settings: QuantizeSettings, *, target: Target) -> None:
+    def __init__(self, calibrated: CalibratedGraph, settings: QuantizeSettings, *, target: Target) -> None:
         super().__init__()
         plain = replace(settings, bias_correction=False, tables=False)
-        whole, names = integer_graph(found, plain)
-        self.graph = GraphModule(found.model)
+        whole, names = integer_graph(calibrated, plain)
+        self.graph = GraphModule(calibrated.model)
         self.roundings, scales = _roundings(whole.graph)
         self.keys = {name: f"scale_{number}" for number, name in enumerate(sorted(scales))}
         self.log_scales = nn.ParameterDict(
-            {self.keys[name]: nn.Parameter(torch.tensor(float(np.log(value)))) for name, value in scales.items()}
+            {
+                self.keys[name]: nn.Parameter(torch.tensor(float(np.log(value)) / _SCALE_RATE))
+                for name, value in scales.items()
+            }
         )
         _, reduced = resolve(settings, target)
         self.weights = _weight_roundings(
-            found.model.graph, names, per_channel=settings.per_channel, reduce_range=reduced
+            calibrated.model.graph, names, per_channel=settings.per_channel, reduce_range=reduced
         )
         self.graph.observe, self.graph.observe_weight = self._round, self._round_weight
         # A tensor that integers and floats are made of is rounded for the former only.
@@ -82,15 +108,15 @@ class AwareModule(nn.Module):
     def scale_of(self, name: str) -> Tensor:
         """Return the scale of a rounded tensor."""
         learned: Tensor = self.log_scales[self.keys[self.roundings[name].scale]]
-        return learned.exp()
+        return (_SCALE_RATE * learned).exp()
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Return what the learned scales can represent, by tensor."""
-        found = {}
+        ranges = {}
         for name, how in self.roundings.items():
             scale = float(self.scale_of(name).detach())
-            found[name] = ((how.low - how.zero) * scale, (how.high - how.zero) * scale)
-        return found
+            ranges[name] = ((how.low - how.zero) * scale, (how.high - how.zero) * scale)
+        return ranges
 
     def _round(self, name: str, value: Tensor) -> Tensor:
         how = self.roundings.get(name)
@@ -111,59 +137,35 @@ class AwareModule(nn.Module):
 
 
 def train_aware(
-    found: CalibratedGraph,
+    calibrated: CalibratedGraph,
     settings: QuantizeSettings,
     *,
     target: Target,
     batches: Sequence[Feed],
-    epochs: int = 8,
-    learning_rate: float = 1e-4,
-    seed: int = 0,
+    train: Train,
     output: Output | None = None,
-    progress: Progress | None = None,
 ) -> CalibratedGraph:
-    """Train a calibrated graph to keep its answers when it is rounded; the one given is not changed.
+    """Train a calibrated graph to keep its answers when it is rounded; the one that came in is not changed.
 
     Args:
-        found: the calibrated graph, which is also the teacher.
+        calibrated: the calibrated graph, which is also the teacher.
         settings: how it is quantised.
         target: what the file ships to.
         batches: unlabelled rows; as many as can be had.
-        epochs: passes over them.
-        learning_rate: of the weights; that of the scales is ten times as much. It falls to zero by a cosine.
-        seed: of the order of batches.
+        train: trains a copy of the rounding graph to answer as the float one.
         output: what the answers are.
-        progress: called with ("aware training", batches done, batches).
 
     Raises:
         UserError: an operator cannot be trained, or the answers are no longer finite.
     """
-    student, teacher = AwareModule(found, settings, target=target), GraphModule(found.model)
-    weights = list(student.graph.parameters())
-    groups = [
-        {"params": weights, "lr": learning_rate},
-        {"params": list(student.log_scales.parameters()), "lr": 10 * learning_rate},
-    ]
-    optimizer = torch.optim.Adam(groups)
-    total = epochs * len(batches)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, total))
-    order, done = np.random.default_rng(seed), 0
-    for _ in range(epochs):
-        for number in order.permutation(len(batches)):
-            rows = {name: torch.from_numpy(value) for name, value in batches[number].items()}
-            with torch.no_grad():
-                answer = teacher(**rows)
-            loss = distance(answer, student(**rows), output)
-            if not bool(torch.isfinite(loss)):
-                raise UserError(f"aware training: the loss became {float(loss.detach())}; lower the learning rate")
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress("aware training", done, total)
-    return replace(found, model=student.graph.written_into(found.model), ranges={**found.ranges, **student.ranges()})
+    teacher = GraphModule(calibrated.model)
+    student = train(
+        AwareModule(calibrated, settings, target=target), teacher, partial(distance, output=output), batches
+    )
+    assert isinstance(student, AwareModule)
+    return replace(
+        calibrated, model=student.graph.written_into(calibrated.model), ranges={**calibrated.ranges, **student.ranges()}
+    )
 
 
 def distance(teacher: Tensor, student: Tensor, output: Output | None = None) -> Tensor:
@@ -171,7 +173,7 @@ def distance(teacher: Tensor, student: Tensor, output: Output | None = None) -> 
     output = output or of_shape(tuple(teacher.shape))
     if output.kind == "numbers":
         return (student - teacher).square().mean() / teacher.square().mean().clamp(min=1e-12)
-    log_p, log_q = (torch.log_softmax(output.class_logits(one, torch), 1) for one in (teacher, student))
+    log_p, log_q = (torch.log_softmax(output.class_logits(answer, torch), 1) for answer in (teacher, student))
     positions = log_p[0, 0].numel()
     return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True) / positions
 
@@ -184,25 +186,25 @@ def _rounded(value: Tensor) -> Tensor:
 def _roundings(graph: GraphProto) -> tuple[dict[str, _Rounding], dict[str, float]]:
     """Read where a graph rounds activations, and the scales that it does so with."""
     constants = initializers(graph)
-    found, scales = {}, {}
+    roundings, scales = {}, {}
     for node in graph.node:
         if operator(node) == "QuantizeLinear" and node.input[0] not in constants:
             zero = numpy_helper.to_array(constants[node.input[2]])
             low, high = _LIMITS[zero.dtype]
-            found[node.input[0]] = _Rounding(node.input[1], int(zero), low, high)
+            roundings[node.input[0]] = _Rounding(node.input[1], int(zero), low, high)
             scales[node.input[1]] = float(numpy_helper.to_array(constants[node.input[1]]))
-    return found, scales
+    return roundings, scales
 
 
 def _weight_roundings(
     graph: GraphProto, names: set[str], *, per_channel: bool, reduce_range: bool
 ) -> dict[str, _WeightRounding]:
     """Say how each weight that is rounded is, by its name."""
-    constants, found = initializers(graph), dict[str, _WeightRounding]()
+    constants, roundings = initializers(graph), dict[str, _WeightRounding]()
     for node in graph.node:
         if node.name in names and operator(node) in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
             first = operator(node) == "Conv" or bool(attribute(node, "transB", 0))
             axis = 0 if first else len(constants[node.input[1]].dims) - 1
             steps = _REDUCED_STEPS if reduce_range and not is_depthwise(node, constants) else _WEIGHT_STEPS
-            found[node.input[1]] = _WeightRounding(axis if per_channel else None, steps)
-    return found
+            roundings[node.input[1]] = _WeightRounding(axis if per_channel else None, steps)
+    return roundings

@@ -11,16 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
-from distill.export.graph import add_constant, consumers, copy_of, initializers, operator, producers
-from distill.export.parity_check import session_of
+from distill.export.graph import add_constant, consumers, copy_of, initializers, only_outputs, operator, producers
 from distill.types import Array, Feed, Progress
 
-from .calibrate import channel_reduction, run_batch, slices
+from .calibrate import channel_reduction, observed
 from .settings import QuantizeSettings
 
 _ROWS = 32
@@ -77,15 +74,11 @@ def correct_biases(
     layers = [node for node in corrected.graph.node if node.name in rounded and node.name in places]
     if not layers:
         return corrected, 0
-    twins, outputs = _with_twins(corrected, layers, rounded)
-    session = session_of(twins, threads=settings.threads or usable_threads())
+    twins = _with_twins(corrected, layers, rounded)
     sums, samples = [np.zeros(1)] * len(layers), 0
-    for feed, rows in slices(twins, calibration, settings.samples, _ROWS):
-        for number, mean in enumerate(run_batch(session, outputs, feed)):
-            sums[number] = sums[number] + rows * mean.astype(np.float64)
+    for means, rows in observed(twins, calibration, settings, _ROWS, "correct", progress):
+        sums = [total + rows * mean.astype(np.float64) for total, mean in zip(sums, means, strict=True)]
         samples += rows
-        if progress is not None:
-            progress("correct", min(samples, settings.samples), settings.samples)
     for node, total in zip(layers, sums, strict=True):
         _add(corrected.graph, places[node.name], node, (total / samples).astype(np.float32))
     return corrected, len(layers)
@@ -104,9 +97,7 @@ def _bias_of(graph: GraphProto, node: NodeProto) -> NodeProto | None:
     return readers[0] if len(other) == 1 and other[0] in constants and len(constants[other[0]].dims) == 1 else None
 
 
-def _with_twins(
-    model: ModelProto, layers: list[NodeProto], rounded: Mapping[str, Array]
-) -> tuple[ModelProto, list[str]]:
+def _with_twins(model: ModelProto, layers: list[NodeProto], rounded: Mapping[str, Array]) -> ModelProto:
     """Add to each layer a twin that multiplies by what rounding took, and the mean of that by output channel."""
     twin = copy_of(model)
     constants = initializers(twin.graph)
@@ -116,17 +107,14 @@ def _with_twins(
         if weight.shape != rounded[node.name].shape:
             raise UserError(f"layer {node.name}: its rounded weights have another shape than its own")
         lost = add_constant(twin.graph, f"lost/{number}", (weight - rounded[node.name]).astype(np.float32))
-        copy = NodeProto()
-        copy.CopyFrom(node)
+        copy = copy_of(node)
         copy.name = ""
         copy.input[:] = [node.input[0], lost]
         copy.output[:] = [f"lost/{number}/y"]
         outputs.append(f"lost/{number}/mean")
         twin.graph.node.extend([copy, *_channel_mean(twin, copy, weight.ndim, outputs[-1])])
-    del twin.graph.output[:]
-    for name in outputs:
-        twin.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return twin, outputs
+    only_outputs(twin, outputs)
+    return twin
 
 
 def _channel_mean(model: ModelProto, node: NodeProto, rank: int, output: str) -> list[NodeProto]:

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
-from distill.export.graph import add_constant, copy_of, opset_of
+from distill.export.graph import add_constant, copy_of, only_outputs, opset_of
 from distill.export.parity_check import first_line, session_of
 from distill.types import Array, Feed, Progress
 
@@ -42,16 +41,17 @@ def calibrate(
     """
     if settings.calibration in ("minmax", "average"):
         return _min_max(proto, tensors, calibration, settings, progress)
-    session = session_of(_with_outputs(proto, tensors), threads=settings.threads or usable_threads())
+    model = copy_of(proto)
+    only_outputs(model, tensors)
+    _require_opset(model)
     histograms = {name: Histogram() for name in tensors}
     samples = 0
-    for feed, rows in slices(proto, calibration, settings.samples, _ROWS_HISTOGRAM):
-        for name, values in zip(tensors, run_batch(session, list(tensors), feed), strict=True):
+    for batch, rows in observed(model, calibration, settings, _ROWS_HISTOGRAM, "calibrate", progress):
+        for name, values in zip(tensors, batch, strict=True):
             if not np.isfinite(values).all():
                 raise _not_finite(f"tensor {name!r}", samples)
             histograms[name].add(values)
         samples += rows
-        _tell(progress, samples, settings.samples)
     if settings.calibration == "percentile":
         return {name: h.percentile_range(settings.percentile) for name, h in histograms.items()}, samples
     if settings.calibration == "mse":
@@ -71,13 +71,13 @@ def _min_max(
     The mean is where a moving average over shuffled samples ends, and does not depend on their order.
     """
     average = settings.calibration == "average"
-    augmented, outputs = _with_reductions(proto, tensors)
-    session = session_of(augmented, threads=settings.threads or usable_threads())
+    augmented = _with_reductions(proto, tensors)
     low = np.full(len(tensors), 0.0 if average else np.inf, np.float64)
     high = -low
     samples = seen = 0
-    for feed, rows in slices(proto, calibration, settings.samples, _ROWS_AVERAGE if average else _ROWS):
-        values = np.asarray(run_batch(session, outputs, feed), np.float64).reshape(2, -1)
+    size = _ROWS_AVERAGE if average else _ROWS
+    for batch, rows in observed(augmented, calibration, settings, size, "calibrate", progress):
+        values = np.asarray(batch, np.float64).reshape(2, -1)
         if not np.isfinite(values).all():
             worst = tensors[int(np.argmin(np.isfinite(values).all(axis=0)))]
             raise _not_finite(f"tensor {worst!r}", samples)
@@ -87,34 +87,23 @@ def _min_max(
         else:
             low, high = np.minimum(low, values[0]), np.maximum(high, values[1])
         samples += rows
-        _tell(progress, samples, settings.samples)
     return {name: (float(a), float(b)) for name, a, b in zip(tensors, low, high, strict=True)}, samples
 
 
-def _with_outputs(proto: ModelProto, tensors: Sequence[str]) -> ModelProto:
-    model = copy_of(proto)
-    _set_outputs(model, tensors)
-    return model
-
-
-def _with_reductions(proto: ModelProto, tensors: Sequence[str]) -> tuple[ModelProto, list[str]]:
-    """Add the smallest and the largest value of each tensor as outputs: minima first, then maxima."""
+def _with_reductions(proto: ModelProto, tensors: Sequence[str]) -> ModelProto:
+    """Return the graph with the smallest and the largest value of each tensor as outputs: minima first, then maxima."""
     model = copy_of(proto)
     outputs = []
     for op in ("ReduceMin", "ReduceMax"):
         for number, name in enumerate(tensors):
             outputs.append(f"calibrate/{op}/{number}")
             model.graph.node.append(helper.make_node(op, [name], [outputs[-1]], keepdims=0))
-    _set_outputs(model, outputs)
-    return model, outputs
+    only_outputs(model, outputs)
+    _require_opset(model)
+    return model
 
 
-def _set_outputs(model: ModelProto, names: Sequence[str]) -> None:
-    del model.graph.output[:]
-    for name in names:
-        value = onnx.ValueInfoProto(name=name)
-        value.type.tensor_type.elem_type = TensorProto.FLOAT
-        model.graph.output.append(value)
+def _require_opset(model: ModelProto) -> None:
     if opset_of(model) < 11:
         raise UserError(f"opset {opset_of(model)}: calibration needs 13 or newer; export again")
 
@@ -169,6 +158,24 @@ def _fixed_batch(proto: ModelProto) -> bool:
     return any(len(shape) > 0 and shape[0].HasField("dim_value") for shape in dims)
 
 
+def observed(
+    model: ModelProto,
+    calibration: Iterable[Feed],
+    settings: QuantizeSettings,
+    rows: int,
+    step: str,
+    progress: Progress | None,
+) -> Iterator[tuple[list[Array], int]]:
+    """Run a graph over the samples, a few rows at a time; yields all outputs, and of how many rows they are."""
+    session = session_of(model, threads=settings.threads or usable_threads())
+    outputs, samples = [value.name for value in model.graph.output], 0
+    for feed, count in slices(model, calibration, settings.samples, rows):
+        yield run_batch(session, outputs, feed), count
+        samples += count
+        if progress is not None:
+            progress(step, min(samples, settings.samples), settings.samples)
+
+
 def run_batch(session: Any, outputs: list[str], feed: Feed) -> list[Array]:
     """Run a batch; raises UserError where the graph refuses it."""
     try:
@@ -180,8 +187,3 @@ def run_batch(session: Any, outputs: list[str], feed: Feed) -> list[Array]:
 
 def _not_finite(name: str, samples: int) -> UserError:
     return UserError(f"calibration: {name} is NaN or infinite after sample {samples}; check data and weights")
-
-
-def _tell(progress: Progress | None, samples: int, wanted: int) -> None:
-    if progress is not None:
-        progress("calibrate", min(samples, wanted), wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import geometric_mean
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from onnx import ModelProto
 
@@ -24,6 +24,9 @@ from .repair import Attempt, Judge, Loss, Repairs, repair
 from .sensitivity import Sensitivity
 from .settings import QuantizeSettings
 from .weights import to_blocks, to_dynamic
+
+if TYPE_CHECKING:
+    from .aware import Train
 
 FLOAT = "float32"
 _BLOCK_BYTES = 1 << 20  # of product weights, below which reading them takes no time to speak of
@@ -85,7 +88,7 @@ def choose(
     measure: Measure,
     max_drop: float,
     precision: Precision = "auto",
-    epochs: int = 0,
+    train: Train | None = None,
     output: Output | None = None,
     progress: Progress | None = None,
 ) -> Choice:
@@ -102,7 +105,7 @@ def choose(
             for each of the target's batch sizes; none for graphs that could not be timed.
         max_drop: the budget, in what `judge` calls drop.
         precision: only this one beside float32, where it is not `auto`.
-        epochs: of training while rounding, where no other repair of static int8 keeps the budget; 0 for none.
+        train: as in `repair`.
         output: what the answers are, as in `repair`.
         progress: as in `repair`.
 
@@ -122,7 +125,7 @@ def choose(
                     rows=rows,
                     judge=judge,
                     max_drop=max_drop,
-                    epochs=epochs,
+                    train=train,
                     output=output,
                     progress=progress,
                 )

@@ -10,6 +10,7 @@ from onnx import GraphProto, NodeProto, helper
 from distill.export.graph import (
     add_constant,
     consumers,
+    copy_of,
     fresh_name,
     operator,
     output_names,
@@ -133,8 +134,7 @@ def _bypass(
     name = at_output[0] if at_output else source
     if rectifier is not None:
         name = at_output[0] if at_output else fresh_name(graph, f"{source}/rectified")
-        twin = NodeProto()
-        twin.CopyFrom(rectifier)
+        twin = copy_of(rectifier)
         twin.input[0], twin.output[0] = source, name
         graph.node.append(twin)
     elif name != source:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
@@ -25,6 +26,9 @@ from .sensitivity import Sensitivity, fewest_float, layers_of, sensitivities
 from .settings import QuantizeSettings
 from .static import CalibratedGraph, calibrate_graph, write
 from .timing import at_batch, open_batch, saved_seconds
+
+if TYPE_CHECKING:
+    from .aware import Train
 
 Judge = Callable[[ModelProto], "Loss"]
 
@@ -86,7 +90,7 @@ def repair(
     rows: Sequence[Feed],
     judge: Judge,
     max_drop: float,
-    epochs: int = 0,
+    train: Train | None = None,
     timed: bool = True,
     output: Output | None = None,
     progress: Progress | None = None,
@@ -101,11 +105,11 @@ def repair(
         rows: batches on which layers are compared one by one; 128 to 512 samples.
         judge: compares a graph with the float one.
         max_drop: the budget.
-        epochs: of training on the samples while rounding, which needs torch; 0 for none.
+        train: trains on the samples while rounding, which needs torch, where no rung keeps the budget; None for not.
         timed: whether what layers cost on this machine takes part in what stays float; without, equal input gives
             equal graphs.
         output: what the answers are, for comparing layers and for training.
-        progress: as in `quantize_onnx` and `train_aware`, and ("sensitivity", layers done, layers).
+        progress: as in `quantize_onnx`, and ("sensitivity", layers done, layers).
 
     Raises:
         UserError: as `quantize_onnx`.
@@ -121,8 +125,8 @@ def repair(
         if timed:
             repairs.faster = [*climb.per_layer(), *climb.late(rows[0])]
         return repairs
-    if epochs:
-        repairs.attempts.append(climb.trained(best.settings, epochs))
+    if train is not None:
+        repairs.attempts.append(climb.trained(best.settings, train))
         if climb.holds(repairs.attempts[-1]):
             return repairs
     climb.leave_float(best.settings, rows, timed=timed)
@@ -161,22 +165,17 @@ class _Climb:
         model, record = write(self.graph(settings), settings, keep_float=floats, progress=self.progress)
         return Attempt(name_of(settings) + suffix, settings, model, record, self.judge(model), tuple(floats))
 
-    def trained(self, settings: QuantizeSettings, epochs: int) -> Attempt:
+    def trained(self, settings: QuantizeSettings, train: Train) -> Attempt:
         """Let the graph learn to keep its answers; corrected biases are part of what it learns."""
         from .aware import train_aware
 
         plain = replace(settings, bias_correction=False)
+        batches = list(self.calibration)
         learned = train_aware(
-            self.graph(plain),
-            plain,
-            target=self.target,
-            batches=list(self.calibration),
-            epochs=epochs,
-            output=self.output,
-            progress=self.progress,
+            self.graph(plain), plain, target=self.target, batches=batches, train=train, output=self.output
         )
         model, record = write(learned, plain)
-        return Attempt(f"{name_of(plain)}, trained for {epochs} epochs", plain, model, record, self.judge(model))
+        return Attempt(f"{name_of(plain)}, trained for {train.epochs} epochs", plain, model, record, self.judge(model))
 
     def ladder(self) -> None:
         """Try one repair after the other, each on the best attempt before it, until the budget holds."""

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from distill.benchmarks.timing.machine import usable_threads
 from distill.export.graph import (
     add_constant,
     attribute,
@@ -20,14 +19,14 @@ from distill.export.graph import (
     copy_of,
     fresh_name,
     initializers,
+    only_outputs,
     operator,
     replace_reads,
     sort_nodes,
 )
-from distill.export.parity_check import session_of
 from distill.types import Array, Feed, Progress
 
-from .calibrate import channel_reduction, run_batch, slices
+from .calibrate import channel_reduction, observed
 from .settings import QuantizeSettings
 
 _ROWS = 8
@@ -110,16 +109,10 @@ def _largest_by_channel(
         twin.graph.node.append(helper.make_node("Reshape", [node.output[0], shape], [flat]))
         twin.graph.node.append(helper.make_node("Abs", [flat], [size]))
         twin.graph.node.append(channel_reduction(twin, "ReduceMax", size, [0], outputs[-1]))
-    del twin.graph.output[:]
-    twin.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
-    session = session_of(twin, threads=settings.threads or usable_threads())
-    largest, samples = [np.zeros(1)] * len(nodes), 0
-    for feed, rows in slices(twin, calibration, settings.samples, _ROWS):
-        maxima = run_batch(session, outputs, feed)
+    only_outputs(twin, outputs)
+    largest = [np.zeros(1)] * len(nodes)
+    for maxima, _ in observed(twin, calibration, settings, _ROWS, "smooth", progress):
         largest = [np.maximum(old, new.astype(np.float64)) for old, new in zip(largest, maxima, strict=True)]
-        samples += rows
-        if progress is not None:
-            progress("smooth", min(samples, settings.samples), settings.samples)
     return largest
 
 

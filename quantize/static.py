@@ -10,11 +10,10 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from distill.benchmarks.onnx_file.saturation import saturating_share
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import copy_of, initializers, operator, opset_of, producers, sort_nodes
-from distill.export.stripping import strip, to_bytes
+from distill.export.stripping import strip
 from distill.types import Feed, Progress
 
 from .bias import correct_biases, rounded_weights
@@ -30,7 +29,6 @@ from .select import (
     QUANTIZED_OPERATORS,
     count_float,
     float_tensors,
-    is_compute,
     select_nodes,
     why_not_quantizable,
 )
@@ -135,21 +133,17 @@ def write(
     result, names = _fused_graph(graph, settings, keep_float, progress)
     scheme, reduce_range = resolve(settings, graph.target)
     slim = strip(result)
-    nodes, constants = graph.model.graph.node, initializers(graph.model.graph)
-    floats = count_float(graph.model.graph, names)
-    excluded = {node.name for node in nodes if set(node.output) & set(keep_float)}
-    record = QuantizeRecord(
+    excluded = {node.name for node in graph.model.graph.node if set(node.output) & set(keep_float)}
+    record = QuantizeRecord.of(
+        graph.model,
+        names,
+        slim,
         precision="int8",
         scheme=scheme,
         per_channel=settings.per_channel,
         reduce_range=reduce_range,
         calibration=settings.calibration,
         samples=graph.samples,
-        nodes_quantized=sum(is_compute(node, constants) for node in nodes if node.name in names),
-        nodes_float=sum(floats.values()),
-        saturation_risk=saturating_share(slim),
-        file_bytes=len(to_bytes(slim)),
-        float_operators=dict(sorted(floats.items())),
         warnings=_warnings(graph, settings, scheme, count_float(graph.model.graph, {*names, *excluded})),
     )
     return slim, record

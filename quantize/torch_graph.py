@@ -41,7 +41,7 @@ class GraphModule(nn.Module):
         several = sorted({node.op_type for node in graph.node if len(node.output) > 1} - {"Split"})
         if several:
             raise UserError(f"model: second outputs of {', '.join(several)} cannot be trained here")
-        self.nodes = [NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+        self.nodes = [copy_of(node) for node in graph.node]
         self.attributes = [_attributes(node) for node in graph.node]
         self.inputs = [value.name for value in graph.input]
         self.outputs = [value.name for value in graph.output]

@@ -11,17 +11,16 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from distill.benchmarks.onnx_file.saturation import saturating_share
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.canonical import freeze_defaults
-from distill.export.graph import add_constant, attribute, copy_of, initializers, operator, opset_of
+from distill.export.graph import add_constant, attribute, copy_of, initializers, operator, opset_of, refill
 from distill.export.simplification import simplify
-from distill.export.stripping import strip, to_bytes
+from distill.export.stripping import strip
 
 from .logs import silent
 from .record import QuantizeRecord
-from .select import count_float, is_compute, why_not_quantizable
+from .select import why_not_quantizable
 from .tables import narrow_tables
 
 _MIN_OPSET = 13
@@ -67,7 +66,8 @@ def to_dynamic(
         dynamic = onnx.load(str(written))
     narrow_tables(dynamic.graph, keep_float)
     result = strip(dynamic)
-    return result, _record("dynamic int8", model, chosen, result, reduce_range=target.reduce_range)
+    choices = {"precision": "dynamic int8", "per_channel": True, "reduce_range": target.reduce_range}
+    return result, QuantizeRecord.of(model, chosen, result, **choices)
 
 
 def to_blocks(
@@ -101,7 +101,7 @@ def to_blocks(
         quantizer.process()
     narrow_tables(quantizer.model.model.graph, keep_float)
     result = strip(quantizer.model.model)
-    return result, _record(f"int{bits} weights", model, chosen, result)
+    return result, QuantizeRecord.of(model, chosen, result, precision=f"int{bits} weights", per_channel=True)
 
 
 def _with_products(core: ModelProto, keep_float: Collection[str]) -> tuple[ModelProto, list[str]]:
@@ -118,8 +118,7 @@ def _with_products(core: ModelProto, keep_float: Collection[str]) -> tuple[Model
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         nodes += _as_product(model.graph, node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    refill(model.graph.node, nodes)
     for number, node in enumerate(model.graph.node):
         node.name = f"n{number}"
     chosen = _products(model.graph, keep_float)
@@ -164,28 +163,3 @@ def _products(graph: GraphProto, keep_float: Collection[str]) -> list[str]:
         and len(constants[node.input[1]].dims) == 2
         and not set(node.output) & excluded
     ]
-
-
-def _record(
-    precision: str,
-    model: ModelProto,
-    chosen: Collection[str],
-    result: ModelProto,
-    *,
-    reduce_range: bool = False,
-) -> QuantizeRecord:
-    constants, names = initializers(model.graph), set(chosen)
-    floats = count_float(model.graph, names)
-    return QuantizeRecord(
-        precision=precision,
-        scheme="none",
-        per_channel=True,
-        reduce_range=reduce_range,
-        calibration="none",
-        samples=0,
-        nodes_quantized=sum(is_compute(node, constants) and node.name in names for node in model.graph.node),
-        nodes_float=sum(floats.values()),
-        saturation_risk=saturating_share(result),
-        file_bytes=len(to_bytes(result)),
-        float_operators=dict(sorted(floats.items())),
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,8 +11,10 @@ import onnxruntime as ort
 import pytest
 import torch
 from tiny_run import TRAIN, Finished, check_vectors, run_quietly
+from torch import nn
 
 from distill.errors import UserError
+from distill.export import export_onnx, run_onnx
 from distill.export.graph import input_shape
 from distill.tasks.open_axes import seen_axes, stated_axes
 
@@ -120,3 +123,45 @@ def test_axes_that_an_input_has_not_are_refused(value: object) -> None:
 
 def test_the_user_can_say_that_padded_texts_have_any_length(tmp_path: Path) -> None:
     assert stated_axes([{1: "words"}], "mine.py:make_data", ((torch.zeros(2, 5),), {})) == ({1: "words"},)
+
+
+class Words(nn.Module):
+    """Adds a table of positions to words, as far as the text goes or, `fixed`, always five of them."""
+
+    def __init__(self, fixed: bool = False) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 8), nn.Parameter(torch.randn(1, 9, 8))
+        self.head, self.fixed = nn.Linear(8, 2), fixed
+
+    def forward(self, ids):
+        return self.head((self.words(ids) + self.places[:, : 5 if self.fixed else ids.shape[1]]).mean(1))
+
+
+def test_an_open_axis_goes_as_far_as_the_table_of_positions() -> None:
+    model, ids = Words().eval(), torch.randint(0, 20, (2, 5))
+    core = export_onnx(model, args=(ids,), input_names=["ids"], open_axes={"ids": {1: "sequence"}})
+    assert input_shape(core.graph, "ids") == ["batch", "sequence"]
+    for length in (1, 9):
+        text = torch.randint(0, 20, (3, length))
+        answer = run_onnx(core, [{"ids": text.numpy()}])
+        np.testing.assert_allclose(answer, model(text).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "length", "axes", "message"),
+    [
+        (True, 5, {"ids": {1: "sequence"}}, "forward fixes the length of axis 1"),
+        (False, 1, {"ids": {1: "sequence"}}, "has the length 1 in the example; it must be 2 or more"),
+        (False, 5, {"ids": {2: "sequence"}}, r"the example input has the shape \[2, 5\]"),
+        (False, 5, {"mask": {1: "sequence"}}, r"open_axes=.'mask'.*the inputs are \['ids'\]"),
+        (False, 5, {"ids": {1: "batch"}}, "'batch' is the name of axis 0"),
+    ],
+)
+def test_an_axis_that_cannot_be_open_is_refused(fixed: bool, length: int, axes: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        export_onnx(
+            Words(fixed).eval(),
+            args=(torch.zeros(2, length, dtype=torch.int64),),
+            input_names=["ids"],
+            open_axes=axes,
+        )

@@ -22,6 +22,8 @@ STAGE_SECTIONS = ("distill", "prune", "quantize", "export", "benchmark")
 PLACES = ("model", "source", "metric", "weights", "path")
 """Keys whose values may lie somewhere on the disk."""
 SHORTHAND = {"teacher": "model", "student": "model", "data": "source", "target": "name"}
+NAMED = SHORTHAND | {"loss": "name"}
+"""Sections, and parts of them, that a bare name stands for, with the key of the name."""
 
 
 def read_layers(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str]) -> Raw:
@@ -148,8 +150,8 @@ def _override(raw: Raw, text: str) -> None:
     place = raw
     for section in sections:
         inner = place.get(section)
-        if isinstance(inner, str) and section in SHORTHAND:
-            inner = {SHORTHAND[section]: inner}
+        if isinstance(inner, str) and section in NAMED:
+            inner = {NAMED[section]: inner}
         elif not isinstance(inner, dict):
             inner = {}
         place[section] = inner = dict(inner)

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from distill.distillation.losses import LOSSES, STRICT, Share, Temperature
+from distill.documents import Json
 from distill.training.lesson import Loss
 from distill.training.settings import TrainSettings
 
@@ -27,12 +28,12 @@ class _ByName:
         union = core_schema.tagged_union_schema(choices, discriminator=_kind_of)
         return core_schema.no_info_before_validator_function(_as_mapping, union)
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> Json:
         return {"anyOf": [{"enum": list(LOSSES)}, handler(schema)]}
 
 
 def _as_mapping(loss: object) -> object:
-    fields = {"name": loss} if isinstance(loss, str) else loss
+    fields = {"name": loss} if isinstance(loss, str) else {"name": "kd", **loss} if isinstance(loss, Mapping) else loss
     if isinstance(fields, tuple(LOSSES.values())) or (isinstance(fields, Mapping) and fields.get("name") in [*LOSSES]):
         return fields
     raise PydanticCustomError("unknown_loss", "must be {names}", {"names": " or ".join(map(repr, LOSSES))})
@@ -42,7 +43,7 @@ def _kind_of(loss: Any) -> str:
     return f"[{(LOSSES[loss['name']] if isinstance(loss, Mapping) else type(loss)).__name__}]"
 
 
-def _shortest(loss: Any) -> str | dict[str, Any]:
+def _shortest(loss: Any) -> Json:
     """Return a loss as a configuration writes it: what is as it would be anyway is left out."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in loss.__pydantic_fields__.items()}
     fields = {name: getattr(loss, name) for name, default in defaults.items() if getattr(loss, name) != default}

@@ -17,20 +17,3 @@ from .telling import Evidence as Evidence
 from .telling import note as note
 from .telling import tell as tell
 from .telling import tell_or_numbers as tell_or_numbers
-
-__all__ = [
-    "KINDS",
-    "UNKNOWN",
-    "Comparison",
-    "Evidence",
-    "Kind",
-    "Metric",
-    "Output",
-    "Tail",
-    "checked_labels",
-    "degenerate",
-    "note",
-    "of_shape",
-    "tell",
-    "tell_or_numbers",
-]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill import clean
+from distill.documents import plain
 from distill.rendering.document import Cell, Document
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def html(document: Document) -> str:
     """Return the document as HTML: about 5 MB with plotly.js, some KB without a chart that it draws."""
     figures = [{"id": chart.key, "data": chart.data, "layout": chart.layout} for chart in document.charts]
     page = _environment().get_template("page.html.j2")
-    return page.render(document=document, figures=_finite(figures), plotly=_plotly() if figures else "") + "\n"
+    return page.render(document=document, figures=plain(figures), plotly=_plotly() if figures else "") + "\n"
 
 
 @cache
@@ -44,15 +44,6 @@ def _environment() -> jinja2.Environment:
 
 def _as_cell(cell: str | Cell) -> Cell:
     return Cell(cell) if isinstance(cell, str) else cell
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON has no word for: a browser does not read NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plotly() -> str:

@@ -17,6 +17,7 @@ from distill.benchmarks.parse import counts, positive
 from distill.benchmarks.target import Target
 from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import Timing
+from distill.distillation.imitation import Imitation
 from distill.errors import Exit, UserError
 from distill.export.metadata import write_metadata
 from distill.export.stripping import to_bytes
@@ -243,7 +244,7 @@ class _Job:
             measure=measure,
             max_drop=options.max_drop,
             precision=options.precision,  # type: ignore[arg-type]
-            epochs=options.epochs,
+            train=Imitation(epochs=options.epochs, progress=self.progress) if options.epochs else None,
             output=self.judge.output,
             progress=self.progress,
         )

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from distill.runtime.context import Context
 from distill.runtime.facts import StageFacts
 from distill.runtime.folder import damaged
 from distill.state import hash_tensors
+from distill.tasks.base import Inputs
 from distill.training.batches import shuffled
 from distill.training.forward import as_inputs
 from distill.training.lesson import Lesson
@@ -121,8 +122,8 @@ def train_settings(settings: TeacherSettings | DistillSettings) -> TrainSettings
     return TrainSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainSettings)})
 
 
-def export_settings(ctx: Context) -> dict[str, Any]:
-    """Return what decides the exported graph: who else has to load the packed file does not."""
+def export_settings(ctx: Context) -> Mapping[str, object]:
+    """Return the settings that decide the exported graph; what else has to load the packed file does not."""
     return {name: value for name, value in dataclasses.asdict(ctx.export).items() if name != "load_with"}
 
 
@@ -146,7 +147,7 @@ def state_hash(model: nn.Module) -> str:
     return hash_tensors(model.state_dict())[:16]
 
 
-def model_inputs(ctx: Context, size: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+def model_inputs(ctx: Context, size: int) -> Iterator[Inputs]:
     """Yield the model's own arguments for augmented training batches."""
     for _, batch in shuffled(ctx.task.data["train"], size, seed=ctx.config.seed, epoch=1, view=1):
         args, kwargs = ctx.task.inputs(batch)

@@ -38,9 +38,9 @@ def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
     """Turn the float graph into the number format that the target runs fastest, repaired if it loses too much."""
     settings = ctx.config.quantize
     assert settings is not None
-    how = (dataclasses.asdict(settings), ctx.target.facts(), ctx.config.seed, export_settings(ctx))
+    parts = (dataclasses.asdict(settings), ctx.target.facts(), ctx.config.seed, export_settings(ctx))
     limit = (ctx.config.max_drop, teacher.graph_hash)
-    key = ctx.key("quantize", how, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
+    key = ctx.key("quantize", parts, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
 
     def build(folder: Path) -> StageFacts:
         core = read_graph(base.core)
@@ -48,20 +48,20 @@ def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
         calibration = Calibration(ctx.task, inputs, settings.samples, ctx.config.seed)
         if ctx.target.precision == "int8":
             best = _within_budget(ctx, core, settings, calibration, teacher)
-            quantized, record, tried = best.model, best.record, best.name
+            quantized, record, way = best.model, best.record, best.name
         else:
             quantized, record = quantize_graph(
                 core, settings, target=ctx.target, calibration=calibration, progress=ctx.console.progress
             )
-            tried = record.precision
+            way = record.precision
         write_proto(folder / "core.onnx", quantized)
         write_proto(folder / "model.onnx", attach(quantized, ctx.task))
         sizes = json.loads((base.folder / "stage.json").read_text(encoding="utf-8"))["facts"]
-        detail = Detail(quantization=Quantization(**vars(record), how=tried))
+        detail = Detail(quantization=Quantization(**vars(record), how=way))
         return StageFacts(sizes["parameters"], sizes["macs"], warnings=record.warnings, detail=detail)
 
-    made = make_stage(ctx, "05-quantize", key, build, base.recipe, module=False)
-    return dataclasses.replace(made, artifact=dataclasses.replace(made.artifact, model=base.model))
+    result = make_stage(ctx, "05-quantize", key, build, base.recipe, module=False)
+    return dataclasses.replace(result, artifact=dataclasses.replace(result.artifact, model=base.model))
 
 
 def _within_budget(
@@ -89,7 +89,7 @@ def _within_budget(
         return Loss(goal - metric(logits), divergence(reference, logits))
 
     budget = max(ctx.config.max_drop, goal - metric(reference))
-    done = repair(
+    repairs = repair(
         core,
         settings,
         target=ctx.target,
@@ -100,7 +100,7 @@ def _within_budget(
         timed=False,  # a run gives equal bytes for equal input
         progress=ctx.console.progress,
     )
-    best = done.attempts[-1] if done.attempts[-1].loss.drop <= budget else done.best
-    if len(done.attempts) > 1:
-        ctx.console.say(f"quantize: plain int8 loses too much; of {len(done.attempts)} ways the best is {best.name}")
+    best = repairs.attempts[-1] if repairs.attempts[-1].loss.drop <= budget else repairs.best
+    if len(repairs.attempts) > 1:
+        ctx.console.say(f"quantize: plain int8 loses too much; of {len(repairs.attempts)} ways the best is {best.name}")
     return best

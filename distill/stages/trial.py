@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from distill.config.loading import ModelSettings, TeacherSettings
+from distill.distillation.settings import DistillSettings
 from distill.errors import NotMeasuredError
 from distill.models import MODELS
 from distill.runtime.artifacts import (
@@ -21,7 +21,7 @@ from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
 from distill.stages.making import code_of, export_settings
 from distill.tasks.outputs import refuse_probabilities
-from distill.training.forward import forward
+from distill.training.taps import answer
 
 
 def try_models(ctx: Context) -> None:
@@ -43,18 +43,23 @@ def try_models(ctx: Context) -> None:
     chosen: dict[str, TeacherSettings | ModelSettings] = {"teacher": ctx.config.teacher}
     if isinstance(ctx.config.student, ModelSettings) and ctx.config.distill is not None:
         chosen["student"] = ctx.config.student
+    taps = (ctx.config.distill or DistillSettings()).effective_loss.taps
+    places = {field: [(getattr(tap, field), tap.part) for tap in taps] for field in ("teacher", "student")}
+    if "student" not in chosen:  # pruning goes on from the teacher's own modules
+        places["teacher"] += places["student"]
     batch = ctx.task.data["train"].fetch(torch.arange(2), None)
     for field, settings in chosen.items():
         model = Recipe(settings.model, dict(settings.args), field, ctx.config.seed).build(ctx.task).eval()
         with torch.no_grad():
             title = f"{field}.model={settings.model!r}"
-            refuse_probabilities(forward(model, ctx.task, batch, torch.device("cpu"), title=title), title)
+            answers = answer(model, ctx.task, batch, torch.device("cpu"), places[field], title=title)
+            refuse_probabilities(answers.logits, title)
         if settings.model not in MODELS or ctx.task.module_preprocess is not None:
             key = ctx.key(settings.model, settings.args, code_of(model), export_settings(ctx), modules=())
             ctx.folder.memo("exports", key, partial(_try_export, ctx, model))
 
 
-def _try_export(ctx: Context, model: nn.Module) -> dict[str, Any]:
+def _try_export(ctx: Context, model: nn.Module) -> dict[str, bool]:
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(Path(folder), model, ctx.task, ctx.export)
     return {"exports": True}

@@ -37,31 +37,28 @@ class Data(Protocol):
         ...
 
 
-class Task(Protocol):
-    """A task gives data, metrics, loss and the way from a batch to the model's inputs and from its output to logits."""
+class Trainable(Protocol):
+    """What training needs to know about a task, or about samples that are no whole task."""
 
-    name: str
-    kind: str
-    """``image``, ``tabular`` or ``custom``."""
-    labels: tuple[str, ...]
-    """One name a class, in the order of the logits."""
-    metric: str
-    """The metric that a budget is stated in; higher is better."""
-    data: dict[str, Data]
-    """``train``, ``validation``, ``test``."""
-    facts: Facts
-    graph_preprocess: Preprocess | None
-    """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
-    module_preprocess: nn.Module | None
-    """The same as a module of the user's, called on what ``inputs`` returned; exported together with the model."""
-    open_axes: OpenAxes
-    """For each input tensor, positional ones first, its axes of any length beside the batch, with their names.
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return one name a class, in the order of the logits; none where logits may have any shape."""
+        ...
 
-    () where all samples have one shape.
-    """
-    given_splits: tuple[str, ...]
-    """The splits that the data came with; the others are cut by us."""
-    warnings: tuple[str, ...]
+    @property
+    def metric(self) -> str:
+        """Return the metric that a budget is stated in; higher is better."""
+        ...
+
+    @property
+    def data(self) -> Mapping[str, Data]:
+        """Return ``train``, and ``validation`` where epochs are to be scored."""
+        ...
+
+    @property
+    def module_preprocess(self) -> nn.Module | None:
+        """Return preprocessing of the user's own, called on what ``inputs`` returned and exported with the model."""
+        ...
 
     def inputs(self, batch: Batch) -> Inputs:
         """Return the positional and keyword tensors that the model is called with."""
@@ -82,6 +79,30 @@ class Task(Protocol):
     def metrics(self, logits: Array, target: Array) -> dict[str, float]:
         """Return each metric of float32 logits [N, classes] and int64 targets [N], as fractions; higher is better."""
         ...
+
+
+class Task(Trainable, Protocol):
+    """A task gives data, metrics, loss and the way from a batch to the model's inputs and from its output to logits."""
+
+    name: str
+    kind: str
+    """``image``, ``tabular`` or ``custom``."""
+    labels: tuple[str, ...]
+    metric: str
+    data: dict[str, Data]
+    """``train``, ``validation``, ``test``."""
+    facts: Facts
+    graph_preprocess: Preprocess | None
+    """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
+    module_preprocess: nn.Module | None
+    open_axes: OpenAxes
+    """For each input tensor, positional ones first, its axes of any length beside the batch, with their names.
+
+    () where all samples have one shape.
+    """
+    given_splits: tuple[str, ...]
+    """The splits that the data came with; the others are cut by us."""
+    warnings: tuple[str, ...]
 
     def raw(self, batch: Batch) -> Feed | None:
         """Return what the shipped file is fed with for this batch; None when that is what ``inputs`` returns."""

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from distill.errors import UserError
 from distill.tasks.custom_settings import CustomSettings
-from distill.tasks.image_settings import CifarSettings, DigitsSettings, FashionSettings, ImageFolderSettings
+from distill.tasks.image_settings import DigitsSettings, ImageFolderSettings, PublishedSettings
 from distill.tasks.settings import DataSettings
 from distill.tasks.table_settings import BreastCancerSettings, CsvSettings
 from distill.wording import did_you_mean
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 FAMILIES: tuple[type[DataSettings], ...] = (
     DigitsSettings,
     BreastCancerSettings,
-    FashionSettings,
-    CifarSettings,
+    PublishedSettings,
     CsvSettings,
     ImageFolderSettings,
     CustomSettings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from distill.tasks.base import Task
 from distill.tasks.binary import read_cifar, read_idx_pair
 from distill.tasks.image import Pool, image_task
-from distill.tasks.image_settings import CifarSettings, DigitsSettings, DownloadedSettings, FashionSettings
+from distill.tasks.image_settings import DigitsSettings, PublishedSettings
 from distill.tasks.sources import Remote, Source, locate
 from distill.types import Progress
 
@@ -89,30 +90,35 @@ def load_digits(settings: DigitsSettings, *, seed: int, folder: Path, progress: 
     return image_task("digits", {"train": pool}, labels, settings, seed=seed, validation=0.15)
 
 
-def load_fashion_mnist(settings: FashionSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
-    """Return Fashion-MNIST (Xiao et al. 2017): 60,000 images of 28x28, of which 5,000 validate, and 10,000 for test."""
-    files, warnings = _located(FASHION, settings, folder, progress)
-    pools = {
+def load_published(settings: PublishedSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
+    """Return Fashion-MNIST or CIFAR-10, of whose training images 5,000 validate; 10,000 others are for the test.
+
+    Fashion-MNIST (Xiao et al. 2017): 60,000 training images of 28x28; CIFAR-10 (Krizhevsky 2009): 50,000 of 32x32 RGB.
+    """
+    source, labels, read, validation = {
+        "fashion-mnist": (FASHION, FASHION_LABELS, _read_fashion, 1 / 12),
+        "cifar10": (CIFAR, CIFAR_LABELS, _read_cifar, 0.1),
+    }[settings.source]
+    path = settings.path and folder / settings.path.expanduser()
+    location = locate(source, path=path, download=settings.download, mirror=settings.mirror, progress=progress)
+    return image_task(
+        source.name,
+        read(location.files),
+        labels,
+        settings,
+        seed=seed,
+        validation=validation,
+        warnings=location.warnings,
+    )
+
+
+def _read_fashion(files: Mapping[str, Path]) -> dict[str, Pool]:
+    return {
         split: Pool(*read_idx_pair(files[f"{split}-images"], files[f"{split}-labels"], side=28, classes=10))
         for split in ("train", "test")
     }
-    return image_task("fashion-mnist", pools, FASHION_LABELS, settings, seed=seed, validation=1 / 12, warnings=warnings)
 
 
-def load_cifar10(settings: CifarSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
-    """Return CIFAR-10 (Krizhevsky 2009): 50,000 images of 32x32 RGB, of which 5,000 validate, and 10,000 for test."""
-    files, warnings = _located(CIFAR, settings, folder, progress)
-    pools = {
-        split: Pool(*read_cifar(files["batches"], names))
-        for split, names in (("train", _CIFAR_TRAIN), ("test", _CIFAR_TEST))
-    }
-    return image_task("cifar10", pools, CIFAR_LABELS, settings, seed=seed, warnings=warnings)
-
-
-def _located(
-    source: Source, settings: DownloadedSettings, folder: Path, progress: Progress | None
-) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Return a set's files and the warnings about where they are from, downloaded if need be."""
-    path = settings.path and folder / settings.path.expanduser()
-    location = locate(source, path=path, download=settings.download, mirror=settings.mirror, progress=progress)
-    return location.files, location.warnings
+def _read_cifar(files: Mapping[str, Path]) -> dict[str, Pool]:
+    batches = {"train": _CIFAR_TRAIN, "test": _CIFAR_TEST}
+    return {split: Pool(*read_cifar(files["batches"], names)) for split, names in batches.items()}

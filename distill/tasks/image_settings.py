@@ -52,9 +52,12 @@ class DigitsSettings(ImageSettings):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class DownloadedSettings(ImageSettings):
-    """A published set that lies in a folder or is downloaded."""
+class PublishedSettings(ImageSettings):
+    """A published set that lies in a folder or is downloaded: Fashion-MNIST and CIFAR-10."""
 
+    loader: ClassVar[str] = "image_sets:load_published"
+
+    source: Literal["fashion-mnist", "cifar10"] = Field(description="The set: 28x28 clothes, or 32x32 photographs.")
     path: Path | None = Field(
         default=None, description="Folder with the set's files. A relative path starts at the config's folder."
     )
@@ -62,24 +65,6 @@ class DownloadedSettings(ImageSettings):
     mirror: str | None = Field(
         default=None, description="An http(s) folder to download from instead; checksums are the same."
     )
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class FashionSettings(DownloadedSettings):
-    """Fashion-MNIST."""
-
-    loader: ClassVar[str] = "image_sets:load_fashion_mnist"
-
-    source: Literal["fashion-mnist"] = Field(default="fashion-mnist", description="Fashion-MNIST, 28x28.")
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class CifarSettings(DownloadedSettings):
-    """CIFAR-10."""
-
-    loader: ClassVar[str] = "image_sets:load_cifar10"
-
-    source: Literal["cifar10"] = Field(default="cifar10", description="CIFAR-10, 32x32 RGB.")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,55 +12,11 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError, UserError
 from distill.references.loading import call_user, cause
-from distill.tasks.base import Batch, Data, Inputs
+from distill.tasks.base import Batch, Data, Inputs, Trainable
 from distill.training.batches import batches
 from distill.types import Array
 
 Autocast = Callable[[], AbstractContextManager[Any]]
-
-
-class Trainable(Protocol):
-    """What training needs of a task; every ``Task`` has it."""
-
-    @property
-    def data(self) -> Mapping[str, Data]:
-        """Return the splits; ``train``, and ``validation`` where epochs are to be scored."""
-        ...
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Return one name a class; none where the logits may have any shape."""
-        ...
-
-    @property
-    def metric(self) -> str:
-        """Return the metric that scores an epoch."""
-        ...
-
-    @property
-    def module_preprocess(self) -> nn.Module | None:
-        """Return the user's own preprocessing, which is called on what ``inputs`` returns."""
-        ...
-
-    def inputs(self, batch: Batch) -> Inputs:
-        """Return the model's arguments."""
-        ...
-
-    def target(self, batch: Batch) -> Tensor:
-        """Return the labels."""
-        ...
-
-    def logits(self, output: Any) -> Tensor:
-        """Return the logits out of whatever the model returned."""
-        ...
-
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss on the labels, a scalar."""
-        ...
-
-    def metrics(self, logits: Array, target: Array) -> dict[str, float]:
-        """Return each metric, as a fraction; higher is better."""
-        ...
 
 
 def forward(model: nn.Module, task: Trainable, batch: Batch, device: torch.device, *, title: str = "model") -> Tensor:

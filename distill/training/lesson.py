@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from distill.tasks.base import Batch
-from distill.training.forward import Autocast, Trainable
+from distill.tasks.base import Batch, Trainable
+from distill.training.forward import Autocast
 from distill.training.taps import Answers, Tap, answer
 
 

@@ -15,9 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from distill.errors import UserError
 from distill.references.loading import cause
 from distill.state import load_state
+from distill.tasks.base import Trainable
 from distill.training.batches import shuffled
 from distill.training.checkpoint import TrainState, resume, save
-from distill.training.forward import Autocast, Trainable, autocast, predict
+from distill.training.forward import Autocast, autocast, predict
 from distill.training.lesson import Lesson, batch_loss
 from distill.training.optimizer import make_optimizer, make_schedule, skip
 from distill.training.settings import TrainSettings
@@ -59,7 +60,8 @@ def fit(
     """Train a copy of ``model``.
 
     Equal arguments give equal weights on the CPU, also when the training was killed and goes on from ``checkpoint``:
-    order, augmentation and dropout are drawn anew for each epoch from ``seed`` and its number.
+    order, augmentation and dropout are drawn anew for each epoch from ``seed`` and its number. The caller's own random
+    numbers go on as if nothing had been trained.
 
     Args:
         model: what to start from; not changed.
@@ -89,11 +91,12 @@ def fit(
     amp, precision = autocast(settings.precision, device)
     run = _Training(model, task, settings, seed, device, lesson, optimizer, schedule, amp, title, section, progress)
     saved = time.monotonic()
-    for epoch in range(state.epoch, settings.epochs):
-        run.close(state, run.epoch(epoch, steps))
-        if checkpoint and epoch + 1 < settings.epochs and time.monotonic() - saved >= SAVE_EVERY_S:
-            save(checkpoint, model, optimizer, state)
-            saved = time.monotonic()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for epoch in range(state.epoch, settings.epochs):
+            run.close(state, run.epoch(epoch, steps))
+            if checkpoint and epoch + 1 < settings.epochs and time.monotonic() - saved >= SAVE_EVERY_S:
+                save(checkpoint, model, optimizer, state)
+                saved = time.monotonic()
     last = settings.epochs - 1
     if state.best is not None:
         load_state(model, state.best)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.tasks.base import Batch
-from distill.training.forward import Trainable, forward
+from distill.tasks.base import Batch, Trainable
+from distill.training.forward import forward
 
 Part = Literal["output", "attention"]
 
@@ -75,7 +75,7 @@ def answer(
 def _listen(module: nn.Module, tap: tuple[str, Part], heard: dict[tuple[str, Part], Any], hooks: ExitStack) -> None:
     attention = tap[1] == "attention"
 
-    def ask_for_weights(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def ask_for_weights(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return args, {**kwargs, "need_weights": True, "average_attn_weights": False}
 
     def hear(module: nn.Module, args: Any, output: Any) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from distill.benchmarks import resolve_target
+from distill.distillation.imitation import Imitation
 from distill.errors import UserError
 from distill.export.graph import attribute, consumers, initializers
 from distill.export.parity_check import run_onnx
@@ -138,7 +139,7 @@ def trained(folder: Path, core: ModelProto, settings: QuantizeSettings, epochs: 
     target = resolve_target(None, threads=1)
     graph = calibrate_graph(core, settings, target=target, calibration=calibration)
     plain, _ = write(graph, settings)
-    learned = train_aware(graph, settings, target=target, batches=training, epochs=epochs)
+    learned = train_aware(graph, settings, target=target, batches=training, train=Imitation(epochs=epochs))
     after, record = write(learned, settings)
     return {
         "float": accuracy(folder, core),

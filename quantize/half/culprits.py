@@ -11,7 +11,7 @@ from onnxruntime import InferenceSession
 
 from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
-from distill.export.graph import copy_of, initializers
+from distill.export.graph import copy_of, initializers, only_outputs
 from distill.export.parity_check import session_of
 from distill.types import Feed
 
@@ -147,8 +147,7 @@ def _spoilt(model: ModelProto, tensors: Sequence[str], rows: Sequence[Feed]) -> 
         nodes.append(helper.make_node("ReduceSum", [f"flag/{number}/zero"], [f"flag/{number}"], keepdims=0))
     probed.graph.node.extend(nodes)
     flags = [f"flag/{number}" for number in range(len(tensors))]
-    del probed.graph.output[:]
-    probed.graph.output.extend(helper.make_tensor_value_info(flag, TensorProto.FLOAT, None) for flag in flags)
+    only_outputs(probed, flags)
     session = session_of(probed, threads=usable_threads())
     spoilt: set[str] = set()
     for feed in rows:

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from distill.benchmarks.timing.machine import usable_threads
-from distill.export.graph import add_constant, copy_of, initializers, operator
+from distill.export.graph import add_constant, copy_of, initializers, only_outputs, operator
 from distill.export.parity_check import session_of
 from distill.types import Feed
 
@@ -127,8 +127,7 @@ def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProt
             probes.append(_Probe(node.output[0], f"probe/{len(probes)}", "summed"))
             nodes += _sums(node, probes[-1].output)
     graph.node.extend(nodes)
-    del graph.output[:]
-    graph.output.extend(helper.make_tensor_value_info(probe.output, TensorProto.FLOAT, None) for probe in probes)
+    only_outputs(augmented, [probe.output for probe in probes])
     return augmented, probes
 
 
@@ -151,8 +150,7 @@ def _smallest(graph: GraphProto, tensor: str, output: str) -> list[NodeProto]:
 
 def _sums(mean: NodeProto, output: str) -> list[NodeProto]:
     """Make the nodes that find the largest sum of |values| behind a mean."""
-    total = NodeProto()
-    total.CopyFrom(mean)
+    total = copy_of(mean)
     total.op_type, total.name = "ReduceL1", ""
     total.output[:] = [f"{output}/sums"]
     return [total, helper.make_node("ReduceMax", [f"{output}/sums"], [output], keepdims=0)]

@@ -10,11 +10,10 @@ from typing import Literal
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from distill.export.graph import initializers, opset_of
-from distill.export.stripping import to_bytes
+from distill.export.graph import opset_of
 
 from ..record import QuantizeRecord
-from ..select import COMPUTE, count_float, is_compute
+from ..select import COMPUTE
 from .culprits import DECIDES, NOT_FINITE, Verdict
 from .islands import LARGEST, NO_TYPE, REASONS, SMALLEST, Island, too_large, too_small
 from .operands import first_opset
@@ -46,24 +45,16 @@ def record_of(
         samples: how many were run.
         verdict: how the answers compare on them.
     """
-    constants = initializers(model.graph)
     halves = {node.name for node in model.graph.node} - why.keys()
-    floats = count_float(model.graph, halves)
     islands = tuple(
         Island(node.output[0], node.op_type, why[node.name]) for node in model.graph.node if node.name in why
     )
-    return HalfRecord(
+    return HalfRecord.of(
+        model,
+        halves,
+        slim,
         precision=kind,
-        scheme="none",
-        per_channel=False,
-        reduce_range=False,
-        calibration="none",
         samples=samples,
-        nodes_quantized=sum(is_compute(node, constants) and node.name in halves for node in model.graph.node),
-        nodes_float=sum(floats.values()),
-        saturation_risk=0.0,
-        file_bytes=len(to_bytes(slim)),
-        float_operators=dict(sorted(floats.items())),
         warnings=(*_constant_warnings(model, kind), *_island_warnings(model, kind, islands, verdict)),
         islands=islands,
     )

@@ -10,6 +10,7 @@ from quantize_zoo import normal, target
 from torch import nn
 
 from distill.benchmarks import Target
+from distill.distillation.imitation import Imitation
 from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings
 from distill.quantize.aware import AwareModule, train_aware
@@ -36,7 +37,9 @@ def test_it_answers_as_the_integer_graph_does(request: Any, x86: Target, name: s
 def test_the_scales_that_were_learned_are_those_of_the_file(separable: Any) -> None:
     x, chosen = normal(64, 3, 16, 16), QuantizeSettings()
     found = calibrate_graph(separable, chosen, target=target("x86"), calibration=[{"x": x}])
-    learned = train_aware(found, chosen, target=target("x86"), batches=[{"x": x}] * 3, epochs=2, learning_rate=1e-3)
+    learned = train_aware(
+        found, chosen, target=target("x86"), batches=[{"x": x}] * 3, train=Imitation(epochs=2, learning_rate=1e-3)
+    )
     module = AwareModule(learned, chosen, target=target("x86"))
     whole, _ = integer_graph(learned, chosen)
     constants = {one.name: numpy_helper.to_array(one) for one in whole.graph.initializer}
@@ -84,7 +87,7 @@ def test_it_gives_back_most_of_what_rounding_took(x86: Target) -> None:
         answers = run_onnx(write(one, chosen)[0], held_out)
         return float((answers.argmax(1) != reference.argmax(1)).mean()), divergence(reference, answers)
 
-    learned = train_aware(found, chosen, target=x86, batches=rows, epochs=5, learning_rate=1e-3)
+    learned = train_aware(found, chosen, target=x86, batches=rows, train=Imitation(epochs=5, learning_rate=1e-3))
     (changed, far), (kept, near) = cost(found), cost(learned)
     assert changed > 0.02
     assert kept < changed

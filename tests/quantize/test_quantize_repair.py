@@ -9,6 +9,7 @@ import torch
 from quantize_zoo import PIXELS, executed, normal, pixels, target
 from torch import nn
 
+from distill.distillation.imitation import Imitation
 from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings
 from distill.quantize.repair import Loss, Repairs, repair
@@ -49,8 +50,9 @@ def repaired(
         return Loss(float((answers.argmax(1) != reference.argmax(1)).mean()), divergence(reference, answers))
 
     return repair(
-        core, settings, target=target("x86"), calibration=rows, rows=rows, judge=judge, max_drop=budget, epochs=epochs
-    )
+        core, settings, target=target("x86"), calibration=rows, rows=rows, judge=judge, max_drop=budget,
+        train=Imitation(epochs=epochs) if epochs else None,
+    )  # fmt: skip
 
 
 def pictures() -> np.ndarray:

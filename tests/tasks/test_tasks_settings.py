@@ -59,7 +59,7 @@ def test_each_source_has_the_keys_of_its_family_only() -> None:
     for source, family in SOURCES.items():
         needed = {"csv": {"path": "a.csv", "target": "y"}, "imagefolder": {"path": "a"}}.get(source, {})
         settings = data_settings(source=source, **needed)
-        assert type(settings) is family
+        assert type(settings) is family and settings.source == source
     assert not hasattr(data_settings(source="digits"), "target")
     assert data_settings(source="./a.py:make", args={"n": 3}).source == "./a.py:make"
 

@@ -85,6 +85,13 @@ def test_equal_seeds_give_equal_weights_whatever_was_drawn_before(tiny_task: Tas
     assert not same(one, train(tiny_task, seed=1)[0])
 
 
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_trained(tiny_task: Task) -> None:
+    model = network()
+    before = torch.get_rng_state()
+    fit(model, tiny_task, SETTINGS, seed=0, device=CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("select", ["last", "best"])
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(

@@ -59,9 +59,9 @@ class Recovery:
     def loss(self) -> Loss:
         """What compares a pruned model's answers with the unpruned one's, and with labels where there are some."""
         settings = self.settings if self.task.truth is not None else replace(self.settings, weight=1.0)
-        return (
-            _NumbersLoss(self.task, settings.weight) if self.task.output.kind == "numbers" else settings.effective_loss
-        )
+        if self.task.output.kind == "numbers":
+            return _NumbersLoss(self.task, settings.weight)
+        return settings.effective_loss
 
 
 @dataclass(frozen=True)
