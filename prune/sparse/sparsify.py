@@ -91,11 +91,7 @@ def sparsify(
     Raises:
         UserError: a pattern, a name or data that cannot be used, or no weight that can be sparse.
     """
-    if importance not in SALIENCIES:
-        raise UserError(f"importance={importance!r}: must be one of {', '.join(SALIENCIES)}")
-    groups = read_pattern(pattern)
-    if importance == "wanda" and groups is None and scope == "global":
-        raise UserError("importance='wanda' ranks weights within a layer only; use scope='layer'")
+    groups = _require_usable(pattern, importance, scope)
     work = copied(model, to_be="made sparse")
     chosen, left = _choose(work, groups, ignore)
     scores = saliency(work, importance, chosen, batches, loss, limit)
@@ -121,6 +117,16 @@ def sparsify(
         zipped_bytes_after=stored_bytes(work)[1],
         warnings=_warnings(shares, left),
     )
+
+
+def _require_usable(pattern: Pattern, importance: str, scope: str) -> tuple[int, int] | None:
+    """Return N and M of the pattern, None for a share, once the options fit each other."""
+    if importance not in SALIENCIES:
+        raise UserError(f"importance={importance!r}: must be one of {', '.join(SALIENCIES)}")
+    groups = read_pattern(pattern)
+    if importance == "wanda" and groups is None and scope == "global":
+        raise UserError("importance='wanda' ranks weights within a layer only; use scope='layer'")
+    return groups
 
 
 def first_and_last(model: nn.Module, example: Example) -> tuple[str, str]:
