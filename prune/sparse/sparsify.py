@@ -12,7 +12,7 @@ keep them zero.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,12 +22,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distill.errors import UserError
 from distill.prune.examples import Example
-from distill.prune.modules import copied, reason
+from distill.prune.modules import Loss, copied, eval_mode, explained, holders, hooked
 from distill.prune.record import by_reason
 from distill.prune.sparse.saliency import SALIENCIES, SaliencyName, saliency
 from distill.prune.sparse.zeros import Pattern, in_groups, keep_zeros_, read_pattern, sparse_weights
-
-Loss = Callable[[nn.Module, Any], Tensor]
 
 _IGNORED = "ignored"
 NO_FASTER = (
@@ -93,38 +91,42 @@ def sparsify(
     Raises:
         UserError: a pattern, a name or data that cannot be used, or no weight that can be sparse.
     """
-    groups = read_pattern(pattern)
-    if importance not in SALIENCIES:
-        raise UserError(f"importance={importance!r}: must be one of {', '.join(SALIENCIES)}")
-    if importance == "wanda" and groups is None and scope == "global":
-        raise UserError("importance='wanda' ranks weights within a layer only; use scope='layer'")
+    groups = _require_usable(pattern, importance, scope)
     work = copied(model, to_be="made sparse")
     chosen, left = _choose(work, groups, ignore)
     scores = saliency(work, importance, chosen, batches, loss, limit)
     unseen = "its input was not seen by a hook" if importance == "wanda" else "the loss does not depend on it"
-    left |= {name: unseen for name in chosen if name not in scores}
+    left |= dict.fromkeys([name for name in chosen if name not in scores], unseen)
     if not scores:
-        raise UserError(
-            f"no weight of the model can be sparse: {'; '.join(by_reason(left)) or 'it has no Conv or Linear layer'}"
-        )
-    plain, before = stored_bytes(work)
-    kept = _kept(scores, groups, pattern, scope)
-    keep_zeros_(work, kept)
-    shares = {name: 1 - float(mask.float().mean()) for name, mask in kept.items()}
-    record = SparseRecord(
+        why = "; ".join(by_reason(left)) or "it has no Conv or Linear layer"
+        raise UserError(f"no weight of the model can be sparse: {why}")
+    plain, zipped = stored_bytes(work)
+    masks = _masks(scores, groups, pattern, scope)
+    keep_zeros_(work, masks)
+    shares = {name: 1 - float(mask.float().mean()) for name, mask in masks.items()}
+    return work, SparseRecord(
         pattern=str(pattern),
         importance=importance,
         scope="group" if groups else scope,
-        weights=sum(mask.numel() for mask in kept.values()),
-        zeros=sum(int((~mask).sum()) for mask in kept.values()),
+        weights=sum(mask.numel() for mask in masks.values()),
+        zeros=sum(int((~mask).sum()) for mask in masks.values()),
         layers=shares,
         left=left,
         stored_bytes=plain,
-        zipped_bytes_before=before,
+        zipped_bytes_before=zipped,
         zipped_bytes_after=stored_bytes(work)[1],
         warnings=_warnings(shares, left),
     )
-    return work, record
+
+
+def _require_usable(pattern: Pattern, importance: str, scope: str) -> tuple[int, int] | None:
+    """Return N and M of the pattern, None for a share, once the options fit each other."""
+    if importance not in SALIENCIES:
+        raise UserError(f"importance={importance!r}: must be one of {', '.join(SALIENCIES)}")
+    groups = read_pattern(pattern)
+    if importance == "wanda" and groups is None and scope == "global":
+        raise UserError("importance='wanda' ranks weights within a layer only; use scope='layer'")
+    return groups
 
 
 def first_and_last(model: nn.Module, example: Example) -> tuple[str, str]:
@@ -134,22 +136,14 @@ def first_and_last(model: nn.Module, example: Example) -> tuple[str, str]:
         UserError: the model does not run, or has no such layer.
     """
     called: list[str] = []
-    handles = [
+    handles = (
         module.register_forward_pre_hook(lambda _module, _args, name=name: called.append(name))
         for name, module in model.named_modules()
         if isinstance(module, _ConvNd | nn.Linear)
-    ]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model.eval()(*example[0], **example[1])
-    except Exception as error:
-        raise UserError(f"the model does not run on its example input: {reason(error)}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
+    )
+    runs = explained("the model does not run on its example input")
+    with hooked(handles), eval_mode(model), torch.no_grad(), runs:
+        model(*example[0], **example[1])
     if not called:
         raise UserError("the model calls no Conv or Linear layer")
     return called[0], called[-1]
@@ -178,12 +172,12 @@ def _choose(
                 f"ignore: the model has no module {name!r}; its modules are {', '.join([*modules][1:9])}, …"
             )
     chosen, left = {}, {}
-    shared = _shared(model)
+    shares = holders(model)
     for name, module, weight in sparse_weights(model):
         why = _why_left(module, weight, groups)
-        if any(name.startswith(f"{one}.") for one in ignore):
+        if any(name.startswith(f"{ignored}.") for ignored in ignore):
             why = _IGNORED
-        elif id(weight) in shared:
+        elif shares[id(weight)] > 1:
             why = "it is shared with another layer"
         if why:
             left[name] = why
@@ -207,17 +201,7 @@ def _why_left(module: nn.Module, weight: nn.Parameter, groups: tuple[int, int] |
     return None
 
 
-def _shared(model: nn.Module) -> set[int]:
-    """Return the parameters that several modules hold."""
-    seen: set[int] = set()
-    found: set[int] = set()
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            (found if id(parameter) in seen else seen).add(id(parameter))
-    return found
-
-
-def _kept(
+def _masks(
     scores: Mapping[str, Tensor], groups: tuple[int, int] | None, pattern: Pattern, scope: str
 ) -> dict[str, Tensor]:
     """Return the masks: True stays."""
@@ -254,10 +238,10 @@ def drop_smallest(scores: Sequence[Tensor], share: float) -> list[Tensor]:
 
 def _warnings(shares: Mapping[str, float], left: Mapping[str, str]) -> tuple[str, ...]:
     empty = [name for name, share in shares.items() if share == 1]
-    found = [NO_FASTER]
+    warnings = [NO_FASTER]
     unasked = {name: why for name, why in left.items() if why != _IGNORED}
     if unasked:
-        found.append(f"left dense: {'; '.join(by_reason(unasked))}")
+        warnings.append(f"left dense: {'; '.join(by_reason(unasked))}")
     if empty:
-        found.append(f"nothing is left of {', '.join(empty)}: lower the share, or use scope='layer'")
-    return tuple(found)
+        warnings.append(f"nothing is left of {', '.join(empty)}: lower the share, or use scope='layer'")
+    return tuple(warnings)
