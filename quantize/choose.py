@@ -101,8 +101,7 @@ def choose(
         calibration: samples that can be read several times.
         rows: batches on which layers are compared one by one.
         judge: compares a graph with the float one.
-        measure: times graphs side by side on the target, and returns each one's times over those of the first, one
-            for each of the target's batch sizes; none for graphs that could not be timed.
+        measure: as `Measure` says.
         max_drop: the budget, in what `judge` calls drop.
         precision: only this one beside float32, where it is not `auto`.
         train: as in `repair`.
@@ -112,8 +111,7 @@ def choose(
     Raises:
         UserError: nothing of what was asked for can be made of this graph; the message says why of each.
     """
-    candidates: list[Candidate] = [_float(core)]
-    repairs, refused = Repairs(), list[str]()
+    candidates, repairs, refused = [_float(core)], Repairs(), list[str]()
     for kind in _kinds(core, target) if precision == "auto" else (precision,):
         try:
             if kind == "int8":
@@ -138,7 +136,10 @@ def choose(
             refused.append(f"{kind}: {error}")
     if len(candidates) == 1:
         raise UserError("\n".join(refused))
-    candidates = _timed(candidates, measure)
+    return _choice(_timed(candidates, measure), max_drop, repairs, refused)
+
+
+def _choice(candidates: Sequence[Candidate], max_drop: float, repairs: Repairs, refused: Sequence[str]) -> Choice:
     chosen, why = decide(candidates, max_drop)
     attempts, sensitivity = tuple(repairs.attempts), tuple(repairs.sensitivity)
     return Choice(chosen, why, tuple(candidates), attempts, sensitivity, tuple(refused))
