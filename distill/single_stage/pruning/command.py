@@ -14,6 +14,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from distill import files
 from distill.benchmarks import machine, why_unmeasurable
 from distill.errors import NotMeasuredError, UserError
 from distill.export import to_bytes
@@ -23,7 +24,7 @@ from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
 from distill.references.libraries import OF_WEIGHTS
-from distill.single_stage.pruning.folder import RECORD, new_folder, require_place
+from distill.single_stage.pruning.folder import RECORD, require_place
 from distill.single_stage.pruning.learning import settled, taught
 from distill.single_stage.pruning.losses import answer_loss
 from distill.single_stage.pruning.outcome import Latency, Outcome, Status
@@ -330,7 +331,7 @@ def _timed(outcome: Outcome, words: Words, start: Start, after: ModelProto) -> O
 
 def _written(words: Words, wanted: Asked, start: Start, pruned: nn.Module, after: ModelProto, outcome: Outcome) -> None:
     """Write the folder, once what is in it was found to be the model again."""
-    with new_folder(words.out) as folder:
+    with files.new_folder(words.out) as folder:
         (folder / "model.onnx").write_bytes(to_bytes(after))
         save(folder, pruned, words.model, wanted.arguments)
         _require_same(words.model, start, pruned, folder)
