@@ -1,6 +1,7 @@
 """Compress a PyTorch model into the smallest, fastest ONNX file that meets a budget on a real device.
 
-``distill.run(config)`` does all of it and returns a ``RunResult``; ``distill.prune``, ``distill.quantize``,
+``distill.run(config)`` does all of it and returns a ``RunResult``; ``distill.prune_model(model, …)`` and
+``distill.quantize_model(model, …)`` do one stage on any model; ``distill.prune``, ``distill.quantize``,
 ``distill.export`` and ``distill.benchmarks`` work alone. Names load on first use, so that importing one part brings no
 other.
 """
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from distill.errors import DistillError, Exit, NotComparableError, NotMeasuredError, UserError
     from distill.pipeline import run
     from distill.runtime.records import RunResult, StageRecord
+    from distill.single_stage.prune_model import Pruned, prune_model
+    from distill.single_stage.quantize_model import Quantized, quantize_model
 
 _HOME = {
     "RunConfig": "config.loading",
@@ -24,6 +27,10 @@ _HOME = {
     "NotComparableError": "errors",
     "NotMeasuredError": "errors",
     "UserError": "errors",
+    "Pruned": "single_stage.prune_model",
+    "prune_model": "single_stage.prune_model",
+    "Quantized": "single_stage.quantize_model",
+    "quantize_model": "single_stage.quantize_model",
     "run": "pipeline",
     "RunResult": "runtime.records",
     "StageRecord": "runtime.records",
@@ -34,11 +41,15 @@ __all__ = [
     "Exit",
     "NotComparableError",
     "NotMeasuredError",
+    "Pruned",
+    "Quantized",
     "RunConfig",
     "RunResult",
     "StageRecord",
     "UserError",
     "load_config",
+    "prune_model",
+    "quantize_model",
     "run",
 ]
 

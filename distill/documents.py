@@ -49,10 +49,10 @@ def read_text(path: Path) -> str:
     with open(opened, "rb") as file:
         if stat.S_ISFIFO(kind):
             os.set_blocking(opened, True)
-        held = file.read(MOST_BYTES + 1)
-    if len(held) > MOST_BYTES:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
         raise ValueError(f"is larger than {MOST_BYTES >> 20} MiB")
-    return held.decode("utf-8")
+    return content.decode("utf-8")
 
 
 def parse_json(text: str, *, finite: bool = False) -> Any:
@@ -67,7 +67,7 @@ def parse_json(text: str, *, finite: bool = False) -> Any:
         raise ValueError("is nested too deeply") from error
     level = [value]
     for _ in range(MOST_LEVELS):
-        level = [part for one in level if isinstance(one, dict | list) for part in _parts(one)]
+        level = [part for inner in level if isinstance(inner, dict | list) for part in _parts(inner)]
         if not level:
             return value
     raise ValueError("is nested too deeply")
@@ -123,8 +123,8 @@ def plain(value: Any) -> Any:
         return {name: plain(part) for name, part in fields.items() if part is not None or not sparse}
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(part) for part in value]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(part) for part in (sorted(value) if isinstance(value, set | frozenset) else value)]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, PurePath) else value

@@ -204,11 +204,11 @@ def _choose_what_ships(ctx: Context, run: RunState) -> None:
     for name, base in reversed(run.bases.items()):
         shipped |= {base} if name in shipped else set()
     for name in run.bases:
-        record, kept = run.records[name], name in shipped
-        if kept != (record.status != "reverted"):
+        record, ships = run.records[name], name in shipped
+        if ships != (record.status != "reverted"):
             assert record.detail.decision is not None
-            status: Status = "reverted" if not kept else "unmeasured" if ctx.unmeasured else "done"
-            decision = dataclasses.replace(record.detail.decision, kept=kept, reason=choice["reason"])
+            status: Status = "reverted" if not ships else "unmeasured" if ctx.unmeasured else "done"
+            decision = dataclasses.replace(record.detail.decision, kept=ships, reason=choice["reason"])
             run.revise(name, status=status)
             run.note(name, decision=decision)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypedDict
+
+from typing_extensions import TypedDict  # typing's own can be read by pydantic from Python 3.12 on only
 
 from distill.prune.goals import GOALS, Goal
 

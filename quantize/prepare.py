@@ -155,7 +155,7 @@ def weight_overrides(graph: GraphProto, names: Collection[str], *, per_channel: 
     for node in graph.node:
         if node.name not in names or operator(node) not in ("Conv", "Gemm") or node.input[1] not in constants:
             continue
-        wide = {"reduce_range": False} if reduce_range and is_depthwise(node, constants) else {}
+        wide: dict[str, Any] = {"reduce_range": False} if reduce_range and is_depthwise(node, constants) else {}
         axis = 0 if operator(node) == "Conv" or attribute(node, "transB", 0) else 1
         limits = (
             _limits_of_dead_channels(numpy_helper.to_array(constants[node.input[1]]), axis) if per_channel else None

@@ -199,7 +199,7 @@ def use_a_clock(
         found = Estimate(ratio, ratio * 0.98, ratio * 1.02)
         return Comparison(latency(1e-3), latency(1e-3 / ratio), found, ratio, 6, 0.0)
 
-    patch.setattr(Shipping, "shipped", lambda self: Clock(self))
+    patch.setattr(Shipping, "timer", lambda self: Clock(self))
     patch.setattr(Shipping, "compared", compared)
 
 

@@ -197,7 +197,7 @@ def test_data_within_the_models_folder_or_tree_are_read(
         (home / ("real" if kind == "linked-beside" else location)).write_bytes(WEIGHTS.tobytes())
         if kind == "linked-beside":
             (home / "data").symlink_to("real")
-    monkeypatch.setattr("distill.single_stage.quantizing.command.why_unmeasurable", lambda _: "not timed")
+    monkeypatch.setattr("distill.single_stage.quantize_model.why_unmeasurable", lambda _: "not timed")
     for verb in ("saved", "bundle", "quantize") if kind == "cache" else ("bundle", "quantize"):
         assert typed(*VERBS[verb]) == 0, capfd.readouterr().err
     bundled = next((place / "out/bundle/models").rglob("data"))

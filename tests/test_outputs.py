@@ -34,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("distill.single_stage.quantizing.command.why_unmeasurable", lambda _: "not timed")
+    monkeypatch.setattr("distill.single_stage.quantize_model.why_unmeasurable", lambda _: "not timed")
     rng = np.random.default_rng(0)
     weight = numpy_helper.from_array(rng.standard_normal((32, 3)).astype(np.float32), "w")
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 32), ("y", 3)))
@@ -147,7 +147,7 @@ def test_what_cannot_be_written_is_told_before_and_nothing_is_touched(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for began in ("distill.verbs.bench_command.bench", "distill.single_stage.quantizing.command.choose"):
+    for began in ("distill.verbs.bench_command.bench", "distill.single_stage.quantize_model.choose"):
         monkeypatch.setattr(began, lambda *_, **__: pytest.fail("began to work"))
     Path("folder").mkdir()
     Path("kept").write_text("mine")

@@ -69,7 +69,7 @@ def test_a_module_is_a_trained_teacher_and_stays_as_it_is(first: tuple[RunResult
     assert record["config"]["data"]["source"].startswith("object:arrays-")
     assert result.comparison.metric == "last_class"
     teacher = result.stage("teacher")
-    assert teacher.detail["loaded"]
+    assert teacher.detail.loaded
     assert teacher.test is not None
     assert {"last_class", "accuracy"} <= teacher.test.metrics.keys()
     from safetensors.torch import load_file
@@ -102,7 +102,9 @@ def test_ten_lines_compress_a_module_on_arrays(tmp_path: Path) -> None:
         data={"train": arrays(), "validation": arrays(60, 1), "test": arrays(60, 2)},
         out=tmp_path / "run",
     )
-    assert result.stage("teacher").detail["training"]["epochs"] == 3
+    training = result.stage("teacher").detail.training
+    assert training is not None
+    assert training.epochs == 3
     assert result.stage("student").parameters == 21
     assert all(value.equal(before[name]) for name, value in teacher.state_dict().items())
 
@@ -174,6 +176,7 @@ def closure(scale: float) -> Any:
 
 def test_equal_objects_and_those_only_share_a_name() -> None:
     assert reference_to(net()) == reference_to(copy.deepcopy(net()).eval())
+    assert reference_to(DataLoader(data_set())) == reference_to(DataLoader(data_set(), batch_size=9, shuffle=True))
     x, y = arrays()
     values: list[Any] = [
         net(),

@@ -177,17 +177,18 @@ def _bench(mode: str, words: Sequence[str]) -> None:
 
 def _prune(words: Sequence[str]) -> None:
     """Prune on noise, and time nothing; importing a library of models would take longer than all else here."""
-    from distill.single_stage.pruning.words import Words, asked
+    from distill.single_stage.options import PruneOptions
+    from distill.single_stage.pruning.request import read_request
 
-    def stop(words: Words, say: Any = None) -> None:
-        asked(words)
+    def stop(options: PruneOptions, progress: Any = None) -> None:
+        read_request(options)
         raise SystemExit(0)
 
     noise = np.random.default_rng(0).normal
     np.savez("signals.npz", signal=noise(size=(40, 1, 128)).astype("f"), load=noise(size=(40, 1)).astype("f"))
     with pytest.MonkeyPatch.context() as patch:
         if any(word.startswith("timm:") for word in words):
-            patch.setattr("distill.single_stage.pruning.command.run", stop)
+            patch.setattr("distill.single_stage.prune_model.run", stop)
         _distill("prune", *words, "--quiet", "--no-timing")
 
 

@@ -32,7 +32,7 @@ def junit(reports: Sequence[Report]) -> str:
                 suite, "testcase", classname="latency", name=units.line(gate.name), time=f"{seconds:.3f}"
             )
             kind = _ELEMENTS.get(gate.verdict)
-            text = "\n".join(clean.text(one) for one in details(gate))
+            text = "\n".join(clean.text(detail) for detail in details(gate))
             if kind:
                 counts[kind] += 1
                 inner = ElementTree.SubElement(case, kind, message=units.line(headline(gate)))

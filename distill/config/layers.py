@@ -16,13 +16,15 @@ from distill.documents import parse_yaml
 from distill.errors import UserError
 from distill.prune.goals import GOALS
 
+Raw = dict[str, Any]
+"""A configuration as YAML has it: sections by their keys."""
 STAGE_SECTIONS = ("distill", "prune", "quantize", "export", "benchmark")
 PLACES = ("model", "source", "metric", "weights", "path")
 """Keys whose values may lie somewhere on the disk."""
 SHORTHAND = {"teacher": "model", "student": "model", "data": "source", "target": "name"}
 
 
-def read_layers(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str]) -> dict[str, Any]:
+def read_layers(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str]) -> Raw:
     """Return one mapping of sections: the source over the preset that it extends, overrides over both.
 
     Args:
@@ -63,63 +65,63 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], Path]:
+def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[Raw, Path]:
     if source is None:
         source = "digits"
     if isinstance(source, Mapping):
         return json.loads(json.dumps(dict(source), default=str)), Path()
-    known = presets()
     path = Path(source)
-    if str(source) in known:
+    if str(source) in presets():
         return {"extends": str(source)}, Path()
     if not path.is_file():
-        near = difflib.get_close_matches(str(source), known, 1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise UserError(f"config={source}: neither a file nor a preset{hint} Presets: {', '.join(known)}")
+        raise UserError(f"config={source}: neither a file nor a preset{_presets_near(source)}")
     return _parse(path.read_text(encoding="utf-8", errors="replace"), str(path)), path.parent
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _presets_near(name: object) -> str:
+    """Return the end of a message that a preset is unknown."""
+    near = difflib.get_close_matches(str(name), presets(), 1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"{hint} Presets: {', '.join(presets())}"
+
+
+def _parse(text: str, title: str) -> Raw:
     try:
         raw = parse_yaml(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:
         place = getattr(error, "problem_mark", None)
         line = f" line {place.line + 1}" if place else ""
-        raise UserError(f"{where}{line}: not YAML ({getattr(error, 'problem', error)})") from error
+        raise UserError(f"{title}{line}: not YAML ({getattr(error, 'problem', error)})") from error
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
-        raise UserError(f"{where}: must be a mapping of sections, is {type(raw).__name__}")
+        raise UserError(f"{title}: must be a mapping of sections, is {type(raw).__name__}")
     return {str(key): value for key, value in raw.items()}
 
 
-def _extend(raw: dict[str, Any], seen: tuple[str, ...]) -> dict[str, Any]:
+def _extend(raw: Raw, seen: tuple[str, ...]) -> Raw:
     """Lay the mapping over the preset that it extends; a bare preset's name as ``task`` extends it too."""
-    known = presets()
     raw = dict(raw)
     name = raw.pop("extends", None)
-    if name is None and not seen and raw.get("task") in known and "data" not in raw:
+    if name is None and not seen and raw.get("task") in presets() and "data" not in raw:
         name = raw["task"]
     if name is None:
         return raw
-    if not isinstance(name, str) or name not in known:
-        near = difflib.get_close_matches(str(name), known, 1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise UserError(f"extends={name!r}: no such preset{hint} Presets: {', '.join(known)}")
-    text = preset_text(name)
-    return _merge(_extend(_parse(text, f"preset {name}"), (*seen, name)), raw)
+    if not isinstance(name, str) or name not in presets():
+        raise UserError(f"extends={name!r}: no such preset{_presets_near(name)}")
+    return _merge(_extend(_parse(preset_text(name), f"preset {name}"), (*seen, name)), raw)
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Raw, over: Mapping[str, Any]) -> Raw:
+    """Lay a mapping over another; what chooses a goal, a source or a model displaces what belonged to the old."""
     merged = dict(base)
     if set(over) & set(GOALS):
         # Another goal takes the place of the one below it.
         merged = {key: value for key, value in merged.items() if key not in GOALS}
-    for key, given in over.items():
-        value, before = given, merged.get(key)
-        shorthand = key in SHORTHAND and isinstance(value, str) and value not in ("teacher", "off")
-        if shorthand and isinstance(before, dict):
-            value = {SHORTHAND[key]: value}
+    for key, entry in over.items():
+        before = merged.get(key)
+        shorthand = key in SHORTHAND and isinstance(entry, str) and entry not in ("teacher", "off")
+        value: Any = {SHORTHAND[key]: entry} if shorthand and isinstance(before, dict) else entry
         if key in ("args", "augment") or not (isinstance(before, dict) and isinstance(value, Mapping)):
             merged[key] = value
         elif "source" in value and value["source"] != before.get("source"):
@@ -132,7 +134,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
+def _override(raw: Raw, text: str) -> None:
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise UserError(f"--set {text}: must be section.key=value, for example prune.ratio=0.4")

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import TargetName
 from distill.config.explain import explain
-from distill.config.layers import PLACES, SHORTHAND, STAGE_SECTIONS, read_layers
+from distill.config.layers import PLACES, SHORTHAND, STAGE_SECTIONS, Raw, read_layers
 from distill.config.presets import presets
 from distill.distillation.losses import Share, Temperature
 from distill.distillation.settings import DistillSettings
@@ -39,7 +39,8 @@ class ModelSettings:
     """A model by reference."""
 
     model: str = Field(
-        description="built-in name, timm:NAME, torchvision:NAME, package.module:function or ./file.py:function"
+        description="built-in name, timm:NAME, torchvision:NAME, transformers:NAME, package.module:function "
+        "or ./file.py:function"
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's factory")
 
@@ -173,9 +174,9 @@ def checked(raw: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def to_dict(config: RunConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> Raw:
     """Return the configuration as plain JSON values; ``load_config`` reads it back."""
-    plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
+    plain: Raw = TypeAdapter(RunConfig).dump_python(config, mode="json")
     # An empty section means its defaults, so a stage that is off has to say so.
     can_be_off = (*STAGE_SECTIONS, "student")
     return {key: "off" if key in can_be_off and value is None else value for key, value in plain.items()}
@@ -202,7 +203,7 @@ def settings_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def schema() -> dict[str, Any]:
+def schema() -> Mapping[str, Any]:
     """Return the JSON schema of a configuration file, shorthands included, for editors."""
     built = TypeAdapter(RunConfig).json_schema()
     properties = built["properties"]

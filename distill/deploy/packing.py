@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,9 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
         ctx.folder.publish("deploy", build, ours=FILES)
         noted = {"key": key, "files": hashes}
         ctx.folder.note("export.json", noted)
-    found = shipped_parity(ctx, final)
-    warnings = () if found.ok else (f"parity: {found.why}",)
-    return Packed(place / "model.onnx", noted["files"], found, reused, time.monotonic() - begun, warnings)
+    distance = shipped_parity(ctx, final)
+    warnings = () if distance.ok else (f"parity: {distance.why}",)
+    return Packed(place / "model.onnx", noted["files"], distance, reused, time.monotonic() - begun, warnings)
 
 
 def torch_parity(ctx: Context, artifact: Artifact) -> FileParity | None:
@@ -102,20 +103,20 @@ def torch_parity(ctx: Context, artifact: Artifact) -> FileParity | None:
     ours = ctx.torch_logits(artifact, "test")
     if ours is None:
         return None
-    found = parity(ours, ctx.logits(artifact.onnx, "test"), atol=ctx.export.atol, rtol=ctx.export.rtol)
-    target = ctx.target_of("test")
+    distance = parity(ours, ctx.logits(artifact.onnx, "test"), atol=ctx.export.atol, rtol=ctx.export.rtol)
+    target = ctx.class_numbers("test")
     metrics = [ctx.task.metrics(logits, target) for logits in (ours, ctx.logits(artifact.onnx, "test"))]
     before, after = (float(figures[ctx.task.metric]) for figures in metrics)
-    return FileParity(**vars(found), reference="torch module", metric_reference=before, metric_file=after)
+    return FileParity(**vars(distance), reference="torch module", metric_reference=before, metric_file=after)
 
 
 def shipped_parity(ctx: Context, final: Artifact) -> FileParity:
     """Compare the packed file with the artifact it was made from, on the whole test split: they must be equal."""
     packed = ctx.folder.path / "deploy" / "model.onnx"
     before, after = ctx.logits(final.onnx, "test"), ctx.logits(packed, "test")
-    found = parity(before, after, atol=ctx.export.atol, rtol=ctx.export.rtol)
-    why = "; ".join(found.warnings) or f"logits differ by {found.max_abs:.2g}, more than {found.tolerance:.2g}"
-    return FileParity(**vars(found), reference=final.stage, why=why)
+    distance = parity(before, after, atol=ctx.export.atol, rtol=ctx.export.rtol)
+    why = "; ".join(distance.warnings) or f"logits differ by {distance.max_abs:.2g}, more than {distance.tolerance:.2g}"
+    return FileParity(**vars(distance), reference=final.stage, why=why)
 
 
 def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bool) -> dict[str, str]:
@@ -144,11 +145,11 @@ def oldest_runtime(path: Path, interpreters: tuple[Path, ...]) -> str:
     Raises:
         NotMeasuredError: an interpreter has none, or its onnxruntime refuses the file.
     """
-    found = [loaded_with(path), *(loads_in(python, path) for python in interpreters)]
-    return min(found, key=lambda version: [int(part) for part in version.split("+")[0].split(".") if part.isdigit()])
+    loaded = [loaded_with(path), *(loads_in(python, path) for python in interpreters)]
+    return min(loaded, key=lambda version: [int(part) for part in version.split("+")[0].split(".") if part.isdigit()])
 
 
-def _vectors(ctx: Context, path: Path) -> dict[str, Any]:
+def _vectors(ctx: Context, path: Path) -> Mapping[str, Any]:
     """Return raw inputs from the test split, the logits they give, and how far another machine's may be from them."""
     data = ctx.task.data["test"]
     batch = data.fetch(torch.arange(min(VECTORS, len(data))), None)
@@ -184,9 +185,9 @@ _INTEGER = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInt
 def _card(ctx: Context, final: Artifact) -> str:
     graph = read_graph(final.onnx).graph
     inputs = ", ".join(
-        f"{code(one.name)} {onnx.TensorProto.DataType.Name(one.type.tensor_type.elem_type).lower()} "
-        f"[{', '.join(d.dim_param or str(d.dim_value) for d in one.type.tensor_type.shape.dim)}]"
-        for one in graph.input
+        f"{code(value.name)} {onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()} "
+        f"[{', '.join(d.dim_param or str(d.dim_value) for d in value.type.tensor_type.shape.dim)}]"
+        for value in graph.input
     )
     return CARD.format(
         task=markdown(ctx.config.task),

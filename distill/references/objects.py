@@ -73,6 +73,8 @@ class _Contents:
         if id(value) in self._seen:
             return ["again", self._seen[id(value)][0]]
         self._seen[id(value)] = (len(self._seen), value)
+        if torch is not None and isinstance(value, torch.utils.data.DataLoader):
+            return [self.of(value.dataset), self.of(value.collate_fn)]
         return [type(value).__qualname__, *self._parts(value)]
 
     def _parts(self, value: Any) -> list[Any]:
@@ -88,8 +90,11 @@ class _Contents:
             return [self.of(value.__self__), self.of(value.__func__)]
         if isinstance(value, types.FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+            source, names = self._source(value), value.__globals__
+            if not source and value.__module__ == "__main__":  # typed at a prompt: what it uses counts, too
+                cells += [names[name] for name in value.__code__.co_names if name in names]
             bound = self.of((value.__defaults__, value.__kwdefaults__, cells))
-            return [value.__qualname__, self._source(value), self.of(value.__code__), bound]
+            return [value.__qualname__, source, self.of(value.__code__), bound]
         if isinstance(value, types.CodeType):
             return [value.co_code, self.of(value.co_names), self.of(value.co_consts)]
         if isinstance(value, type):

@@ -6,7 +6,7 @@ from distill.benchmarks import units
 from distill.benchmarks.units import DASH
 from distill.rendering.document import Note, Style
 from distill.report.facts import find, quality_of, shipped, target_description, target_name, text
-from distill.runtime.records import RunResult
+from distill.runtime.records import RunResult, Total
 
 _VERDICTS: dict[str | None, Style] = {"met": "good", "missed": "bad", "unresolved": "warn", None: "strong"}
 NOT_DEPLOYABLE = "NOT DEPLOYABLE (a smoke run, or nothing was exported)"
@@ -15,7 +15,7 @@ NOT_DEPLOYABLE = "NOT DEPLOYABLE (a smoke run, or nothing was exported)"
 def headline(result: RunResult) -> tuple[Note, ...]:
     """Return the line in parts."""
     total = result.comparison
-    missed = "missed" in (total.verdict, total.latency_verdict)
+    missed = _missed(total)
     return (
         Note(_shipped(result), style="strong"),
         Note(_speed(result), style="strong" if total.speedup else "warn"),
@@ -34,9 +34,13 @@ def alert(result: RunResult) -> str:
 def mood(result: RunResult) -> Style:
     """Return how good the result is."""
     total = result.comparison
-    if "missed" in (total.verdict, total.latency_verdict) or not result.deployable:
+    if _missed(total) or not result.deployable:
         return "bad"
     return "warn" if total.speedup is None else "good"
+
+
+def _missed(total: Total) -> bool:
+    return "missed" in (total.verdict, total.latency_verdict, *total.verdicts.values())
 
 
 def _shipped(result: RunResult) -> str:
@@ -83,8 +87,8 @@ def _metric(result: RunResult) -> str:
 
 def _verdict(result: RunResult) -> str:
     total = result.comparison
-    verdicts = [f"drop budget {text(total.verdict)}"] if total.verdict else []
-    verdicts += [f"latency budget {text(total.latency_verdict)}"] if total.latency_verdict else []
+    by_axis = {"drop": total.verdict, "latency": total.latency_verdict, **total.verdicts}
+    verdicts = [f"{axis} budget {text(verdict)}" for axis, verdict in by_axis.items() if verdict]
     if "ship" in result.decisions:
         verdicts.append("nothing met the budget on validation data, so the nearest shipped")
     return ", ".join(verdicts) or "no verdict"

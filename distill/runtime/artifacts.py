@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from distill.models import build
 from distill.prune import apply_structure, structure_of
 from distill.runtime.folder import damaged, file_sha256
 from distill.state import load_state
-from distill.tasks.base import Batch, Data, Task
+from distill.tasks.base import Batch, Data, Inputs, Task
 from distill.training.batches import batches
 from distill.training.forward import as_inputs
 from distill.types import Feed
@@ -121,10 +121,10 @@ def load_model(folder: Path, task: Task, recipe: Recipe) -> nn.Module:
         UserError: a file is damaged, or tells of another recipe.
     """
     model, path = recipe.build(task), folder / "model.json"
-    known = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    expected = json.loads(json.dumps(dataclasses.asdict(recipe)))
     try:
         about = read_json(path, finite=True)
-        agrees = {**about, "structure": None} == {**known, "structure": None}
+        agrees = {**about, "structure": None} == {**expected, "structure": None}
         if agrees:
             model = apply_structure(model, about["structure"])
             path = folder / "model.safetensors"
@@ -138,7 +138,7 @@ def load_model(folder: Path, task: Task, recipe: Recipe) -> nn.Module:
     return model.eval()
 
 
-def example(task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def example(task: Task) -> Inputs:
     """Return the inputs of two samples, as the model's own arguments."""
     args, kwargs = task.inputs(_few(task))
     if task.module_preprocess is not None:
@@ -190,7 +190,7 @@ class Preprocessed(nn.Module):
         return self.model(*inner, **named)
 
 
-def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """Name the graph's inputs after the parameters of the model's forward."""
     inner = model.preprocess if isinstance(model, Preprocessed) else model
     try:

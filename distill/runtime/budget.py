@@ -29,30 +29,11 @@ class Timed:
         return next(iter(self.speedups.values()))
 
 
-class Interval(Protocol):
-    """A figure with the ends of its interval."""
-
-    @property
-    def value(self) -> float:
-        """The figure."""
-        ...
-
-    @property
-    def low(self) -> float:
-        """The lower end."""
-        ...
-
-    @property
-    def high(self) -> float:
-        """The upper end."""
-        ...
-
-
 class Measurable(Protocol):
     """A file that may ship. A property is read only where its limit is set, since timing takes seconds."""
 
     @property
-    def drop(self) -> Interval | None:
+    def drop(self) -> Estimate | Drop | None:
         """How much less accurate than the teacher it is, as a fraction."""
         ...
 
@@ -72,7 +53,7 @@ class Measurable(Protocol):
         ...
 
 
-def verdict(figure: Interval, limit: float) -> Verdict:
+def verdict(figure: Estimate | Drop, limit: float) -> Verdict:
     """Judge a figure by its interval: met, missed, or unresolved when the limit lies inside."""
     return "met" if figure.high <= limit else "missed" if figure.low > limit else "unresolved"
 
@@ -95,7 +76,7 @@ class Constraint:
     noun: str
     field: str
     write: Callable[[float], str]
-    measure: Callable[[Measurable], Interval | None]
+    measure: Callable[[Measurable], Estimate | Drop | None]
     firm: bool = False
     limit: float = math.inf
 

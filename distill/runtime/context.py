@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from distill.benchmarks import (
     BenchmarkSettings,
     Comparison,
+    Latency,
     Profile,
     Target,
     compare,
@@ -26,7 +27,7 @@ from distill.benchmarks import (
 from distill.benchmarks.target import CPU
 from distill.config.loading import RunConfig
 from distill.console import Console
-from distill.documents import read_as
+from distill.documents import plain, read_as
 from distill.export import run_onnx
 from distill.export.settings import ExportSettings
 from distill.intervals import Estimate
@@ -93,7 +94,7 @@ class Context:
 
     # Judging -------------------------------------------------------------------------------------------------------
 
-    def target_of(self, split: Split) -> Array:
+    def class_numbers(self, split: Split) -> Array:
         """Return the class numbers of a split, int64 [N]."""
         return self._cached(f"target-{split}", lambda: self._targets(split))
 
@@ -120,7 +121,7 @@ class Context:
         return quality(
             split,
             self.logits(path, split),
-            self.target_of(split),
+            self.class_numbers(split),
             metrics=self.task.metrics,
             metric=self.task.metric,
             teacher=self.logits(teacher, split) if teacher is not None else None,
@@ -130,10 +131,10 @@ class Context:
 
     def weak_evidence(self, path: Path, teacher: Path | None, name: str) -> tuple[str, ...]:
         """Say why what was found of a file proves little, on validation or test."""
-        found: list[str] = []
+        warnings: list[str] = []
         for split in _SPLITS:
-            logits, target = self.logits(path, split), self.target_of(split)
-            found += weak_evidence(
+            logits, target = self.logits(path, split), self.class_numbers(split)
+            warnings += weak_evidence(
                 split,
                 logits,
                 target,
@@ -142,28 +143,27 @@ class Context:
                 teacher=self.logits(teacher, split) if teacher is not None else None,
                 names=("the teacher", name),
             )
-        return tuple(found)
+        return tuple(warnings)
 
     @property
     def weak_splits(self) -> tuple[str, ...]:
         """Say which classes validation and test do not show."""
-        return tuple(text for split in _SPLITS for text in weak_splits(split, self.target_of(split), self.task.labels))
+        return tuple(
+            text for split in _SPLITS for text in weak_splits(split, self.class_numbers(split), self.task.labels)
+        )
 
     def _targets(self, split: Split) -> Array:
-        found = [self.task.target(batch).numpy() for _, batch in batches(self.task.data[split], 512)]
-        return np.concatenate(found)
+        return np.concatenate([self.task.target(batch).numpy() for _, batch in batches(self.task.data[split], 512)])
 
     def _cached(self, name: str, compute: Callable[[], Array]) -> Array:
         return sealed_array(self.folder.cache / f"{name}-{self.data_key}.safetensors", compute, self.folder.tell)
 
     # Timing --------------------------------------------------------------------------------------------------------
 
-    def compare(self, before: Path, after: Path, batch: int) -> Comparison | None:
-        """Time one file against another on the target; None where it is not at hand."""
-        if self.unmeasured is not None:
-            return None
+    def compare(self, before: Path, after: Path, batch: int) -> Comparison:
+        """Time one file against another on the target, which is at hand."""
         self.console.progress(f"timing {after.parent.name}, batch {batch}", 0, 1)
-        found = compare(
+        comparison = compare(
             before,
             after,
             self.target,
@@ -173,7 +173,7 @@ class Context:
             candidate_rows=self._rows(after, batch),
         )
         self.console.progress(f"timing {after.parent.name}, batch {batch}", 1, 1)
-        return found
+        return comparison
 
     def speedup(self, before: Path, after: Path) -> Timed | None:
         """Return how much faster one file is than another at each batch size; None where nothing can be timed.
@@ -183,30 +183,33 @@ class Context:
         if self.unmeasured is not None:
             return None
 
-        def measured(batch: int) -> dict[str, Any]:
-            found = self.compare(before, after, batch)
-            assert found is not None
-            return {"speedup": dataclasses.asdict(found.speedup), "warnings": list(found.warnings)}
+        def measured(batch: int) -> Any:
+            comparison = self.compare(before, after, batch)
+            return plain(_Speedup(comparison.speedup, tuple(comparison.warnings)))
 
-        raw = {
-            batch: self.folder.memo("speedup", self._timing_key(after, before, batch), partial(measured, batch))
+        memos = {
+            batch: read_as(
+                _Speedup, self.folder.memo("speedup", self._timing_key(after, before, batch), partial(measured, batch))
+            )
             for batch in self.target.batch_sizes
         }
-        speedups = {batch: Estimate(**one["speedup"]) for batch, one in raw.items()}
-        return Timed(speedups, tuple(dict.fromkeys(text for one in raw.values() for text in one["warnings"])))
+        speedups = {batch: memo.speedup for batch, memo in memos.items()}
+        return Timed(speedups, tuple(dict.fromkeys(text for memo in memos.values() for text in memo.warnings)))
 
     def latency(self, path: Path, teacher: Path) -> tuple[tuple[StageLatency, ...], tuple[str, ...]]:
         """Return a file's latency at each batch size, over the teacher's file, and the remarks of the timing."""
         if self.unmeasured is not None:
             return (), ()
-        rows, warnings = [], []
-        for batch in self.target.batch_sizes:
-            key = self._timing_key(path, teacher, batch)
-            raw = self.folder.memo("latency", key, partial(self._time, path, teacher, batch))
-            warnings += raw.pop("warnings")
-            speedup = raw.pop("speedup")
-            rows.append(StageLatency(**raw, speedup=Estimate(**speedup) if speedup else None))
-        return tuple(rows), tuple(warnings)
+        memos = [
+            read_as(
+                _Latency,
+                self.folder.memo(
+                    "latency", self._timing_key(path, teacher, batch), partial(self._time, path, teacher, batch)
+                ),
+            )
+            for batch in self.target.batch_sizes
+        ]
+        return tuple(memo.row for memo in memos), tuple(text for memo in memos for text in memo.warnings)
 
     def profile(self, path: Path) -> Profile | None:
         """Return which operators ran where, and the share of integer kernels; None where the target is not at hand."""
@@ -217,14 +220,15 @@ class Context:
         raw = self.folder.memo("profile", key, lambda: dataclasses.asdict(profile(path, self.target, rows)))
         return read_as(Profile, raw)
 
-    def _time(self, path: Path, teacher: Path, batch: int) -> dict[str, Any]:
+    def _time(self, path: Path, teacher: Path, batch: int) -> Any:
+        """Time a file against the teacher's, or alone where it is the teacher's; return a `_Latency` as JSON."""
         if graph_hash(path) == graph_hash(teacher):
             alone = measure(path, self.target, batch, settings=self.benchmark, rows=self._rows(path, batch))
-            return _latency_row(alone, None, None, alone.warnings)
-        found = self.compare(teacher, path, batch)
-        assert found is not None
-        speedup = dataclasses.asdict(found.speedup)
-        return _latency_row(found.candidate, speedup, found.quiet_speedup, (*found.warnings, *found.candidate.warnings))
+            return plain(_latency(alone, alone.warnings))
+        comparison = self.compare(teacher, path, batch)
+        latency = _latency(comparison.candidate, (*comparison.warnings, *comparison.candidate.warnings))
+        row = dataclasses.replace(latency.row, speedup=comparison.speedup, quiet_speedup=comparison.quiet_speedup)
+        return plain(dataclasses.replace(latency, row=row))
 
     def _timing_key(self, path: Path, teacher: Path, batch: int) -> str:
         settings = dataclasses.asdict(self.benchmark) | {"max_latency_s": None}
@@ -268,9 +272,24 @@ class Candidate:
         return None
 
 
-def _latency_row(latency: Any, speedup: Any, quiet: float | None, warnings: tuple[str, ...]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Speedup:
+    """A comparison of two files, as a memo keeps it."""
+
+    speedup: Estimate
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Latency:
+    """A timing of a file and what was remarked, as a memo keeps it."""
+
+    row: StageLatency
+    warnings: tuple[str, ...]
+
+
+def _latency(latency: Latency, warnings: Iterable[str]) -> _Latency:
     names = ("target", "provider", "inputs", "batch", "threads", "p50_s", "quiet_s", "samples", "board")
-    row = {name: getattr(latency, name) for name in names}
     # The stage is named by its record; the path of its file would only be long.
-    remarks = [f"batch {latency.batch}: {text.split('model.onnx: ')[-1]}" for text in warnings]
-    return {**row, "speedup": speedup, "quiet_speedup": quiet, "warnings": list(dict.fromkeys(remarks))}
+    remarks = (f"batch {latency.batch}: {text.split('model.onnx: ')[-1]}" for text in warnings)
+    return _Latency(StageLatency(**{name: getattr(latency, name) for name in names}), tuple(dict.fromkeys(remarks)))

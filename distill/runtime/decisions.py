@@ -7,6 +7,7 @@ checked beside the configuration, which says what it may choose (`distill.study.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,22 +76,22 @@ class _Decisions:
     widths: list[_Step] | None = Field(default=None, alias="prune-widths")
 
 
-def read_decisions(path: Path) -> dict[str, Any]:
+def read_decisions(path: Path) -> Mapping[str, Any]:
     """Return the decisions that a run.json holds, by stage, as JSON values.
 
     Raises:
         UserError: it is no run.json, or holds something else than decisions.
     """
-    where = f"--decisions {path}"
+    option = f"--decisions {path}"
     try:
         text = json.dumps(read_json(path, finite=True)["decisions"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{where}: not the run.json of a finished run ({type(error).__name__})") from error
+        raise UserError(f"{option}: not the run.json of a finished run ({type(error).__name__})") from error
     adapter = TypeAdapter(_Decisions)
     try:
-        found: dict[str, Any] = adapter.dump_python(adapter.validate_json(text), mode="json", by_alias=True)
+        decisions: Mapping[str, Any] = adapter.dump_python(adapter.validate_json(text), mode="json", by_alias=True)
     except ValidationError as error:
-        places = [(".".join(map(str, one["loc"])) or "decisions", one["msg"]) for one in error.errors()]
-        lines = [f"{where}: {place}: {message[:1].lower()}{message[1:]}" for place, message in places[:10]]
+        places = [(".".join(map(str, wrong["loc"])) or "decisions", wrong["msg"]) for wrong in error.errors()]
+        lines = [f"{option}: {place}: {message[:1].lower()}{message[1:]}" for place, message in places[:10]]
         raise UserError("\n".join(lines)) from error
-    return {name: decision for name, decision in found.items() if decision is not None}
+    return {name: decision for name, decision in decisions.items() if decision is not None}

@@ -16,6 +16,7 @@ from distill.export import Parity
 from distill.intervals import Estimate, Real
 from distill.prune.record import PruneRecord
 from distill.quantize import QuantizeRecord
+from distill.quantize.half.islands import Island
 from distill.training.loop import TrainRecord
 
 Verdict = Literal["met", "missed", "unresolved"]
@@ -95,10 +96,11 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantization(QuantizeRecord):
-    """What quantisation did, and by which of the ways that were tried."""
+class Quantization(QuantizeRecord, Sparse):
+    """What quantisation did, and by which of the ways that were tried; ``islands`` are those of 16-bit floats."""
 
     how: str
+    islands: tuple[Island, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

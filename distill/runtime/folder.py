@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -25,6 +25,10 @@ from distill.sealed import file_sha256 as file_sha256  # others take both from h
 from distill.sealed import write_text as write_text
 
 _VERSIONS = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning")
+
+
+Record = dict[str, Any]
+"""JSON values by name."""
 
 
 def digest(*parts: Any) -> str:
@@ -48,13 +52,11 @@ def sources(*modules: str) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that decide what a stage makes."""
-    found = {}
+    installed = {}
     for name in _VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def damaged(path: Path, error: BaseException | str, *, remove: Path) -> UserError:
@@ -119,7 +121,7 @@ class RunFolder:
             self.repairs.append(text)
             self.say(text)
 
-    def stage(self, name: str, key: str, build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
+    def stage(self, name: str, key: str, build: Callable[[Path], Record]) -> tuple[Path, Record, bool]:
         """Return a stage's folder and facts, built only when none with this key is there, every file as it was written.
 
         Args:
@@ -133,11 +135,11 @@ class RunFolder:
         """
         final, building = self.stages / name, self.stages / f".{name}-{key}"
         settle(final)
-        known = self._record(final)
-        if known is not None and known["key"] == key:
-            different = altered(final, known["files"])
+        record = self._record(final)
+        if record is not None and record["key"] == key:
+            different = altered(final, record["files"])
             if not different:
-                return final, known["facts"], True
+                return final, record["facts"], True
             for file, how in different:
                 hint = "; teacher.weights takes weights of your own" if file == "model.safetensors" else ""
                 self.tell(f"{final / file} {how}: the stage is made again{hint}")
@@ -151,51 +153,51 @@ class RunFolder:
             if path.is_symlink() or not (path.is_file() or path.is_dir()):  # nothing that a run left
                 remove(path)
         # A stage that is whole but bears its hidden name was killed on the last step: it only wants renaming.
-        made = self._record(building)
-        if made is None or altered(building, made["files"]):
+        built = self._record(building)
+        if built is None or altered(building, built["files"]):
             facts = build(building)
             for left in building.glob(f"{Path(CHECKPOINT).stem}.*"):
                 left.unlink()
             remove(building / RECORD)
-            made = write_sealed(building / RECORD, {"key": key, "facts": facts, "files": hashes_of(building)})
-        replace_folder(final, building, ours=None if known is None else {*known["files"], RECORD})
-        return final, made["facts"], False
+            built = write_sealed(building / RECORD, {"key": key, "facts": facts, "files": hashes_of(building)})
+        replace_folder(final, building, ours=None if record is None else {*record["files"], RECORD})
+        return final, built["facts"], False
 
     def hashes(self, stage: Path) -> dict[str, str]:
         """Return the sha256 of every file of a stage, by name, as recorded when it was made."""
         record = self._record(stage)
         return {} if record is None else dict(record["files"])
 
-    def _record(self, stage: Path) -> dict[str, Any] | None:
+    def _record(self, stage: Path) -> Record | None:
         """Return what was recorded about a stage; None where nothing is, or not what was written."""
         record = self._sealed(stage / RECORD, "the stage is made again")
         if record is None or not isinstance(record.get("facts"), dict) or not _is_hashes(record.get("files")):
             return None
         return record if isinstance(record.get("key"), str) else None
 
-    def _sealed(self, path: Path, then: str) -> dict[str, Any] | None:
+    def _sealed(self, path: Path, then: str) -> Record | None:
         try:
             return read_sealed(path)
         except AlteredError as error:
             self.tell(f"{path} {error}: {then}")
             return None
 
-    def memo(self, name: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    def memo(self, name: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> Record:
         """Return what was found out once under this key, and find it out when it was not."""
         path = self.memos / f"{name}-{key}.json"
-        known = self._sealed(path, "found out again")
-        if known is None:
-            values = compute()
+        values = self._sealed(path, "found out again")
+        if values is None:
+            computed = compute()
             remove(path)
-            known = write_sealed(path, values)
-        return known
+            values = write_sealed(path, computed)
+        return values
 
     def note(self, name: str, values: Mapping[str, Any]) -> None:
         """Write what a later run has to know."""
         remove(self.memos / name)
         write_sealed(self.memos / name, values)
 
-    def noted(self, name: str) -> dict[str, Any]:
+    def noted(self, name: str) -> Record:
         """Return what ``note`` wrote; empty where nothing was, or something else is there."""
         values = self._sealed(self.memos / name, "made again") or {}
         return values if _is_hashes(values.get("files", {})) else {}
@@ -219,7 +221,7 @@ class RunFolder:
 
 def _is_hashes(value: object) -> bool:
     """Whether a record says the hashes of files by their names."""
-    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+    return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
 
 
 def replace_folder(final: Path, building: Path, *, ours: Collection[str] | None) -> None:

@@ -14,6 +14,7 @@ from distill.outputs import Output, degenerate
 from distill.runtime.budget import verdict
 from distill.runtime.facts import Drop, Quality
 from distill.types import Array
+from distill.wording import first_of
 
 Metrics = Callable[[Array, Array], dict[str, float]]
 
@@ -53,7 +54,7 @@ def quality(
     estimates = {
         name: wilson(float(right.sum()), n)
         if name in counted
-        else _percentiles(value, [one[name] for one, _ in samples if name in one])
+        else _percentiles(value, [metrics[name] for metrics, _ in samples if name in metrics])
         for name, value in own.items()
     }
     if teacher is None:
@@ -77,7 +78,7 @@ def _resample(
     logits: Array, teacher: Array | None, target: Array, metrics: Metrics, seed: int
 ) -> list[tuple[dict[str, float], dict[str, float]]]:
     rng = np.random.default_rng(seed)
-    found = []
+    resamples = []
     for _ in range(RESAMPLES):
         index = rng.integers(0, len(target), len(target))
         try:
@@ -85,12 +86,12 @@ def _resample(
             theirs = metrics(teacher[index], target[index]) if teacher is not None else {}
         except (ValueError, UserError):  # a resample without one of the classes has no AUROC
             continue
-        found.append((own, theirs))
-    return found
+        resamples.append((own, theirs))
+    return resamples
 
 
 def _percentiles(value: float, sample: list[float]) -> Estimate:
-    finite = [one for one in sample if np.isfinite(one)]
+    finite = [figure for figure in sample if np.isfinite(figure)]
     if len(finite) < 20:
         return Estimate(float(value), float("nan"), float("nan"))
     low, high = np.percentile(finite, [2.5, 97.5])
@@ -104,8 +105,7 @@ def weak_splits(split: str, target: Array, labels: Sequence[str]) -> tuple[str, 
         name = labels[there.pop()]
         return (f"{split}: all {len(target)} samples are of one class ({name}), so no metric means anything there",)
     absent = [label for number, label in enumerate(labels) if number not in there]
-    shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-    return (f"{split}: no sample of class {shown}, so nothing is known about it",) if absent else ()
+    return (f"{split}: no sample of class {first_of(absent)}, so nothing is known about it",) if absent else ()
 
 
 def weak_evidence(
@@ -129,20 +129,20 @@ def weak_evidence(
         teacher: logits of the model that it is compared with [N, C]; None where it is that one itself.
         names: what the teacher and the model are called.
     """
-    found = []
+    warnings = []
     answers = logits.argmax(1)
     before = answers if teacher is None else teacher.argmax(1)
     alike = degenerate(before, None if teacher is None else answers, target, names=names)
     if alike is not None:
-        found.append(f"{split}: {alike}")
+        warnings.append(f"{split}: {alike}")
     most = int(np.bincount(target).max())
     right = int((answers == target).sum())
     if metric == "accuracy" and right <= most < len(target):
         others = [name for name in metrics if name != "accuracy"]
         advice = f"data.metric={others[0]}" if others else "another metric of your own"
         more = f" ({' or '.join(others)})" if len(others) > 1 else ""
-        found.append(
+        warnings.append(
             f"{split}: {names[1]}'s accuracy of {100 * right / len(target):.1f} % is no more than the share of the "
             f"most frequent class, {100 * most / len(target):.1f} %: it proves nothing; judge by {advice}{more}"
         )
-    return tuple(found)
+    return tuple(warnings)

@@ -56,7 +56,7 @@ class Shipped:
             return self._first_s
         first, path = (Path(self._folder.name, f"{name}.onnx") for name in ("first", "next"))
         self.write(model, path)
-        found = compare(
+        comparison = compare(
             first,
             path,
             self.target,
@@ -65,7 +65,7 @@ class Shipped:
             baseline_rows=self.rows,
             candidate_rows=self.rows,
         )
-        return self._first_s / found.speedup.value
+        return self._first_s / comparison.speedup.value
 
     def close(self) -> None:
         """Remove the files that were timed; the next module counts as the first again."""

@@ -71,7 +71,7 @@ def _within_budget(
 
     Where the float graph misses the budget already, int8 has to lose nothing more.
     """
-    numbers, data = ctx.target_of("validation"), ctx.task.data["validation"]
+    numbers, data = ctx.class_numbers("validation"), ctx.task.data["validation"]
 
     def rows() -> Iterator[Feed]:
         for _, batch in batches(data, 256):

@@ -39,7 +39,7 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
     _require_own(ctx.folder)
     study = _opened(ctx.folder.path / JOURNAL, _key(ctx, teacher), ctx.config)
     ahead = ctx.logits(teacher.onnx, "validation")
-    goal = float(ctx.task.metrics(ahead, ctx.target_of("validation"))[ctx.task.metric]) - ctx.config.max_drop
+    goal = float(ctx.task.metrics(ahead, ctx.class_numbers("validation"))[ctx.task.metric]) - ctx.config.max_drop
     for number in range(len(_finished(study)), trials):
         ctx.console.progress("searching", number, trials)
         study.sampler = _sampler(ctx.config.seed + number, number)

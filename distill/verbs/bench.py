@@ -235,7 +235,7 @@ def _show(options: BenchOptions, reports: Sequence[Report], part: Part | None) -
     from distill.benchmarks.records import save_reports, to_json
     from distill.benchmarks.show.annotations import workflow_commands
     from distill.benchmarks.show.junit import junit
-    from distill.benchmarks.show.markdown import summary
+    from distill.benchmarks.show.tables import render, summary
 
     if options.out is not None:
         save_reports(options.out, reports, part)
@@ -252,11 +252,9 @@ def _show(options: BenchOptions, reports: Sequence[Report], part: Part | None) -
     if options.as_json:
         sys.stdout.write(clean.json_text(to_json(reports, part)))
         return
-    from distill.benchmarks.show.terminal import render
-
     console = clean.console()
     for report in reports:
-        console.print(render(report, console.width))
+        console.print(render(report))
 
 
 verb = command(bench, BenchOptions)

@@ -44,7 +44,7 @@ def command(run: Callable[[Options], None], options: type[Options]) -> Callable[
         run(options(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if v is not None}))
 
     parameters = [_parameter(field, hints[field.name]) for field in fields(options)]
-    verb.__name__, verb.__doc__ = run.__name__, run.__doc__
+    verb.__name__, verb.__doc__ = run.__name__.strip("_"), run.__doc__
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = dict(zip(names, (parameter.annotation for parameter in parameters), strict=True))
     return verb

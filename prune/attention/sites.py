@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune.attention.stand_ins import is_stand_in
+from distill.prune.modules import holders
 
 HEADS = (
     *("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads"),
@@ -80,12 +81,12 @@ class Site:
 
 def sites(model: nn.Module) -> Iterator[Site]:
     """Yield every attention of the model, those that cannot be cut too."""
-    holders = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    shares = holders(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            yield _multihead(name, module, holders)
+            yield _multihead(name, module, shares)
         else:
-            site = _written_out(model, name, module, holders)
+            site = _written_out(model, name, module, shares)
             if site is not None:
                 yield site
 
@@ -120,7 +121,7 @@ def follows_heads(module: nn.Module, attribute: str) -> bool:
     return False
 
 
-def _multihead(name: str, module: nn.MultiheadAttention, holders: Counter[int]) -> Site:
+def _multihead(name: str, module: nn.MultiheadAttention, shares: Counter[int]) -> Site:
     fused = ("q", "k", "v")
     slots = [Slot(name, "in_proj_weight", 0, "channels", fused), Slot(_join(name, "out_proj"), "weight", 1, "channels")]
     if module.in_proj_bias is not None:
@@ -134,7 +135,7 @@ def _multihead(name: str, module: nn.MultiheadAttention, holders: Counter[int]) 
         problem = "an nn.MultiheadAttention alone cannot be exchanged in place; put it into another module"
     elif "in_proj_weight" not in module._parameters or "weight" not in module.out_proj._parameters:
         problem = "a weight of it is computed (a parametrization); remove it first"
-    elif any(holders[id(p)] > 1 for p in module.parameters()):
+    elif any(shares[id(p)] > 1 for p in module.parameters()):
         problem = "it shares a weight with another layer"
     elif type(module) is not nn.MultiheadAttention and not is_stand_in(module):
         problem = f"{type(module).__name__} is a class of its own, whose forward is not known"
@@ -143,7 +144,7 @@ def _multihead(name: str, module: nn.MultiheadAttention, holders: Counter[int]) 
     return Site(name, module, module.num_heads, dim, ((name, fused),), output, tuple(slots), problem, None)
 
 
-def _written_out(model: nn.Module, name: str, module: nn.Module, holders: Counter[int]) -> Site | None:
+def _written_out(model: nn.Module, name: str, module: nn.Module, shares: Counter[int]) -> Site | None:
     """Describe attention made of Linear layers; None if the module is something else."""
     linears = {key: child for key, child in module.named_children() if isinstance(child, nn.Linear)}
     projections = _projections(linears)
@@ -162,7 +163,7 @@ def _written_out(model: nn.Module, name: str, module: nn.Module, holders: Counte
         projections.append(("gate", ("",)))
     slots, unknown = _slots(name, module, projections, heads, width)
     slots += [Slot(output, "weight", 1, "channels")]
-    problem = problem or unknown or _why_not(model, slots, holders) or _alibi(module)
+    problem = problem or unknown or _why_not(model, slots, shares) or _alibi(module)
     named = tuple((_join(name, key), roles) for key, roles in projections)
     return Site(name, module, heads, width // heads, named, output, tuple(slots), problem, _fixed_dim(module))
 
@@ -172,8 +173,8 @@ def _projections(linears: dict[str, nn.Linear]) -> list[tuple[str, tuple[str, ..
     fused = [key for key, layer in linears.items() if _FUSED.search(key) and layer.out_features % 3 == 0]
     if len(fused) == 1:
         return [(fused[0], ("q", "k", "v"))]
-    found = {match[1][0]: key for key in linears if (match := _ROLE.match(key.lower()))}
-    return [(found[role], (role,)) for role in "qkv"] if len(found) == 3 else None
+    by_role = {match[1][0]: key for key in linears if (match := _ROLE.match(key.lower()))}
+    return [(by_role[role], (role,)) for role in "qkv"] if len(by_role) == 3 else None
 
 
 def _mismatch(
@@ -195,16 +196,16 @@ def _mismatch(
 def _output(model: nn.Module, name: str, module: nn.Module, width: int, used: set[str]) -> tuple[str, str | None]:
     """Return the projection that reads the heads, or why it cannot be told."""
     own = {_join(name, key): child for key, child in _linears(module) if key not in used and key.count(".") <= 1}
-    found = [key for key, layer in own.items() if layer.in_features == width]
-    if not found and name:
+    fitting = [key for key, layer in own.items() if layer.in_features == width]
+    if not fitting and name:
         parent = name.rpartition(".")[0]
         beside = {_join(parent, key): layer for key, layer in _linears(model.get_submodule(parent))}
-        found = [key for key, x in beside.items() if not key.startswith(name + ".") and x.in_features == width]
-    if len(found) > 1:
-        stem = name.rpartition(".")[0] if not any(key in own for key in found) else name
-        found = [key for key in found if _OUTPUT.search(key[len(stem) :].lstrip("."))] or found
-    if len(found) == 1:
-        return found[0], None
+        fitting = [key for key, x in beside.items() if not key.startswith(name + ".") and x.in_features == width]
+    if len(fitting) > 1:
+        stem = name.rpartition(".")[0] if not any(key in own for key in fitting) else name
+        fitting = [key for key in fitting if _OUTPUT.search(key[len(stem) :].lstrip("."))] or fitting
+    if len(fitting) == 1:
+        return fitting[0], None
     # The name of some layer, so that the group can be shown; nothing is cut.
     return _join(name, next(iter(used))), "its output projection cannot be told from its other layers"
 
@@ -245,13 +246,13 @@ def _counts_heads(value: Tensor, heads: int) -> bool:
     return heads in value.shape and heads > 1 and (isinstance(value, nn.Parameter) or value.numel() == heads)
 
 
-def _why_not(model: nn.Module, slots: list[Slot], holders: Counter[int]) -> str | None:
+def _why_not(model: nn.Module, slots: list[Slot], shares: Counter[int]) -> str | None:
     for slot in slots:
         owner = model.get_submodule(slot.module)
         value = getattr(owner, slot.tensor)
         if slot.tensor not in owner._parameters and slot.tensor not in owner._buffers:
             return f"{slot.tensor} of {slot.module} is computed (a parametrization); remove it first"
-        if holders[id(value)] > 1:
+        if shares[id(value)] > 1:
             return f"{slot.module} shares its weight with another layer"
         if isinstance(owner, nn.Linear) and "weight" not in owner._parameters:
             return f"the weight of {slot.module} is computed (a parametrization); remove it first"
@@ -268,8 +269,8 @@ def _fixed_dim(module: nn.Module) -> str | None:
     for key, child in module.named_children():
         if _NORM.match(key) and not isinstance(child, nn.Identity):
             return f"{key} normalises over the dimensions of a head"
-    words = [*signature(module.forward).parameters, *vars(module), *(name for name, _ in module.named_children())]
-    if any(_ROTARY.search(word) for word in words):
+    names = [*signature(module.forward).parameters, *vars(module), *(name for name, _ in module.named_children())]
+    if any(map(_ROTARY.search, names)):
         return "rotary position embeddings turn its dimensions in pairs"
     return None
 

@@ -43,8 +43,8 @@ class ShiftedWindowAttention(nn.Module):
         bias = self._position_bias()
         if down or right:
             # [windows, 1, N, N] for a picture, in front of the heads' [1, heads, N, N]
-            apart = _apart(x.shape[1], x.shape[2], (rows, columns), (down, right), x)[:, None]
-            bias = (bias + apart).repeat(x.shape[0], 1, 1, 1)
+            mask = _shift_mask(x.shape[1], x.shape[2], (rows, columns), (down, right), x)[:, None]
+            bias = (bias + mask).repeat(x.shape[0], 1, 1, 1)
         mixed = self._attend(windows, bias)
         mixed = mixed.reshape(*grid.shape[:-1], -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         mixed = torch.roll(mixed, (down, right), (1, 2)) if down or right else mixed
@@ -148,7 +148,7 @@ def _continuous_bias(module: nn.Module, area: int) -> Tensor:
     return bias.unsqueeze(0)
 
 
-def _apart(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
+def _shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
     """Return -100 between pixels that only the shift brought into one window, else 0: [windows, N, N]."""
     regions = like.new_zeros((height, width))
     bounds = [((0, -size), (-size, -step), (-step, None)) for size, step in zip(window, shift, strict=True)]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
-from distill.prune.depth.skipped import Block, Returns, argument_names, given_to, skipping
+from distill.prune.depth.skipped import Block, Returns, argument_names, by_name, skipping
 from distill.prune.examples import Example
 from distill.prune.graph.verify import Shapes, output_shapes
-from distill.prune.modules import copied, reason
+from distill.prune.modules import copied, explained, hooked, seeded
+from distill.prune.record import by_reason
 from distill.prune.widths.counts import count
 
 # A skipped block hands on a value that passed through one of these at most: the addition of a branch, the norm or the
@@ -70,8 +71,7 @@ def examine_blocks(
     work = copied(model, to_be="made shallower").eval()
     for parameter in work.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.inference_mode(False), torch.enable_grad(), seeded(0):
         shapes = output_shapes(work, example, logits)
         watch = _observe(work, example)
         work.requires_grad_(False)  # torch's counter of operators fails on parameters that a module is called with
@@ -104,11 +104,11 @@ class _Search:
                 self.refused[name] = problem
                 self.run(name)
             else:
-                self.refused = {one: why for one, why in self.refused.items() if not one.startswith(name + ".")}
+                self.refused = {path: why for path, why in self.refused.items() if not path.startswith(name + ".")}
 
     def _is_stage(self, name: str) -> bool:
         """Tell a module that holds several blocks of one class, or nothing but one block."""
-        inner = [self._model.get_submodule(one) for one in self._outermost(name)]
+        inner = [self._model.get_submodule(path) for path in self._outermost(name)]
         if len(inner) == 1:
             return _size(inner[0]) == _size(self._model.get_submodule(name))
         return bool(inner) and max(Counter(map(type, inner)).values()) > 1
@@ -120,9 +120,9 @@ class _Search:
     def _try(self, name: str) -> str | None:
         """Take one block out and run the model; note it, or return what is wrong."""
         block = self._model.get_submodule(name)
-        found = Block(name, type(block).__name__, self._returns[name])
+        candidate = Block(name, type(block).__name__, self._returns[name])
         try:
-            with skipping(self._model, [found]):
+            with skipping(self._model, [candidate]):
                 shapes = output_shapes(self._model, self._example, self._logits)
                 if shapes != self._shapes:
                     return "without it the model's outputs have other shapes"
@@ -130,7 +130,7 @@ class _Search:
         except UserError as error:
             return f"without it {error}"
         parameters = _size(self._model) - left.parameters
-        self.blocks.append(Block(name, found.kind, found.returns, parameters, self._macs - left.macs))
+        self.blocks.append(replace(candidate, parameters=parameters, macs=self._macs - left.macs))
         return None
 
 
@@ -138,7 +138,7 @@ class _Search:
 class _Entry:
     """What a module was called with."""
 
-    given: dict[str, Any]
+    arguments: Mapping[str, Any]
     main: str
     shape: torch.Size
     dtype: torch.dtype
@@ -167,53 +167,53 @@ class _Watch:
                 returns[name] = self._returns[name]
         return returns, refused
 
-    def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Keep the main input's place in the graph: the module may overwrite the tensor."""
         self._calls[name] += 1
         self._entries[name] = None
-        given = given_to(argument_names(module), args, kwargs)
-        for key in (*list(given)[: len(args)], *_MAIN_NAMES, *kwargs):
-            value = given.get(key)
+        arguments = by_name(argument_names(module), args, kwargs)
+        for key in (*list(arguments)[: len(args)], *_MAIN_NAMES, *kwargs):
+            value = arguments.get(key)
             if isinstance(value, Tensor):
                 edge = get_gradient_edge(value) if value.requires_grad else None
-                self._entries[name] = _Entry(given, key, value.shape, value.dtype, edge)
+                self._entries[name] = _Entry(arguments, key, value.shape, value.dtype, edge)
                 return
 
-    def after(self, name: str, output: Any) -> None:
+    def after(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """Judge one call."""
         entry = self._entries.pop(name, None)
         if entry is None:
             self._refused[name] = "it takes no tensor"
             return
-        found = _returned(entry, output)
-        if isinstance(found, _Refusal):
-            self._refused[name] = found.why
-        else:
-            self._returns[name] = found
+        try:
+            self._returns[name] = _returned(entry, output)
+        except _NoBlock as refusal:
+            self._refused[name] = str(refusal)
 
 
-@dataclass(frozen=True)
-class _Refusal:
-    """Why a module is no block."""
-
-    why: str
+class _NoBlock(Exception):  # noqa: N818
+    """A module is no block, and why."""
 
 
-def _returned(entry: _Entry, output: Any) -> Returns | _Refusal:
-    """Return the form of an output whose first tensor is the main input's successor, or why it is none."""
+def _returned(entry: _Entry, output: Any) -> Returns:
+    """Return the form of an output whose first tensor is the main input's successor.
+
+    Raises:
+        _NoBlock: it is none.
+    """
     items = output if isinstance(output, tuple) and type(output) is tuple else (output,)
     main = items[0] if items else None
     if not isinstance(main, Tensor):
-        return _Refusal("it returns neither a tensor nor a tuple that begins with one")
+        raise _NoBlock("it returns neither a tensor nor a tuple that begins with one")
     if main.shape != entry.shape or main.dtype != entry.dtype:
-        return _Refusal("its output has another shape or type than its input")
+        raise _NoBlock("its output has another shape or type than its input")
     if entry.edge is None or not main.requires_grad:
-        return _Refusal("autograd does not follow it from its input to its output")
+        raise _NoBlock("autograd does not follow it from its input to its output")
     if not _follows(get_gradient_edge(main), entry.edge):
-        return _Refusal("its input does not reach its output around the layers (no shortcut inside)")
+        raise _NoBlock("its input does not reach its output around the layers (no shortcut inside)")
     if main is output:
         return entry.main
-    names = {id(value): name for name, value in entry.given.items() if isinstance(value, Tensor)}
+    names = {id(value): name for name, value in entry.arguments.items() if isinstance(value, Tensor)}
     return (entry.main, *(names.get(id(item)) for item in items[1:]))
 
 
@@ -227,7 +227,7 @@ def _follows(output: GradientEdge, goal: GradientEdge) -> bool:
         if node in seen or re.sub(r"Backward\d*$", "", node.name()) not in _PATH:
             continue
         seen.add(node)
-        waiting += [(one, index) for one, index in node.next_functions if one is not None]
+        waiting += [(source, index) for source, index in node.next_functions if source is not None]
     return False
 
 
@@ -242,27 +242,19 @@ def _observe(model: nn.Module, example: Example) -> _Watch:
         # No leaf of the graph, which must not be written into.
         return leaf.requires_grad_() * 1 if leaf.is_floating_point() else leaf
 
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if name and not _is_container(module) and _layers(module) >= _MIN_LAYERS:
-                for handle in _watched(watch, name, module):
-                    stack.callback(handle.remove)
-        args, kwargs = tree_map(tracked, example)
-        try:
-            model(*args, **kwargs)
-        except Exception as error:
-            raise UserError(f"the model does not run under autograd on its example input: {reason(error)}") from error
+    handles = (
+        handle
+        for name, module in model.named_modules()
+        if name and not _is_container(module) and _layers(module) >= _MIN_LAYERS
+        for handle in (
+            module.register_forward_pre_hook(partial(watch.before, name), with_kwargs=True),
+            module.register_forward_hook(partial(watch.after, name)),
+        )
+    )
+    args, kwargs = tree_map(tracked, example)
+    with hooked(handles), explained("the model does not run under autograd on its example input"):
+        model(*args, **kwargs)
     return watch
-
-
-def _watched(watch: _Watch, name: str, module: nn.Module) -> tuple[Any, Any]:
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watch.before(name, module, args, kwargs)
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        watch.after(name, output)
-
-    return module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)
 
 
 def _is_container(module: nn.Module) -> bool:
@@ -276,17 +268,11 @@ def _size(module: nn.Module) -> int:
 
 def _layers(module: nn.Module) -> int:
     """Count the modules inside that have a weight of two axes or more."""
-    return sum(any(p.ndim > 1 for p in one.parameters(recurse=False)) for one in module.modules())
+    return sum(any(p.ndim > 1 for p in layer.parameters(recurse=False)) for layer in module.modules())
 
 
 def _summary(refused: Mapping[str, str]) -> str:
     """Return the reasons with the modules that they concern, a few of each."""
     if not refused:
         return "no part of it that is a module of its own has two layers or more"
-    reasons: dict[str, list[str]] = {}
-    for name, why in refused.items():
-        reasons.setdefault(why, []).append(name)
-    return "; ".join(
-        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {why}"
-        for why, names in reasons.items()
-    )
+    return "; ".join(by_reason(refused, most=3))

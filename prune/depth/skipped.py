@@ -52,7 +52,7 @@ class Skipped(nn.Module):
 
     def __init__(self, block: nn.Module, returns: Returns) -> None:
         super().__init__()
-        for name, value in vars(_facts(block)).items():
+        for name, value in vars(_plain_attributes(block)).items():
             if not hasattr(self, name):
                 setattr(self, name, value)
         self._arguments = argument_names(block)
@@ -66,10 +66,10 @@ class Skipped(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the arguments that the block's output is replaced by."""
-        given = given_to(self._arguments, args, kwargs)
+        arguments = by_name(self._arguments, args, kwargs)
         if isinstance(self._returns, str):
-            return given[self._returns]
-        return tuple(None if name is None else given.get(name) for name in self._returns)
+            return arguments[self._returns]
+        return tuple(None if name is None else arguments.get(name) for name in self._returns)
 
     def extra_repr(self) -> str:
         """Show what is handed on."""
@@ -133,28 +133,28 @@ def argument_names(block: nn.Module) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind in positional)
 
 
-def given_to(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def by_name(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a call's arguments by name; what ``*args`` takes has its position as its name."""
     places = (*names[: len(args)], *map(str, range(len(names), len(args))))
     return dict(zip(places, args, strict=True)) | dict(kwargs)
 
 
-def _facts(module: nn.Module) -> SimpleNamespace:
+def _plain_attributes(module: nn.Module) -> SimpleNamespace:
     """Return a module's public attributes that are numbers, words and the like, with those of its children."""
-    found = SimpleNamespace()
+    attributes = SimpleNamespace()
     for name, value in vars(module).items():
         flat = value if isinstance(value, tuple | list) else (value,)
         if not name.startswith("_") and name != "training" and all(isinstance(item, _PLAIN) for item in flat):
-            setattr(found, name, copy.copy(value))
+            setattr(attributes, name, copy.copy(value))
     for name, child in module.named_children():
-        setattr(found, name, _facts(child))
-    return found
+        setattr(attributes, name, _plain_attributes(child))
+    return attributes
 
 
 def _replacements(model: nn.Module, blocks: Iterable[Block | SkippedBlock]) -> dict[str, Skipped]:
     """Make what replaces the blocks, by name, once all of them are right."""
     modules = dict(model.named_modules())
-    found: dict[str, Skipped] = {}
+    replacements: dict[str, Skipped] = {}
     for block in blocks:
         name, returns = _read(block)
         if name not in modules or not name:
@@ -164,11 +164,11 @@ def _replacements(model: nn.Module, blocks: Iterable[Block | SkippedBlock]) -> d
             if old.returns != returns:
                 raise UserError(f"blocks: {name!r} is skipped already, and returns {old.returns!r}, not {returns!r}")
             continue
-        found[name] = Skipped(old, returns)
-    nested = [name for name in found if any(name.startswith(other + ".") for other in found)]
+        replacements[name] = Skipped(old, returns)
+    nested = [name for name in replacements if any(name.startswith(other + ".") for other in replacements)]
     if nested:
         raise UserError(f"blocks: {nested[0]!r} lies in another block that is to be skipped; name only one of them")
-    return found
+    return replacements
 
 
 def _read(block: Block | SkippedBlock) -> tuple[str, Returns]:

@@ -21,59 +21,57 @@ _NEGATIVE = 2**63  # from here on autograd's unsigned integers stand for negativ
 class Axes:
     """Finds the axis of the channels at nodes of torch-pruning's graph, each once.
 
-    ``at(node)`` is the axis of what the node gives, None where it is not known: behind products of two activations,
-    behind reshapes that split or merge channels, in tensors that no layer has made.
+    ``at(node)`` is the axis in the node's output, None where it is not known: after products of two activations, after
+    reshapes that split or merge channels, in tensors that no layer has made.
     """
 
     def __init__(self) -> None:
-        self._found: dict[Any, int | None] = {}
+        self._axes: dict[Any, int | None] = {}
 
     def at(self, node: Any) -> int | None:
-        """Return the axis of the channels in what a node gives."""
+        """Return the axis of the channels in a node's output."""
         stack, opened = [node], set()  # deep networks are deeper than Python's stack
         while stack:
-            one = stack[-1]
-            missing = (
-                [] if one in opened or _fixed(one) else [other for other in one.inputs if other not in self._found]
-            )
-            opened.add(one)
+            top = stack[-1]
+            missing = [] if top in opened or _fixed(top) else [other for other in top.inputs if other not in self._axes]
+            opened.add(top)
             if missing:
                 stack.extend(missing)
                 continue
-            self._found.setdefault(stack.pop(), self._of(one))
-        return self._found[node]
+            self._axes.setdefault(stack.pop(), self._of(top))
+        return self._axes[node]
 
     def into(self, node: Any) -> int | None:
-        """Return the axis of the channels in what comes into a node."""
+        """Return the axis of the channels in a node's input."""
         for other in node.inputs:
             if (axis := self.at(other)) is not None:
                 return axis
         return None
 
     def _of(self, node: Any) -> int | None:
-        shape = given(node)
+        shape = output_shape(node)
         if shape is None:
             return None
         if _fixed(node):
-            return _made(node.module, shape)
+            return _axis_made(node.module, shape)
         for other in node.inputs:
-            before, axis = taken(node) or given(other), self._found.get(other)
+            before, axis = input_shape(node) or output_shape(other), self._axes.get(other)
             if before is not None and axis is not None and axis < len(before):
                 return _through(node.grad_fn, axis, before, shape)
         return None
 
 
-def given(node: Any) -> tuple[int, ...] | None:
-    """Return the shape of what a node gives: that of the gradient which comes in."""
+def output_shape(node: Any) -> tuple[int, ...] | None:
+    """Return the shape of a node's output: that of the gradient which comes in."""
     metadata = getattr(node.grad_fn, "_input_metadata", None)
     return tuple(map(int, metadata[0].shape)) if metadata else None
 
 
-def taken(node: Any) -> tuple[int, ...] | None:
-    """Return the shape of what a node takes, where autograd keeps it."""
+def input_shape(node: Any) -> tuple[int, ...] | None:
+    """Return the shape of a node's input, where autograd keeps it."""
     function = node.grad_fn
-    found = getattr(function, "_saved_self_sym_sizes", None) or getattr(function, "_saved_self_sizes", None)
-    return None if found is None else tuple(map(int, found))
+    sizes = getattr(function, "_saved_self_sym_sizes", None) or getattr(function, "_saved_self_sizes", None)
+    return None if sizes is None else tuple(map(int, sizes))
 
 
 def axis_of(node: Any, rank: int) -> int | None:
@@ -86,7 +84,7 @@ def _fixed(node: Any) -> bool:
     return isinstance(node.module, (*_SECOND, *_LAST))
 
 
-def _made(module: nn.Module, shape: Sequence[int]) -> int:
+def _axis_made(module: nn.Module, shape: Sequence[int]) -> int:
     """Return the axis on which a layer makes channels; some layer norms are made for images, [N, C, H, W]."""
     second, last = min(1, len(shape) - 1), len(shape) - 1
     if isinstance(module, _SECOND):
@@ -102,49 +100,49 @@ def _positive(axis: int, rank: int) -> int:
     return int(axis - 2 * _NEGATIVE if axis >= _NEGATIVE else axis) % rank
 
 
-def _through(function: Any, axis: int, before: Sequence[int], behind: Sequence[int]) -> int | None:
+def _through(function: Any, axis: int, before: Sequence[int], after: Sequence[int]) -> int | None:
     """Follow an axis through an operation from one shape to another."""
     kind, rank = function.name().lower(), len(before)
     if "permute" in kind:
-        return [_positive(one, rank) for one in function._saved_dims].index(axis)
+        return [_positive(dim, rank) for dim in function._saved_dims].index(axis)
     if "transpose" in kind:
-        first, second = (_positive(one, rank) for one in (function._saved_dim0, function._saved_dim1))
+        first, second = (_positive(dim, rank) for dim in (function._saved_dim0, function._saved_dim1))
         return {first: second, second: first}.get(axis, axis)
     if kind.startswith("tback"):
         return 1 - axis
     if "view" in kind or "reshape" in kind:
-        return _reshaped(axis, before, behind)
+        return _reshaped(axis, before, after)
     if "bmm" in kind or "matmul" in kind or "attention" in kind or "index" in kind:
         return None
-    if len(behind) == rank:
+    if len(after) == rank:
         return axis
-    gone = _removed(function, rank, before, behind)
-    if gone is not None:
-        return None if axis in gone else axis - sum(one < axis for one in gone)
-    if len(behind) > rank:
+    removed = _removed(function, rank, before, after)
+    if removed is not None:
+        return None if axis in removed else axis - sum(other < axis for other in removed)
+    if len(after) > rank:
         # A new axis, or shapes that are aligned at their ends.
-        new = _positive(function._saved_dim, len(behind)) if "unsqueeze" in kind else 0
-        return axis + (len(behind) - rank) * (new <= axis)
+        new = _positive(function._saved_dim, len(after)) if "unsqueeze" in kind else 0
+        return axis + (len(after) - rank) * (new <= axis)
     return None
 
 
-def _reshaped(axis: int, before: Sequence[int], behind: Sequence[int]) -> int | None:
+def _reshaped(axis: int, before: Sequence[int], after: Sequence[int]) -> int | None:
     """Find the axis that begins after as many elements and is as long."""
-    starts = [1, *accumulate(behind, mul)]
-    for place, (start, size) in enumerate(zip(starts, behind, strict=False)):
+    starts = [1, *accumulate(after, mul)]
+    for place, (start, size) in enumerate(zip(starts, after, strict=False)):
         if (start, size) == (prod(before[:axis]), before[axis]):
             return place
     return None
 
 
-def _removed(function: Any, rank: int, before: Sequence[int], behind: Sequence[int]) -> set[int] | None:
+def _removed(function: Any, rank: int, before: Sequence[int], after: Sequence[int]) -> set[int] | None:
     """Return the axes that a reduction, a selection or a squeeze takes away."""
     named = getattr(function, "_saved_dim", None)
-    if len(behind) >= rank:
+    if len(after) >= rank:
         return None
     if named is None:
         ones = {place for place, size in enumerate(before) if size == 1}
-        return ones if rank - len(ones) == len(behind) else None
+        return ones if rank - len(ones) == len(after) else None
     several = named if isinstance(named, tuple | list) else (named,)
-    gone = {_positive(one, rank) for one in several}
-    return gone if rank - len(gone) == len(behind) else None
+    removed = {_positive(dim, rank) for dim in several}
+    return removed if rank - len(removed) == len(after) else None

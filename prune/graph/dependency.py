@@ -7,11 +7,9 @@ lists of indices that grow without an end.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate, cycle
 from threading import RLock
 from typing import Any
@@ -25,7 +23,8 @@ from torch_pruning.dependency import index_mapping, shape_infer
 from torch_pruning.dependency.dependency import Dependency as Edge
 from torch_pruning.dependency.group import Group
 
-from distill.prune.graph.axes import Axes, axis_of, given, taken
+from distill.prune.graph.axes import Axes, axis_of, input_shape, output_shape
+from distill.prune.graph.reshapes import Flattened, Reshape, read_reshape
 
 _LOCK = RLock()  # torch-pruning's functions are those of the whole process
 
@@ -39,7 +38,7 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.lost: dict[Any, str] = {}
-        self._reshapes: dict[Any, _Reshape] = {}
+        self._reshapes: dict[Any, Reshape] = {}
         self._joined: dict[Any, list[tuple[Any, int]] | None] = {}
         self._axes = Axes()
         self._mapped = False
@@ -53,7 +52,9 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             built = super().build_dependency(*args, **kwargs)
         called = {id(node.module.weight) for node in self.module2node.values() if isinstance(node.module, nn.Linear)}
         for node in self.module2node.values():
-            if node.type == ops.OPTYPE.ELEMENTWISE and any(id(one) not in called for one in _weights(node.grad_fn)):
+            if node.type == ops.OPTYPE.ELEMENTWISE and any(
+                id(weight) not in called for weight in _weights(node.grad_fn)
+            ):
                 self.lost[node] = "its channels meet a weight that is applied outside of its layer's own call"
         self._longest = max((size for node in self.module2node.values() for size in _sizes(node)), default=0)
         return built
@@ -61,11 +62,11 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
     def _trace_computational_graph(
         self, module2node: Any, output: Any, gradfn2module: Any, *args: Any, **kw: Any
     ) -> Any:
-        found = super()._trace_computational_graph(module2node, output, gradfn2module, *args, **kw)
+        traced = super()._trace_computational_graph(module2node, output, gradfn2module, *args, **kw)
         for function, module in gradfn2module.items():
             if module in module2node:
                 self._nodes[function] = module2node[module]
-        return found
+        return traced
 
     def get_pruning_group(self, module: nn.Module, pruning_fn: Any, idxs: Sequence[int]) -> Any:
         """Return what has to be cut together, as torch-pruning does.
@@ -82,20 +83,20 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             pruning_fn = tp.prune_depthwise_conv_out_channels
         root = Edge(pruning_fn, pruning_fn, self.module2node[module], self.module2node[module])
         indices = [_HybridIndex(idx=index, root_idx=index) for index in idxs]
-        edges = {_place(root): (root, {one.idx: one for one in indices})}
+        edges = {_place(root): (root, {index.idx: index for index in indices})}
         stack = [(root, indices)]
         while stack:
             edge, indices = stack.pop()
             for following in edge.target.dependencies:
                 if following.is_triggered_by(edge.handler):
                     moved = _mapped(following, indices)
-                    known = edges.setdefault(_place(following), (following, {}))[1] if moved else {}
-                    new = [one for one in moved if one.idx not in known]
-                    if any(one.idx >= self._longest for one in new):
+                    seen = edges.setdefault(_place(following), (following, {}))[1] if moved else {}
+                    new = [index for index in moved if index.idx not in seen]
+                    if any(index.idx >= self._longest for index in new):
                         self.lost[following.target] = "its channels cannot be followed"
-                        new = [one for one in new if one.idx < self._longest]
-                    for one in new:
-                        known.setdefault(one.idx, one)
+                        new = [index for index in new if index.idx < self._longest]
+                    for index in new:
+                        seen.setdefault(index.idx, index)
                     if new and following.target not in self.lost:
                         stack.append((following, new))
         return self._group(edges.values())
@@ -107,9 +108,9 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
     def _group(self, edges: Iterable[tuple[Any, dict[int, Any]]]) -> Any:
         group = Group()
         group._DG = self
-        for edge, found in edges:
-            item = GroupItem(edge, list(found))
-            item.root_idxs = [one.root_idx for one in found.values()]
+        for edge, indices in edges:
+            item = GroupItem(edge, list(indices))
+            item.root_idxs = [index.root_idx for index in indices.values()]
             group._group.append(item)
         return group
 
@@ -137,7 +138,7 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
     def _map_reshape(self, graph: Any, node: Any) -> None:
         if node not in self._reshapes:
             # Shapes are those of the trace, so they are read before anything is cut.
-            self._reshapes[node] = self._read(graph, node)
+            self._reshapes[node] = read_reshape(graph, node, self._axes.into(node))
         reshape = self._reshapes[node]
         if reshape.shuffles:
             self.lost[node] = "its channels are shuffled"
@@ -150,44 +151,17 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
                 if reshape.undone
                 else (shape_infer.infer_in_channels_recursively, node.outputs)
             )
-            features = next(
-                filter(None, (infer(graph, one, [0]) for one in flat)), reshape.channels * reshape.positions
-            )
-            channels = features // reshape.positions
-        for one in node.outputs if reshape.undone else node.inputs:
-            _set(node, one, Flattened(reshape.positions, channels, back=True))
-            _set(one, node, Flattened(reshape.positions, channels, back=False))
-
-    def _read(self, graph: Any, node: Any) -> _Reshape:
-        """Read what a reshape does; one that neither flattens nor undoes that keeps the channels where they are."""
-        before, behind = taken(node), given(node)
-        if before is None or behind is None:
-            return _Reshape()
-        axis = self._axes.into(node)
-        # [N, g * C, H, W] becomes [N, g, C, H, W]: groups of as many channels each, or the first step of a shuffle.
-        if axis == 1 and len(before) == 4 and len(behind) > 4 and behind[-2:] == before[-2:]:
-            if len(behind) > 5 or any(map(_moves_axes, node.outputs)):
-                return _Reshape(shuffles=True)
-            return _Reshape(behind[1], behind[2], last=True, undone=True)
-        undone = len(behind) > len(before)
-        wide, flat = (behind, before) if undone else (before, behind)
-        if len(flat) != 2 or len(wide) < 3 or wide[0] != flat[0]:
-            return _Reshape()
-        if undone:
-            # Of what follows nothing is known yet but the layers: one that reads as many channels says where they are.
-            read = (shape_infer.infer_in_channels_recursively(graph, one, [0]) for one in node.outputs)
-            axis = 1 if wide[1] in read else None
-        elif axis is None and len(wide) > 3:
-            axis = 1
-        if axis not in (1, len(wide) - 1):
-            return _Reshape()
-        return _Reshape(math.prod(wide[1:]) // wide[axis], wide[axis], last=axis > 1, undone=undone)
+            inferred = filter(None, (infer(graph, other, [0]) for other in flat))
+            channels = next(inferred, reshape.channels * reshape.positions) // reshape.positions
+        for other in node.outputs if reshape.undone else node.inputs:
+            _set(node, other, Flattened(reshape.positions, channels, back=True))
+            _set(other, node, Flattened(reshape.positions, channels, back=False))
 
     def _measure(self, graph: Any) -> None:
         """Note the sizes of the parts that channels are split into, and joined from."""
         for node in graph.module2node.values():
             if node.type == ops.OPTYPE.SPLIT and self._is_along_channels(node):
-                axis = axis_of(node, len(taken(node) or ()))
+                axis = axis_of(node, len(input_shape(node) or ()))
                 node.module.split_sizes = [int(part.shape[axis]) for part in node.grad_fn._input_metadata]
             elif node.type == ops.OPTYPE.CONCAT:
                 self._joined[node] = sizes = self._sizes_joined(node)
@@ -198,7 +172,7 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
 
         What no layer has made has no function, and takes what the others leave.
         """
-        whole, functions = given(node), node.grad_fn.next_functions
+        whole, functions = output_shape(node), node.grad_fn.next_functions
         axis = None if whole is None else axis_of(node, len(whole))
         if whole is None or axis is None or axis != self._axes.into(node):
             return None
@@ -208,11 +182,11 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             else (None, 0)
             for function, number in functions
         ]
-        rest = whole[axis] - sum(size for _, size in sizes)
+        remaining = whole[axis] - sum(size for _, size in sizes)
         strange = sum(function is None for function, _ in sizes)
         if strange > 1:
             return None
-        return [(function, size if function is not None else rest) for function, size in sizes]
+        return [(function, size if function is not None else remaining) for function, size in sizes]
 
     def _map_concat(self, graph: Any, node: Any) -> None:
         joined, sizes = self._joined.get(node), node.module.concat_sizes
@@ -224,9 +198,9 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             part = offsets[number : number + 2]
             there[self._nodes.get(function)].append(index_mapping._ConcatIndexMapping(part, reverse=False))
             back[self._nodes.get(function)].append(index_mapping._ConcatIndexMapping(part, reverse=True))
-        for one in dict.fromkeys(node.inputs):
-            _set(one, node, *there[one], second=True)
-            _set(node, one, *back[one], second=True)
+        for other in dict.fromkeys(node.inputs):
+            _set(other, node, *there[other], second=True)
+            _set(node, other, *back[other], second=True)
 
     def _map_split(self, _: Any, node: Any) -> None:
         sizes = node.module.split_sizes
@@ -253,70 +227,21 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         }
 
     def _map_slice(self, _: Any, node: Any) -> None:
-        if taken(node) == given(node) or not self._is_along_channels(node):
+        if input_shape(node) == output_shape(node) or not self._is_along_channels(node):
             return
-        what = node.module
-        for one in node.inputs:
-            for source, target, back in ((node, one, True), (one, node, False)):
-                mapping = index_mapping._SliceIndexMapping(what.dim, what.start, what.step, what.end, reverse=back)
+        cut = node.module
+        for other in node.inputs:
+            for source, target, back in ((node, other, True), (other, node, False)):
+                mapping = index_mapping._SliceIndexMapping(cut.dim, cut.start, cut.step, cut.end, reverse=back)
                 _set(source, target, mapping)
 
     def _is_along_channels(self, node: Any) -> bool:
         """Tell a split or slice of channels from one of positions; where nothing says so, the rank does."""
-        shape = taken(node)
+        shape = input_shape(node)
         if shape is None or (axis := axis_of(node, len(shape))) is None:
             return False
         channels = self._axes.into(node)
         return axis == (channels if channels is not None else len(shape) - 1 if len(shape) == 3 else 1)
-
-
-@dataclass(frozen=True)
-class Flattened:
-    """Maps channels to the features that flattening makes of them, or back.
-
-    Args:
-        positions: how many features each channel becomes.
-        channels: how many there are, if they lie on the last axis; None if on the second.
-        back: from features to channels.
-    """
-
-    positions: int
-    channels: int | None
-    back: bool
-
-    def __call__(self, indices: Sequence[Any]) -> list[Any]:
-        """Map torch-pruning's pairs of an index and the index of the root that it comes from."""
-        found: dict[int, Any] = {}
-        for one in indices:
-            for other in self._others(one.idx):
-                # Of the features that make up a channel the first stands for all: they go together.
-                found.setdefault(other, one.root_idx)
-        return [_HybridIndex(idx=index, root_idx=root) for index, root in found.items()]
-
-    def _others(self, index: int) -> Sequence[int]:
-        if self.back:
-            return (index // self.positions if self.channels is None else index % self.channels,)
-        if self.channels is None:
-            return range(index * self.positions, (index + 1) * self.positions)
-        return range(index, self.channels * self.positions, self.channels)
-
-
-@dataclass(frozen=True)
-class _Reshape:
-    """What a reshape does: ``positions`` is 1 where channels stay what they are, ``undone`` if it unflattens."""
-
-    positions: int = 1
-    channels: int = 0
-    last: bool = False
-    undone: bool = False
-    shuffles: bool = False
-
-
-def _moves_axes(node: Any) -> bool:
-    """Tell a transposition, also behind a copy."""
-    if node.grad_fn.name().startswith("CloneBackward"):
-        return any(map(_moves_axes, node.outputs))
-    return bool(node.grad_fn.name().startswith(("TransposeBackward", "PermuteBackward")))
 
 
 def _weights(function: Any) -> Iterator[Tensor]:
@@ -332,9 +257,9 @@ def _weights(function: Any) -> Iterator[Tensor]:
 
 
 def _sizes(node: Any) -> Iterator[int]:
-    """Yield the lengths of all axes that a node gives, takes or holds."""
-    yield from given(node) or ()
-    yield from taken(node) or ()
+    """Yield the lengths of all axes of a node's output, its input and its parameters."""
+    yield from output_shape(node) or ()
+    yield from input_shape(node) or ()
     if isinstance(node.module, nn.Module):
         for parameter in node.module.parameters(recurse=False):
             yield from parameter.shape

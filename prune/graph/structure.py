@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,26 @@ from distill.prune.depth.skipped import skip_blocks_, skipped_of
 from distill.prune.record import SkippedBlock
 
 FORMAT = 1
+
+
+class ModuleWidths(TypedDict):
+    """A layer's width attributes and the shapes of its tensors, by their names."""
+
+    attributes: dict[str, int | float | list[int]]
+    shapes: dict[str, list[int]]
+
+
+class Structure(TypedDict):
+    """The widths of a pruned model as data that JSON can hold; modules that hold no tensor of their own are left out.
+
+    ``skipped`` are blocks that went, ``stand_ins`` the names of modules that were exchanged for ones that run narrower.
+    """
+
+    format: int
+    modules: dict[str, ModuleWidths]
+    skipped: list[SkippedBlock]
+    stand_ins: list[str]
+
 
 # The attributes that follow a layer's widths, by the class that defines them.
 _ATTRIBUTES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
@@ -36,19 +56,16 @@ _ATTRIBUTES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
 )
 
 
-def structure_of(model: nn.Module) -> dict[str, Any]:
-    """Describe every layer's width attributes and tensor shapes as data that JSON can hold.
-
-    Returns ``{"format": 1, "modules": {name: {"attributes": {name: int | [int]}, "shapes": {name: [int]}}}, "skipped":
-    [{"name": …, "returns": …}], "stand_ins": [name]}``; modules that hold no tensor of their own are left out.
-    """
-    modules: dict[str, Any] = {}
+def structure_of(model: nn.Module) -> Structure:
+    """Describe every layer's width attributes and tensor shapes."""
+    modules: dict[str, ModuleWidths] = {}
     for name, module in model.named_modules():
         shapes = {key: list(tensor.shape) for key, tensor in _tensors(module).items()}
         attributes = _attributes(module)
         if shapes or attributes:
             modules[name] = {"attributes": attributes, "shapes": shapes}
-    return {"format": FORMAT, "modules": modules, "skipped": skipped_of(model), "stand_ins": _stand_ins(model)}
+    stand_ins = [name for name, module in model.named_modules() if is_stand_in(module)]
+    return {"format": FORMAT, "modules": modules, "skipped": skipped_of(model), "stand_ins": stand_ins}
 
 
 def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
@@ -89,24 +106,20 @@ def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Modul
 def _exchanged_(model: nn.Module, skipped: Sequence[SkippedBlock], stand_ins: Sequence[str]) -> nn.Module:
     """Put in place of a fresh model's modules what stands there in the pruned one."""
     skip_blocks_(model, skipped)
-    known = {name for name, _ in model.named_modules()}
+    names = {name for name, _ in model.named_modules()}
     for name in stand_ins:
         # Not by get_submodule: it looks attributes up, and a property of a class is code, too.
-        if not isinstance(name, str) or name not in known:
+        if not isinstance(name, str) or name not in names:
             raise UserError(f"the structure is that of another model: stand_ins has {name!r}, which the model has not")
         stand_in_(model, name)
     return model
 
 
 def _listed(structure: Mapping[str, Any], key: str) -> list[Any]:
-    found = structure.get(key, [])
-    if not isinstance(found, list | tuple):
-        raise UserError(f"the structure's {key} must be a list, is {type(found).__name__}")
-    return list(found)
-
-
-def _stand_ins(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if is_stand_in(module)]
+    values = structure.get(key, [])
+    if not isinstance(values, list | tuple):
+        raise UserError(f"the structure's {key} must be a list, is {type(values).__name__}")
+    return list(values)
 
 
 def _checked(model: nn.Module, structure: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -114,7 +127,7 @@ def _checked(model: nn.Module, structure: Mapping[str, Any]) -> Mapping[str, Any
     if structure.get("format") != FORMAT or not isinstance(structure.get("modules"), Mapping):
         raise UserError(f"structure format={structure.get('format')!r}: this version reads format {FORMAT}")
     wanted: Mapping[str, Any] = structure["modules"]
-    have: dict[str, Any] = structure_of(model)["modules"]
+    have: Mapping[str, Any] = structure_of(model)["modules"]
     strangers = sorted(set(wanted) ^ set(have))
     if strangers:
         raise UserError(
@@ -124,14 +137,14 @@ def _checked(model: nn.Module, structure: Mapping[str, Any]) -> Mapping[str, Any
     for name, entry in wanted.items():
         mine = have[name]
         for part in ("shapes", "attributes"):
-            held = entry.get(part) if isinstance(entry, Mapping) else None
-            if not isinstance(held, Mapping) or set(held) != set(mine[part]):
+            sizes = entry.get(part) if isinstance(entry, Mapping) else None
+            if not isinstance(sizes, Mapping) or set(sizes) != set(mine[part]):
                 raise UserError(f"the structure is that of another model: layer {name!r} holds other tensors there")
             for key, size in mine[part].items():
-                if not _is_within(held[key], size):
-                    what = f"{name}.{key} of shape" if part == "shapes" else f"{name}.{key} ="
+                if not _is_within(sizes[key], size):
+                    place = f"{name}.{key} of shape" if part == "shapes" else f"{name}.{key} ="
                     raise UserError(
-                        f"the structure asks for {what} {str(held[key])[:60]}, the model has {size}; "
+                        f"the structure asks for {place} {str(sizes[key])[:60]}, the model has {size}; "
                         "a structure only narrows the model that it was taken from"
                     )
     return wanted
@@ -155,14 +168,10 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in own if not isinstance(tensor, torch.nn.UninitializedParameter)}
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for kind, names in _ATTRIBUTES:
-        if isinstance(module, kind):
-            for name in names:
-                value = getattr(module, name)
-                found[name] = list(value) if isinstance(value, tuple) else value
-    return found | attributes_of(module)
+def _attributes(module: nn.Module) -> dict[str, int | float | list[int]]:
+    names = (name for kind, names in _ATTRIBUTES if isinstance(module, kind) for name in names)
+    values = {name: getattr(module, name) for name in names}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()} | attributes_of(module)
 
 
 def _some(names: list[str]) -> str:

@@ -10,6 +10,7 @@ import copy
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from distill.prune.graph.groups import ChannelGroup
+from distill.prune.modules import hooked
 
 _PLAIN = {
     kind.forward
@@ -54,8 +56,8 @@ class Watch:
     @property
     def means(self) -> dict[str, Tensor]:
         """What is known so far: nothing of a layer that no gradient has reached, or that read what has no one shape."""
-        found = {name: (total / self._weights[name]).float() for name, total in self._sums.items()}
-        return {name: mean for name, mean in found.items() if name not in self._excluded and mean.isfinite().all()}
+        means = {name: (total / self._weights[name]).float() for name, total in self._sums.items()}
+        return {name: mean for name, mean in means.items() if name not in self._excluded and mean.isfinite().all()}
 
     def forget(self) -> None:
         """Let go of what no gradient came for."""
@@ -66,33 +68,33 @@ class Watch:
         if not args:  # it is called by keyword
             self._excluded.add(name)
             return
-        given, convolves = args[0], isinstance(layer, _ConvNd)
-        has_rows = given.ndim == layer.weight.ndim if convolves else given.ndim > 1
+        read, convolves = args[0], isinstance(layer, _ConvNd)
+        has_rows = read.ndim == layer.weight.ndim if convolves else read.ndim > 1
         if not has_rows:
             self._excluded.add(name)
         elif output.requires_grad:
             number = len(self._waiting)
-            self._waiting[number] = given.detach()  # not in the hook, which would hold it as long as the graph
+            self._waiting[number] = read.detach()  # not in the hook, which would hold it as long as the graph
             output.register_hook(lambda gradient: self._add(name, convolves, number, gradient))
 
     def _add(self, name: str, convolves: bool, number: int, gradient: Tensor) -> None:
         if not self._listens:
             return
-        given = self._waiting[number]
-        self._waiting[number] = given.new_empty(0)
+        read = self._waiting[number]
+        self._waiting[number] = read.new_empty(0)
         # What no output depends on, as tokens that are masked or not asked, must not move the mean of those that count.
         worth = gradient.double().square()
         if convolves:
             worth = worth.flatten(1).sum(1)
-            total = torch.tensordot(worth, given.double(), dims=1)[None]
+            total = torch.tensordot(worth, read.double(), dims=1)[None]
         else:
             worth = worth.sum(-1).flatten()
-            total = (worth @ given.double().flatten(0, -2))[None]
-        known = self._sums.get(name)
-        if known is not None and known.shape != total.shape:
+            total = (worth @ read.double().flatten(0, -2))[None]
+        before = self._sums.get(name)
+        if before is not None and before.shape != total.shape:
             self._excluded.add(name)  # images of another size: the mean over rows has no one shape
             return
-        self._sums[name] = total if known is None else known + total
+        self._sums[name] = total if before is None else before + total
         self._weights[name] = self._weights.get(name, 0.0) + float(worth.sum())
 
 
@@ -100,22 +102,16 @@ class Watch:
 def watching(model: nn.Module, names: Collection[str]) -> Iterator[Watch]:
     """Watch what the named layers read in backward passes, of those that have a bias for themselves."""
     watch = Watch()
-    hooks = []
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 
-    def watch_layer(name: str, layer: nn.Module) -> None:
-        hooks.append(layer.register_forward_hook(lambda _, args, output: watch.record(name, layer, args, output)))
-
-    for name, module in model.named_modules():
-        plain = type(module).forward in _PLAIN
-        if name in names and plain and times[id(module._parameters.get("bias"))] == 1:
-            watch_layer(name, module)
-            watch.is_idle = False
-    try:
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if name in names and type(module).forward in _PLAIN and times[id(module._parameters.get("bias"))] == 1
+    }
+    watch.is_idle = not layers
+    with hooked(layer.register_forward_hook(partial(watch.record, name)) for name, layer in layers.items()):
         yield watch
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def read_by(groups: Iterable[ChannelGroup]) -> set[str]:
@@ -125,19 +121,19 @@ def read_by(groups: Iterable[ChannelGroup]) -> set[str]:
 
 @torch.no_grad()
 def with_constants(
-    model: nn.Module, groups: Sequence[ChannelGroup], gone: Mapping[str, Sequence[int]], means: Means
+    model: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]], means: Means
 ) -> nn.Module | None:
     """Return a copy whose biases hold the means of what their layers are about to lose; None where that changes none.
 
     Args:
         model: with all channels; nothing is cut here.
         groups: that lose channels, or not.
-        gone: root channels that go, by group.
+        removed: root channels that go, by group.
         means: of this model.
     """
     lost: dict[str, set[int]] = {}
     for group in groups:
-        roots = set(gone.get(group.name, ()))
+        roots = set(removed.get(group.name, ()))
         for member in group.members:
             if roots and member.side == "in" and member.name in means:
                 pairs = zip(member.indices, member.roots, strict=True)
@@ -156,5 +152,5 @@ def with_constants(
 
 def _constant(layer: nn.Module, mean: Tensor) -> Tensor:
     """Return what a layer makes of a mean input, averaged over positions, its bias included: [outputs]."""
-    made: Tensor = layer.forward(mean)  # hooks are not for it
-    return made.flatten(2).mean(2)[0] if made.ndim > 2 else made[0]
+    output: Tensor = layer.forward(mean)  # hooks are not for it
+    return output.flatten(2).mean(2)[0] if output.ndim > 2 else output[0]

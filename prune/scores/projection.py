@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune.examples import tensors_in
-from distill.prune.modules import reason
+from distill.prune.modules import hooked, reason
 
 _BLIND = 0.01  # a gradient that adds up to less, of its own size, is blind to what all classes gain alike
 _INSTEAD = "prune.importance='taylor' goes by the loss alone"
@@ -23,25 +23,22 @@ _INSTEAD = "prune.importance='taylor' goes by the loss alone"
 
 @contextmanager
 def outputs_of(model: nn.Module) -> Iterator[list[Any]]:
-    """Collect what the model says each time it is called."""
-    said: list[Any] = []
-    hook = model.register_forward_hook(lambda module, args, output: said.append(output))
-    try:
-        yield said
-    finally:
-        hook.remove()
+    """Collect what the model returns each time it is called."""
+    outputs: list[Any] = []
+    with hooked([model.register_forward_hook(lambda module, args, output: outputs.append(output))]):
+        yield outputs
 
 
-def differentiable(said: Sequence[Any], logits: Callable[[Any], Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
+def differentiable(outputs: Sequence[Any], logits: Callable[[Any], Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
     """Return the logits of each call that autograd follows, and the other tensors [rows, …] of the same output.
 
     Raises:
         UserError: the model was not called, its logits cannot be found, or autograd follows none of them.
     """
-    if not said:
+    if not outputs:
         raise UserError(f"loss(model, batch) did not call the model, whose logits are needed; {_INSTEAD}")
-    found = []
-    for output in said:
+    pairs = []
+    for output in outputs:
         try:
             values = logits(output)
         except Exception as error:
@@ -53,10 +50,10 @@ def differentiable(said: Sequence[Any], logits: Callable[[Any], Tensor]) -> list
                 for _, tensor in tensors_in(output)
                 if tensor.grad_fn is not None and tensor.ndim and tensor.untyped_storage().data_ptr() != mine
             ]
-            found.append((values, others))
-    if not found:
+            pairs.append((values, others))
+    if not pairs:
         raise UserError(f"the logits in the loss do not depend on the model's parameters; {_INSTEAD}")
-    return found
+    return pairs
 
 
 def class_axis(loss: Tensor, logits: Tensor) -> int | None:
@@ -86,17 +83,17 @@ def signed_sum(logits: Tensor, others: Sequence[Tensor], axis: int | None, gener
         generator: draws the signs, on the CPU.
     """
     values = logits.float()
-    told = values.isfinite()
-    signs = _signs(values, generator) * told
+    finite = values.isfinite()
+    signs = _signs(values, generator) * finite
     if axis is not None:
-        signs -= told * signs.sum(axis, keepdim=True) / told.sum(axis, keepdim=True).clamp(min=1)
-    total = (torch.where(told, values, 0) * signs).sum() / math.sqrt(len(values))
+        signs -= finite * signs.sum(axis, keepdim=True) / finite.sum(axis, keepdim=True).clamp(min=1)
+    total = (torch.where(finite, values, 0) * signs).sum() / math.sqrt(len(values))
     spread = _spread(values)
     for other in others:
         own = _spread(other.float())
         if own > 0:
-            told = other.isfinite()
-            part = (torch.where(told, other, 0).float() * _signs(other, generator)).sum()
+            finite = other.isfinite()
+            part = (torch.where(finite, other, 0).float() * _signs(other, generator)).sum()
             total = total + part * (spread or 1.0) / own / math.sqrt(len(other))
     return total
 
@@ -107,5 +104,5 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _spread(values: Tensor) -> float:
-    known = values.detach()[values.detach().isfinite()]
-    return float(known.std()) if known.numel() > 1 else 0.0
+    finite = values.detach()[values.detach().isfinite()]
+    return float(finite.std()) if finite.numel() > 1 else 0.0

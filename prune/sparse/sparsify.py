@@ -12,17 +12,22 @@ keep them zero.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distill.errors import UserError
-from distill.prune.modules import copied, holders
+from distill.prune.examples import Example
+from distill.prune.modules import copied, reason
 from distill.prune.record import by_reason
+from distill.prune.sparse.saliency import SALIENCIES, SaliencyName, saliency
 from distill.prune.sparse.zeros import Pattern, in_groups, keep_zeros_, read_pattern, sparse_weights
+
+Loss = Callable[[nn.Module, Any], Tensor]
 
 _IGNORED = "ignored"
 NO_FASTER = (
@@ -58,47 +63,96 @@ class SparseRecord:
 
 
 def sparsify(
-    model: nn.Module, pattern: Pattern = "2:4", *, ignore: Sequence[str] = ()
+    model: nn.Module,
+    pattern: Pattern = "2:4",
+    *,
+    importance: SaliencyName = "magnitude",
+    scope: Literal["global", "layer"] = "global",
+    ignore: Sequence[str] = (),
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    limit: int = 8,
 ) -> tuple[nn.Module, SparseRecord]:
-    """Return a copy with zeros for the smallest weights of its Conv, Linear and attention layers, and a record.
+    """Return a copy with zeros in the weights of its Conv, Linear and attention layers, and a record.
 
     The zeros stay through training (``keep_zeros_``). Sparsify last: widths that change afterwards break the masks.
 
     Args:
         model: any module; it is not changed.
         pattern: ``"2:4"`` and the like: of every M weights of consecutive inputs, at equal output and kernel position,
-            the N largest stay; a layer whose inputs are no multiple of M is left. A number in (0, 1): the share of
-            zeros, for which all weights compete. Of equal weights the first stay in the former, the last in the latter.
-        ignore: names of modules that are left, with all in them.
+            the N most important stay; a layer whose inputs are no multiple of M is left. A number in (0, 1): the share
+            of zeros. Of equally important weights the first stay in the former, the last in the latter.
+        importance: magnitude is |w|; wanda |w|·‖x‖ with the norm of the weight's input over the batches (Sun et al.
+            2023, arXiv 2306.11695); taylor Σ_b (w·∂L_b/∂w)² (Molchanov et al. 2019, arXiv 1906.10771).
+        scope: for a share: global lets all weights compete, layer takes the same share of each weight tensor.
+        ignore: names of modules that are left, with all in them; ``first_and_last`` names two that often are.
+        batches: for wanda (args, kwargs) of the model, for taylor what the loss takes.
+        loss: (model, batch) -> scalar, for taylor.
+        limit: batches that are read.
 
     Raises:
-        UserError: a pattern or a name that cannot be used, or no weight that can be sparse.
+        UserError: a pattern, a name or data that cannot be used, or no weight that can be sparse.
     """
     groups = read_pattern(pattern)
+    if importance not in SALIENCIES:
+        raise UserError(f"importance={importance!r}: must be one of {', '.join(SALIENCIES)}")
+    if importance == "wanda" and groups is None and scope == "global":
+        raise UserError("importance='wanda' ranks weights within a layer only; use scope='layer'")
     work = copied(model, to_be="made sparse")
-    weights, left = _choose(work, groups, ignore)
-    if not weights:
+    chosen, left = _choose(work, groups, ignore)
+    scores = saliency(work, importance, chosen, batches, loss, limit)
+    unseen = "its input was not seen by a hook" if importance == "wanda" else "the loss does not depend on it"
+    left |= {name: unseen for name in chosen if name not in scores}
+    if not scores:
         raise UserError(
             f"no weight of the model can be sparse: {'; '.join(by_reason(left)) or 'it has no Conv or Linear layer'}"
         )
-    plain, zipped = stored_bytes(work)
-    masks = _masks({name: weight.detach().abs() for name, weight in weights.items()}, pattern)
-    keep_zeros_(work, masks)
-    shares = {name: 1 - float(mask.float().mean()) for name, mask in masks.items()}
+    plain, before = stored_bytes(work)
+    kept = _kept(scores, groups, pattern, scope)
+    keep_zeros_(work, kept)
+    shares = {name: 1 - float(mask.float().mean()) for name, mask in kept.items()}
     record = SparseRecord(
         pattern=str(pattern),
-        importance="magnitude",
-        scope="group" if groups else "global",
-        weights=sum(mask.numel() for mask in masks.values()),
-        zeros=sum(int((~mask).sum()) for mask in masks.values()),
+        importance=importance,
+        scope="group" if groups else scope,
+        weights=sum(mask.numel() for mask in kept.values()),
+        zeros=sum(int((~mask).sum()) for mask in kept.values()),
         layers=shares,
         left=left,
         stored_bytes=plain,
-        zipped_bytes_before=zipped,
+        zipped_bytes_before=before,
         zipped_bytes_after=stored_bytes(work)[1],
         warnings=_warnings(shares, left),
     )
     return work, record
+
+
+def first_and_last(model: nn.Module, example: Example) -> tuple[str, str]:
+    """Return the names of the Conv or Linear layers that are called first and last, for ``ignore``.
+
+    Raises:
+        UserError: the model does not run, or has no such layer.
+    """
+    called: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _module, _args, name=name: called.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, _ConvNd | nn.Linear)
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()(*example[0], **example[1])
+    except Exception as error:
+        raise UserError(f"the model does not run on its example input: {reason(error)}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    if not called:
+        raise UserError("the model calls no Conv or Linear layer")
+    return called[0], called[-1]
 
 
 def stored_bytes(model: nn.Module) -> tuple[int, int]:
@@ -124,12 +178,12 @@ def _choose(
                 f"ignore: the model has no module {name!r}; its modules are {', '.join([*modules][1:9])}, …"
             )
     chosen, left = {}, {}
-    shared = holders(model)
+    shared = _shared(model)
     for name, module, weight in sparse_weights(model):
         why = _why_left(module, weight, groups)
-        if any(name.startswith(f"{ignored}.") for ignored in ignore):
+        if any(name.startswith(f"{one}.") for one in ignore):
             why = _IGNORED
-        elif shared[id(weight)] > 1:
+        elif id(weight) in shared:
             why = "it is shared with another layer"
         if why:
             left[name] = why
@@ -153,11 +207,26 @@ def _why_left(module: nn.Module, weight: nn.Parameter, groups: tuple[int, int] |
     return None
 
 
-def _masks(scores: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Tensor]:
-    """Return where weights stay, by name."""
-    if groups := read_pattern(pattern):
+def _shared(model: nn.Module) -> set[int]:
+    """Return the parameters that several modules hold."""
+    seen: set[int] = set()
+    found: set[int] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            (found if id(parameter) in seen else seen).add(id(parameter))
+    return found
+
+
+def _kept(
+    scores: Mapping[str, Tensor], groups: tuple[int, int] | None, pattern: Pattern, scope: str
+) -> dict[str, Tensor]:
+    """Return the masks: True stays."""
+    if groups:
         return {name: keep_largest(score, *groups) for name, score in scores.items()}
-    return dict(zip(scores, drop_smallest([*scores.values()], float(pattern)), strict=True))
+    share = float(pattern)
+    if scope == "layer":
+        return {name: drop_smallest([score], share)[0] for name, score in scores.items()}
+    return dict(zip(scores, drop_smallest([*scores.values()], share), strict=True))
 
 
 def keep_largest(scores: Tensor, keep: int, size: int) -> Tensor:
@@ -185,10 +254,10 @@ def drop_smallest(scores: Sequence[Tensor], share: float) -> list[Tensor]:
 
 def _warnings(shares: Mapping[str, float], left: Mapping[str, str]) -> tuple[str, ...]:
     empty = [name for name, share in shares.items() if share == 1]
-    warnings = [NO_FASTER]
+    found = [NO_FASTER]
     unasked = {name: why for name, why in left.items() if why != _IGNORED}
     if unasked:
-        warnings.append(f"left dense: {'; '.join(by_reason(unasked))}")
+        found.append(f"left dense: {'; '.join(by_reason(unasked))}")
     if empty:
-        warnings.append(f"nothing is left of {', '.join(empty)}: lower the share")
-    return tuple(warnings)
+        found.append(f"nothing is left of {', '.join(empty)}: lower the share, or use scope='layer'")
+    return tuple(found)

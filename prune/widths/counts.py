@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.errors import UserError
 from distill.prune.examples import at_batch
-from distill.prune.modules import reason
+from distill.prune.modules import eval_mode, explained
 
 
 @dataclass(frozen=True)
@@ -49,19 +48,11 @@ def layer_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     Raises:
         UserError: the model does not run on these inputs.
     """
-    one_args, one_kwargs = at_batch((args, dict(kwargs)), 1)
+    single_args, single_kwargs = at_batch((args, dict(kwargs)), 1)
     counter, products = FlopCounterMode(display=False), _Products(model)
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_eval_mode(model))
-        stack.enter_context(_countable(model))
-        stack.enter_context(_no_gradients(model))
-        stack.enter_context(counter)
-        stack.enter_context(products)
-        try:
-            model(*one_args, **one_kwargs)
-        except Exception as error:
-            raise UserError(f"the model does not run on its example input at batch 1: {reason(error)}") from error
+    runs = explained("the model does not run on its example input at batch 1")
+    with torch.no_grad(), eval_mode(model), _countable(model), _no_gradients(model), counter, products, runs:
+        model(*single_args, **single_kwargs)
     # The counter's unit is a flop: a multiply and an add. It calls the model itself by the name of its class.
     inside = {
         name.partition(".")[2]: sum(flops.values()) // 2
@@ -88,18 +79,6 @@ class _Products(TorchFunctionMode):
         if function is torch.nn.functional.linear and len(args) > 1 and (name := self._holders.get(id(args[1]))):
             self.macs[name] = self.macs.get(name, 0) + args[0].numel() * args[1].shape[0]
         return function(*args, **kwargs or {})
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch to eval mode and put every module's own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

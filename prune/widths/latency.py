@@ -19,8 +19,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from distill.prune.examples import Example, at_batch
 from distill.prune.graph.groups import is_depthwise
+from distill.prune.modules import hooked
 from distill.prune.widths.selection import Candidate, blocks
-from distill.prune.widths.sizes import Counts, Sizes
+from distill.prune.widths.sizes import Removed, Sizes
 from distill.prune.widths.staircase import LayerShape
 
 LayerCost = Callable[[Iterable[LayerShape]], Mapping[LayerShape, float]]
@@ -44,29 +45,24 @@ class Device:
 
 def shapes_of(model: nn.Module, example: Example, batch: int) -> dict[str, list[LayerShape]]:
     """Return the shapes that each Conv and Linear layer is called with, by its name, in order of the calls."""
-    found: dict[str, list[LayerShape]] = {}
+    shapes: dict[str, list[LayerShape]] = {}
 
     def watch(name: str, module: nn.Module) -> Any:
         def hook(_: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
             if inputs and isinstance(inputs[0], Tensor):
-                found.setdefault(name, []).append(_shape(module, inputs[0], batch))
+                shapes.setdefault(name, []).append(_shape(module, inputs[0], batch))
 
         return module.register_forward_hook(hook)
 
-    kinds = (_ConvNd, nn.Linear)
-    handles = [
+    args, kwargs = at_batch(example, batch)
+    handles = (
         watch(name, module)
         for name, module in model.named_modules()
-        if isinstance(module, kinds) and not getattr(module, "transposed", False)
-    ]
-    args, kwargs = at_batch(example, batch)
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+        if isinstance(module, _ConvNd | nn.Linear) and not getattr(module, "transposed", False)
+    )
+    with hooked(handles), torch.no_grad():
+        model(*args, **kwargs)
+    return shapes
 
 
 def _shape(module: Any, value: Tensor, batch: int) -> LayerShape:
@@ -97,41 +93,38 @@ class LayerCosts:
     shapes: Mapping[str, Sequence[LayerShape]]
     sizes: Sizes
     layers: LayerCost
-    _known: dict[LayerShape, float] = field(default_factory=dict)
+    _timed: dict[LayerShape, float] = field(default_factory=dict)
     _seconds: dict[tuple[str, tuple[int, int]], float] = field(default_factory=dict)
 
-    def prefetch(self, states: Iterable[tuple[str, Counts]]) -> None:
+    def prefetch(self, states: Iterable[tuple[str, Removed]]) -> None:
         """Have the layers of these (layer, counts) timed together, which a device does better than one by one."""
-        wanted = dict.fromkeys(shape for name, gone in states for shape in self._at(name, gone))
-        missing = [shape for shape in wanted if shape not in self._known]
+        wanted = dict.fromkeys(shape for name, removed in states for shape in self._at(name, removed))
+        missing = [shape for shape in wanted if shape not in self._timed]
         if missing:
-            self._known |= self.layers(missing)
+            self._timed |= self.layers(missing)
 
-    def of_layer(self, name: str, gone: Counts) -> float:
-        """Return the seconds of a layer when these units are gone."""
+    def of_layer(self, name: str, removed: Removed) -> float:
+        """Return the seconds of a layer when these units are removed."""
         if name not in self.shapes:
             return 0.0
-        key = name, self.sizes.widths(name, gone)
+        key = name, self.sizes.widths(name, removed)
         if key not in self._seconds:
-            shapes = self._at(name, gone)
-            missing = [shape for shape in shapes if shape not in self._known]
-            if missing:
-                self._known |= self.layers(missing)
-            self._seconds[key] = sum(self._known[shape] for shape in shapes)
+            self.prefetch([(name, removed)])
+            self._seconds[key] = sum(self._timed[shape] for shape in self._at(name, removed))
         return self._seconds[key]
 
-    def of_group(self, group: str, gone: Counts) -> float:
+    def of_group(self, group: str, removed: Removed) -> float:
         """Return the seconds of all layers that hold channels of a group."""
-        return sum(self.of_layer(name, gone) for name in self.sizes.touched(group))
+        return sum(self.of_layer(name, removed) for name in self.sizes.touched(group))
 
-    def total(self, gone: Counts) -> float:
+    def total(self, removed: Removed) -> float:
         """Return the seconds of all layers."""
-        return sum(self.of_layer(name, gone) for name in self.shapes)
+        return sum(self.of_layer(name, removed) for name in self.shapes)
 
-    def _at(self, name: str, gone: Counts) -> list[LayerShape]:
+    def _at(self, name: str, removed: Removed) -> list[LayerShape]:
         if name not in self.shapes:
             return []
-        into, out = self.sizes.widths(name, gone)
+        into, out = self.sizes.widths(name, removed)
         return [_whole(shape.at(into, out)) for shape in self.shapes[name]]
 
 
@@ -163,8 +156,8 @@ def ladder(candidate: Candidate, weight: float, *, round_to: int, max_ratio: flo
     parts = blocks(candidate, round_to=round_to, max_ratio=max_ratio)
     ranked = tuple(sorted(range(len(candidate.scores)), key=lambda unit: (candidate.scores[unit], unit)))
     total = sum(candidate.scores)
-    gone = [0.0, *accumulate(candidate.scores[unit] for unit in ranked)]
-    harm = tuple(-math.log(max(1e-9, 1 - share / total)) * weight if total else 0.0 for share in gone)
+    removed = [0.0, *accumulate(candidate.scores[unit] for unit in ranked)]
+    harm = tuple(-math.log(max(1e-9, 1 - share / total)) * weight if total else 0.0 for share in removed)
     fine = tuple(accumulate(len(part.units) for part in parts))
     left = len(candidate.scores)
     # Widths on multiples of a larger step are the likelier ends of a stair.
@@ -177,30 +170,30 @@ def ladder(candidate: Candidate, weight: float, *, round_to: int, max_ratio: flo
 def choose_seconds(ladders: Sequence[Ladder], costs: LayerCosts, goal_s: float) -> dict[str, int]:
     """Return how many units of each group go so that the layers together take ``goal_s``, or the least they can."""
     _prefetch_all(ladders, costs)
-    gone: dict[str, int] = {}
-    total = costs.total(gone)
+    removed: dict[str, int] = {}
+    total = costs.total(removed)
     while total > goal_s:
-        found = _best_move(ladders, costs, gone)
-        if found is None:
-            return gone
-        rungs, count, saved = found
-        gone[rungs.name] = count
+        move = _best_move(ladders, costs, removed)
+        if move is None:
+            return removed
+        rungs, count, saved = move
+        removed[rungs.name] = count
         total -= saved
-    return given_back(ladders, costs, gone, goal_s)
+    return given_back(ladders, costs, removed, goal_s)
 
 
 def _best_move(
-    ladders: Sequence[Ladder], costs: LayerCosts, gone: Mapping[str, int]
+    ladders: Sequence[Ladder], costs: LayerCosts, removed: Mapping[str, int]
 ) -> tuple[Ladder, int, float] | None:
     """Find the narrowing that costs least harm for each second it saves."""
     best: tuple[float, Ladder, int, float] | None = None
     for rungs in ladders:
-        now = gone.get(rungs.name, 0)
-        before = costs.of_group(rungs.name, gone)
+        now = removed.get(rungs.name, 0)
+        before = costs.of_group(rungs.name, removed)
         for count in rungs.stops:
             if count <= now:
                 continue
-            saved = before - costs.of_group(rungs.name, {**gone, rungs.name: count})
+            saved = before - costs.of_group(rungs.name, {**removed, rungs.name: count})
             if saved <= 0:
                 continue
             price = (rungs.harm[count] - rungs.harm[now]) / saved
@@ -209,12 +202,12 @@ def _best_move(
     return None if best is None else best[1:]
 
 
-def given_back(ladders: Sequence[Ladder], costs: LayerCosts, gone: Counts, goal_s: float) -> dict[str, int]:
+def given_back(ladders: Sequence[Ladder], costs: LayerCosts, removed: Removed, goal_s: float) -> dict[str, int]:
     """Undo what turned out not to be needed, the most harmful first: last moves overshoot, and overtake early ones."""
-    result = {name: count for name, count in gone.items() if count}
+    result = {name: count for name, count in removed.items() if count}
     if costs.total(result) > goal_s:
         return result
-    for rungs in sorted(ladders, key=lambda one: -one.harm[result.get(one.name, 0)]):
+    for rungs in sorted(ladders, key=lambda rungs: -rungs.harm[result.get(rungs.name, 0)]):
         for count in (0, *rungs.stops):
             if count >= result.get(rungs.name, 0):
                 break
@@ -232,20 +225,20 @@ def _prefetch_all(ladders: Sequence[Ladder], costs: LayerCosts) -> None:
     for rungs in ladders:
         for name in costs.sizes.touched(rungs.name):
             of_layer.setdefault(name, []).append(rungs.name)
-    states: list[tuple[str, Counts]] = [(name, {}) for name in costs.shapes]
+    states: list[tuple[str, Removed]] = [(name, {}) for name in costs.shapes]
     for name, groups in of_layer.items():
         first, second = groups[0], groups[1] if len(groups) > 1 else None
         states += [
-            (name, {first: one} | ({second: two} if second else {}))
-            for one in stops[first]
-            for two in (stops[second] if second else (0,))
+            (name, {first: number} | ({second: other} if second else {}))
+            for number in stops[first]
+            for other in (stops[second] if second else (0,))
         ]
     costs.prefetch(states)
 
 
-def snap(ladders: Sequence[Ladder], costs: LayerCosts, gone: Counts) -> dict[str, int]:
+def snap(ladders: Sequence[Ladder], costs: LayerCosts, removed: Removed) -> dict[str, int]:
     """Widen each narrowed group to the widest count that costs no more: to the end of its step, or off a slow width."""
-    result = {name: count for name, count in gone.items() if count}
+    result = {name: count for name, count in removed.items() if count}
     for rungs in ladders:
         now = result.get(rungs.name, 0)
         if not now:
@@ -273,5 +266,5 @@ def seconds_of_layers(model: nn.Module, example: Example, device: Device | None)
     if device is None or device.layers is None:
         return {}
     shapes = shapes_of(model, example, device.batch)
-    known = device.layers([shape for found in shapes.values() for shape in found])
-    return {name: sum(known[shape] for shape in found) for name, found in shapes.items()}
+    seconds = device.layers([shape for of_layer in shapes.values() for shape in of_layer])
+    return {name: sum(seconds[shape] for shape in of_layer) for name, of_layer in shapes.items()}

@@ -18,7 +18,7 @@ from distill.prune.examples import Example
 from distill.prune.graph.groups import ChannelGroup, is_depthwise
 from distill.prune.widths.counts import layer_macs
 
-Counts = Mapping[str, int]
+Removed = Mapping[str, int]
 """Group's name -> how many of its units go."""
 
 
@@ -65,28 +65,28 @@ class Sizes:
         """Name the layers that hold channels of a group, each once."""
         return self._touched[group]
 
-    def widths(self, name: str, gone: Counts) -> tuple[int, int]:
+    def widths(self, name: str, removed: Removed) -> tuple[int, int]:
         """Return the input and output channels that a layer is left with."""
         layer = self.layers[name]
         lost = {"in": 0.0, "out": 0.0}
-        for group, side, each in self._effects[name]:
-            lost[side] += each * gone.get(group, 0)
+        for group, side, per_unit in self._effects[name]:
+            lost[side] += per_unit * removed.get(group, 0)
         out = max(1, round(layer.width_out - lost["out"]))
         # What has one number a channel reads as many as it writes, and is listed on one side only.
         return (out if layer.one_sided else max(1, round(layer.width_in - lost["in"]))), out
 
-    def left(self, gone: Counts) -> dict[str, float]:
+    def left(self, removed: Removed) -> dict[str, float]:
         """Return the share of ``macs`` and of ``parameters`` that stays."""
         macs, parameters = float(self.macs), float(self.parameters)
-        for name in dict.fromkeys(name for group in gone for name in self._touched[group]):
+        for name in dict.fromkeys(name for group in removed for name in self._touched[group]):
             layer = self.layers[name]
-            into, out = self.widths(name, gone)
+            into, out = self.widths(name, removed)
             share = out / layer.width_out * (1.0 if layer.one_sided else into / layer.width_in)
             macs -= layer.macs * (1 - share)
             parameters -= layer.parameters * (1 - share)
-        for name in gone.keys() & self._products.keys():
+        for name in removed.keys() & self._products.keys():
             products, units = self._products[name]
-            macs -= products * gone[name] / units
+            macs -= products * removed[name] / units
         return {"macs": macs / max(1, self.macs), "parameters": parameters / max(1, self.parameters)}
 
 

@@ -78,9 +78,9 @@ class Staircase:
     def __init__(self, target: Target, precision: Precision = "float32", cache: Path | None = None) -> None:
         self._target, self._precision = target, precision
         self._path = None if cache is None else cache / f"staircase-{_identity(target, precision)}.json"
-        self._known: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
         if self._path is not None and self._path.is_file():
-            self._known = _read(self._path)
+            self._seconds = _read(self._path)
 
     @staticmethod
     def why_not(target: Target) -> str | None:
@@ -92,12 +92,12 @@ class Staircase:
     def __call__(self, shapes: Iterable[LayerShape]) -> dict[LayerShape, float]:
         """Return the seconds of one call of each layer; what is not known yet is measured."""
         wanted = list(dict.fromkeys(shapes))
-        missing = [shape for shape in wanted if _key(shape) not in self._known]
+        missing = [shape for shape in wanted if _key(shape) not in self._seconds]
         for part in _parts(missing):
-            self._known |= self._measured(part)
+            self._seconds |= self._measured(part)
         if missing and self._path is not None:
-            _write(self._path, self._known)
-        return {shape: self._known[_key(shape)] for shape in wanted}
+            _write(self._path, self._seconds)
+        return {shape: self._seconds[_key(shape)] for shape in wanted}
 
     def _measured(self, shapes: Sequence[LayerShape]) -> dict[str, float]:
         model, feed = probes([_TINY, *shapes], self._precision)
@@ -117,10 +117,10 @@ def _typical(timed: Mapping[str, Sequence[float]], name: str) -> float:
 
     The node may go by its output when it was fused, or laid out by blocks.
     """
-    found = next((timed[key] for key in (name, f"{name}/y", f"{name}/out", f"{name}/q") if key in timed), None)
-    if found is None:
+    seconds = next((timed[key] for key in (name, f"{name}/y", f"{name}/out", f"{name}/q") if key in timed), None)
+    if seconds is None:
         raise RuntimeError(f"onnxruntime ran no kernel for {name}; it ran {', '.join(sorted(timed))}")
-    return float(np.mean(sorted(found)[: (len(found) + 1) // 2]))
+    return float(np.mean(sorted(seconds)[: (len(seconds) + 1) // 2]))
 
 
 def probes(shapes: Sequence[LayerShape], precision: Precision) -> tuple[bytes, dict[str, NDArray[np.float32]]]:
@@ -134,8 +134,8 @@ def probes(shapes: Sequence[LayerShape], precision: Precision) -> tuple[bytes, d
         feed[f"{name}/x"] = random.standard_normal(size, np.float32)
         inputs.append(helper.make_tensor_value_info(f"{name}/x", TensorProto.FLOAT, size))
         outputs.append(helper.make_tensor_value_info(f"{name}/y", TensorProto.FLOAT, None))
-        made, weights = _layer(shape, name, random) if precision == "float32" else _integer(shape, name, random)
-        nodes += made
+        layer, weights = _layer(shape, name, random) if precision == "float32" else _integer(shape, name, random)
+        nodes += layer
         constants += [numpy_helper.from_array(value, key) for key, value in weights.items()]
     graph = helper.make_graph(nodes, "probes", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
@@ -237,14 +237,13 @@ def _identity(target: Target, precision: Precision) -> str:
 def _read(path: Path) -> dict[str, float]:
     """Read what was measured; a file that cannot be read is as good as none."""
     try:
-        found = read_json(path)
-        return {str(key): float(value) for key, value in found.items()}
+        return {str(key): float(value) for key, value in read_json(path).items()}
     except (OSError, ValueError, AttributeError):
         return {}
 
 
-def _write(path: Path, known: Mapping[str, float]) -> None:
+def _write(path: Path, seconds: Mapping[str, float]) -> None:
     """Keep what was measured; another process may write at the same time, and what it adds is kept too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**_read(path), **known}, indent=0)
+    text = json.dumps({**_read(path), **seconds}, indent=0)
     files.write_whole(path, text)

@@ -12,8 +12,7 @@ from rich.console import Console
 
 from distill.benchmarks import records
 from distill.benchmarks.onnx_file import facts
-from distill.benchmarks.show import annotations, junit, markdown
-from distill.benchmarks.show import terminal as table
+from distill.benchmarks.show import annotations, junit, tables
 from distill.benchmarks.verdict import outcomes as verdicts
 from distill.benchmarks.verdict import rule
 from distill.intervals import Estimate
@@ -47,7 +46,7 @@ def report(verdict: str, mode: str = "duet", slowdown: float = 1.0) -> Any:
 
 def printed(one: Any, width: int) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(table.render(one))
+    console.print(tables.render(one))
     return console.export_text()
 
 
@@ -92,12 +91,12 @@ def test_junit_has_a_case_a_gate(verdict: str, kind: str | None) -> None:
 
 
 def test_the_summary_is_markdown_that_a_name_cannot_break() -> None:
-    text = markdown.summary(report("pass"))
+    text = tables.summary(report("pass"))
     assert text.startswith("### PASS")
     assert "<script>" not in text
     assert "\x1b" not in text
-    tables = [line for line in text.splitlines() if line.startswith("| ")]
-    assert all(line.count("|") == tables[0].count("|") for line in tables[:3])
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert all(line.count("|") == rows[0].count("|") for line in rows[:3])
 
 
 @pytest.mark.parametrize(

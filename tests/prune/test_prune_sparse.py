@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.export import export_onnx
-from distill.prune.sparse.sparsify import NO_FASTER, drop_smallest, keep_largest, sparsify, stored_bytes
+from distill.prune.sparse.saliency import SALIENCIES
+from distill.prune.sparse.sparsify import NO_FASTER, drop_smallest, first_and_last, keep_largest, sparsify, stored_bytes
 from distill.prune.sparse.zeros import keep_zeros_, keeps_zeros, masks_of, release_
 from distill.tasks.base import Task
 from distill.training.loop import fit
@@ -38,6 +39,10 @@ def network(seed: int = 0) -> nn.Module:
 
 def image(rows: int = 4, seed: int = 0) -> Tensor:
     return torch.randn(rows, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(count: int = 3) -> list[tuple[tuple[Tensor], dict[str, Any]]]:
+    return [((image(seed=seed),), {}) for seed in range(count)]
 
 
 def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -111,14 +116,15 @@ def test_2_to_4_lies_along_the_inputs_and_layers_that_cannot_are_named() -> None
     assert record.share_achieved == 0.5
 
 
-def test_a_share_is_taken_of_all_weights_together() -> None:
-    model, record = sparsify(network(), 0.6, ignore=["0"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_a_share_is_taken_of_all_weights_or_of_each(scope: Any) -> None:
+    model, record = sparsify(network(), 0.6, scope=scope, ignore=["0"])
     assert record.zeros == pytest.approx(0.6 * record.weights, abs=3)
     shares = list(record.layers.values())
-    assert max(shares) - min(shares) > 0.02
-    assert model.get_parameter("0.weight").all()
-    zeros = {name: float((model.get_parameter(name) == 0).float().mean()) for name in record.layers}
-    assert zeros == pytest.approx(record.layers)
+    assert (max(shares) - min(shares) < 0.02) == (scope == "layer")
+    zeros = {name: float((weight == 0).float().mean()) for name, weight in model.named_parameters()}
+    assert zeros["0.weight"] == 0
+    assert {name: zeros[name] for name in record.layers} == pytest.approx(record.layers)
 
 
 def test_the_model_that_came_in_is_unchanged() -> None:
@@ -126,13 +132,38 @@ def test_the_model_that_came_in_is_unchanged() -> None:
     model[1].eval()
     model[4].weight.requires_grad_(False)
     before = copy.deepcopy(model)
-    result, _ = sparsify(model, "2:4")
-    assert [m.training for m in result.modules()] == [m.training for m in before.modules()]
-    assert [p.requires_grad for p in result.parameters()] == [p.requires_grad for p in before.parameters()]
+    for importance in SALIENCIES:
+        result, _ = sparsify(model, "2:4", importance=importance, batches=batches(), loss=loss)  # type: ignore[arg-type]
+        assert [m.training for m in result.modules()] == [m.training for m in before.modules()]
+        assert [p.requires_grad for p in result.parameters()] == [p.requires_grad for p in before.parameters()]
     pairs = zip(model.state_dict().values(), before.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
     assert not model._forward_pre_hooks
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_wanda_weighs_a_weight_by_the_input_that_it_reads() -> None:
+    linear = nn.Linear(4, 2, bias=False)
+    linear.weight.data = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])
+    x = torch.tensor([[100.0, 100.0, 1.0, 0.1]])
+    model, _ = sparsify(nn.Sequential(linear), "2:4", importance="wanda", batches=[((x,), {})])
+    assert model[0].weight.tolist() == [[1, 2, 0, 0], [4, 3, 0, 0]]
+    grouped = nn.Conv2d(8, 2, 1, groups=2, bias=False)
+    nn.init.ones_(grouped.weight)
+    channels = torch.tensor([1.0, 5, 5, 1, 5, 1, 1, 5]).reshape(1, 8, 1, 1)
+    model, _ = sparsify(nn.Sequential(grouped), "2:4", importance="wanda", batches=[((channels,), {})])
+    assert model[0].weight.flatten(1).tolist() == [[0, 1, 1, 0], [1, 0, 0, 1]]
+
+
+def test_taylor_follows_the_loss() -> None:
+    linear = nn.Linear(4, 1, bias=False)
+    linear.weight.data = torch.tensor([[5.0, 0.5, 1.0, 4.0]])
+    x = torch.tensor([[0.0, 3.0, 3.0, 0.0]])  # nothing depends on the large ones
+    model, record = sparsify(
+        nn.Sequential(linear), "2:4", importance="taylor", batches=[x, -x], loss=lambda model, batch: model(batch).sum()
+    )
+    assert model[0].weight.tolist() == [[0, 0.5, 1, 0]]
+    assert record.importance == "taylor"
 
 
 def test_attention_has_sparse_projections() -> None:
@@ -144,8 +175,12 @@ def test_attention_has_sparse_projections() -> None:
     assert follows("2:4", model.self_attn.in_proj_weight)
 
 
-def test_layers_can_be_left_by_name() -> None:
-    assert sparsify(network(), 0.5, ignore=("0", "7"))[1].left == {"0.weight": "ignored", "7.weight": "ignored"}
+def test_first_and_last_layer_can_be_named() -> None:
+    model = network()
+    names = first_and_last(model.train(), ((image(),), {}))
+    assert names == ("0", "7")
+    assert model.training
+    assert sparsify(model, 0.5, ignore=names)[1].left == {"0.weight": "ignored", "7.weight": "ignored"}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +190,11 @@ def test_layers_can_be_left_by_name() -> None:
         ({"pattern": 1.5}, "share of zeros"),
         ({"pattern": "3"}, "pattern='3'"),
         ({"ignore": ["head"]}, "no module 'head'"),
+        ({"importance": "wanda"}, "needs batches"),
+        ({"importance": "taylor", "batches": [1]}, "needs a loss"),
+        ({"importance": "wanda", "pattern": 0.5}, "scope='layer'"),
+        ({"importance": "best"}, "must be one of"),
+        ({"importance": "wanda", "batches": [((torch.ones(2, 9),), {})]}, "does not run"),
         ({"pattern": "7:16"}, "no multiple of 16"),
     ],
 )

@@ -18,7 +18,7 @@ from distill.benchmarks import Report, bench, resolve_target
 from distill.errors import UserError
 from distill.export import run_onnx
 from distill.quantize import to_blocks, to_dynamic
-from distill.single_stage.quantizing.command import Words, run
+from distill.single_stage.quantize_model import quantize_model
 
 PLAIN = ("m.onnx", "--data", "rows.npz", "--out", "q.onnx")
 
@@ -37,7 +37,7 @@ def files(tmp_path: Path, mlp: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing be timed, so that the smallest that keeps the budget ships."""
-    monkeypatch.setattr("distill.single_stage.quantizing.command.why_unmeasurable", lambda _: "not here")
+    monkeypatch.setattr("distill.single_stage.quantize_model.why_unmeasurable", lambda _: "not here")
 
 
 def warned(capsys: pytest.CaptureFixture[str]) -> str:
@@ -162,7 +162,7 @@ def test_answers_that_are_none_on_the_target_alone_do_not_ship(
         found = bench(*words)
         return replace(found, models=(found.models[0], *(replace(one, finite=False) for one in found.models[1:])))
 
-    monkeypatch.setattr("distill.single_stage.quantizing.command.bench", broken)
+    monkeypatch.setattr("distill.single_stage.quantize_model.bench", broken)
     assert typed(*PLAIN, "--max-drop", "1", "--precision", "int8", *QUICK) == 1
     said = warned(capsys)
     assert "int8: its answers on CPUExecutionProvider are NaN or infinite, so it cannot ship" in said
@@ -193,7 +193,7 @@ def test_subnormal_weights_of_the_float_file_are_warned_of(
     timed: bool, files: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not timed:
-        monkeypatch.setattr("distill.single_stage.quantizing.command.why_unmeasurable", lambda _: "not here")
+        monkeypatch.setattr("distill.single_stage.quantize_model.why_unmeasurable", lambda _: "not here")
     model = onnx.load("m.onnx")
     for tensor in model.graph.initializer:
         if len(tensor.dims) == 2:
@@ -272,4 +272,4 @@ def test_a_model_without_layers_to_measure_is_quantised_all_the_same(files: Path
 @pytest.mark.parametrize("drop", [float("nan"), -0.1, 1.5])
 def test_a_budget_that_is_no_share_is_refused_from_python_too(drop: float, files: Path) -> None:
     with pytest.raises(UserError, match=r"--max-drop .*from 0 to 1"):
-        run(Words(model="m.onnx", data=Path("rows.npz"), out=Path("q.onnx"), max_drop=drop))
+        quantize_model("m.onnx", data=Path("rows.npz"), out=Path("q.onnx"), max_drop=drop)

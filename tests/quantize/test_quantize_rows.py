@@ -5,16 +5,17 @@ import pytest
 from small_graphs import FEATURES, floats, graph, rows
 
 from distill.errors import UserError
-from distill.single_stage.quantizing.rows import Rows, inputs_of, label_name, part_rows
+from distill.single_stage.graph_rows import GraphRows, inputs_of, part_rows
+from distill.tasks.rows import label_name
 
 
-def parted(count: int, *, batch: int | str = "batch", seed: int = 0, samples: int = 512) -> Rows:
+def parted(count: int, *, batch: int | str = "batch", seed: int = 0, samples: int = 512) -> GraphRows:
     """Part rows whose first value, and label, is their number."""
     x = rows(count)
     x[:, 0] = np.arange(count)
     inputs = inputs_of(graph(inputs=[floats("x", batch, FEATURES)]))
     arrays = {"x": x, "labels": np.arange(count)}
-    return part_rows(arrays, inputs, where="rows", labels=None, samples=samples, seed=seed)
+    return part_rows(arrays, inputs, source_name="rows", labels=None, samples=samples, seed=seed)
 
 
 def numbers(feeds: list[dict[str, np.ndarray]]) -> list[int]:

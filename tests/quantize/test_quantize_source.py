@@ -63,7 +63,7 @@ net = Net()
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_imports: None) -> Path:
     """Give the current folder, which holds a module and rows."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("distill.single_stage.quantizing.command.why_unmeasurable", lambda _: "not here")
+    monkeypatch.setattr("distill.single_stage.quantize_model.why_unmeasurable", lambda _: "not here")
     Path("net.py").write_text(NET)
     x = normal(120, 6)
     np.savez("rows.npz", features=x)
@@ -116,7 +116,7 @@ def test_inputs_are_called_what_the_arrays_are(data: str, names: list[str]) -> N
         ("net.py:number", "rows.npz", "returns int; it must return a torch.nn.Module"),
         ("net.py:broken", "rows.npz", "AttributeError: 'Net' object has no attribute 'none'"),
         ("net.py:net", "rows.npz", "TypeError"),
-        ("net.py:Pair", "rows.npz", "forward returns tuple; wrap it in a module that returns the logits alone"),
+        ("net.py:Pair", "rows.npz", "forward returns a tuple of 2; wrap it in a module that returns the logits alone"),
         ("net.py:Branch", "rows.npz", "forward branches on the values of a tensor"),
         ("net.py:make", "wide.npz", "fails on the CPU in eval mode with inputs [[2, 7]]"),
         ("net.py:make", "double.npz", "features is float64, the model takes float32"),

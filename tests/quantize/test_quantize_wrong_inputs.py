@@ -47,7 +47,7 @@ def test_what_is_wrong_is_told_at_once_and_nothing_is_lost(
         case.prepare()
     if not case.late:  # hours of work must not have begun
         monkeypatch.setattr(
-            "distill.single_stage.quantizing.command.choose", lambda *_, **__: pytest.fail("began to quantise")
+            "distill.single_stage.quantize_model.choose", lambda *_, **__: pytest.fail("began to quantise")
         )
     before = contents(place)
     code = typed(*case.words, *(() if "--seconds" in case.words else QUICK))
@@ -73,7 +73,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(
 
 
 @pytest.mark.parametrize("words", [("--max-drop", "0.5"), ("--max-drop", "0.5", "--record", "r.json")])
-@pytest.mark.parametrize("where", ["distill.single_stage.quantizing.command.choose", "distill.files.os.replace"])
+@pytest.mark.parametrize("where", ["distill.single_stage.quantize_model.choose", "distill.files.os.replace"])
 def test_ctrl_c_leaves_nothing(
     where: str, words: tuple[str, ...], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +81,7 @@ def test_ctrl_c_leaves_nothing(
         raise KeyboardInterrupt
 
     before = contents(place)
-    monkeypatch.setattr("distill.single_stage.quantizing.command.why_unmeasurable", lambda _: "not here")
+    monkeypatch.setattr("distill.single_stage.quantize_model.why_unmeasurable", lambda _: "not here")
     monkeypatch.setattr(where, interrupt)
     assert typed(*PLAIN, *words) == 130
     assert "interrupted" in capsys.readouterr().err
@@ -96,7 +96,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_file(
         raise OSError(28, "No space left on device", "q.onnx")
 
     before = contents(place)
-    monkeypatch.setattr("distill.single_stage.quantizing.command.why_unmeasurable", lambda _: "not here")
+    monkeypatch.setattr("distill.single_stage.quantize_model.why_unmeasurable", lambda _: "not here")
     monkeypatch.setattr("distill.files.os.fsync", full)
     assert typed(*PLAIN, "--max-drop", "0.5") == 2
     monkeypatch.undo()

@@ -165,6 +165,13 @@ def test_unmeasured_and_reverted_are_said(without_plotly: None) -> None:
         assert "The control was off: this run does not show what distillation itself bought." in text
 
 
+def test_every_axis_of_the_budget_has_a_row(without_plotly: None) -> None:
+    total = replace(full().comparison, verdicts={"drop": "met", "size": "missed"})
+    result = replace(full(), comparison=total, config={**full().config, "max_file_bytes": 50_000})
+    assert "| file size | at most 50.0 KB | 84.1 KB | missed |" in markdown(result)
+    assert "size budget missed" in Page(html(result)).text
+
+
 def test_a_leakage_warning_stands_beside_the_splits_too(without_plotly: None) -> None:
     result = replace(full(), warnings=("leakage: the teacher was loaded, the split is ours",))
     assert Page(html(result)).text.count("leakage: the teacher was loaded") == 2

@@ -13,9 +13,12 @@ import torch
 from prune_nets import forget, settle, typed
 from torch import nn
 
+from distill.distillation.settings import DistillSettings
 from distill.outputs import Output
 from distill.prune.scores.projection import class_axis
-from distill.single_stage.pruning.losses import Batch, answer_loss, soft_loss
+from distill.single_stage.pruning.recovery import Recovery
+from distill.tasks.rows import RowBatch, RowsTask
+from distill.training.taps import Answers
 
 NETS = """
 import torch
@@ -123,8 +126,20 @@ def test_what_judges_rows_needs_rows(option: tuple[object, ...], capsys: Any) ->
     assert f"{option[0]}: needs --data" in capsys.readouterr().err
 
 
-def batch(output: Output, soft: torch.Tensor, target: torch.Tensor, x: torch.Tensor) -> Batch:
-    return Batch(((x,), {}), target, soft, lambda values: values, output, torch.ones(()))
+def task_of(output: Output, reference: torch.Tensor, truth: Any, x: torch.Tensor) -> RowsTask:
+    rows = torch.arange(len(x))
+    return RowsTask(
+        {"x": x}, lambda tensors: ((tensors["x"],), {}), lambda values: values, reference, output, truth, rows, rows
+    )
+
+
+def soft_loss(model: nn.Module, task: RowsTask) -> float:
+    batch = task.batch(task.train_rows)
+    args, _ = task.inputs(batch)
+    student, target = task.logits(model(*args)), task.target(batch)
+    loss = Recovery(task, DistillSettings(temperature=2.0), 0, None).loss
+    value = loss(Answers(student), Answers(task.reference_logits(batch)), target, task.loss(student, target))
+    return value.item()
 
 
 X = torch.from_numpy(PLACES)
@@ -147,17 +162,18 @@ def test_losses_are_least_at_what_is_right(output: Output, columns: int, tail: n
     teacher, student = (nn.Sequential(nn.Linear(8, columns), tail) for _ in range(2))
     with torch.no_grad():
         soft = teacher(x)
-    answers = torch.from_numpy(np.asarray(output.answers(soft.numpy())))
-    rows = batch(output, soft, answers if output.kind == "numbers" else answers.long(), x)
-    assert soft_loss(teacher, rows, False).item() == pytest.approx(0, abs=1e-4)
-    assert soft_loss(student, rows, False).item() > 0.01
+    answers = output.answers(soft.numpy())
+    unlabelled = task_of(output, soft, None, x)
+    assert soft_loss(teacher, unlabelled) == pytest.approx(0, abs=1e-4)
+    assert soft_loss(student, unlabelled) > 0.01
+    task = task_of(output, soft, answers, x)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.05)
     for _ in range(150):
         optimizer.zero_grad()
-        loss = answer_loss(student, rows)
+        loss = task.loss_of(student, task.batch(task.train_rows))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    agreed = output.answers(student(x).detach().numpy()) == answers.numpy()
+    agreed = output.answers(student(x).detach().numpy()) == answers
     assert output.kind == "numbers" or agreed.mean() > 0.93
     assert output.kind != "numbers" or loss.item() < 0.01
 
@@ -166,5 +182,6 @@ def test_the_loss_tells_importance_where_the_classes_lie() -> None:
     values = torch.randn(5, 4, 3, 2, requires_grad=True)
     for axis in (1, 2, 3):
         output = Output("classes", axis)
-        rows = batch(output, values.detach(), torch.from_numpy(output.answers(values.detach().numpy())), values)
-        assert class_axis(answer_loss(nn.Identity(), rows), values) == axis
+        task = task_of(output, values.detach(), None, values)
+        batch = RowBatch(((values,), {}), task.batch(task.train_rows).target, task.reference)
+        assert class_axis(task.loss_of(nn.Identity(), batch), values) == axis

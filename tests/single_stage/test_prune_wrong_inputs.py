@@ -221,7 +221,7 @@ def test_a_model_that_differs_from_build_to_build_is_refused(place: Path, capsys
 
 
 @pytest.mark.parametrize(
-    "where", ["distill.single_stage.pruning.command.prune_channels", "distill.single_stage.pruning.folder.os.replace"]
+    "where", ["distill.single_stage.prune_model.prune_channels", "distill.single_stage.pruning.folder.os.replace"]
 )
 def test_ctrl_c_leaves_nothing(where: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def interrupt(*_: Any, **__: Any) -> None:

@@ -7,11 +7,12 @@ from importlib import resources
 
 def presets() -> dict[str, str]:
     """Return each preset's name and its first comment line."""
-    found = {}
-    for entry in sorted(resources.files(__name__).iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".yaml"):
-            found[entry.name.removesuffix(".yaml")] = entry.read_text("utf-8").splitlines()[0].lstrip("# ")
-    return found
+    files = sorted(resources.files(__name__).iterdir(), key=lambda file: file.name)
+    return {
+        file.name.removesuffix(".yaml"): file.read_text("utf-8").splitlines()[0].lstrip("# ")
+        for file in files
+        if file.name.endswith(".yaml")
+    }
 
 
 def preset_text(name: str) -> str:

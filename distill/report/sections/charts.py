@@ -8,13 +8,15 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from distill.benchmarks import units
 from distill.rendering.document import Chart, Charts, Section
 from distill.report import facts
 from distill.runtime.records import RunResult, StageRecord
 
+Drawing: TypeAlias = dict[str, Any]
+"""A part of what plotly draws."""
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", "size": 13}
 _STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
 _INK, _FAINT, _GRID, _CARD = "var(--ink)", "var(--faint)", "var(--grid)", "var(--card)"
@@ -156,7 +158,7 @@ def curves(result: RunResult) -> tuple[Chart, ...]:
     return tuple(figures)
 
 
-def _line(stage: StageRecord, values: list[float | None]) -> dict[str, Any]:
+def _line(stage: StageRecord, values: list[float | None]) -> Drawing:
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(values) < 30 else "lines",
@@ -169,7 +171,7 @@ def _line(stage: StageRecord, values: list[float | None]) -> dict[str, Any]:
     }
 
 
-def _circle(result: RunResult, stage: StageRecord, batch: int, scale: float, largest: float) -> dict[str, Any]:
+def _circle(result: RunResult, stage: StageRecord, batch: int, scale: float, largest: float) -> Drawing:
     timed, estimate = facts.timing(stage, batch), _estimate(result, stage)
     assert timed is not None and stage.test is not None
     factor = _factor(result, stage)
@@ -202,7 +204,7 @@ def _circle(result: RunResult, stage: StageRecord, batch: int, scale: float, lar
     }
 
 
-def _path(result: RunResult, stages: list[StageRecord], batch: int, scale: float) -> dict[str, Any]:
+def _path(result: RunResult, stages: list[StageRecord], batch: int, scale: float) -> Drawing:
     """Join the stages that led to the shipped file."""
     path = [stage for stage in stages if stage.status == "done" and stage.name != "control"]
     points = [(facts.timing(stage, batch), _estimate(result, stage), _factor(result, stage)) for stage in path]
@@ -223,7 +225,7 @@ def _limit(result: RunResult) -> float | None:
     return bound if bound is not None and bound > 0 else None
 
 
-def _log_range(data: list[dict[str, Any]]) -> dict[str, Any]:
+def _log_range(data: list[Drawing]) -> Drawing:
     """Leave room for the circles at both ends, and name the ticks 1, 2, 5, 10, ... in full."""
     values = [math.log10(x) for trace in data for x in trace["x"]]
     room = max(0.15, 0.12 * (max(values) - min(values)))
@@ -238,9 +240,7 @@ def _log_range(data: list[dict[str, Any]]) -> dict[str, Any]:
     return {"range": [low, high], "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _whiskers(
-    values: list[tuple[float, float | None, float | None]], width: float, colour: str = _FAINT
-) -> dict[str, Any]:
+def _whiskers(values: list[tuple[float, float | None, float | None]], width: float, colour: str = _FAINT) -> Drawing:
     return {
         "type": "data",
         "symmetric": False,
@@ -252,17 +252,17 @@ def _whiskers(
     }
 
 
-def _rule(axis: str, at: float) -> dict[str, Any]:
+def _rule(axis: str, at: float) -> Drawing:
     line = {"color": "var(--bad)", "width": 1.5, "dash": "dash"}
     return {"type": "line", "xref": axis, "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": line}
 
 
-def _note(at: float, text: str) -> dict[str, Any]:
+def _note(at: float, text: str) -> Drawing:
     font = {"color": "var(--bad)", "size": 12}
     return {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False, "font": font}
 
 
-def _layout(**more: Any) -> dict[str, Any]:
+def _layout(**more: Any) -> Drawing:
     return {
         "font": {**_FONT, "color": _INK},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -274,7 +274,7 @@ def _layout(**more: Any) -> dict[str, Any]:
     }
 
 
-def _axis(title: str) -> dict[str, Any]:
+def _axis(title: str) -> Drawing:
     return {
         "title": {"text": title, "font": {"size": 12, "color": _FAINT}},
         "gridcolor": _GRID,
@@ -285,7 +285,7 @@ def _axis(title: str) -> dict[str, Any]:
     }
 
 
-def _category_axis() -> dict[str, Any]:
+def _category_axis() -> Drawing:
     return {
         "type": "category",
         "autorange": "reversed",

@@ -15,10 +15,7 @@ _SIGNS = {
     DASH: "not run, not measured or not recorded",
 }
 _STYLES = {"off": "off", "reverted": "off", "export": "shipped"}
-_CAPTION = (
-    "Brackets are 95 % intervals. Speed-ups are over the teacher's fp32 ONNX file at the smallest batch; bars show the "
-    "share of the column's largest value."
-)
+_CAPTION = "Brackets are 95 % intervals. Speed-ups are over the teacher's fp32 ONNX file at the smallest batch."
 
 
 def stages(result: RunResult) -> Section:

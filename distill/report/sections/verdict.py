@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from distill.benchmarks import units
 from distill.benchmarks.units import DASH
 from distill.rendering.document import Card, Cards, Cell, Section, Table
 from distill.report.facts import batches, find, quality_of, shipped, target_description, text, timing
+from distill.runtime.budget import BUDGET
 from distill.runtime.records import RunResult
 
 
 def verdict(result: RunResult) -> Section:
-    """Show the drop in the metric and the latency beside their limits."""
-    table = Table(("budget", "limit", "found", "verdict"), [_drop(result), _latency(result)], numbers=0)
+    """Show the drop in the metric, the latency and what else is limited beside the limits."""
+    rows = [_drop(result), _latency(result), *_others(result)]
+    table = Table(("budget", "limit", "found", "verdict"), rows, numbers=0)
     return Section("Verdict", [Cards(_cards(result)), table])
 
 
@@ -39,6 +42,21 @@ def _latency(result: RunResult) -> tuple[str, str, str, Cell]:
         f"{units.duration(first.p50_s)} (p50)" if first else "unmeasured",
         Cell(result.comparison.latency_verdict or DASH, "badge"),
     )
+
+
+def _others(result: RunResult) -> list[tuple[str, str, str, Cell]]:
+    last, verdicts = shipped(result), result.comparison.verdicts
+    figures = {"size": last.file_bytes if last else None}
+    return [
+        (
+            constraint.noun,
+            f"at most {constraint.write(result.config.get(constraint.field, math.nan))}",
+            constraint.write(figures.get(constraint.name) or math.nan),
+            Cell(verdicts[constraint.name], "badge"),
+        )
+        for constraint in BUDGET
+        if constraint.name in verdicts and constraint.name not in ("drop", "latency")
+    ]
 
 
 def _cards(result: RunResult) -> tuple[Card, ...]:

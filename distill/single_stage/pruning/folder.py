@@ -33,10 +33,10 @@ def require_place(out: Path, inputs: Iterable[Path]) -> None:
         return
     if Path.cwd().is_relative_to(out.resolve()):
         raise UserError(f"--out {out}: is the current folder or holds it; give the name of a new folder")
-    held = sorted(one.name for one in out.iterdir())
-    strange = [name for name in held if name not in FILES]
-    if strange or (held and not _is_ours(out / RECORD)):
-        raise UserError(f"--out {out}: holds {(strange or held)[0]}, which is no output of prune; give a new folder")
+    names = sorted(path.name for path in out.iterdir())
+    strange = [name for name in names if name not in FILES]
+    if strange or (names and not _is_ours(out / RECORD)):
+        raise UserError(f"--out {out}: holds {(strange or names)[0]}, which is no output of prune; give a new folder")
     for path in inputs:
         if path.exists() and path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"--out {out}: holds {path.name}, which is read; give a new folder")
@@ -44,7 +44,7 @@ def require_place(out: Path, inputs: Iterable[Path]) -> None:
 
 def _is_ours(path: Path) -> bool:
     try:
-        found = read_json(path)
+        document = read_json(path)
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("format") == FORMAT
+    return isinstance(document, dict) and document.get("format") == FORMAT

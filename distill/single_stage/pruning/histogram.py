@@ -14,7 +14,6 @@ def histogram_svg(group: GroupRecord) -> str:
     """Draw a bar an interval of the score: the units that went below those that stayed; colours are CSS classes."""
     totals = [stayed + went for stayed, went in zip(group.stayed, group.went, strict=True)]
     top, step = max([*totals, 1]), _WIDTH / max(1, len(totals))
-    gone = sum(group.went)
     root = Element(
         "svg",
         {
@@ -22,7 +21,7 @@ def histogram_svg(group: GroupRecord) -> str:
             "viewBox": f"0 0 {_WIDTH} {_HEIGHT}",
             "class": "histogram",
             "role": "img",
-            "aria-label": units.line(f"{group.name}: {gone} of {sum(totals)} units went in the last step"),
+            "aria-label": units.line(f"{group.name}: {sum(group.went)} of {sum(totals)} units went in the last step"),
         },
     )
     for number, (stayed, went) in enumerate(zip(group.stayed, group.went, strict=True)):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from distill.benchmarks import Comparison
+from distill.documents import plain
 from distill.errors import Exit
 from distill.intervals import Estimate
 from distill.prune.record import PruneRecord
 from distill.prune.sparse.sparsify import SparseRecord
 from distill.single_stage.pruning.folder import FORMAT
-from distill.single_stage.pruning.rows import Quality
 
 Status = Literal["done", "missed", "slower"]
 
@@ -35,21 +34,41 @@ class Latency:
     contended_share: float
 
     @classmethod
-    def of(cls, found: Comparison, form: str) -> Latency:
-        """Take over what a comparison found."""
-        one = found.baseline
+    def of(cls, comparison: Comparison, number_format: str) -> Latency:
+        """Take over what a comparison measured."""
+        before = comparison.baseline
         return cls(
-            target=one.target,
-            provider=one.provider,
-            format=form,
-            batch=one.batch,
-            threads=one.threads,
-            before_s=one.p50_s,
-            after_s=found.candidate.p50_s,
-            speedup=found.speedup,
-            session_pairs=found.session_pairs,
-            contended_share=found.contended_share,
+            target=before.target,
+            provider=before.provider,
+            format=number_format,
+            batch=before.batch,
+            threads=before.threads,
+            before_s=before.p50_s,
+            after_s=comparison.candidate.p50_s,
+            speedup=comparison.speedup,
+            session_pairs=comparison.session_pairs,
+            contended_share=comparison.contended_share,
         )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What became of the answers on rows: a measure before and after, or the share that changed.
+
+    `measure` is what is measured with labels: accuracy, F1, R² or the user's own; `labelled` says whether it was.
+    `drop` is absolute, with its interval; `apart` says whether these rows were kept from learning. `judged` says as
+    what the outputs were judged, `remark` what makes the comparison prove little.
+    """
+
+    rows: int
+    labelled: bool
+    before: float | None
+    after: float | None
+    drop: Estimate
+    apart: bool
+    measure: str = "accuracy"
+    judged: str = ""
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,14 +100,6 @@ class Outcome:
 
     def to_json(self) -> str:
         """Write it down; what is not finite is null."""
-        written = {"format": FORMAT, **_finite(asdict(self))}
-        written["record"]["achieved"] = self.record.achieved
-        return json.dumps(written, indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        values = {"format": FORMAT, **plain(self)}
+        values["record"]["achieved"] = self.record.achieved
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"

@@ -52,14 +52,15 @@ class Shipping:
             return core
         count = len(next(iter(self.samples.values())))
         step = min(16, count)
-        feeds = [{n: v[at : at + step] for n, v in self.samples.items()} for at in range(0, count, step)]
+        starts = range(0, count, step)
+        feeds = [{name: value[at : at + step] for name, value in self.samples.items()} for at in starts]
         return quantize(core, QuantizeSettings(samples=_SAMPLES), target=self.target, calibration=feeds)[0]
 
     def write(self, model: nn.Module, path: Path) -> None:
         """Write a module as the file that is timed."""
         path.write_bytes(to_bytes(self.formatted(self.exported(model))))
 
-    def shipped(self) -> Shipped:
+    def timer(self) -> Shipped:
         """Return what times modules while widths are chosen, in fewer turns than the last comparison."""
         quick = BenchmarkSettings(
             batch_sizes=(self.batch,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,15 +19,19 @@ from distill.prune.examples import Example
 from distill.prune.modules import reason
 from distill.references.models import build, require_storable
 from distill.references.weights import load_weights
+from distill.single_stage.options import ModuleLike
 
 Take = Callable[[Any], Tensor]
 Shapes = dict[str, tuple[int, ...]]
 _SIZE = (3, 224, 224)
-_WORDS = 128  # tokens of a made-up text
-_SETTING = re.compile(r"\bprune\.(?=importance|speedup|macs|parameters|ratio)")
+_TOKENS = 128  # tokens of a made-up text
+_SETTING = re.compile(r"\bprune\.(?=importance|learning_rate|speedup|macs|parameters|ratio)")
 
 
-def logits_in(name: str | None) -> Take:
+_WHERE = "say by --logits where they are: a key, an attribute, or a place in a tuple, from 0"
+
+
+def logits_in(name: str | None, *, mend: str = _WHERE) -> Take:
     """Return what takes the logits out of a model's output: a key, an attribute or a place in a tuple.
 
     None takes a tensor as it is, and `logits` of a mapping or an object.
@@ -37,20 +42,17 @@ def logits_in(name: str | None) -> Take:
             return output
         key = "logits" if name is None else name
         if isinstance(output, Mapping):
-            found = output.get(key)
+            logits = output.get(key)
         elif isinstance(output, list | tuple) and key.isdecimal():
-            found = output[int(key)] if int(key) < len(output) else None
+            logits = output[int(key)] if int(key) < len(output) else None
         else:
-            found = getattr(output, key, None)
-        if isinstance(found, Tensor):
-            return found
-        held = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
-        held = f" of {len(output)}" if isinstance(output, list | tuple) else held
+            logits = getattr(output, key, None)
+        if isinstance(logits, Tensor):
+            return logits
+        content = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+        content = f" of {len(output)}" if isinstance(output, list | tuple) else content
         without = "" if name is None else f", which holds no tensor {name!r}"
-        raise UserError(
-            f"forward returns a {type(output).__name__}{held}{without}; say by --logits where the logits are: a key, "
-            "an attribute, or a place in a tuple, from 0"
-        )
+        raise UserError(f"forward returns a {type(output).__name__}{content}{without}; {mend}")
 
     return take
 
@@ -76,14 +78,15 @@ class Inputs:
         return tuple(tensors[name] for name in self.args), {name: tensors[name] for name in self.kwargs}
 
 
-def built(reference: str, arguments: Mapping[str, Any], weights: Path | None, seed: int) -> nn.Module:
-    """Build a model on the CPU in eval mode, and load its weights where there are some.
+def built(reference: ModuleLike, arguments: Mapping[str, Any], weights: Path | None, seed: int) -> nn.Module:
+    """Build a model on the CPU in eval mode, and load its weights where there are some; a module is copied.
 
     Raises:
         UserError: it cannot be built, or the weights are not its own.
     """
-    model = build(reference, arguments, field="--model", seed=seed).cpu()
+    model = build(reference, arguments, field="--model", seed=seed)
     require_storable(model, reference, "--model")
+    model = (copy.deepcopy(model) if model is reference else model).cpu()
     if weights is not None:
         load_weights(model, weights, field="--weights")
     return model.eval()
@@ -96,68 +99,66 @@ def named_inputs(model: nn.Module, names: Sequence[str], take: Take) -> Inputs:
         UserError: forward does not take them.
     """
     takes = _signature(model)
-    known = {
-        name for name, one in takes.parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
-    }
-    found = Inputs(tuple(n for n in names if n not in known), tuple(n for n in names if n in known), take)
+    by_name = parameters_of(model)
+    inputs = Inputs(tuple(n for n in names if n not in by_name), tuple(n for n in names if n in by_name), take)
     try:
-        takes.bind(*found.args, **dict.fromkeys(found.kwargs))
+        takes.bind(*inputs.args, **dict.fromkeys(inputs.kwargs))
     except TypeError as error:
         raise UserError(
             f"forward{takes} does not take {', '.join(names) or 'nothing'} ({error}); name the inputs like "
             "its parameters"
         ) from error
-    return found
+    return inputs
 
 
 def parameters_of(model: nn.Module) -> list[str]:
     """Name the parameters of forward that take a value by name."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, one in _signature(model).parameters.items() if one.kind in kinds]
+    return [name for name, parameter in _signature(model).parameters.items() if parameter.kind in kinds]
 
 
-def made_up(model: nn.Module, reference: str, said: Sequence[str], rows: int, seed: int) -> dict[str, Tensor]:
-    """Draw rows of inputs: of the shapes that were said, or of those that the model's library tells.
+def made_up(model: nn.Module, reference: str, shapes: Sequence[str], rows: int, seed: int) -> dict[str, Tensor]:
+    """Draw rows of inputs: of the shapes that the user says, or of those that the model's library tells.
 
     Floats are standard normal, tokens any of the vocabulary, masks ones.
 
     Raises:
-        UserError: nothing tells the shape of the inputs, or it was not said as it should be.
+        UserError: nothing tells the shape of the inputs, or it is not written as it should be.
     """
     random = torch.Generator().manual_seed(seed)
     if reference.startswith("transformers:"):
         config: Any = model.config
         if hasattr(config, "vocab_size"):
-            return _tokens(int(config.vocab_size), said, rows, random)
-    shapes = _said_shapes(model, said) if said else _known_shapes(model, reference)
-    return {name: torch.randn((rows, *shape), generator=random) for name, shape in shapes.items()}
+            return _tokens(int(config.vocab_size), shapes, rows, random)
+    by_name = _read_shapes(model, shapes) if shapes else _library_shapes(model, reference)
+    return {name: torch.randn((rows, *shape), generator=random) for name, shape in by_name.items()}
 
 
-def _tokens(vocabulary: int, said: Sequence[str], rows: int, random: torch.Generator) -> dict[str, Tensor]:
-    sizes = _shape(said[0], said[0]) if said else (_WORDS,)
-    if len(said) > 1 or len(sizes) != 1:
-        raise UserError(f"--input {' '.join(said)}: a model of text takes a number of tokens, such as --input 128")
+def _tokens(vocabulary: int, shapes: Sequence[str], rows: int, random: torch.Generator) -> dict[str, Tensor]:
+    sizes = _shape(shapes[0], shapes[0]) if shapes else (_TOKENS,)
+    if len(shapes) > 1 or len(sizes) != 1:
+        raise UserError(f"--input {' '.join(shapes)}: a model of text takes a number of tokens, such as --input 128")
     ids = torch.randint(min(1, vocabulary - 1), vocabulary, (rows, *sizes), generator=random)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _said_shapes(model: nn.Module, said: Sequence[str]) -> Shapes:
+def _read_shapes(model: nn.Module, entries: Sequence[str]) -> Shapes:
     """Read 3,224,224 for a model of one input, and name=3,224,224 for one of several."""
-    if len(said) == 1 and "=" not in said[0]:
+    if len(entries) == 1 and "=" not in entries[0]:
         first = next(iter(parameters_of(model)), "x")
-        return {first: _shape(said[0], said[0])}
-    found: Shapes = {}
-    for entry in said:
+        return {first: _shape(entries[0], entries[0])}
+    shapes: Shapes = {}
+    for entry in entries:
         name, equals, sizes = entry.partition("=")
         if not equals or not name:
             raise UserError(f"--input {entry}: of several inputs each needs its name, such as --input image=3,32,32")
-        found[name] = _shape(sizes, entry)
-    return found
+        shapes[name] = _shape(sizes, entry)
+    return shapes
 
 
 def _shape(text: str, entry: str) -> tuple[int, ...]:
     try:
-        sizes = tuple(int(one) for one in text.split(","))
+        sizes = tuple(int(size) for size in text.split(","))
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
@@ -165,7 +166,7 @@ def _shape(text: str, entry: str) -> tuple[int, ...]:
     return sizes
 
 
-def _known_shapes(model: nn.Module, reference: str) -> Shapes:
+def _library_shapes(model: nn.Module, reference: str) -> Shapes:
     first = next(iter(parameters_of(model)), "x")
     kind = reference.partition(":")[0]
     if kind == "timm":
@@ -195,7 +196,8 @@ def logits_of(model: nn.Module, example: Example, take: Take) -> Tensor:
         with torch.no_grad():
             output = model(*args, **kwargs)
     except Exception as error:  # it is the user's own forward
-        shapes = ", ".join(f"{one.dtype} {list(one.shape)}".removeprefix("torch.") for one in (*args, *kwargs.values()))
+        tensors = (*args, *kwargs.values())
+        shapes = ", ".join(f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.") for tensor in tensors)
         raise UserError(
             f"forward fails on inputs of {shapes}: {reason(error)}; the shape of one sample is --input, rows of other "
             "types and shapes are --data"
@@ -203,8 +205,8 @@ def logits_of(model: nn.Module, example: Example, take: Take) -> Tensor:
     logits = take(output)
     rows = len(next(iter((*args, *kwargs.values()))))
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim < 1 or len(logits) != rows:
-        what = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"forward returns {what} for {rows} rows; it must return floating-point logits [rows, …]")
+        kind = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"forward returns {kind} for {rows} rows; it must return floating-point logits [rows, …]")
     return logits
 
 

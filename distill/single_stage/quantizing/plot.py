@@ -47,7 +47,7 @@ def sensitivity_svg(layers: Sequence[Sensitivity], floats: Collection[str], *, u
     Returns:
         The text of an SVG file; the axis is logarithmic, and a divergence of 0 has no bar.
     """
-    sizes = [one.divergence for one in layers if 0 < one.divergence < math.inf]
+    sizes = [layer.divergence for layer in layers if 0 < layer.divergence < math.inf]
     top = math.ceil(math.log10(max(sizes, default=1.0)))
     low = math.ceil(math.log10(min(sizes, default=1.0))) - 1  # so that the shortest bar can be seen
     axis = _Axis(max(low, top - _DECADES), top)
@@ -115,15 +115,15 @@ def _grid(root: Element, axis: _Axis, count: int) -> None:
 def _layer(root: Element, axis: _Axis, y: int, layer: Sensitivity, *, stays: bool) -> None:
     """Draw a layer: its name, its bar, and in words what it costs and saves."""
     group = SubElement(root, "g")
-    said = _said(layer, stays=stays)
-    SubElement(group, "title").text = f"{_name(layer)}: {said}"
+    cost = _cost(layer, stays=stays)
+    SubElement(group, "title").text = f"{_name(layer)}: {cost}"
     _text(group, _MARGIN + _NAMES - 8, y + _BAR - 2, _short(_name(layer)), anchor="end")
     bar = {"class": "float" if stays else "bar", "x": str(_MARGIN + _NAMES), "y": str(y), "height": str(_BAR)}
     SubElement(group, "rect", bar | {"width": f"{axis.length(layer.divergence):.1f}"})
-    _text(group, _MARGIN + _NAMES + _BARS + 8, y + _BAR - 2, said)
+    _text(group, _MARGIN + _NAMES + _BARS + 8, y + _BAR - 2, cost)
 
 
-def _said(layer: Sensitivity, *, stays: bool) -> str:
+def _cost(layer: Sensitivity, *, stays: bool) -> str:
     parts = [units.significant(layer.divergence, 2) if math.isfinite(layer.divergence) else "not finite"]
     if layer.saved_s is not None:
         micros = units.significant(abs(layer.saved_s) * 1e6)
@@ -143,12 +143,12 @@ def _short(name: str) -> str:
 
 def _description(layers: Sequence[Sensitivity], floats: Collection[str], unit: str) -> str:
     """Say in words what the chart shows."""
-    worst = max(layers, key=lambda one: one.divergence)
-    count = sum(one.output in floats for one in layers)
-    kept = f"{count} of them stayed float." if count else "None of them stayed float."
+    worst = max(layers, key=lambda layer: layer.divergence)
+    count = sum(layer.output in floats for layer in layers)
+    floating = f"{count} of them stayed float." if count else "None of them stayed float."
     return (
         f"A bar chart of {len(layers)} layers in the order of the graph. {_name(worst)} moves the answers farthest: "
-        f"{_said(worst, stays=worst.output in floats)} ({unit}). {kept}"
+        f"{_cost(worst, stays=worst.output in floats)} ({unit}). {floating}"
     )
 
 

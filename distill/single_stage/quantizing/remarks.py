@@ -22,11 +22,13 @@ def of_choice(choice: Choice, target: Target, *, rows: int, max_drop: float) -> 
         rows: how many were judged.
         max_drop: the budget, as a fraction.
     """
-    found = [f"{one.name}: {one.loss.fault}, so it cannot ship" for one in choice.candidates if one.loss.fault]
+    warnings = [
+        f"{wrong.name}: {wrong.loss.fault}, so it cannot ship" for wrong in choice.candidates if wrong.loss.fault
+    ]
     chosen = choice.chosen
     if chosen.record is not None:
-        found += _undecided(chosen, rows, max_drop) + _saturation(chosen.name, chosen.record, target)
-    return tuple(found)
+        warnings += _undecided(chosen, rows, max_drop) + _saturation(chosen.name, chosen.record, target)
+    return tuple(warnings)
 
 
 def _undecided(chosen: Candidate, rows: int, max_drop: float) -> list[str]:
@@ -52,7 +54,9 @@ def _saturation(name: str, record: QuantizeRecord, target: Target) -> list[str]:
 
 def of_core(core: ModelProto) -> tuple[str, ...]:
     """Remarks on the float graph, for where it is not timed: weights that are slow for what they are."""
-    weights = [numpy_helper.to_array(one) for one in core.graph.initializer if one.data_type == TensorProto.FLOAT]
+    weights = [
+        numpy_helper.to_array(tensor) for tensor in core.graph.initializer if tensor.data_type == TensorProto.FLOAT
+    ]
     sizes = [np.abs(weight) for weight in weights]
     count = sum(int(((size > 0) & (size < _SMALLEST)).sum()) for size in sizes)
     if not count:

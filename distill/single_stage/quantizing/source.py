@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 from onnx import ModelProto, TensorProto
@@ -18,7 +17,8 @@ from distill.errors import UserError
 from distill.export.parity_check import first_line
 from distill.quantize.select import why_not_quantizable
 from distill.references.models import build
-from distill.single_stage.quantizing.rows import label_name
+from distill.single_stage.pruning.source import logits_in, named_inputs, parameters_of
+from distill.tasks.rows import label_name
 from distill.types import Array
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
     """
     proto = load_proto(path)
     packed = sorted({node.op_type for node in proto.graph.node} & set(_PACKED))
-    held = f"it is quantised already (it has {', '.join(packed)})" if packed else why_not_quantizable(proto)
-    if held is not None:
-        raise UserError(f"{path}: {held}; give the float32 export")
+    why = f"it is quantised already (it has {', '.join(packed)})" if packed else why_not_quantizable(proto)
+    if why is not None:
+        raise UserError(f"{path}: {why}; give the float32 export")
     if not proto.graph.output:
         raise UserError(f"{path}: its graph has no output; export it again")
     extra = external_files(path, proto)
@@ -75,72 +75,49 @@ def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
         ) from error
 
 
-def export_callable(made: TorchCallable, arrays: Mapping[str, Array], labels: str | None) -> ModelProto:
+def export_callable(function: TorchCallable, arrays: Mapping[str, Array], labels: str | None) -> ModelProto:
     """Call a function that makes an nn.Module, and export that by a few of the rows; inputs have the arrays' names.
+
+    Raises:
+        UserError: there is no such function, what it returns is no module, or it cannot be exported.
+    """
+    if function.form != "eager":
+        raise UserError(
+            f"{function.form}:{function.reference}: an export has no {function.form} form; give {function.reference}"
+        )
+    return export_module(build(function.reference), arrays, labels, function.reference)
+
+
+def export_module(module: nn.Module, arrays: Mapping[str, Array], labels: str | None, name: str) -> ModelProto:
+    """Export a module by a few of the rows.
 
     Arrays whose names are those of forward's parameters are passed by name, the others in the order of the file.
 
     Args:
-        made: the function, as it was named.
+        module: whose forward takes the rows.
         arrays: samples [n, …], and labels, if there are any.
         labels: the name of the labels; None where they may have a usual one.
+        name: what messages call the module.
 
     Raises:
-        UserError: there is no such function, what it returns is no module, or it cannot be exported.
+        UserError: forward does not take these arrays, or it cannot be exported.
     """
     import torch
 
     from distill.export import export_onnx
 
-    if made.form != "eager":
-        raise UserError(f"{made.form}:{made.reference}: an export has no {made.form} form; give {made.reference}")
-    module = build(made.reference)
-    takes = _signature(module)
-    named = {
-        name for name, one in takes.parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
-    }
-    key = label_name(arrays, labels, named if labels is None else ())
+    key = label_name(arrays, labels, parameters_of(module) if labels is None else ())
     tensors = {}
-    for name, value in arrays.items():
-        if name != key:
+    for array, value in arrays.items():
+        if array != key:
             try:
-                tensors[name] = torch.from_numpy(value[:_EXAMPLE_ROWS].copy())
+                tensors[array] = torch.from_numpy(value[:_EXAMPLE_ROWS].copy())
             except (TypeError, IndexError) as error:
-                raise UserError(f"{made.reference}: {name} cannot become a tensor ({first_line(error)})") from error
-    args = {name: tensor for name, tensor in tensors.items() if name not in named}
-    kwargs = {name: tensor for name, tensor in tensors.items() if name in named}
+                raise UserError(f"{name}: {array} cannot become a tensor ({first_line(error)})") from error
+    take = logits_in(None, mend="wrap it in a module that returns the logits alone")
     try:
-        takes.bind(*args.values(), **kwargs)
-    except TypeError as error:
-        raise UserError(
-            f"{made.reference}: forward{takes} does not take {', '.join(tensors) or 'nothing'} ({error}); name the "
-            "arrays of the .npz like its parameters"
-        ) from error
-    names = [*args, *kwargs]
-    try:
-        return export_onnx(module, args=tuple(args.values()), kwargs=kwargs, logits=_logits, input_names=names)
+        inputs = named_inputs(module, [*tensors], take)
+        args, kwargs = inputs.call(tensors)
+        return export_onnx(module, args=args, kwargs=kwargs, logits=take, input_names=inputs.names)
     except UserError as error:
-        raise UserError(f"{made.reference}: {error}") from error
-
-
-def _signature(module: nn.Module) -> inspect.Signature:
-    """Return what forward takes; of one that is not written in Python, anything."""
-    try:
-        return inspect.signature(module.forward)
-    except (TypeError, ValueError):
-        return inspect.signature(lambda *args: None)
-
-
-def _logits(output: Any) -> Any:
-    """Return a tensor as it is, and of a mapping or an object its `logits`, as transformers' models return them."""
-    import torch
-
-    if isinstance(output, torch.Tensor):
-        return output
-    held = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if held is None:
-        keys = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
-        raise UserError(
-            f"forward returns {type(output).__name__}{keys}; wrap it in a module that returns the logits alone"
-        )
-    return held
+        raise UserError(f"{name}: {error}") from error

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict
-from typing import Any
 
+from distill.documents import plain
 from distill.quantize.choose import Choice
 from distill.quantize.repair import Loss
 
@@ -21,7 +19,7 @@ def to_json(choice: Choice, *, model: str, target: str, max_drop: float, rows: i
         max_drop: the budget.
         rows: how many were judged.
     """
-    written = {
+    record = {
         "model": model,
         "target": target,
         "max_drop": max_drop,
@@ -31,31 +29,25 @@ def to_json(choice: Choice, *, model: str, target: str, max_drop: float, rows: i
         "why": choice.why,
         "candidates": [
             {
-                "name": one.name,
-                "within": one.within,
-                **_lost(one.loss),
-                "file_bytes": one.file_bytes,
-                "ratio": None if one.ratio is None else asdict(one.ratio),
-                "ratios": [asdict(ratio) for ratio in one.ratios],
-                "record": None if one.record is None else asdict(one.record),
+                "name": candidate.name,
+                "within": candidate.within,
+                **_lost(candidate.loss),
+                "file_bytes": candidate.file_bytes,
+                "ratio": candidate.ratio,
+                "ratios": candidate.ratios,
+                "record": candidate.record,
             }
-            for one in choice.candidates
+            for candidate in choice.candidates
         ],
-        "attempts": [{"name": one.name, **_lost(one.loss), "floats": list(one.floats)} for one in choice.attempts],
-        "sensitivity": [{**asdict(one), "divergence": _finite(one.divergence)} for one in choice.sensitivity],
-        "warnings": list(choice.warnings),
+        "attempts": [
+            {"name": attempt.name, **_lost(attempt.loss), "floats": attempt.floats} for attempt in choice.attempts
+        ],
+        "sensitivity": choice.sensitivity,
+        "warnings": choice.warnings,
     }
-    return json.dumps(written, indent=1, allow_nan=False) + "\n"
+    return json.dumps(plain(record), indent=1, allow_nan=False) + "\n"
 
 
-def _lost(loss: Loss) -> dict[str, Any]:
-    return {
-        "drop": _finite(loss.drop),
-        "interval": None if loss.interval is None else [_finite(loss.interval.low), _finite(loss.interval.high)],
-        "divergence": _finite(loss.divergence),
-        "fault": loss.fault,
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _lost(loss: Loss) -> dict[str, object]:
+    interval = None if loss.interval is None else (loss.interval.low, loss.interval.high)
+    return {"drop": loss.drop, "interval": interval, "divergence": loss.divergence, "fault": loss.fault}

@@ -1,0 +1,343 @@
+"""`quantize` alone: from anybody's model and samples to the fastest precision that keeps a budget."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from onnx import ModelProto
+
+from distill.benchmarks import Options, Report, bench, resolve_target, why_unmeasurable
+from distill.benchmarks.parse import counts, positive
+from distill.benchmarks.target import Target
+from distill.benchmarks.timing.callables import TorchCallable
+from distill.benchmarks.timing.jobs import Timing
+from distill.errors import Exit, UserError
+from distill.export.metadata import write_metadata
+from distill.export.stripping import to_bytes
+from distill.intervals import Estimate
+from distill.places import require_apart, require_places, write_output
+from distill.quantize.choose import FLOAT, Candidate, Choice, Precision, choose, decide
+from distill.quantize.repair import Loss
+from distill.quantize.sensitivity import sensitivities
+from distill.quantize.settings import CALIBRATIONS, QuantizeSettings
+from distill.quantize.static import calibrate_graph
+from distill.quantize.timing import saved_seconds
+from distill.single_stage.graph_rows import GraphRows, inputs_of, part_rows
+from distill.single_stage.judge import AnswerSettings, GraphJudge
+from distill.single_stage.options import GraphLike, QuantizeOptions, Rows, require_bounds, shown
+from distill.single_stage.pruning.source import built, parameters_of
+from distill.single_stage.quantizing import remarks
+from distill.single_stage.quantizing.plot import sensitivity_svg
+from distill.single_stage.quantizing.report import kept_float
+from distill.single_stage.quantizing.source import export_callable, export_module, read_graph
+from distill.single_stage.quantizing.tried import to_json
+from distill.tasks.rows import read_rows
+from distill.types import Array, Progress
+
+_TIMED = "candidate-{:02}"  # what a candidate is called while it is timed
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What came of quantisation: the graph that was chosen, what was tried, and what was measured, if anything was.
+
+    Where no other precision keeps the budget `onnx` is the float32 graph, and `exit_code` says so.
+    """
+
+    onnx: ModelProto
+    choice: Choice
+    report: Report | None
+    exit_code: Exit
+
+
+def quantize_model(model: GraphLike, *, data: Rows, progress: Progress | None = None, **options: Any) -> Quantized:
+    """Find the fastest precision of a model that keeps a budget, and prove it.
+
+    Args:
+        model: an nn.Module, a function that makes one, an ONNX graph or its path, or a reference as the command line
+            takes it; it is not changed.
+        data: rows: an `.npz`, arrays by input name, (inputs, labels), a Dataset or a DataLoader.
+        progress: called as (step, how much of it is over, how much there is).
+        options: the other fields of ``QuantizeOptions``, which are the options of the command line, such as
+            ``max_drop``; ``metric`` is a function of outputs and labels.
+
+    Raises:
+        UserError: the model, the samples or an option is at fault.
+    """
+    return run(QuantizeOptions(model=model, data=data, **options), progress)
+
+
+def run(options: QuantizeOptions, progress: Progress | None = None) -> Quantized:
+    """Quantise, judge, measure, choose and write.
+
+    Where no other precision keeps the budget no model is written. Where float32 is the fastest it is written as it is.
+
+    Raises:
+        UserError: the model, the samples or an option is at fault.
+    """
+    target, settings, answers = _settle(options)
+    core, rows = _read(options)
+    target = replace(target, batch_sizes=_batch_sizes(options, rows))
+    with _told_of(options):
+        job = _Job(options, core, rows, GraphJudge.of(core, rows, answers), target, settings, progress)
+        choice, report = job.choose()
+    warnings = [*rows.remarks, *job.judge.remarks, *(target.warnings if options.reduce_range is None else ())]
+    warnings += remarks.of_choice(choice, target, rows=rows.count, max_drop=options.max_drop)
+    warnings += remarks.of_core(core) if report is None else ()
+    warnings += job.judge.remarks_on(choice.chosen.name, choice.chosen.model)
+    choice = replace(choice, warnings=(*choice.warnings, *warnings), judged=job.judge.note)
+    within = any(candidate.within for candidate in choice.candidates[1:])
+    graph = _labelled(choice.chosen, core, target)
+    _write(options, job, choice, graph if within else None)
+    return Quantized(graph, choice, report, Exit.OK if within else Exit.VERDICT_NO)
+
+
+def _write(options: QuantizeOptions, job: _Job, choice: Choice, graph: ModelProto | None) -> None:
+    """Write what has a place: the graph, where one keeps the budget, what was tried, and the chart."""
+    if options.out is not None and graph is not None:
+        write_output("--out", options.out, to_bytes(graph))
+    if options.record is not None:
+        model, rows = shown(options.model), job.rows.count
+        text = to_json(choice, model=model, target=job.target.name, max_drop=options.max_drop, rows=rows)
+        write_output("--record", options.record, text)
+    if options.plot is not None and choice.sensitivity:
+        called = len(next(iter(job.rows.judged[0].values())))
+        svg = sensitivity_svg(choice.sensitivity, kept_float(choice), unit=job.judge.output.unit, rows=called)
+        write_output("--plot", options.plot, svg)
+
+
+@contextmanager
+def _told_of(options: QuantizeOptions) -> Iterator[None]:
+    """Let errors that know a graph only say which model it is of."""
+    try:
+        yield
+    except UserError as error:
+        lines = (f"{shown(options.model)}: {line}" for line in str(error).splitlines())
+        raise UserError("\n".join(lines)) from error
+
+
+def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerSettings]:
+    """Check the options before anything is read, and settle what the file ships to.
+
+    Raises:
+        UserError: a number, a name, a target or a place that cannot be.
+    """
+    require_bounds(options)
+    for name, value, choices in (
+        ("--precision", options.precision, get_args(Precision)),
+        ("--calibration", options.calibration, CALIBRATIONS),
+    ):
+        if value not in choices:
+            raise UserError(f"{name} {value}: must be one of {', '.join(choices)}")
+    answers = AnswerSettings.of(options)
+    positive("--seconds", options.seconds)
+    require_places(options.outputs)
+    target = replace(resolve_target(options.target, threads=options.threads), measure=options.measure)
+    if options.reduce_range is not None:
+        target = replace(target, reduce_range=options.reduce_range)  # dynamic int8 asks the target
+    if options.sensitivity and target.precision != "int8":
+        raise UserError(
+            f"--sensitivity: target {target.name} has no int8 layers; leave it out, or name another --target"
+        )
+    settings = QuantizeSettings(
+        calibration=options.calibration,  # type: ignore[arg-type]
+        samples=options.samples,
+        reduce_range="auto" if options.reduce_range is None else options.reduce_range,
+    )
+    return target, settings, answers
+
+
+def _read(options: QuantizeOptions) -> tuple[ModelProto, GraphRows]:
+    """Read or export the model, and read the samples.
+
+    Raises:
+        UserError: either is at fault, or would be written over.
+    """
+    core, arrays = _graph_and_arrays(options)
+    with _told_of(options):
+        inputs = inputs_of(core)
+    return core, part_rows(
+        arrays,
+        inputs,
+        source_name=f"--data {shown(options.data)}",
+        labels=options.labels,
+        samples=options.samples,
+        seed=options.seed,
+    )
+
+
+def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, Array]]:
+    """Return the float graph, and the rows by input name."""
+    model, data = options.model, options.data
+    if isinstance(model, ModelProto):
+        return model, read_rows(data, next((value.name for value in model.graph.input), "x"))
+    if not isinstance(model, str | Path):
+        module = built(model, {}, None, options.seed)
+        arrays = read_rows(data, next(iter(parameters_of(module)), "x"))
+        return export_module(module, arrays, options.labels, shown(model)), arrays
+    reference = TorchCallable.named(str(model))
+    path = Path(model if reference is None else reference.reference.rpartition(":")[0])
+    read = [("the model itself", path)] + ([("the data", data)] if isinstance(data, Path) else [])
+    require_apart(options.outputs, read)
+    if reference is not None:
+        arrays = read_rows(data, "x")
+        return export_callable(reference, arrays, options.labels), arrays
+    if path.suffix == ".py" and path.is_file():
+        raise UserError(f"{path}: name the function in it that makes the module, as {path}:make")
+    core, extra = read_graph(path)
+    require_apart(options.outputs, [("external data of the model", file) for file in extra])
+    return core, read_rows(data, next((value.name for value in core.graph.input), "x"))
+
+
+def _batch_sizes(options: QuantizeOptions, rows: GraphRows) -> tuple[int, ...]:
+    """Return the batch sizes to time: what the user says, or the one that the model is fixed at, or 1.
+
+    Raises:
+        UserError: the model is fixed at another.
+    """
+    text = options.batch or str(rows.batch or 1)
+    sizes = counts("--batch", text)
+    if rows.batch is not None and sizes != (rows.batch,):
+        model = shown(options.model)
+        raise UserError(f"--batch {text}: {model} is fixed at a batch of {rows.batch}; leave --batch out")
+    return sizes
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A float graph, the rows that judge others, and what these are made for."""
+
+    options: QuantizeOptions
+    core: ModelProto
+    rows: GraphRows
+    judge: GraphJudge
+    target: Target
+    settings: QuantizeSettings
+    progress: Progress | None
+
+    def choose(self) -> tuple[Choice, Report | None]:
+        """Make, judge and measure what may be the fastest, choose, and measure every layer where that is asked for."""
+        options, reports = self.options, list[Report]()
+
+        def measure(models: Sequence[ModelProto]) -> list[list[Estimate]]:
+            report = self._measured(models)
+            if report is None:
+                return [[] for _ in models]
+            reports.append(report)
+            timed = zip(*(case.rows for case in report.cases), strict=True)
+            return [[row.ratio or Estimate(1.0, 1.0, 1.0) for row in sizes] for sizes in timed]
+
+        choice = choose(
+            self.core,
+            self.settings,
+            target=self.target,
+            calibration=self.rows.calibration,
+            rows=self.rows.judged,
+            judge=self.judge,
+            measure=measure,
+            max_drop=options.max_drop,
+            precision=options.precision,  # type: ignore[arg-type]
+            epochs=options.epochs,
+            output=self.judge.output,
+            progress=self.progress,
+        )
+        report = None
+        if reports:
+            report = _named(reports[0], [candidate.name for candidate in choice.candidates if candidate.within])
+            choice = _finite_on_target(choice, report, options.max_drop)
+        if all(candidate.loss.fault for candidate in choice.candidates[1:]):
+            choice = replace(choice, why="no other precision gives answers that can be used")
+        if options.sensitivity and not choice.sensitivity:
+            choice = self._with_sensitivity(choice)
+        return choice, report
+
+    def _with_sensitivity(self, choice: Choice) -> Choice:
+        """Measure every layer of static int8, as it was written last if it was; why not is a warning."""
+        settings = choice.attempts[-1].settings if choice.attempts else self.settings
+        plain = replace(settings, bias_correction=False)  # needs no other ranges
+        rows = self.rows
+        try:
+            graph = calibrate_graph(
+                self.core, plain, target=self.target, calibration=rows.calibration, progress=self.progress
+            )
+            layers = sensitivities(
+                graph,
+                settings,
+                rows=rows.judged,
+                saved_s=saved_seconds(graph, settings, feed=rows.judged[0]),
+                output=self.judge.output,
+                progress=self.progress,
+            )
+        except UserError as error:
+            return replace(choice, warnings=(*choice.warnings, f"--sensitivity: no layer could be measured: {error}"))
+        return replace(choice, sensitivity=tuple(layers))
+
+    def _measured(self, models: Sequence[ModelProto]) -> Report | None:
+        """Time graphs in turns on the target; None where it is not at hand."""
+        options = self.options
+        if why_unmeasurable(self.target) is not None:
+            return None
+        with tempfile.TemporaryDirectory(prefix="distill-quantize-") as folder:
+            paths = [Path(folder, f"{_TIMED.format(number)}.onnx") for number in range(len(models))]
+            for path, model in zip(paths, models, strict=True):
+                path.write_bytes(to_bytes(model))
+            return bench(
+                paths,
+                Options(
+                    target=self.target,
+                    batches=self.target.batch_sizes,
+                    threads=(options.threads,),
+                    timing=Timing(pairs=options.pairs, seconds_per_pair=options.seconds, seed=options.seed),
+                    rows=self.rows.judged[0],
+                ),
+            )
+
+
+def _named(report: Report, names: Sequence[str]) -> Report:
+    """Call the timed files, also in remarks on them, what the candidates are called."""
+
+    def renamed(texts: Sequence[str]) -> tuple[str, ...]:
+        for number, name in enumerate(names):
+            texts = [text.replace(_TIMED.format(number), name) for text in texts]
+        return tuple(texts)
+
+    models = tuple(
+        replace(model, facts=replace(model.facts, name=name), warnings=renamed(model.warnings))
+        for model, name in zip(report.models, names, strict=True)
+    )
+    cases = tuple(replace(case, warnings=renamed(case.warnings)) for case in report.cases)
+    return replace(report, models=models, cases=cases, warnings=renamed(report.warnings))
+
+
+def _finite_on_target(choice: Choice, report: Report, max_drop: float) -> Choice:
+    """Choose again without what gives no answers on the target itself: candidates are judged on the CPU.
+
+    There fp16 is calculated in 32 bits, which hold numbers that 16 bits do not.
+    """
+    broken = {model.facts.name for model in report.models if not model.finite} - {FLOAT}
+    if not broken:
+        return choice
+    lost = Loss(math.inf, math.inf, fault=f"its answers on {report.target['provider']} are NaN or infinite")
+    candidates = tuple(
+        replace(candidate, within=False, loss=lost) if candidate.name in broken else candidate
+        for candidate in choice.candidates
+    )
+    best, why = decide(candidates, max_drop)
+    return replace(choice, chosen=best, why=why, candidates=candidates)
+
+
+def _labelled(candidate: Candidate, core: ModelProto, target: Target) -> ModelProto:
+    """Say in the file what it was made for, and what it relies on."""
+    if candidate.name == FLOAT or candidate.record is None:
+        return core
+    entries = {"target": target.name, "precision": candidate.record.precision}
+    isa = target.relied_on(candidate.record.saturation_risk)
+    if isa is not None:
+        entries["isa"] = isa
+    return write_metadata(candidate.model, {entry.key: entry.value for entry in core.metadata_props} | entries)
