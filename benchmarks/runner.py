@@ -34,7 +34,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,6 +42,16 @@ try:
     import resource
 except ImportError:  # Windows does not tell when a process was interrupted
     resource = None  # type: ignore[assignment]
+if TYPE_CHECKING:  # Python 3.8 could not run these
+    Job = dict[str, Any]
+    """What is asked for, and what is answered, are JSON: see above."""
+    Answer = dict[str, Any]
+    Spec = dict[str, Any]
+    """An arm of a job."""
+    Pair = dict[str, Any]
+    """A session pair of an answer."""
+    Feed = dict[str, Any]
+    """The arrays of one call, by the names of a graph's inputs."""
 
 TURN_S, TURN_CALLS = 0.003, 2
 SLOW_TURN_S = 0.12  # from here on fewer calls make a turn: a cache that was lost is nothing beside such a call
@@ -93,7 +103,7 @@ def paired_log_ratios(turns: list[tuple[int, float]], arms: int = 2, arm: int = 
     return ratios
 
 
-def sound_turns(pair: dict[str, Any], arms: int, value: int = MEDIAN) -> list[tuple[int, float]]:
+def sound_turns(pair: Pair, arms: int, value: int = MEDIAN) -> list[tuple[int, float]]:
     """List (arm, value) of the half rounds of a session pair that nothing spoilt, or of all where fewer than four are.
 
     A half round is spoilt by a GPU that was throttled, and by another process that took the core in every call of a
@@ -110,7 +120,7 @@ def sound_turns(pair: dict[str, Any], arms: int, value: int = MEDIAN) -> list[tu
     return [turn for i, turn in enumerate(turns) if clean[i // size]]
 
 
-def effect(pair: dict[str, Any], arms: int = 2, arm: int = 1, value: int = FASTEST) -> float:
+def effect(pair: Pair, arms: int = 2, arm: int = 1, value: int = FASTEST) -> float:
     """D: the median paired log ratio of `arm` to arm 0 in one session pair. Raises ValueError without a half round."""
     ratios = paired_log_ratios(sound_turns(pair, arms, value), arms, arm)
     if not ratios:
@@ -149,7 +159,7 @@ def verdict_of(mean: float, half: float, tolerance: float) -> str:
     return "pass" if mean + half < limit else "inconclusive"
 
 
-def stands(pairs: list[dict[str, Any]], arms: int, gate: dict[str, Any]) -> bool:
+def stands(pairs: list[Pair], arms: int, gate: Job) -> bool:
     """Whether the gate's verdict on every arm is reached; `looks` is pairs -> critical t, looked at nowhere else."""
     critical = gate["looks"].get(str(len(pairs)))
     if critical is None:
@@ -164,7 +174,7 @@ def stands(pairs: list[dict[str, Any]], arms: int, gate: dict[str, Any]) -> bool
 # Sessions -------------------------------------------------------------------------------------------------------------
 
 
-def preload(spec: dict[str, Any]) -> str:
+def preload(spec: Spec) -> str:
     """Load the CUDA libraries of pip's nvidia-* wheels, where a GPU needs them; returns what onnxruntime printed."""
     import onnxruntime
 
@@ -191,7 +201,7 @@ def session_options(threads: int) -> Any:
     return options
 
 
-def with_fallbacks(spec: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
+def with_fallbacks(spec: Spec) -> list[tuple[str, dict[str, str]]]:
     """List an arm's providers as onnxruntime takes them: what cannot run on one may run on the next."""
     device = {key: value for key, value in spec["provider_options"].items() if key == "device_id"}
     providers = [(spec["provider"], dict(spec["provider_options"]))]
@@ -199,7 +209,7 @@ def with_fallbacks(spec: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
     return providers if spec["provider"] == CPU else [*providers, (CPU, {})]
 
 
-def on_gpu(spec: dict[str, Any]) -> bool:
+def on_gpu(spec: Spec) -> bool:
     """Whether an arm's inputs and outputs stay on a GPU."""
     return bool(spec.get("device", "cpu") != "cpu")
 
@@ -210,7 +220,7 @@ def clean(error: Exception) -> str:
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
 
 
-def open_session(spec: dict[str, Any], options: Any) -> Any:
+def open_session(spec: Spec, options: Any) -> Any:
     """Open an arm's file on the arm's provider and no other, or raise RunnerError saying whose fault it is."""
     import onnxruntime
 
@@ -244,9 +254,9 @@ def opens_on_cpu(path: str) -> bool:
     return True
 
 
-def load_feeds(path: str, names: list[str]) -> dict[str, Any]:
+def load_feeds(path: str, names: list[str]) -> Feed:
     """Read an arm's inputs; strings travel as fixed-width text, since an .npz of objects would be a pickle."""
-    feeds: dict[str, Any] = {}
+    feeds: Feed = {}
     with np.load(path, allow_pickle=False) as stored:
         for index, name in enumerate(names):
             value = stored[f"arr_{index}"]
@@ -263,7 +273,7 @@ class Arm:
     `call` is what is timed: on a device inputs and outputs stay there, and `whole` is with the copies.
     """
 
-    def __init__(self, spec: dict[str, Any], threads: int) -> None:
+    def __init__(self, spec: Spec, threads: int) -> None:
         self.spec, self.threads = spec, threads
         self.calls = TURN_CALLS
         self.seen: Counter[int] = Counter()
@@ -280,7 +290,7 @@ class Arm:
         self.seen.clear()
         return seconds
 
-    def bind(self, session: Any, feeds: dict[str, Any]) -> None:
+    def bind(self, session: Any, feeds: Feed) -> None:
         """Make the calls that are timed."""
         self.whole = self.call = lambda: session.run(None, feeds)
         if on_gpu(self.spec):
@@ -304,7 +314,7 @@ class Arm:
         times, alone = timed_calls(self.call, self.calls)
         return summed_up(times, alone, self.seen)
 
-    def end(self) -> dict[str, Any]:
+    def end(self) -> Answer:
         """Close the session; say whether all outputs were finite, what calls with copies took, and count the calls."""
         arrays = [value for value in self.whole() if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
         finite = bool(all(np.isfinite(value).all() for value in arrays))
@@ -319,7 +329,7 @@ class Arm:
 class RemoteArm:
     """The same in a process of its own, which waits on a pipe while it is not its turn."""
 
-    def __init__(self, spec: dict[str, Any], threads: int) -> None:
+    def __init__(self, spec: Spec, threads: int) -> None:
         self.process = subprocess.Popen(spec["command"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.model = spec["model"]
         self.ask("make", {**spec, "command": None}, threads)
@@ -357,7 +367,7 @@ class RemoteArm:
         """See Arm."""
         return list(self.ask("turn"))
 
-    def end(self) -> dict[str, Any]:
+    def end(self) -> Answer:
         """See Arm; the process stays, and makes a fresh session next time."""
         return dict(self.ask("end"))
 
@@ -384,7 +394,7 @@ def serve(kind: Any = Arm) -> None:
         out.flush()
 
 
-def bound_call(session: Any, feeds: dict[str, Any], device: str) -> Callable[[], Any]:
+def bound_call(session: Any, feeds: Feed, device: str) -> Callable[[], Any]:
     """Make a call whose inputs and outputs stay on the device, timed without copies; it returns the binding."""
     import onnxruntime
 
@@ -515,7 +525,7 @@ def calls_for(seconds: list[float]) -> list[int]:
     return [most if 2 * calls >= most else calls for calls in wanted]
 
 
-def warm_up(arms: list[Any], order: list[int], limit_s: float) -> dict[str, Any]:
+def warm_up(arms: list[Any], order: list[int], limit_s: float) -> Answer:
     """Take turns until every arm has settled, at most `limit_s`; say how long that took and whether it came to pass."""
     first_s = sum(arms[arm].first() for arm in order)
     begin = time.perf_counter()
@@ -533,7 +543,7 @@ def warm_up(arms: list[Any], order: list[int], limit_s: float) -> dict[str, Any]
             seconds[arm] = middle(medians[arm][-3:])
 
 
-def take_turns(arms: list[Any], seconds: float, patience: float, gpu: Gpu, rng: random.Random) -> dict[str, Any]:
+def take_turns(arms: list[Any], seconds: float, patience: float, gpu: Gpu, rng: random.Random) -> Answer:
     """Whole rounds for `seconds`, and on up to `patience` while they are few; a single arm is paired with itself."""
     order = list(range(len(arms)))
     half = max(len(arms), 2)
@@ -558,7 +568,7 @@ def take_turns(arms: list[Any], seconds: float, patience: float, gpu: Gpu, rng: 
     return {"turns": turns, "throttled": throttled, "clock_mhz": gpu.clock_mhz(), "energy_j": joules}
 
 
-def time_pair(job: dict[str, Any], arms: list[Any], index: int, gpu: Gpu) -> dict[str, Any]:
+def time_pair(job: Job, arms: list[Any], index: int, gpu: Gpu) -> Answer:
     """Open every arm afresh, another one first than before, warm up, and let them take turns for what is left."""
     seconds = job["seconds_per_pair"]
     order = [(index + step) % len(arms) for step in range(len(arms))]
@@ -580,7 +590,7 @@ def time_pair(job: dict[str, Any], arms: list[Any], index: int, gpu: Gpu) -> dic
     }
 
 
-def make_arms(job: dict[str, Any]) -> list[Any]:
+def make_arms(job: Job) -> list[Any]:
     """Make the arms, all in this process or, as soon as one needs a process of its own, each in its own."""
     remote = any(spec.get("command") for spec in job["arms"])
     own = [sys.executable, str(Path(__file__).resolve()), "--serve"]
@@ -588,7 +598,7 @@ def make_arms(job: dict[str, Any]) -> list[Any]:
     return [(RemoteArm if remote else Arm)(spec, job["threads"]) for spec in specs]
 
 
-def time_arms(job: dict[str, Any]) -> dict[str, Any]:
+def time_arms(job: Job) -> Answer:
     """Session pairs until the gate's verdict stands; at least two, and no more once the next would take too long."""
     gpu, begin, loading = Gpu(job["arms"][0].get("device", "cpu")), time.perf_counter(), 0.0
     arms, pairs = make_arms(job), []  # type: list[Any], list[dict[str, Any]]
@@ -630,7 +640,7 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def inspect(job: dict[str, Any]) -> dict[str, Any]:
+def inspect(job: Job) -> Answer:
     """Open the first arm's file in a session that is never timed: memory, load time, outputs, and the nodes that ran.
 
     `peak_bytes` is what opening and one call added to the most that this process held before.
@@ -658,7 +668,7 @@ def inspect(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def profiled(job: dict[str, Any], spec: dict[str, Any], feeds: dict[str, Any]) -> list[Any]:
+def profiled(job: Job, spec: Spec, feeds: Feed) -> list[Any]:
     """List the nodes that one call executed: [name, operator, provider, shapes of its inputs]."""
     options = session_options(job["threads"])
     options.enable_profiling = True
@@ -680,14 +690,14 @@ def profiled(job: dict[str, Any], spec: dict[str, Any], feeds: dict[str, Any]) -
     return nodes
 
 
-def try_open(job: dict[str, Any]) -> dict[str, Any]:
+def try_open(job: Job) -> Answer:
     """Only open the file, to see whether the provider loads."""
     spec = job["arms"][0]
     open_session(spec, session_options(1))
     return {"provider": spec["provider"]}
 
 
-def whole_bundle(job: dict[str, Any]) -> dict[str, Any]:
+def whole_bundle(job: Job) -> Answer:
     """Everything that a board is asked for at once, job by job, each in a process of its own.
 
     So memory is one file's, and a file that kills its process leaves the others' answers.
@@ -708,7 +718,7 @@ def whole_bundle(job: dict[str, Any]) -> dict[str, Any]:
     return {"answers": answers}
 
 
-def about() -> dict[str, Any]:
+def about() -> Answer:
     """Say what this machine is, as far as the standard library knows; the sender has no other way to see."""
     import platform
 
@@ -740,7 +750,7 @@ def about() -> dict[str, Any]:
 TASKS = {"time": time_arms, "inspect": inspect, "open": try_open, "bundle": whole_bundle}
 
 
-def answer_to(job: dict[str, Any]) -> dict[str, Any]:
+def answer_to(job: Job) -> Answer:
     """Do one job; what went wrong is an answer too."""
     try:
         return {"status": "ok", **TASKS[job["task"]](job)}

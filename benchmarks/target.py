@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distill.benchmarks.runner import CPU as CPU
 from distill.benchmarks.timing.machine import cpu_flags, family, gpus
+from distill.documents import Json
 from distill.errors import UserError
 
 TargetName = Literal["x86", "arm", "cuda", "tensorrt"]
@@ -61,7 +62,7 @@ class Target:
     isa: str = ""
     int8: tuple[tuple[tuple[str, ...], str], ...] = ()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Json]:
         """Return what tells one target from another, as records and keys of stages hold it."""
         names = ("name", "provider", "precision", "scheme", "reduce_range", "threads", "batch_sizes", "measure")
         return {name: getattr(self, name) for name in (*names, "options", "warnings")}
@@ -75,7 +76,7 @@ class Target:
         """Return the provider's options: what decides a latency is recorded, not left to a default."""
         return dict((*self.defaults, *self.options))
 
-    def for_runner(self, cache: Path | None = None) -> dict[str, Any]:
+    def for_runner(self, cache: Path | None = None) -> dict[str, Json]:
         """Return where a file runs, as `runner.py` takes it; compiled engines are shared in the folder `cache`."""
         cached: dict[str, str] = {}
         for name in self.caches if cache is not None else ():

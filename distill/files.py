@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,13 +20,15 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _MOST_LINKS = 40
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, content: bytes | str, *, follow: bool = True) -> None:
     """Write a file whole or not at all; text is written as UTF-8.
+
+    Without ``follow`` a link or a pipe of that name is replaced, as in a folder that only this product writes.
 
     Raises:
         OSError: the place cannot be written; a regular file that was there is still there.
     """
-    with whole(path) as file:
+    with whole(path) if follow else _synced(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
@@ -44,10 +47,33 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
             yield file
         return
-    with replacing(target) as partial, partial.open("wb") as file:
+    with _synced(target) as file:
+        yield file
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator[IO[bytes]]:
+    with replacing(path) as partial, partial.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` that takes its place at the end; after an error nothing is left of it."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.absolute().parent) as room:
+        new, old = Path(room, "new"), Path(room, "old")
+        new.mkdir()
+        yield new
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
 
 
 @contextmanager

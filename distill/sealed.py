@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,10 +51,7 @@ def write_text(path: Path, text: str) -> None:
     """
     if path.is_dir() and not path.is_symlink():
         raise UserError(f"{path}: is a folder where a file of the run has to be; move it away")
-    with files.replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    files.write_whole(path, text, follow=False)
 
 
 # JSON ----------------------------------------------------------------------------------------------------------------

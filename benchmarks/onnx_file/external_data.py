@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -73,6 +74,14 @@ def external_file(path: Path, location: str) -> Path:
     if not file.is_file():
         raise UserError(f"{subject} are missing; copy them beside the model")
     return file
+
+
+def copy_beside(model: Path, files: Iterable[Path], folder: Path) -> None:
+    """Copy the files of a model's external data into a folder, laid out as they lie beside the model."""
+    for source in files:
+        target = folder / source.relative_to(model.absolute().parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def part_of(path: Path, tensor: TensorProto) -> ExternalDataInfo:

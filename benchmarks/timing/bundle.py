@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.benchmarks.onnx_file.external_data import external_files
+from distill.benchmarks.onnx_file.external_data import copy_beside, external_files
 from distill.benchmarks.onnx_file.inputs import load_proto
 
 RUNNER = Path(__file__).parents[1] / "runner.py"
@@ -42,9 +42,6 @@ def _placed(placed: dict[str, str], path: str, place: Path, *, model: bool) -> s
     home.mkdir()
     shutil.copyfile(source, home / source.name)
     if model:
-        for extra in external_files(source, load_proto(source)):
-            target = home / extra.relative_to(source.absolute().parent)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(extra, target)
+        copy_beside(source, external_files(source, load_proto(source)), home)
     placed[path] = f"{place.name}/{home.name}/{source.name}"
     return placed[path]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from distill.benchmarks.target import Target, why_unmeasurable
 from distill.benchmarks.timing.process import run_job
 from distill.errors import NotMeasuredError
 from distill.types import Feed
+
+if TYPE_CHECKING:
+    from distill.benchmarks.runner import Answer, Job, Spec
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Timing:
         return cls(settings.session_pairs, settings.seconds_per_pair, timeout_s=settings.timeout_s)
 
 
-def time_arms(arms: Sequence[ArmSpec], target: Target, timing: Timing) -> dict[str, Any]:
+def time_arms(arms: Sequence[ArmSpec], target: Target, timing: Timing) -> Answer:
     """Have files timed in turns; the answer holds at least two session pairs.
 
     Raises UserError for a file that onnxruntime refuses, NotMeasuredError for everything else that went wrong.
@@ -69,7 +72,7 @@ def time_arms(arms: Sequence[ArmSpec], target: Target, timing: Timing) -> dict[s
         )
 
 
-def time_job(specs: Sequence[Mapping[str, Any]], target: Target, timing: Timing) -> dict[str, Any]:
+def time_job(specs: Sequence[Mapping[str, Any]], target: Target, timing: Timing) -> Job:
     """Write down a timing for `runner.py`; more arms get more time."""
     return {
         "task": "time",
@@ -83,14 +86,14 @@ def time_job(specs: Sequence[Mapping[str, Any]], target: Target, timing: Timing)
     }
 
 
-def inspect_job(spec: Mapping[str, Any], target: Target) -> dict[str, Any]:
+def inspect_job(spec: Mapping[str, Any], target: Target) -> Job:
     """Write down the inspection of one file for `runner.py`."""
     return {"task": "inspect", "arms": [dict(spec)], "threads": target.threads}
 
 
 def inspect_file(
     path: str | Path, target: Target, feeds: Feed, *, timeout_s: float | None = None, python: str | None = None
-) -> dict[str, Any]:
+) -> Answer:
     """Run a file once, untimed, in a process of its own: load time, memory, outputs, the nodes that ran.
 
     `python` is another interpreter, whose onnxruntime is to run it.
@@ -105,7 +108,7 @@ def inspect_file(
 
 
 @contextmanager
-def prepared(arms: Sequence[ArmSpec], target: Target, subject: str) -> Iterator[list[dict[str, Any]]]:
+def prepared(arms: Sequence[ArmSpec], target: Target, subject: str) -> Iterator[list[Spec]]:
     """Yield the arms as `runner.py` takes them, their inputs in files that last as long as the context.
 
     Raises NotMeasuredError where nothing can be timed for the target on this machine.
@@ -117,9 +120,7 @@ def prepared(arms: Sequence[ArmSpec], target: Target, subject: str) -> Iterator[
         yield stored(arms, target, Path(folder), target.for_runner(cache=Path(folder)))
 
 
-def stored(
-    arms: Sequence[ArmSpec], target: Target, folder: Path, place: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
+def stored(arms: Sequence[ArmSpec], target: Target, folder: Path, place: Mapping[str, Any] | None = None) -> list[Spec]:
     """Write the arms' inputs into a folder, and the arms as `runner.py` takes them.
 
     Raises UserError for a file whose external data lie elsewhere: a session would read them.

@@ -8,9 +8,9 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from distill.benchmarks.runner import CPU, session_options
+from distill.types import Feed
 
 _LEAST_CALLS, _MOST_CALLS, _SECONDS = 10, 100, 1.0
 # What onnxruntime adds to a node's name when it fuses it, or lays its data out by blocks.
@@ -19,7 +19,7 @@ _ADDED = re.compile(r"(_token_\d+|_nchwc|_quant|_Fused\w*)+$")
 
 def kernel_seconds(
     model: bytes,
-    feed: dict[str, Any],
+    feed: Feed,
     threads: int,
     *,
     provider: str = CPU,

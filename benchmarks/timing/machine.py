@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+Machine = dict[str, Any]
+"""What a machine, or a GPU of it, is: JSON, as reports hold it."""
 # The flags that decide which kernels onnxruntime takes, as /proc/cpuinfo spells them.
 FLAGS = (
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16"),
@@ -126,7 +128,7 @@ def usable_threads() -> int:
     return max(1, affinity_cores() if quota is None else min(affinity_cores(), int(quota)))
 
 
-def gpus() -> list[dict[str, Any]]:
+def gpus() -> list[Machine]:
     """List the NVIDIA GPUs that this process can see: `name`, `driver`, `memory_bytes`; empty without a driver."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return []
@@ -171,7 +173,7 @@ def _version(*names: str) -> str | None:
     return None
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Machine:
     """Describe everything about this machine that a latency depends on, as JSON: processor, threads, GPUs, versions."""
     flags = cpu_flags()
     return {
@@ -191,7 +193,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def of_board(about: Mapping[str, Any]) -> dict[str, Any]:
+def of_board(about: Mapping[str, Any]) -> Machine:
     """Describe another machine in the words of `machine()`, from what its `runner.py` said of it."""
     name = str(about["machine"]).lower()
     return {
@@ -206,7 +208,7 @@ def of_board(about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def board_of(answer: Mapping[str, Any], command: str | None) -> dict[str, Any] | None:
+def board_of(answer: Mapping[str, Any], command: str | None) -> Machine | None:
     """Describe the machine that a job's answer came from, where a command had it run on another one."""
     return None if command is None else of_board(answer["board"])
 

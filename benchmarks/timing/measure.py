@@ -16,7 +16,7 @@ from distill.benchmarks.records import Case
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import CPU, TARGETS, Target
 from distill.benchmarks.timing.jobs import ArmSpec, Timing, time_arms
-from distill.benchmarks.timing.machine import board_of, cpu_flags, family, usable_threads
+from distill.benchmarks.timing.machine import Machine, board_of, cpu_flags, family, usable_threads
 from distill.benchmarks.verdict.bench import case_of, effects_of
 from distill.benchmarks.verdict.remarks import saturation_remark
 from distill.intervals import Estimate
@@ -131,7 +131,7 @@ def _shapes(feeds: Feed) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in feeds.items()}
 
 
-def _latency(case: Case, arm: int, path: str | Path, target: Target, board: dict[str, Any] | None) -> Latency:
+def _latency(case: Case, arm: int, path: str | Path, target: Target, board: Machine | None) -> Latency:
     """Take one file's latency out of a timing."""
     row = case.rows[arm]
     return Latency(

@@ -13,11 +13,14 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.benchmarks.timing.bundle import RESULT, write_bundle
 from distill.documents import parse_json
 from distill.errors import NotMeasuredError, UserError
+
+if TYPE_CHECKING:
+    from distill.benchmarks.runner import Answer
 
 RUNNER = Path(__file__).parents[1] / "runner.py"
 
@@ -30,7 +33,7 @@ def run_job(
     measure: str | None = None,
     runner: Path | None = None,
     python: str | None = None,
-) -> dict[str, Any]:
+) -> Answer:
     """Do `job` in a fresh process and return its answer; `subject` names the thing measured in messages.
 
     With `measure`, a command that gets a bundle and brings back its result, the job is done wherever that command
@@ -58,7 +61,7 @@ def run_job(
         return checked(json.loads(out_path.read_text(encoding="utf-8")), subject, noise)
 
 
-def checked(answer: Mapping[str, Any], subject: str, noise: str = "") -> dict[str, Any]:
+def checked(answer: Mapping[str, Any], subject: str, noise: str = "") -> Answer:
     """Return an answer that is one, or raise what it says went wrong."""
     if answer["status"] == "ok":
         return dict(answer)
@@ -73,7 +76,7 @@ def checked(answer: Mapping[str, Any], subject: str, noise: str = "") -> dict[st
     raise NotMeasuredError(f"{subject}: not measured, a call failed: {answer['message']}")
 
 
-def _on_board(job: Mapping[str, Any], folder: Path, measure: str, timeout_s: float, subject: str) -> dict[str, Any]:
+def _on_board(job: Mapping[str, Any], folder: Path, measure: str, timeout_s: float, subject: str) -> Answer:
     """Write a bundle, hand it to the user's command, and read the result that it leaves or prints."""
     bundle = folder / "bundle"
     write_bundle(bundle, job)
@@ -93,7 +96,7 @@ def _on_board(job: Mapping[str, Any], folder: Path, measure: str, timeout_s: flo
     return read_result(text, f"{subject}: not measured, what `{measure}` brought back")
 
 
-def read_result(text: str, subject: str) -> dict[str, Any]:
+def read_result(text: str, subject: str) -> Answer:
     """Read the JSON of a runner. Raises NotMeasuredError for half a file, or for something else."""
     try:
         answer = parse_json(text)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from distill.benchmarks import runner
+from distill.documents import Json
 from distill.errors import UserError
 from distill.references.models import build
 
@@ -54,7 +55,7 @@ class TorchArm(runner.Arm):
             return super().turn()
         return runner.summed_up(event_times(self.call, self.calls), [True] * self.calls, self.seen)
 
-    def end(self) -> dict[str, Any]:
+    def end(self) -> dict[str, Json]:
         """Let go of the model; say whether its outputs were finite."""
         finite = all(bool(value.isfinite().all()) for value in tensors_of(self.call()) if value.is_floating_point())
         del self.call, self.whole

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from distill import files
-from distill.benchmarks.onnx_file.external_data import external_files
+from distill.benchmarks.onnx_file.external_data import copy_beside, external_files
 from distill.benchmarks.onnx_file.inputs import load_proto
 from distill.benchmarks.records import Report, save_reports
 from distill.benchmarks.verdict.gate import model_beside
@@ -76,22 +75,9 @@ def save_baseline(path: Path, report: Report, model: Path) -> None:
 
 def _replace_folder(model: Path, extra: Sequence[Path], folder: Path) -> None:
     """Put a file and its external data into a folder, which is whole or the one before."""
-    partial, home = folder.with_name(f".{folder.name}.partial"), model.absolute().parent
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    shutil.copyfile(model, partial / "model.onnx")
-    for source in extra:
-        target = partial / source.relative_to(home)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-        os.replace(partial, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, folder)
+    with files.new_folder(folder) as new:
+        shutil.copyfile(model, new / "model.onnx")
+        copy_beside(model, extra, new)
 
 
 def _replace(source: Path, target: Path) -> None:

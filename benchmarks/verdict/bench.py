@@ -20,10 +20,11 @@ from distill.benchmarks.records import Case, Model, Report, Row
 from distill.benchmarks.target import Target, resolve_target
 from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import ArmSpec, Timing, inspect_file, time_arms
-from distill.benchmarks.timing.machine import board_of, fingerprint, machine
+from distill.benchmarks.timing.machine import Machine, board_of, fingerprint, machine
 from distill.benchmarks.timing.profile import summarize, unfused_warning
 from distill.benchmarks.verdict import remarks
 from distill.benchmarks.verdict.statistics import call_quantile, contended_share, lowest_decile, t_bounds
+from distill.documents import Json
 from distill.errors import UserError
 from distill.intervals import Estimate
 from distill.types import Array, Feed
@@ -82,10 +83,10 @@ class Inspected:
     """A file after its untimed call, and the machine that ran it."""
 
     model: Model
-    machine: dict[str, Any]
+    machine: Machine
 
 
-def report(models: Sequence[Model], cases: Sequence[Case], options: Options, host: dict[str, Any]) -> Report:
+def report(models: Sequence[Model], cases: Sequence[Case], options: Options, host: Machine) -> Report:
     """Put together what was measured on the machine `where`."""
     return Report(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -99,7 +100,7 @@ def report(models: Sequence[Model], cases: Sequence[Case], options: Options, hos
     )
 
 
-def target_record(target: Target) -> dict[str, Any]:
+def target_record(target: Target) -> dict[str, Json]:
     """Write down what was measured for, as it stands in a report."""
     return {
         "name": target.name,

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
@@ -26,6 +26,9 @@ from distill.benchmarks.verdict.judging import with_gate
 from distill.benchmarks.verdict.rule import Rule
 from distill.documents import read_json, read_text
 from distill.errors import NotMeasuredError, UserError
+
+if TYPE_CHECKING:
+    from distill.benchmarks.runner import Answer, Job
 
 
 def export(folder: Path, models: Sequence[str], options: Options, limits: Limits, baseline: Path | None) -> None:
@@ -130,7 +133,7 @@ def import_result(path: Path) -> Report:
     return dataclasses.replace(report, warnings=(*report.warnings, *warnings))
 
 
-def _own_job(path: Path, job: Path, sent: object) -> dict[str, Any]:
+def _own_job(path: Path, job: Path, sent: object) -> Job:
     """Return what was sent, as the bundle on this side has it, once the result and the bundle's files agree with it."""
     stored = read_json(job)
     own: dict[str, Any] = stored["sent"]
@@ -145,7 +148,7 @@ def _own_job(path: Path, job: Path, sent: object) -> dict[str, Any]:
     return own
 
 
-def _judged(path: Path, sent: dict[str, Any], answer: dict[str, Any]) -> Report:
+def _judged(path: Path, sent: Job, answer: Answer) -> Report:
     """Put a board's answers together as a local measurement is, and judge them by what was sent."""
     facts = [TypeAdapter(Facts).validate_python(entry) for entry in sent["facts"]]
     models, cases = [], []

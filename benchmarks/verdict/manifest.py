@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def read(path: Path, options: Options, limits: Limits) -> Manifest:
     return Manifest(tuple(rows), hashlib.sha256(text.encode()).hexdigest(), limit)
 
 
-def _row(home: Path, place: str, entry: Any, whole: dict[str, Any], options: Options, limits: Limits) -> Row:
+def _row(home: Path, place: str, entry: Any, whole: Mapping[str, Any], options: Options, limits: Limits) -> Row:
     if not isinstance(entry, dict) or not {"model", "baseline"} <= entry.keys():
         raise UserError(f"{place}: must have model and baseline")
     texts = ("name", "tolerance", "batch", "threads", "inputs", "max_size_growth", "model", "baseline")

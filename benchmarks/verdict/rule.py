@@ -12,10 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from distill.benchmarks import runner
 from distill.benchmarks.verdict.statistics import t_quantile, t_tail
+
+if TYPE_CHECKING:
+    from distill.benchmarks.runner import Job
 
 Verdict = Literal["pass", "fail", "improved", "inconclusive", "incomparable", "not measured"]
 LOOKS = (4, 6, 8, 12, 16)
@@ -34,7 +37,7 @@ class Rule:
         """Return t beyond which a look at `pairs` session pairs believes a difference."""
         return t_quantile(1 - self.alpha / len(self.looks), pairs - 1)
 
-    def for_runner(self) -> dict[str, Any]:
+    def for_runner(self) -> Job:
         """Write the rule as `runner.py` takes it, which knows no t."""
         looks = {str(look): self.critical(look) for look in self.looks}
         return {"tolerance": self.tolerance, "looks": looks}

@@ -71,8 +71,7 @@ def _write(path: Path, content: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A link of this name is replaced, not followed: what lies behind it is none of the folder's.
-        with files.replacing(path) as partial:
-            partial.write_bytes(content.encode("utf-8", "replace"))
+        files.write_whole(path, content.encode("utf-8", "replace"), follow=False)
     except OSError as error:
         raise UserError(
             f"folder={path.parent}: {path.name} cannot be written ({error.strerror or error}); "

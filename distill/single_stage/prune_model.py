@@ -15,6 +15,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from distill import files
 from distill.benchmarks import machine, why_unmeasurable
 from distill.errors import NotMeasuredError, UserError
 from distill.export import to_bytes
@@ -26,7 +27,7 @@ from distill.rendering.html import html
 from distill.rendering.markdown import markdown
 from distill.single_stage.options import ModuleLike, PruneOptions, shown, typed
 from distill.single_stage.pruning import remarks
-from distill.single_stage.pruning.folder import RECORD, new_folder, require_place
+from distill.single_stage.pruning.folder import RECORD, require_place
 from distill.single_stage.pruning.outcome import Latency, Outcome
 from distill.single_stage.pruning.recovery import Recovery
 from distill.single_stage.pruning.report import document
@@ -316,7 +317,7 @@ def _time(outcome: Outcome, start: _Start, graph: ModelProto) -> Outcome:
 def _write(out: Path, start: _Start, pruned: nn.Module, graph: ModelProto, outcome: Outcome) -> None:
     """Write the folder, once what is in it was found to be the model again."""
     model = shown(start.options.model)
-    with new_folder(out) as folder:
+    with files.new_folder(out) as folder:
         (folder / "model.onnx").write_bytes(to_bytes(graph))
         save(folder, pruned, model, start.request.arguments)
         _require_same(model, start.shipping, pruned, folder)

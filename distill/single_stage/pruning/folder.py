@@ -1,12 +1,9 @@
-"""The folder that the verb `prune` leaves: checked before any work, written whole or not at all."""
+"""The folder that the verb `prune` leaves: checked before any work."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from distill.documents import read_json
@@ -43,25 +40,6 @@ def require_place(out: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         if path.exists() and path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"--out {out}: holds {path.name}, which is read; give a new folder")
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``out`` that takes its place at the end; after an error nothing is left of it."""
-    parent = out.absolute().parent
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=parent) as room:
-        new, old = Path(room, "new"), Path(room, "old")
-        new.mkdir()
-        yield new
-        if out.exists():
-            os.replace(out, old)
-        try:
-            os.replace(new, out)
-        except BaseException:
-            if old.exists():
-                os.replace(old, out)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_ours(path: Path) -> bool:
