@@ -28,6 +28,7 @@ from distill.types import Progress
 
 _STEPS = (1, 1, 1, 2, 3)  # blocks that go at once
 _EVALUATIONS = 60
+_BROKEN = float("inf")  # the loss of a model that does not run, or is not finite
 
 
 def narrow_or_shallow(state: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowed:
@@ -136,8 +137,6 @@ def rank_blocks(
         blocks: from ``removable_blocks``.
         batches: what the loss takes.
         loss: (model, batch) -> scalar.
-        remove: number of blocks.
-        max_evaluations: models that are measured at most.
         seed: of torch while the model runs.
         progress: called with (what, done, total).
 
@@ -149,70 +148,48 @@ def rank_blocks(
     least = len(blocks) + remove - 1
     if max_evaluations < least:
         raise UserError(f"max_evaluations={max_evaluations}: {remove} of {len(blocks)} blocks need at least {least}")
-    judge = _Judge(model, batches, loss, seed)
-    order = {block.name: index for index, block in enumerate(blocks)}
+    work = skip_blocks(model, ()).eval()
+    if not batches:
+        raise UserError("block importance got no batch; give it at least one")
+    with explained("block importance: the model does not run on its batches"):
+        reference = _mean_loss(work, batches, loss, seed)
+    if reference == _BROKEN:
+        raise UserError("block importance: the model's answers are not finite; the model or a batch is broken")
     removed: list[Removal] = []
-    damages = dict.fromkeys(order, 0.0)
-    completed, total = 0, _evaluations(len(blocks), remove, max_evaluations)
-    for number in range(remove):
-        names = {removal.block.name for removal in removed}
-        left = sorted((b for b in blocks if b.name not in names), key=lambda b: damages[b.name])
-        trials = left[: _share(len(left), number, remove, max_evaluations - completed)]
+    damages = {block.name: 0.0 for block in blocks}
+    completed, rounds = 0, _rounds(len(blocks), remove, max_evaluations)
+    for trials_of_round in rounds:
+        gone_before = [removal.block for removal in removed]
+        left = sorted((block for block in blocks if block not in gone_before), key=lambda block: damages[block.name])
+        trials = left[:trials_of_round]
         for block in trials:
-            damages[block.name] = judge.damage([*(removal.block for removal in removed), block])
+            with skipping(work, [*gone_before, block]):
+                try:
+                    damages[block.name] = _mean_loss(work, batches, loss, seed) - reference
+                except Exception:  # two blocks may not go together
+                    damages[block.name] = _BROKEN
             completed += 1
             if progress is not None:
-                progress("ranking blocks", completed, total)
-        best = min(trials, key=lambda b: (damages[b.name], order[b.name]))
+                progress("ranking blocks", completed, sum(rounds))
+        best = min((block for block in blocks if block in trials), key=lambda block: damages[block.name])
         removed.append(Removal(best, damages[best.name]))
     return removed
 
 
-def _share(left: int, number: int, remove: int, evaluations: int) -> int:
-    """Return how many blocks a round measures: all in the first, an equal part of what is left in the others."""
-    return left if number == 0 else min(left, evaluations // (remove - number))
+@torch.no_grad()
+def _mean_loss(model: nn.Module, batches: Sequence[Any], loss: Loss, seed: int) -> float:
+    """Return the mean of the batches' losses, infinite where one of them is not finite."""
+    with seeded(seed):
+        values = [loss(model, batch) for batch in batches]
+    if any(not isinstance(value, Tensor) or value.numel() != 1 for value in values):
+        raise UserError("loss(model, batch) must return a scalar tensor")
+    losses = torch.stack([value.detach().reshape(()).double().cpu() for value in values])
+    return float(losses.mean()) if losses.isfinite().all() else _BROKEN
 
 
-def _evaluations(blocks: int, remove: int, most: int) -> int:
-    """Return how many measurements a ranking takes."""
-    spent = 0
-    for number in range(remove):
-        spent += _share(blocks - number, number, remove, most - spent)
-    return spent
-
-
-class _Judge:
-    """A copy of the model with its batches, and the losses that it has with all blocks in place."""
-
-    def __init__(self, model: nn.Module, batches: Sequence[Any], loss: Loss, seed: int) -> None:
-        self._model = skip_blocks(model, ()).eval()
-        self._batches, self._loss, self._seed = batches, loss, seed
-        if not batches:
-            raise UserError("block importance got no batch; give it at least one")
-        with explained("block importance: the model does not run on its batches"):
-            self._reference = self._losses()
-        if not torch.isfinite(self._reference).all():
-            raise UserError("block importance: the model's answers are not finite; the model or a batch is broken")
-
-    def damage(self, blocks: Sequence[Block]) -> float:
-        """Return what the model loses without these blocks."""
-        with skipping(self._model, blocks):
-            try:
-                losses = self._losses()
-            except Exception:  # two blocks may not go together
-                return float("inf")
-        if not torch.isfinite(losses).all():
-            return float("inf")
-        return float(losses.mean() - self._reference.mean())
-
-    @torch.no_grad()
-    def _losses(self) -> Tensor:
-        """Return the loss of each batch, float64 on the CPU."""
-        with seeded(self._seed):
-            return torch.stack([self._loss_of(batch).detach().double().cpu() for batch in self._batches])
-
-    def _loss_of(self, batch: Any) -> Tensor:
-        value = self._loss(self._model, batch)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise UserError("loss(model, batch) must return a scalar tensor")
-        return value.reshape(())
+def _rounds(blocks: int, remove: int, evaluations: int) -> list[int]:
+    """Return how many blocks each round measures: all in the first, an equal part of what is left in the others."""
+    rounds = [blocks]
+    for number in range(1, remove):
+        rounds.append(min(blocks - number, (evaluations - sum(rounds)) // (remove - number)))
+    return rounds
