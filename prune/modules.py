@@ -133,6 +133,13 @@ def require_scalar(loss: object) -> Tensor:
     return loss
 
 
+def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a value in the place of a parameter, which is one again and learns or not as before, or of a buffer."""
+    old = getattr(module, name)
+    learns = isinstance(old, nn.Parameter)
+    setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad) if learns else value)
+
+
 def holders(model: nn.Module) -> Counter[int]:
     """Count the modules that hold each parameter, by the parameter's id."""
     return Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))

@@ -80,8 +80,7 @@ class Evidence:
                 return {}
             for loss in self._losses(model, "channel means", limit=_FOR_MEANS):
                 for scalar, follows in self._scalars(model, loss, outputs, "logits", draws=1):
-                    with watch.listening():
-                        scalar.backward(retain_graph=follows)  # type: ignore[no-untyped-call]
+                    watch.backward(scalar, retain_graph=follows)
                 outputs.clear()
                 watch.forget()
         model.zero_grad(set_to_none=True)
