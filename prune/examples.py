@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from distill.prune.modules import seeded, unfused
 
 Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""(args, kwargs) of one forward call; tensors hold the batch in their first axis."""
 
 
 def batch_of(example: Example) -> int | None:

@@ -19,11 +19,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def copied(model: nn.Module, *, to_be: str) -> nn.Module:
-    """Return a copy of a model.
-
-    Args:
-        model: any module.
-        to_be: what the copy is for, as "pruned", for messages.
+    """Return a copy of a model, to be pruned, say, as messages put it.
 
     Raises:
         UserError: it cannot be copied, or it is a TorchScript or compiled module, which cannot be changed.

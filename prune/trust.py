@@ -56,13 +56,7 @@ _OF_WEIGHTS = frozenset(name for names in OF_WEIGHTS.values() for name in names)
 
 
 def approved(reference: object, arguments: object, trust: str | Iterable[str], *, file: Path) -> tuple[str, Arguments]:
-    """Return the reference that a model is built from, as the caller wrote it where they did, and its arguments.
-
-    Args:
-        reference: what a file names.
-        arguments: what the file says to it, by name.
-        trust: references that the caller names.
-        file: that names it, for messages.
+    """Return the reference that a file names, as the caller wrote it in ``trust`` where they did, and its arguments.
 
     Raises:
         UserError: neither a library registers the reference nor the caller names it, or an argument is none that a file

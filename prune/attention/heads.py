@@ -56,11 +56,8 @@ class AttentionGroup(ChannelGroup):
 def attention_groups(model: nn.Module, *, kinds: Mapping[str, Kind] | None = None) -> list[ChannelGroup]:
     """Return one group for each attention; those that cannot be cut say why in ``unprunable``.
 
-    Whether a cut would be right is told by running it only: ``verified_groups``.
-
-    Args:
-        model: any module; it is not changed.
-        kinds: what a unit is, by group, where it is decided already: by an earlier step, when there were more heads.
+    Whether a cut would be right is told by running it only: ``verified_groups``. ``kinds`` says what a unit is, by
+    group, where it is decided already: by an earlier step, when there were more heads.
     """
     return [_group(model, site, (kinds or {}).get(site.name)) for site in sites(model)]
 

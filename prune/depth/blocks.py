@@ -38,12 +38,7 @@ _MIN_LAYERS = 2
 
 
 def removable_blocks(model: nn.Module, example: Example, logits: Callable[[Any], Tensor]) -> list[Block]:
-    """Return the blocks that can go one by one, in the order of the model's modules.
-
-    Args:
-        model: any module that autograd follows; it is not changed.
-        example: (args, kwargs) of one forward call; tensors hold the batch in their first axis.
-        logits: takes the logits from the model's output.
+    """Return the blocks that can go one by one, in the order of the model's modules; autograd must follow the model.
 
     Raises:
         UserError: the model does not run, or none of its blocks can go; the message says why.

@@ -79,9 +79,7 @@ class Skipped(nn.Module):
 def skip_blocks(model: nn.Module, blocks: Iterable[Block | SkippedBlock]) -> nn.Module:
     """Return a copy in which the blocks hand their inputs on; the names of all other modules stay.
 
-    Args:
-        model: any module; it is not changed.
-        blocks: from ``removable_blocks``, or the plain data of ``skipped_of``.
+    Blocks are those of ``removable_blocks``, or the plain data of ``skipped_of``.
 
     Raises:
         UserError: a block is unknown, lies in another one, or is skipped in another form.

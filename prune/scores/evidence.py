@@ -126,12 +126,7 @@ class Evidence:
             yield torch.stack(parts).sum(), number + 1 < draws
 
     def mean_loss(self, model: nn.Module, limit: int | None = None) -> float:
-        """Return the mean loss over the batches, with batch-norm statistics of this very model; infinite if no number.
-
-        Args:
-            model: is not changed.
-            limit: batches at most.
-        """
+        """Return the mean loss, with batch-norm statistics of this very model, over ``limit`` batches; or infinity."""
         batches, loss = self.batches_and_loss
         batches = batches[:limit]
 

@@ -119,11 +119,7 @@ def with_constants(
 ) -> nn.Module | None:
     """Return a copy whose biases hold the means of what their layers are about to lose; None where that changes none.
 
-    Args:
-        model: with all channels; nothing is cut here.
-        groups: that lose channels, or not.
-        removed: root channels that go, by group.
-        means: of this model.
+    Nothing is cut here: the model and its means have all channels, ``removed`` names those that go, by group.
     """
     lost: dict[str, set[int]] = {}
     for group in groups:
