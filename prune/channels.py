@@ -12,20 +12,18 @@ from torch.nn.parameter import UninitializedParameter
 
 from distill.errors import UserError
 from distill.prune.depth.shallow import narrow_or_shallow
-from distill.prune.examples import Example, at_batch, batch_of
 from distill.prune.goals import Bounds
 from distill.prune.graph.groups import prepare
 from distill.prune.graph.verify import Checks, output_shapes
-from distill.prune.modules import Loss, copied, inside, seeded
+from distill.prune.modules import Example, Loss, at_batch, batch_of, copied, inside, seeded
 from distill.prune.record import Decision, PruneRecord, by_reason
 from distill.prune.scores.evidence import Evidence
 from distill.prune.scores.importance import IMPORTANCES, WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import keeps_zeros
 from distill.prune.steps.step import Job, Narrowed
-from distill.prune.widths.counts import Counts, count
 from distill.prune.widths.latency import Device, seconds_of_layers
-from distill.prune.widths.sizes import widths_of_layers
+from distill.prune.widths.sizes import Counts, count, widths_of_layers
 from distill.types import Progress
 
 Recover = Callable[[nn.Module, int], nn.Module]

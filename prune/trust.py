@@ -65,7 +65,7 @@ def approved(reference: object, arguments: object, trust: str | Iterable[str], *
     if not isinstance(reference, str) or not isinstance(arguments, Mapping):
         raise UserError(f"{file}: is damaged (its reference or arguments are none); prune again")
     trusted = (trust,) if isinstance(trust, str) else trust
-    named = next((spelling for spelling in trusted if _same(spelling, reference)), None)
+    named = next((spelling for spelling in trusted if _spelled(spelling) == _spelled(reference)), None)
     kind, _, name = reference.partition(":")
     registered = kind in LIBRARIES and _registers(kind, name)
     if named is None and not registered:
@@ -108,12 +108,8 @@ def at_most(size: int, file: Path) -> Iterator[None]:
         yield
 
 
-def _same(spelling: str, reference: str) -> bool:
-    """Tell whether two references name the same function; a file may be written in several ways."""
-    return spelling == reference or _spelled(spelling) == _spelled(reference)
-
-
 def _spelled(reference: str) -> tuple[str, str]:
+    """Spell a reference in one way; a file may be written in several."""
     place, _, name = reference.rpartition(":")
     return (os.path.abspath(os.path.expanduser(place)) if place.endswith(".py") else place), name
 

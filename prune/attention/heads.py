@@ -31,10 +31,9 @@ from distill.prune.attention.sites import (
     sites,
 )
 from distill.prune.attention.stand_ins import needs_stand_in, stand_in_
-from distill.prune.examples import Example
 from distill.prune.graph.groups import ChannelGroup, Member
 from distill.prune.graph.verify import Checks, lifts_of, masked_copy, output_shapes, problem_with
-from distill.prune.modules import reason, set_tensor
+from distill.prune.modules import Example, reason, set_tensor
 
 Kind = Literal["heads", "head_dim"]
 
@@ -84,7 +83,9 @@ def cut_attention(model: nn.Module, group_name: str, channels: Sequence[int]) ->
     keep = [head * site.head_dim + dim for head in heads for dim in dims]
     for slot in site.slots:
         _narrow(model.get_submodule(slot.module), slot, heads if slot.by == "heads" else keep)
-    if len(dims) < site.head_dim and _divides_by_root(site):
+    # A stored scale that is another one than the root's stays as it is, and so do the queries.
+    stored = [vars(site.module)[name] for name in SCALE if name in vars(site.module)]
+    if len(dims) < site.head_dim and all(_is_root(site, value) for value in stored):
         _scale_queries(model, site, math.sqrt(len(dims) / site.head_dim))
     _update_attributes(site, len(heads), len(dims))
     return consumers
@@ -181,15 +182,6 @@ def _narrow(owner: nn.Module, slot: Slot, keep: Sequence[int]) -> None:
     set_tensor(owner, slot.tensor, value.detach().index_select(slot.axis, index.to(value.device)).clone())
     if isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = owner.weight.shape
-
-
-def _divides_by_root(site: Site) -> bool:
-    """Tell whether the scores are divided by the root of the dimension, as far as attributes say.
-
-    A stored scale that is another one stays as it is, and so do the queries.
-    """
-    stored = [vars(site.module)[name] for name in SCALE if name in vars(site.module)]
-    return all(_is_root(site, value) for value in stored)
 
 
 def _is_root(site: Site, value: object) -> bool:

@@ -20,11 +20,10 @@ from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
 from distill.prune.depth.skipped import Block, Returns, argument_names, by_name, skipping
-from distill.prune.examples import Example
 from distill.prune.graph.verify import Shapes, output_shapes
-from distill.prune.modules import copied, explained, hooked, seeded
+from distill.prune.modules import Example, copied, explained, hooked, seeded
 from distill.prune.record import by_reason
-from distill.prune.widths.counts import count
+from distill.prune.widths.sizes import count
 
 # A skipped block hands on a value that passed through one of these at most: the addition of a branch, the norm or the
 # activation behind it, and what changes neither values nor their order. A product is none: it is a gate, not a path.

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune.batchnorm import refreshed
-from distill.prune.examples import tensors_in
 from distill.prune.graph.groups import ChannelGroup
-from distill.prune.modules import Loss, hooked, reason, require_scalar, seeded
+from distill.prune.modules import Loss, hooked, reason, require_scalar, seeded, tensors_in
 from distill.prune.scores.importance import DEFAULT, Importance
 from distill.prune.scores.means import Means, read_by, watching
 from distill.prune.scores.weights import Weights

@@ -22,10 +22,9 @@ from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.scores.means import Means, with_constants
 from distill.prune.scores.weights import Scores, unit_scores
 from distill.prune.settings import PruneSettings
-from distill.prune.widths.counts import Counts
 from distill.prune.widths.latency import Device, Ladder, LayerCosts, by_macs, ladder, shapes_of, snap
 from distill.prune.widths.selection import Candidate, Units
-from distill.prune.widths.sizes import Sizes
+from distill.prune.widths.sizes import Counts, Sizes
 from distill.types import Progress
 
 _BINS = 20  # of histograms of scores

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from distill.prune.examples import Example, at_batch
 from distill.prune.graph.groups import is_depthwise
-from distill.prune.modules import hooked
+from distill.prune.modules import Example, at_batch, hooked
 from distill.prune.widths.selection import Candidate, blocks
 from distill.prune.widths.sizes import Removed, Sizes
 from distill.prune.widths.staircase import LayerShape
