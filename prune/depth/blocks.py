@@ -93,8 +93,7 @@ class _Search:
                 self.refused[name] = "it is a sequence of blocks"
                 self.run(name)
                 continue
-            problem = self._try(name)
-            if problem:
+            if problem := self._try(name):
                 self.refused[name] = problem
                 self.run(name)
             else:
@@ -133,7 +132,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
-        self._inputs: dict[str, _Entry | None] = {}
+        self._inputs: dict[str, _Entry] = {}
         self._returns: dict[str, Returns] = {}
         self._refused: dict[str, str] = {}
 
@@ -153,7 +152,6 @@ class _Watch:
         names = (*list(arguments)[: len(args)], *_MAIN_NAMES, *kwargs)
         main = next((key for key in names if isinstance(arguments.get(key), Tensor)), None)
         value = arguments.get(main or "")
-        self._inputs[name] = None
         if main is not None and isinstance(value, Tensor):
             edge = get_gradient_edge(value) if value.requires_grad else None
             self._inputs[name] = _Entry(arguments, main, value.shape, value.dtype, edge)

@@ -8,13 +8,12 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from distill.errors import UserError
 from distill.prune.attention.heads import AttentionGroup, Kind, attention_groups, verified_groups
 from distill.prune.depth.skipped import Block
 from distill.prune.graph.cutting import BrokenError, cut
-from distill.prune.graph.groups import ChannelGroup, Graph, is_depthwise
+from distill.prune.graph.groups import ROOTS, ChannelGroup, Graph, Member, is_depthwise
 from distill.prune.graph.verify import Checks
 from distill.prune.record import Decision, GroupRecord
 from distill.prune.scores.evidence import FEW, Evidence
@@ -277,9 +276,8 @@ def _is_stream(group: ChannelGroup, projections: Collection[str]) -> bool:
     return any(member.side == "in" and member.name in projections for member in group.members)
 
 
-def _makes(member: object) -> bool:
-    side, module = getattr(member, "side", ""), getattr(member, "module", None)
-    return side == "out" and isinstance(module, _ConvNd | nn.Linear) and not is_depthwise(module)
+def _makes(member: Member) -> bool:
+    return member.side == "out" and isinstance(member.module, ROOTS) and not is_depthwise(member.module)
 
 
 def _is_ignored(group: ChannelGroup, ignore: tuple[str, ...]) -> bool:
