@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from distill.errors import UserError
 from distill.prune.examples import Example, at_batch, run_alike, tensors_in
-from distill.prune.graph.groups import Member, column_mask
+from distill.prune.graph.groups import Member
 from distill.prune.modules import explained, hooked
 
 # Norms that mix channels. Without the removed channels their statistics are others, which is no mistake.
@@ -148,10 +149,13 @@ def masked_copy(model: nn.Module, consumers: Sequence[Member], lifts: Mapping[st
     for name, value in result.named_parameters():
         value.add_(lifts.get(name, 0.0))
     for member in consumers:
-        twin = Member(member.name, result.get_submodule(member.name), member.side, member.indices, member.roots)
-        if isinstance(twin.module, nn.modules.conv._ConvNd | nn.Linear):
-            weight, columns = column_mask(twin)
-            weight[columns] = 0
+        layer, indices = result.get_submodule(member.name), list(member.indices)
+        if isinstance(layer, nn.Linear):
+            layer.weight[:, indices] = 0
+        elif isinstance(layer, _ConvNd) and layer.transposed:
+            layer.weight[indices] = 0
+        elif isinstance(layer, _ConvNd):
+            layer.weight[:, [index for index in indices if index < layer.in_channels // layer.groups]] = 0
     return result
 
 
