@@ -43,7 +43,6 @@ class Loader(Protocol):
 
     def __call__(self, settings: Any, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
         """Read the data."""
-        ...
 
 
 def load_task(
