@@ -11,9 +11,8 @@ from distill.export.preprocess import Preprocess
 from distill.references.digest import Digest
 from distill.tasks import metrics
 from distill.tasks.base import Data, Facts, OpenAxes
-from distill.tasks.image_settings import ImageSettings
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
-from distill.tasks.table_settings import BreastCancerSettings, CsvSettings
+from distill.tasks.settings import BreastCancerSettings, CsvSettings, ImageSettings
 from distill.types import Array
 
 Split = TypeVar("Split", bound=Data)

@@ -31,10 +31,10 @@ from distill.tasks.custom_data import (
     spread,
     to_single,
 )
-from distill.tasks.custom_settings import CustomSettings
 from distill.tasks.hooks import Hooks
 from distill.tasks.open_axes import seen_axes, stated_axes
 from distill.tasks.outputs import cross_entropy
+from distill.tasks.settings import CustomSettings
 from distill.tasks.splits import Rows, check_sizes, cut_off_train, missing_splits, unused_shares
 from distill.types import Array, Feed, Progress
 

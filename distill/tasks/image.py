@@ -17,7 +17,7 @@ from distill.references.digest import Digest
 from distill.tasks.augment import shift_and_flip
 from distill.tasks.base import SPLITS, Inputs
 from distill.tasks.classifier import Classifier
-from distill.tasks.image_settings import ImageSettings
+from distill.tasks.settings import ImageSettings
 from distill.tasks.splits import check_splits, cut_off_train, missing_splits, unused_shares
 from distill.types import Feed
 

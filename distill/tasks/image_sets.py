@@ -10,7 +10,7 @@ import numpy as np
 from distill.tasks.base import Task
 from distill.tasks.binary import read_cifar, read_idx_pair
 from distill.tasks.image import Pool, image_task
-from distill.tasks.image_settings import DigitsSettings, PublishedSettings
+from distill.tasks.settings import DigitsSettings, PublishedSettings
 from distill.tasks.sources import Remote, Source, locate
 from distill.types import Progress
 

@@ -17,10 +17,9 @@ from distill.tasks.base import SPLITS, Facts, Inputs, Task
 from distill.tasks.classifier import Classifier
 from distill.tasks.columns import class_numbers, fit_columns, named_cells
 from distill.tasks.custom_data import ArrayData
-from distill.tasks.settings import DataSettings
+from distill.tasks.settings import BreastCancerSettings, CsvSettings, DataSettings
 from distill.tasks.splits import Rows, check_splits, cut_off_train, missing_splits, split_named, unused_shares
 from distill.tasks.table import Table, read_table
-from distill.tasks.table_settings import BreastCancerSettings, CsvSettings
 from distill.types import Array, Feed, Progress
 
 RowBatch = tuple[Tensor, Tensor, Tensor]

@@ -21,7 +21,7 @@ from distill.errors import UserError
 from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn, export_onnx
 from distill.tasks import data_settings, load_task, numerals
 from distill.tasks.base import SPLITS
-from distill.tasks.table_settings import CsvSettings
+from distill.tasks.settings import CsvSettings
 from distill.tasks.tabular import TabularTask
 
 Cell = Callable[[int], str]
