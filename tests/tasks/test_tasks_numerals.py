@@ -411,7 +411,7 @@ def test_odd_cells_end_in_finite_features_or_in_one_line_for_the_user(
 
 def test_one_long_cell_does_not_widen_every_row(tmp_path: Path) -> None:
     task = read(tmp_path, lambda row: "z" * 200_000 if row == 7 else f"w{row % 5}", categorical=["x"])
-    assert task._raw["x"].dtype == object
+    assert task._splits["train"].raw["x"].dtype == object
     assert len(task.fingerprint()) == 32
     assert max(map(len, in_order(task))) == 200_000
 
