@@ -1,12 +1,12 @@
-"""What the user's function returned: data and hooks, as keys of a dict or attributes of an object."""
+"""What the user's function returned, or stands in for: data and hooks, keys of a dict or attributes of an object."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from distill.errors import UserError
 from distill.references.loading import call_user
@@ -39,7 +39,7 @@ class Hooks:
                 if key not in KEYS:
                     raise UserError(f"{source} returned the key {key!r}{did_you_mean(str(key), KEYS)}")
             self._values = dict(data)
-        elif isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader | nn.Module | tuple | list | None):
+        elif isinstance(data, Dataset | DataLoader | nn.Module | tuple | list | None):
             raise UserError(
                 f"{source} returned a {type(data).__name__}; expected a dict such as {{'train': data, 'test': data}}"
             )
@@ -121,6 +121,39 @@ class Hooks:
             return {str(name): float(value) for name, value in dict(values).items()}
         except (TypeError, ValueError):
             raise UserError(f"metrics returned {_kind(values)}; expected a dict of names and numbers") from None
+
+
+def as_function(data: Any) -> tuple[Callable[..., Any], str]:
+    """Return a function that returns the data as ``data.source`` does, and a name for them.
+
+    Args:
+        data: arrays such as (x, y), a data set, a DataLoader, a triple of these (train, validation, test), a mapping of
+            these by split, with hooks beside them if need be, or a function that returns such a mapping.
+    """
+    if callable(data):
+        return data, getattr(data, "__name__", type(data).__name__)
+    splits = _splits(data)
+    train = splits.get("train") if isinstance(splits, Mapping) else splits
+    train = train.dataset if isinstance(train, DataLoader) else train
+    return lambda: splits, "arrays" if isinstance(train, tuple | Mapping) else type(train).__name__
+
+
+def _splits(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return data
+    if (
+        isinstance(data, tuple | list)
+        and data
+        and all(isinstance(part, tuple | Mapping | Dataset | DataLoader) for part in data)
+    ):
+        if len(data) != len(SPLITS):
+            raise UserError(
+                f"data: is {len(data)} data sets; give {', '.join(SPLITS)}, or a mapping such as {{'train': data}}"
+            )
+        return dict(zip(SPLITS, data, strict=True))
+    if isinstance(data, tuple | Dataset | DataLoader) or not hasattr(data, "train"):
+        return {"train": tuple(data) if isinstance(data, list) else data}
+    return data
 
 
 def _parts(batch: Batch) -> tuple[Any, ...]:
