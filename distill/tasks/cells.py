@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from distill.errors import UserError
 from distill.tasks import numerals
+from distill.tasks.settings import CsvSettings
 from distill.tasks.table import Table
-from distill.tasks.table_settings import CsvSettings
 from distill.wording import quoted, yaml_list
 
 _MOSTLY = 0.9

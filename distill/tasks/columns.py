@@ -16,8 +16,8 @@ from distill.errors import UserError
 from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn
 from distill.tasks import numerals
 from distill.tasks.cells import read_cells
+from distill.tasks.settings import CsvSettings
 from distill.tasks.table import Table
-from distill.tasks.table_settings import CsvSettings
 from distill.wording import first_of, quoted, yaml_list
 
 _MANY = 100

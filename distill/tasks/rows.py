@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from distill.benchmarks.parse import read_npz
 from distill.errors import UserError
 from distill.export.preprocess import Preprocess
 from distill.outputs import Output
+from distill.references.digest import Digest
 from distill.tasks.base import Facts, Inputs, OpenAxes
 from distill.types import Array, Feed
 
@@ -28,6 +28,7 @@ LABELS = "labels"
 _LABEL_NAMES = (LABELS, "label", "targets", "y")
 _COLLATED = 256  # samples of a Dataset that are fetched at once
 
+Moved = TypeVar("Moved")
 Source: TypeAlias = Path | Mapping[str, Any] | tuple[Any, ...] | Dataset[Any] | DataLoader[Any]
 """An `.npz`; arrays by input name; (inputs, labels); or what yields samples of one of these two forms."""
 
@@ -130,8 +131,7 @@ def tensor_of(source_name: str, name: str, values: Array) -> Tensor:
         raise UserError(f"{source_name}: {name} is {values.dtype.name}, which no tensor can hold") from error
 
 
-@dataclass(frozen=True)
-class RowBatch:
+class RowBatch(NamedTuple):
     """A few rows: the model's arguments, what is right for them, and another model's outputs [rows, …]."""
 
     inputs: Inputs
@@ -278,21 +278,11 @@ class RowsTask:
 
     def fingerprint(self) -> str:
         """Return a hash of the rows, their splits and what is right for them."""
-        digest = hashlib.sha256()
-        for name, value in self.tensors.items():
-            digest.update(name.encode() + value.numpy().tobytes())
-        for value in (self._targets, self.reference, self.train_rows, self.test_rows):
-            digest.update(value.numpy().tobytes())
-        return digest.hexdigest()
+        content = [self.tensors, self._targets, self.reference, self.train_rows, self.test_rows]
+        return Digest().add(content).hexdigest()
 
 
-def on(batch: RowBatch, device: torch.device) -> RowBatch:
-    """Return a batch on a device."""
-    args, kwargs = moved(batch.inputs, device)
-    return RowBatch((args, kwargs), batch.target.to(device), batch.reference.to(device))
-
-
-def moved(inputs: Inputs, device: torch.device) -> Inputs:
-    """Return arguments on a device."""
-    args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
-    return tuple(args), dict(kwargs)
+def moved(inputs: Moved, device: torch.device) -> Moved:
+    """Return arguments, or a batch, on a device."""
+    on_device: Moved = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
+    return on_device
