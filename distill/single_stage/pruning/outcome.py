@@ -1,4 +1,4 @@
-"""What came of the verb `prune`, as plain data: the source of its table, reports and JSON; and the folder that it leaves."""
+"""What came of the verb `prune`, as plain data: what its reports and JSON are made of; and the folder that it leaves."""
 
 from __future__ import annotations
 
