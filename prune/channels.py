@@ -22,7 +22,7 @@ from distill.prune.scores.evidence import Evidence
 from distill.prune.scores.importance import IMPORTANCES, WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import keeps_zeros
-from distill.prune.steps.state import Job, Narrowed
+from distill.prune.steps.step import Job, Narrowed
 from distill.prune.widths.counts import Counts, count
 from distill.prune.widths.latency import Device, seconds_of_layers
 from distill.prune.widths.sizes import widths_of_layers

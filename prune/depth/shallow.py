@@ -23,7 +23,7 @@ from distill.prune.graph.groups import prepare
 from distill.prune.modules import Loss, explained, seeded
 from distill.prune.scores.evidence import Evidence
 from distill.prune.steps.narrow import NEAR_S, narrow
-from distill.prune.steps.state import Job, Narrowed
+from distill.prune.steps.step import Job, Narrowed
 from distill.types import Progress
 
 _STEPS = (1, 1, 1, 2, 3)  # blocks that go at once
@@ -131,14 +131,7 @@ def rank_blocks(
     a block gives infinity. Blocks that do the same for each other look idle one by one, so the damage is measured again
     after each choice. At most ``max_evaluations`` are spent: later rounds share what the first one leaves, and measure
     the blocks again that did the least damage so far. Of equal ones the first goes. Same arguments, same result.
-
-    Args:
-        model: any module; it is not changed, and runs in eval mode without gradients.
-        blocks: from ``removable_blocks``.
-        batches: what the loss takes.
-        loss: (model, batch) -> scalar.
-        seed: of torch while the model runs.
-        progress: called with (what, done, total).
+    The model is not changed; it runs in eval mode, without gradients, with torch seeded.
 
     Raises:
         UserError: no batch, the model does not run on one, or ``remove`` or ``max_evaluations`` is out of bounds.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,10 +78,11 @@ def problem_with(
         if before != after:
             return f"the shape of {name} changes from {before} to {after}"
     mixing = () if norms else _MIXING
-    with torch.no_grad(), _bypassed(pruned, mixing), _bypassed(masked, mixing), lifted(pruned, lifts):
-        wanted, got = (
-            compared(run_alike(model, at_batch(checks.example, 2)), checks.logits) for model in (masked, pruned)
-        )
+    outputs = []
+    for model in (masked, _lifted(pruned, lifts)):
+        with torch.no_grad(), _bypassed(model, mixing):
+            outputs.append(compared(run_alike(model, at_batch(checks.example, 2)), checks.logits))
+    wanted, got = outputs
     for (name, want), (_, have) in zip(wanted, got, strict=True):
         if want.is_floating_point() and differs(want, have):
             return f"{name} does not follow from its remaining channels (it reads the removed ones in another way)"
@@ -126,28 +127,19 @@ def lifts_of(model: nn.Module) -> dict[str, float]:
     }
 
 
-@contextmanager
-def lifted(model: nn.Module, lifts: Mapping[str, float]) -> Iterator[None]:
-    """Add to weights as `lifts_of` says, for a while."""
-    named = {name: value for name, value in model.named_parameters() if name in lifts}
-    before = {name: value.detach().clone() for name, value in named.items()}
-    with torch.no_grad():
-        for name, value in named.items():
-            value.add_(lifts[name])
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, value in named.items():
-                value.copy_(before[name])
+@torch.no_grad()
+def _lifted(model: nn.Module, lifts: Mapping[str, float]) -> nn.Module:
+    """Return a copy to whose weights is added what `lifts_of` says."""
+    result = copy.deepcopy(model)
+    for name, value in result.named_parameters():
+        value.add_(lifts.get(name, 0))
+    return result
 
 
 @torch.no_grad()
 def masked_copy(model: nn.Module, consumers: Sequence[Member], lifts: Mapping[str, float]) -> nn.Module:
     """Return a lifted copy in which the consumers' weights for what goes are zero; same shapes as the model."""
-    result = copy.deepcopy(model)
-    for name, value in result.named_parameters():
-        value.add_(lifts.get(name, 0.0))
+    result = _lifted(model, lifts)
     for member in consumers:
         layer, indices = result.get_submodule(member.name), list(member.indices)
         if isinstance(layer, nn.Linear):
