@@ -1,10 +1,10 @@
-"""Rows by input name are a task like any other: an `.npz`, arrays, a Dataset or a DataLoader."""
+"""Rows by input name, to learn from without a whole task: an `.npz`, arrays, a Dataset or a DataLoader."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -18,11 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.benchmarks.parse import read_npz
 from distill.errors import UserError
-from distill.export.preprocess import Preprocess
 from distill.outputs import Output
-from distill.references.digest import Digest
-from distill.tasks.base import Facts, Inputs, OpenAxes
-from distill.types import Array, Feed
+from distill.tasks.base import Inputs
+from distill.types import Array
 
 LABELS = "labels"
 _LABEL_NAMES = (LABELS, "label", "targets", "y")
@@ -154,7 +152,7 @@ class _Split:
 
 @dataclass(frozen=True, eq=False)
 class RowsTask:
-    """Rows by input name as a task: learn what is right for them, or what another model answers.
+    """Rows by input name for the training loop: learn what is right for them, or what another model answers.
 
     Of scores, `logits` and targets are those of each answer, [rows · positions, classes] and [rows · positions]; of
     numbers they are [rows, …].
@@ -179,22 +177,14 @@ class RowsTask:
     train_rows: Tensor
     test_rows: Tensor
 
-    name: str = "rows"
-    kind: str = "rows"
     labels: tuple[str, ...] = ()
     metric: str = "agreement"
-    facts: Facts = field(default_factory=dict)
-    graph_preprocess: Preprocess | None = None
     module_preprocess: nn.Module | None = None
-    open_axes: OpenAxes = ()
-    given_splits: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
     @cached_property
     def data(self) -> dict[str, _Split]:
         """The rows to learn from, and those that judge, which choose nothing."""
-        test = _Split(self, self.test_rows)
-        return {"train": _Split(self, self.train_rows), "validation": test, "test": test}
+        return {"train": _Split(self, self.train_rows), "validation": _Split(self, self.test_rows)}
 
     @cached_property
     def _spread(self) -> Tensor:
@@ -271,15 +261,6 @@ class RowsTask:
             return {"agreement": float((logits.argmax(1) == target).mean())}
         errors = np.square(logits - target, dtype=np.float64) / self._spread.numpy()
         return {"agreement": 1 - float(errors.mean())}
-
-    def raw(self, batch: RowBatch) -> Feed | None:
-        """Return nothing: the file takes what the model takes."""
-        return None
-
-    def fingerprint(self) -> str:
-        """Return a hash of the rows, their splits and what is right for them."""
-        content = [self.tensors, self._targets, self.reference, self.train_rows, self.test_rows]
-        return Digest().add(content).hexdigest()
 
 
 def moved(inputs: Moved, device: torch.device) -> Moved:
