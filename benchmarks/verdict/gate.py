@@ -20,7 +20,7 @@ from typing import Any
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
 from distill.benchmarks.records import Before, Case, Gate, Mode, Report
 from distill.benchmarks.timing.machine import machine
-from distill.benchmarks.verdict.bench import Options, bench, inspect, report, settled, time_case
+from distill.benchmarks.verdict.bench import Options, bench, inspect, report_on, settled, time_case
 from distill.benchmarks.verdict.judging import session_medians, with_gate
 from distill.benchmarks.verdict.rule import Rule, Verdict
 from distill.errors import NotComparableError, NotMeasuredError, UserError
@@ -116,7 +116,7 @@ def outcome(
 
 def unread(opened: Gate, options: Options) -> Report:
     """Report a gate that nothing was measured for."""
-    return dataclasses.replace(report([], [], options, machine()), gates=(opened,))
+    return dataclasses.replace(report_on([], [], machine(), **options.record()), gates=(opened,))
 
 
 def _alone(options: Options) -> Options:
@@ -190,8 +190,8 @@ def _first(candidate: str | Path, baseline: Path, options: Options, limits: Limi
 def _identical(new: Facts, options: Options, limits: Limits, name: str) -> Report:
     """Pass two files of the same bytes without a clock; only a budget in seconds still needs one."""
     if limits.max_p50_s is None:
-        inspected = inspect(Path(new.path), new, options)
-        measured = report([inspected.model], [], options, inspected.machine)
+        model, host = inspect(Path(new.path), new, options)
+        measured = report_on([model], [], host, **options.record())
     else:
         measured = bench([Path(new.path)], options)
     return with_gate(measured, limits.opened(name, "identical", reasons=("byte for byte the same file",)))
@@ -199,9 +199,8 @@ def _identical(new: Facts, options: Options, limits: Limits, name: str) -> Repor
 
 def _duet(old: Facts, new: Facts, options: Options, limits: Limits, name: str) -> Report:
     """Let both files take turns, at every batch size and thread count, until each verdict stands."""
-    inspected = [inspect(Path(facts.path), facts, options, arm=arm) for arm, facts in enumerate((old, new))]
-    models = [inspection.model for inspection in inspected]
-    if models[0].finite and not models[1].finite:
+    (before, _), (after, host) = (inspect(Path(m.path), m, options, arm=arm) for arm, m in enumerate((old, new)))
+    if before.finite and not after.finite:
         raise NotMeasuredError(
             f"{new.path}: its outputs are not all finite, those of the baseline are; nothing to time"
         )
@@ -215,7 +214,7 @@ def _duet(old: Facts, new: Facts, options: Options, limits: Limits, name: str) -
             raise NotComparableError(
                 f"the inputs cannot be compared: the baseline was fed {case.shapes[0]}, the candidate {case.shapes[1]}"
             )
-    return with_gate(report(models, cases, options, inspected[1].machine), limits.opened(name, "duet"))
+    return with_gate(report_on([before, after], cases, host, **options.record()), limits.opened(name, "duet"))
 
 
 def _against_report(stored: Report, new: Facts, options: Options, limits: Limits, name: str) -> Report:
