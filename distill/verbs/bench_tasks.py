@@ -22,7 +22,7 @@ from distill.benchmarks.verdict.gate import Limits, by_budget, outcome
 from distill.benchmarks.verdict.judging import accept, rejudge
 from distill.benchmarks.verdict.rule import Rule
 from distill.errors import UserError
-from distill.verbs.bench import BenchOptions
+from distill.verbs.bench_options import BenchOptions
 
 
 @contextmanager
