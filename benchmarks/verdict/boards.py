@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
-from distill.benchmarks.records import DAMAGED, Report, message_of, report_of, require_sound
+from distill.benchmarks.records import Report, blaming, report_of, require_sound
 from distill.benchmarks.timing.bundle import JOB, write_bundle
 from distill.benchmarks.timing.jobs import ArmSpec, inspect_job, stored, time_job
 from distill.benchmarks.timing.machine import of_board
@@ -106,17 +106,13 @@ def import_result(path: Path) -> Report:
     if not sent or "board" not in answer:
         raise UserError(f"--import {path}: not the result of a bundle that --export-runner wrote")
     job = path.parent / JOB
-    try:
+    with blaming(f"--import {path}: a damaged result, or one of another version"):
         if job.is_file():
             sent = _own_job(path, job, sent)
             return _judged(path, sent, answer)
         default, allowed = Rule().tolerance, float(sent["tolerance"])
         # What is no number is no less than the default.
         report = _judged(path, {**sent, "tolerance": allowed if allowed < default else default}, answer)
-    except DAMAGED as error:
-        raise UserError(
-            f"--import {path}: a damaged result, or one of another version ({message_of(error)})"
-        ) from error
     warnings = [
         "judged without its bundle: that these are the files that were sent is the board's word; put "
         f"{path.name} into the folder that --export-runner wrote"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
+from distill.benchmarks.parse import fraction, positive
 from distill.benchmarks.records import Before, Case, Gate, Mode, Report
 from distill.benchmarks.timing.machine import machine
 from distill.benchmarks.verdict.bench import Options, bench, inspect, report_on, settled, time_case
@@ -25,6 +26,7 @@ from distill.benchmarks.verdict.judging import session_medians, with_gate
 from distill.benchmarks.verdict.rule import Rule, Verdict
 from distill.errors import NotComparableError, NotMeasuredError, UserError
 
+Written = tuple[str, object]
 LEAST_SESSIONS = 4  # of a stored report, for its spread to say something
 
 
@@ -37,6 +39,20 @@ class Limits:
     max_p50_s: float | None = None
     accepted: Mapping[str, str] = field(default_factory=dict)
     time_identical: bool = False
+
+    def narrowed(self, tolerance: Written, growth: Written, p50_ms: Written) -> Limits:
+        """Replace the limits that a user wrote, each an option and its value, None for one that stays.
+
+        Raises UserError that names the option.
+        """
+        rule, max_size_growth, max_p50_s = self.rule, self.max_size_growth, self.max_p50_s
+        if tolerance[1] is not None:
+            rule = dataclasses.replace(rule, tolerance=fraction(tolerance[0], str(tolerance[1])))
+        if growth[1] is not None:
+            max_size_growth = fraction(growth[0], str(growth[1]), zero=True)
+        if p50_ms[1] is not None:
+            max_p50_s = positive(*p50_ms) / 1000
+        return dataclasses.replace(self, rule=rule, max_size_growth=max_size_growth, max_p50_s=max_p50_s)
 
     def opened(self, name: str, mode: Mode, verdict: Verdict = "pass", **facts: Any) -> Gate:
         """Write down what is asked, as a gate that is still to be concluded."""
