@@ -65,10 +65,8 @@ def initializers(graph: GraphProto) -> dict[str, TensorProto]:
 
 def constant(graph: GraphProto, name: str) -> NDArray[np.generic] | None:
     """Return the value of a constant, or None where ``name`` is computed or may be given by the caller."""
-    for tensor in graph.initializer:
-        if tensor.name == name and all(value.name != name for value in graph.input):
-            return np.asarray(numpy_helper.to_array(tensor))
-    return None
+    tensor = initializers(graph).get(name)
+    return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
 
 
 def producers(graph: GraphProto) -> dict[str, NodeProto]:

@@ -49,14 +49,8 @@ def find_culprits(
     """Compare the graph of 16-bit floats with the float32 one, and find the nodes to leave in float32 where it is off.
 
     Where something becomes infinite or NaN it is the nodes around the first such tensor; where answers are merely far
-    off, or all zero, bisection finds the last node that float32 has to reach for them to come near.
-
-    Args:
-        model: a float32 graph whose nodes all have names, in the order of their data.
-        float32_nodes: names of nodes that stay float32 already.
-        element: TensorProto.FLOAT16 or BFLOAT16.
-        types: what `element_types` says of ``model``.
-        rows: batches, which are run many times where something is off.
+    off, or all zero, bisection finds the last node that float32 has to reach for them to come near. All nodes of the
+    graph have names, and ``rows`` are run many times where something is off.
 
     Raises:
         UserError: float32 has no finite answer either.

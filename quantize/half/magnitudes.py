@@ -39,12 +39,7 @@ class Magnitude:
 def magnitudes(model: ModelProto, types: Mapping[str, int], feeds: Iterable[Feed]) -> dict[str, Magnitude]:
     """Run a float32 graph over samples and return the magnitude of each float tensor, graph inputs included.
 
-    Minima and maxima are taken inside the graph, so that memory does not grow with the number of samples.
-
-    Args:
-        model: a float32 graph; it is not changed.
-        types: what `element_types` says of it.
-        feeds: batches as the graph takes them, read once.
+    Minima and maxima are taken inside a copy of the graph, so that memory does not grow with the number of samples.
 
     Raises:
         UserError: a batch that the graph refuses.

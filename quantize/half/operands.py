@@ -52,13 +52,7 @@ def _asked(model: ModelProto, names: Sequence[str]) -> dict[str, int]:
 
 
 def operands(node: NodeProto, types: Mapping[str, int], element: int, model: ModelProto) -> Operands | None:
-    """Say which float32 operands of a node can become 16-bit floats; None where none can.
-
-    Args:
-        node: of the main graph of ``model``.
-        types: what `element_types` found for the float32 graph.
-        element: TensorProto.FLOAT16 or BFLOAT16.
-        model: it says which opsets are meant.
+    """Say which float32 operands of a node can become 16-bit floats, of the opset of ``model``; None where none can.
 
     A node that holds graphs stays float32 with them, and so does one that reads or writes a sequence or an optional:
     whoever takes the tensors out of it expects them as they were.
