@@ -163,9 +163,9 @@ def tensor_types(model: ModelProto, *, data_prop: bool = False) -> dict[str, Typ
         graph = onnx.shape_inference.infer_shapes(model, data_prop=data_prop).graph
     except Exception:  # a graph that onnx cannot read, or of more than 2 GB: what it states remains
         graph = model.graph
-    constants = ((t.name, helper.make_tensor_type_proto(t.data_type, t.dims)) for t in graph.initializer)
-    stated = ((value.name, value.type) for value in (*graph.input, *graph.output, *graph.value_info))
-    return {name: kind.tensor_type for name, kind in (*constants, *stated)}
+    constants = ((t.name, helper.make_tensor_type_proto(t.data_type, t.dims)) for t in initializers(graph).values())
+    stated = ((value.name, value.type) for value in (*graph.output, *graph.value_info, *graph.input))
+    return {name: kind.tensor_type for name, kind in (*stated, *constants)}
 
 
 def lengths(tensor: TypeProto.Tensor | None) -> list[int | None] | None:

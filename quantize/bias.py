@@ -70,12 +70,8 @@ def correct_biases(
 ) -> tuple[ModelProto, int]:
     """Return the float graph with corrected biases, and how many layers were corrected; the one given is not changed.
 
-    Args:
-        model: a prepared float graph, every layer with weights and bias of its own.
-        rounded: node name -> weights as they are after rounding, shaped as in ``model``.
-        calibration: batches as the graph takes them; as many samples are read as ``settings.samples``.
-        settings: the number of samples, and threads.
-        progress: called with ("correct", samples done, samples wanted).
+    ``rounded`` holds weights as they are after rounding, by node, shaped as in the prepared float graph, every layer of
+    which has weights and bias of its own. ``progress`` is called with ("correct", samples done, samples wanted).
 
     Raises:
         UserError: no samples, or samples that do not fit.

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
 from distill.export.graph import add_constant, copy_of, initializers, input_shape, only_outputs, opset_of
 from distill.export.parity_check import first_line, session_of
@@ -155,7 +154,7 @@ def observed(
     progress: Progress | None,
 ) -> Iterator[tuple[list[Array], int]]:
     """Run a graph over the samples, a few rows at a time; yields all outputs, and of how many rows they are."""
-    session = session_of(model, threads=settings.threads or usable_threads())
+    session = session_of(model, threads=settings.threads)
     outputs, samples = [value.name for value in model.graph.output], 0
     for feed, count in slices(model, calibration, settings.samples, rows):
         yield run_batch(session, outputs, feed), count

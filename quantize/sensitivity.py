@@ -108,14 +108,11 @@ def fewest_float(
 ) -> tuple[list[str], Graph] | None:
     """Find the fewest layers that have to stay float for the budget to hold, worst price first.
 
-    Args:
-        measured: what `sensitivities` found.
-        make: writes the graph in which the layers of these outputs stay float.
-        holds: whether a graph keeps the budget.
+    ``make`` writes the graph in which the layers of some outputs stay float, and ``holds`` says whether it keeps the
+    budget; both are asked about as often as there are digits in the number of layers, in binary.
 
     Returns:
-        The outputs that stay float, with their graph; None where not even all layers but one in float keep it. Both
-        callables are asked about as often as there are digits in the number of layers, in binary.
+        The outputs that stay float, with their graph; None where not even all layers but one in float keep it.
 
     Raises:
         UserError: there are no layers.

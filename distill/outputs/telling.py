@@ -104,12 +104,7 @@ class Evidence:
 
 
 def tell(evidence: Evidence, *, kind: Kind | None = None, axis: int | None = None) -> Output:
-    """Return what an output holds.
-
-    Args:
-        evidence: what is known of it.
-        kind: what the user says it holds.
-        axis: the axis of the classes, as the user says.
+    """Return what an output holds; ``kind``, and for classes ``axis``, are what the user says of it.
 
     Raises:
         UserError: nothing tells it, or what is said contradicts the values; the message says what to add.
