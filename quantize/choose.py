@@ -154,11 +154,7 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
     if not timed:
         least = min(others, key=lambda candidate: candidate.file_bytes)
         return least, f"{least.name} is the smallest that keeps the budget; nothing was timed"
-    faster = [
-        (ratio, candidate)
-        for ratio, candidate in timed
-        if ratio.high < 1 and all(each.low <= 1 for each in candidate.ratios)
-    ]
+    faster = [pair for pair in timed if pair[0].high < 1 and all(each.low <= 1 for each in pair[1].ratios)]
     if not faster:
         ratio, best = min(timed, key=lambda pair: pair[0].value)
         slow = [each for each in best.ratios if each.low > 1]

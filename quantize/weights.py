@@ -46,13 +46,9 @@ def to_dynamic(
     """Turn matrix products into int8 ones whose activation ranges are taken anew in every call.
 
     Needs no samples, and suits activations whose range differs from call to call, as in transformers. Embedding tables
-    are kept in 8 bits, too. Convolutions stay float: their dynamic kernel is slower than the float one. The graph that
-    is given is not changed.
-
-    Args:
-        core: an exported float32 graph.
-        target: what the file ships to; it says whether weights keep to 7 bits, as CPUs without VNNI need them.
-        keep_float: outputs, by name in ``core``, of nodes that stay float.
+    are kept in 8 bits, too. Convolutions stay float: their dynamic kernel is slower than the float one; so do nodes of
+    the outputs in ``keep_float``. The target says whether weights keep to 7 bits, as CPUs without VNNI need them. The
+    graph that is given is not changed.
 
     Raises:
         UserError: the graph is quantised already, too old, or without a product of constant weights.
@@ -89,13 +85,8 @@ def to_blocks(
     """Store the weights of matrix products in 4 or 8 bits, with a scale for each block of them.
 
     A quarter or an eighth of the bytes have to be read, which is what large products of few rows wait for; with many
-    rows static int8 is faster. Embedding tables are kept in 8 bits. The graph that is given is not changed.
-
-    Args:
-        core: an exported float32 graph.
-        bits: 4 or 8.
-        block: weights that share a scale, a power of two from 16 on.
-        keep_float: outputs, by name in ``core``, of nodes that stay float.
+    rows static int8 is faster. Embedding tables are kept in 8 bits; nodes of the outputs in ``keep_float`` stay float.
+    ``block`` weights, a power of two from 16 on, share a scale. The graph that is given is not changed.
 
     Raises:
         UserError: the graph is quantised already, too old, or without a product of constant weights.

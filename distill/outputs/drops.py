@@ -221,11 +221,8 @@ def degenerate(
 ) -> str | None:
     """Say why a drop between answers proves little, and what mends it; None where it proves something.
 
-    Args:
-        before: answers [n, …] of the model that is compared with: class numbers, or one truth value a label.
-        after: answers [n, …] of the model that is judged, where there is one already.
-        labels: what is right, in the shape of the answers.
-        names: what both models are called in the remark.
+    Answers [n, …], and labels in their shape, are class numbers, or one truth value a label. ``before`` is compared
+    with, ``after`` is judged, where there is one already; ``names`` are what both are called in the remark.
     """
     if not len(before):
         return None

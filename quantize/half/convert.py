@@ -85,9 +85,9 @@ def to_half(
     why = islands(model, types, element, keep_float=keep_float)
     _check_compute(model, why, kind)
     why |= fill_gaps(model, types, why)
-    verdict, counts, rest = Verdict(0.0, {}), list[int](), iter(samples)
-    if (first := next(rest, None)) is not None:
-        rows = _counted(slices(model, chain([first], rest), _SAMPLES, _ROWS), counts)
+    verdict, counts, unread = Verdict(0.0, {}), list[int](), iter(samples)
+    if (first := next(unread, None)) is not None:
+        rows = _counted(slices(model, chain([first], unread), _SAMPLES, _ROWS), counts)
         compared = list(islice(rows, _COMPARED))
         if kind == "fp16":
             why = unfit(model, types, magnitudes(model, types, chain(compared, rows))) | why
