@@ -75,21 +75,18 @@ def cut_off_train(
 ) -> dict[str, Rows]:
     """Cut the missing splits off ``count`` samples; return sorted numbers of samples for them and for train.
 
-    Args:
-        count: how many samples train has before.
-        missing: what ``missing_splits`` returned.
-        settings: hold the shares that the user chose.
-        seed: decides who goes where.
-        target: class numbers int64 [count]; each split gets every class in proportion.
-        groups: one name a sample; no group is divided, and ``target`` does not count.
-        validation: the share of that split where the user chose none.
+    With ``target``, class numbers int64 [count], each split gets every class in proportion. With ``groups``, one name a
+    sample, no group is divided, and ``target`` does not count. ``validation`` is that split's share where the user
+    chose none.
     """
     defaults = {"test": 0.2, "validation": validation}
     sizes = [part_size(count, settings.shares[split], defaults[split]) for split in missing]
     if groups is not None:
         parts = by_group(groups, sizes, seed)
+    elif target is not None:
+        parts = stratified(target, sizes, seed)
     else:
-        parts = at_random(count, sizes, seed) if target is None else stratified(target, sizes, seed)
+        parts = _cut(shuffled(count, seed, purpose=2), sizes)
     return dict(zip([*missing, "train"], parts, strict=True))
 
 
@@ -106,11 +103,6 @@ def stratified(target: Rows, sizes: Sequence[int], seed: int) -> list[Rows]:
         quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
     ranked = order[np.argsort(quantile[order], kind="stable")]
     return _cut(ranked, sizes)
-
-
-def at_random(count: int, sizes: Sequence[int], seed: int) -> list[Rows]:
-    """Cut row numbers into parts of exactly ``sizes`` rows, then the rest. Returns sorted row numbers."""
-    return _cut(shuffled(count, seed, purpose=2), sizes)
 
 
 def by_group(groups: Sequence[str], sizes: Sequence[int], seed: int) -> list[Rows]:
