@@ -66,8 +66,8 @@ def parse_json(text: str, *, finite: bool = False) -> Any:
         raise ValueError("is nested too deeply") from error
     level = [value]
     for _ in range(MOST_LEVELS):
-        lists = [list(value.values()) if isinstance(value, dict) else value for value in level]
-        level = [part for value in lists if isinstance(value, list) for part in value]
+        inner = [list(part.values()) if isinstance(part, dict) else part for part in level]
+        level = [part for parts in inner if isinstance(parts, list) for part in parts]
         if not level:
             return value
     raise ValueError("is nested too deeply")

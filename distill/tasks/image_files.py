@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.tasks.base import SPLITS
-from distill.tasks.splits import split_named
+from distill.tasks.splits import places_of_splits, split_named
 from distill.wording import did_you_mean, first_of
 
 EXTENSIONS = (
@@ -79,24 +78,13 @@ def _split_folders(root: Path, warnings: list[str]) -> dict[str, Path]:
         near = [place.name for place in sorted(root.parent.iterdir()) if place.is_dir()] if root.parent.is_dir() else []
         hint = did_you_mean(root.name, near)
         raise UserError(f"data.path={root}: {problem}; give a folder with one folder a class{hint}")
-    splits: dict[str, Path] = {}
-    others = []
-    for folder in _subfolders(root):
-        split = split_named(folder.name)
-        if split is None:
-            others.append(folder)
-        elif split in splits:
-            raise UserError(
-                f"{root}: holds both {splits[split].name} and {folder.name}, which both mean {split}; keep one, or "
-                "rename it"
-            )
-        else:
-            splits[split] = folder
+    folders = {folder.name: folder for folder in _subfolders(root)}
+    splits = places_of_splits(root, folders, "keep one, or rename it")
     if not splits:
         return {"train": root}
     if "train" not in splits:
         raise UserError(f"{root}: has {first_of(home.name for home in splits.values())} but no train folder; add it")
-    unused = [folder.name for folder in others if _holds_pictures(folder)]
+    unused = [name for name, folder in folders.items() if not split_named(name) and _holds_pictures(folder)]
     train = splits["train"].name
     if unused and len(splits) == 1:
         if not _subfolders(splits["train"]):  # trains and cars, not training
@@ -107,7 +95,7 @@ def _split_folders(root: Path, warnings: list[str]) -> dict[str, Path]:
         )
     if unused:
         warnings.append(f"{root}: pictures in {first_of(unused)} are not used, as they lie beside {train}")
-    return {split: splits[split] for split in SPLITS if split in splits}
+    return splits
 
 
 def _classes(home: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +33,24 @@ def split_named(name: str) -> str | None:
     """Return the split that a folder, a file or a cell names, in any case, also as ``train_set`` or ``test-data``."""
     word = name.lower().replace("hold-out", "holdout").replace("hold_out", "holdout")
     return _SPLIT_OF.get(re.sub(r"[\s_-]*(set|data|split)$", "", word))
+
+
+def places_of_splits(home: Path, places: Mapping[str, Path], mend: str) -> dict[str, Path]:
+    """Return, train first, those ``places`` in a folder whose name (the key) is a split's, by split.
+
+    Raises:
+        UserError: two mean the same split; ``mend`` ends the message.
+    """
+    splits: dict[str, Path] = {}
+    for name, place in places.items():
+        split = split_named(name)
+        if split in splits:
+            raise UserError(
+                f"{home}: holds both {splits[split].name} and {place.name}, which both mean {split}; {mend}"
+            )
+        if split is not None:
+            splits[split] = place
+    return {split: splits[split] for split in SPLITS if split in splits}
 
 
 def shuffled(count: int, seed: int, purpose: int = 0) -> Rows:
