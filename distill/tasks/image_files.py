@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.errors import UserError
+from distill.tasks.base import SPLITS
 from distill.tasks.splits import places_of_splits, split_named
 from distill.wording import did_you_mean, first_of
 
@@ -79,7 +80,7 @@ def _split_folders(root: Path, warnings: list[str]) -> dict[str, Path]:
         hint = did_you_mean(root.name, near)
         raise UserError(f"data.path={root}: {problem}; give a folder with one folder a class{hint}")
     folders = {folder.name: folder for folder in _subfolders(root)}
-    splits = places_of_splits(root, folders, "keep one, or rename it")
+    splits = places_of_splits(root, folders.items(), "keep one, or rename it")
     if not splits:
         return {"train": root}
     if "train" not in splits:
@@ -95,7 +96,7 @@ def _split_folders(root: Path, warnings: list[str]) -> dict[str, Path]:
         )
     if unused:
         warnings.append(f"{root}: pictures in {first_of(unused)} are not used, as they lie beside {train}")
-    return splits
+    return {split: splits[split] for split in SPLITS if split in splits}
 
 
 def _classes(home: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +35,14 @@ def split_named(name: str) -> str | None:
     return _SPLIT_OF.get(re.sub(r"[\s_-]*(set|data|split)$", "", word))
 
 
-def places_of_splits(home: Path, places: Mapping[str, Path], mend: str) -> dict[str, Path]:
-    """Return, train first, those ``places`` in a folder whose name (the key) is a split's, by split.
+def places_of_splits(home: Path, places: Iterable[tuple[str, Path]], mend: str) -> dict[str, Path]:
+    """Return those places in a folder whose name (the first of a pair) is a split's, by split.
 
     Raises:
         UserError: two mean the same split; ``mend`` ends the message.
     """
     splits: dict[str, Path] = {}
-    for name, place in places.items():
+    for name, place in places:
         split = split_named(name)
         if split in splits:
             raise UserError(
@@ -50,7 +50,7 @@ def places_of_splits(home: Path, places: Mapping[str, Path], mend: str) -> dict[
             )
         if split is not None:
             splits[split] = place
-    return {split: splits[split] for split in SPLITS if split in splits}
+    return splits
 
 
 def shuffled(count: int, seed: int, purpose: int = 0) -> Rows:

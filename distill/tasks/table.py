@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from distill.errors import UserError
+from distill.tasks.base import SPLITS
 from distill.tasks.splits import places_of_splits
 from distill.wording import did_you_mean
 
@@ -71,15 +72,15 @@ def read_table(path: Path) -> Table:
         near = sorted(file.name for file in path.parent.glob("*.csv")) if path.parent.is_dir() else []
         raise UserError(f"data.path={path}: no such file or folder{did_you_mean(path.name, near)}")
     files = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".csv" and file.is_file()]
-    named = {file.stem: file for file in files if not file.name.startswith(".")}
+    named = [(file.stem, file) for file in files if not file.name.startswith(".")]
     splits = places_of_splits(path, named, "rename one")
     if "train" not in splits:
         raise UserError(
             f"data.path={path}: holds no train.csv; name a file, or put train.csv (and validation.csv, test.csv) there"
         )
-    for split, file in splits.items():
+    for split in filter(splits.get, SPLITS):
         start = len(table)
-        _append(table, file)
+        _append(table, splits[split])
         table.parts[split] = range(start, len(table))
     return table
 
