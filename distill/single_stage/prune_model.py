@@ -33,7 +33,7 @@ from distill.single_stage.pruning.report import document
 from distill.single_stage.pruning.request import PruneRequest, read_request
 from distill.single_stage.pruning.rows import JudgedRows, Recovery, Samples, read_samples
 from distill.single_stage.pruning.shipping import SAMPLES, Shipping
-from distill.tasks.rows import moved, on
+from distill.tasks.rows import moved
 from distill.tasks.sources import cache_folder
 from distill.types import Progress
 
@@ -125,11 +125,7 @@ class _Start:
 
 
 def _why_unmeasured(request: PruneRequest) -> str | None:
-    """Say why nothing will be timed, or None.
-
-    Raises:
-        NotMeasuredError: a speed-up is asked for, which nothing else can tell.
-    """
+    """Say why nothing will be timed, or None. Raises NotMeasuredError where a speed-up is asked for."""
     options = request.options
     why = why_unmeasurable(request.target) if options.timing else "--no-timing"
     if why is not None and options.speedup is not None:
@@ -193,7 +189,7 @@ def _prune(start: _Start, *, timed: bool) -> tuple[nn.Module, PruneRecord]:
     recovery = start.recovery
     if recovery is not None:
         shuffled = recovery.task.batches(options.batch_size, options.seed)
-        batches = [on(batch, device) for batch in islice(shuffled, settings.batches)]
+        batches = [moved(batch, device) for batch in islice(shuffled, settings.batches)]
         loss = recovery.task.loss_of
 
         def recover(narrow: nn.Module, step: int) -> nn.Module:
@@ -323,11 +319,7 @@ def _write(out: Path, start: _Start, pruned: nn.Module, graph: ModelProto, outco
 
 
 def _require_same(model: str, shipping: Shipping, pruned: nn.Module, folder: Path) -> None:
-    """Build the model again from what was written, and refuse a folder that does not give it back.
-
-    Raises:
-        UserError: it answers otherwise, since something that is no tensor differs from one build to the next.
-    """
+    """Build the model again from what was written, and refuse a folder that does not give it back."""
     example, take = shipping.example, shipping.inputs.take
     with told_of(model):
         expected, rebuilt = (logits_of(module, example, take) for module in (pruned, load_own(folder)))

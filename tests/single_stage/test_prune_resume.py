@@ -91,7 +91,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def killed(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_imports: None) -> None:
     """Work in a folder in which the command was killed after three epochs."""
     shutil.copytree(once, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")

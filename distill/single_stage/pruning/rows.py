@@ -72,7 +72,7 @@ class JudgedRows:
             call=samples.inputs.call,
             take=samples.inputs.take,
             reference=samples.answers,
-            output=judge.output,
+            output=judge.comparison.output,
             truth=judge.labels,
             train_rows=samples.train_rows,
             test_rows=samples.test_rows,
@@ -178,7 +178,10 @@ class Recovery:
         if self.work is None:
             return None
         self.work.mkdir(exist_ok=True)
-        start = (repr(model), hash_tensors(model.state_dict()), self.task.fingerprint(), repr(self.task.output))
+        task = self.task
+        labels = {} if task.truth is None else {"labels": torch.as_tensor(task.truth)}
+        rows = {"answers": task.reference, "train": task.train_rows, "test": task.test_rows, **labels}
+        start = (repr(model), repr(task.output), *map(hash_tensors, (model.state_dict(), task.tensors, rows)))
         code = (sources("distill.training", "distill.distillation", "distill.tasks.rows"), versions())
         return self.work / f"{digest(start, plain(settings), seed, str(device), code)}{CHECKPOINT}"
 
