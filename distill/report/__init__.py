@@ -20,6 +20,7 @@ from distill.report.sections import SECTIONS
 from distill.runtime.records import RunResult
 
 __all__ = ["document", "headline", "html", "markdown", "render", "write_reports"]
+_NOT_DEPLOYABLE = "NOT DEPLOYABLE (a smoke run, or nothing was exported)"
 
 
 def document(result: RunResult) -> Document:
@@ -30,7 +31,7 @@ def document(result: RunResult) -> Document:
         kind="compression report",
         headline=summary.headline(result),
         sections=[section for section in sections if section is not None],
-        alert=summary.alert(result),
+        alert="" if result.deployable else _NOT_DEPLOYABLE,
         mood=summary.mood(result),
         footer=f"Every number here stands in run.json; {DASH} means that it was not run, not measured or not recorded.",
     )

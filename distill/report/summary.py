@@ -9,7 +9,6 @@ from distill.report.facts import find, quality_of, shipped, target_description, 
 from distill.runtime.records import RunResult, Total
 
 _VERDICTS: dict[str | None, Style] = {"met": "good", "missed": "bad", "unresolved": "warn", None: "strong"}
-NOT_DEPLOYABLE = "NOT DEPLOYABLE (a smoke run, or nothing was exported)"
 
 
 def headline(result: RunResult) -> tuple[Note, ...]:
@@ -24,11 +23,6 @@ def headline(result: RunResult) -> tuple[Note, ...]:
         Note(_verdict(result), style="bad" if missed else _VERDICTS[total.verdict]),
         Note(target_description(result), style="faint"),
     )
-
-
-def alert(result: RunResult) -> str:
-    """Say why the file must not be used as it is; empty where it may."""
-    return "" if result.deployable else NOT_DEPLOYABLE
 
 
 def mood(result: RunResult) -> Style:

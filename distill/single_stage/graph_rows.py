@@ -61,13 +61,8 @@ def part_rows(
 ) -> GraphRows:
     """Part samples into those that calibrate and those that judge; from 200 rows on they are not the same.
 
-    Args:
-        arrays: samples by input name [n, …], and labels, if there are any.
-        inputs: what the graph takes.
-        source_name: what messages call the arrays.
-        labels: the name of the labels; None where they may have a usual one.
-        samples: rows to calibrate on, at most.
-        seed: of which rows do what.
+    Arrays are [n, …] by input name, and labels, if there are any; without a name these may have a usual one.
+    ``samples`` rows calibrate, at most, and ``seed`` decides which.
 
     Raises:
         UserError: names, types, shapes or numbers of rows that do not fit the graph, or values that are not finite.

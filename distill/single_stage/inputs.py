@@ -24,7 +24,7 @@ Take = Callable[[Any], Tensor]
 Shapes = dict[str, tuple[int, ...]]
 _SIZE = (3, 224, 224)
 _TOKENS = 128  # tokens of a made-up text
-_SETTING = re.compile(r"\bprune\.(?=importance|learning_rate|speedup|macs|parameters|ratio)")
+_SETTING = re.compile(r"\bprune\.(importance|learning_rate|speedup|macs|parameters|ratio)\b")
 
 
 _WHERE = "say by --logits where they are: a key, an attribute, or a place in a tuple, from 0"
@@ -223,7 +223,7 @@ def told_of(model: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = _SETTING.sub("--", str(error))
+        text = _SETTING.sub(lambda match: "--" + match[1].replace("_", "-"), str(error))
         text = f"--{text}" if text.startswith("ignore: ") else text
         plain = text.startswith(("--", model))
         raise UserError(text if plain else "\n".join(f"{model}: {line}" for line in text.splitlines())) from error

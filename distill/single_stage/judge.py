@@ -19,7 +19,6 @@ from distill.outputs import (
     Evidence,
     Kind,
     Metric,
-    Output,
     checked_labels,
     note,
     tell_or_numbers,
@@ -66,11 +65,6 @@ class Judge:
     labels: Array | None
     note: str
 
-    @property
-    def output(self) -> Output:
-        """What the outputs hold."""
-        return self.comparison.output
-
     @classmethod
     def of(
         cls,
@@ -85,14 +79,9 @@ class Judge:
     ) -> Judge:
         """Tell what the outputs hold, and check the labels by it.
 
-        Args:
-            core: the reference model's graph.
-            reference: its first output [rows, …].
-            labels: what is right for these rows, where something says it.
-            settings: what the user says of the answers.
-            source_name: what messages call the rows.
-            input_shapes: the shapes of a row of each input.
-            judging_rows: numbers of the rows that judge; all when None.
+        ``reference`` is the first output of the graph ``core`` [rows, …], ``judging_rows`` the numbers of the rows that
+        judge (all when None), ``input_shapes`` have the shape of a row of each input, ``source_name`` is what messages
+        call the rows.
 
         Raises:
             UserError: nothing tells what the output holds, or the labels can never equal an answer.
@@ -146,11 +135,6 @@ class GraphJudge:
             remarks.append(f"only the first output, {first}, is judged; nothing compares {', '.join(others)}")
         return cls(rows.judged, comparison, judge.note, tuple(remarks))
 
-    @property
-    def output(self) -> Output:
-        """What the output holds."""
-        return self.comparison.output
-
     def __call__(self, model: ModelProto) -> Loss:
         """Return what a graph loses; answers that are none lose without end."""
         reference, values = self.comparison.before, self.answer(model)
@@ -162,7 +146,7 @@ class GraphJudge:
         if _all_equal(values) and not _all_equal(reference):
             return Loss(inf, inf, fault=f"its answers are equal for all {len(values)} rows, whatever is in them")
         drop = self.comparison.drop(values)
-        return Loss(drop.value, self.output.divergence(reference, values), drop)
+        return Loss(drop.value, self.comparison.output.divergence(reference, values), drop)
 
     def answer(self, model: ModelProto) -> Array:
         """Return a graph's output for the rows."""

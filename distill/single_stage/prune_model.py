@@ -6,7 +6,7 @@ import shlex
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,16 @@ from distill.rendering.markdown import markdown
 from distill.single_stage.inputs import Inputs, built, logits_in, logits_of, made_up, named_inputs, told_of
 from distill.single_stage.options import ModuleLike, PruneOptions, shown, typed
 from distill.single_stage.pruning import remarks
-from distill.single_stage.pruning.outcome import RECORD, Latency, Outcome, require_place
+from distill.single_stage.pruning.outcome import RECORD, Latency, Outcome, require_place, work_folder
 from distill.single_stage.pruning.report import document
 from distill.single_stage.pruning.request import PruneRequest, read_request
 from distill.single_stage.pruning.rows import JudgedRows, Recovery, Samples, read_samples
-from distill.single_stage.pruning.shipping import Shipping
+from distill.single_stage.pruning.shipping import SAMPLES, Shipping
 from distill.tasks.rows import moved
 from distill.tasks.sources import cache_folder
 from distill.types import Progress
 
-_EXAMPLE, _SAMPLES = 2, 64
+_EXAMPLE = 2  # rows
 _NEAR = 0.95  # of the speed-up that was asked for: what the last, longer comparison may measure
 _REBUILT = 1e-4  # share of the largest logit by which a rebuilt model may differ
 
@@ -86,20 +86,21 @@ def run(options: PruneOptions, progress: Progress | None = None) -> Pruned:
         if not isinstance(options.model, str):
             raise UserError("out: a folder says how its model is built again; give model as package.module:function")
     unmeasured = _why_unmeasured(request)
-    with told_of(shown(options.model)):
-        start = _start(request, progress)
-        pruned, record = _prune(start, timed=unmeasured is None)
-        outcome = _outcome(start, record, unmeasured)
-        if record.shortfall is not None:
-            return Pruned(pruned.cpu(), None, replace(outcome, status="missed", why=record.shortfall))
-        pruned, sparse = _finish(start, pruned)
-        graph = start.shipping.exported(pruned)
-    outcome = _judge(outcome, start, pruned, sparse, graph)
-    if unmeasured is None:
-        outcome = _time(outcome, start, graph)
-    if outcome.status == "done" and options.out is not None:
-        _write(options.out, start, pruned, graph, outcome)
-    return Pruned(pruned, graph, outcome)
+    with work_folder(options.out) as work:
+        with told_of(shown(options.model)):
+            start = _start(request, work, progress)
+            pruned, record = _prune(start, timed=unmeasured is None)
+            outcome = _outcome(start, record, unmeasured)
+            if record.shortfall is not None:
+                return Pruned(pruned.cpu(), None, replace(outcome, status="missed", why=record.shortfall))
+            pruned, sparse = _finish(start, pruned)
+            graph = start.shipping.exported(pruned)
+        outcome = _judge(outcome, start, pruned, sparse, graph)
+        if unmeasured is None:
+            outcome = _time(outcome, start, graph)
+        if outcome.status == "done" and options.out is not None:
+            _write(options.out, start, pruned, graph, outcome)
+        return Pruned(pruned, graph, outcome)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class _Start:
     core: ModelProto
     shipping: Shipping
     rows: JudgedRows | None
+    recovery: Recovery | None
     weaknesses: tuple[str, ...]
     progress: Progress | None
 
@@ -121,19 +123,9 @@ class _Start:
     def options(self) -> PruneOptions:
         return self.request.options
 
-    @cached_property
-    def recovery(self) -> Recovery | None:
-        if self.rows is None:
-            return None
-        return Recovery(self.rows.task, self.request.recovery, self.options.seed, self.progress)
-
 
 def _why_unmeasured(request: PruneRequest) -> str | None:
-    """Say why nothing will be timed, or None.
-
-    Raises:
-        NotMeasuredError: a speed-up is asked for, which nothing else can tell.
-    """
+    """Say why nothing will be timed, or None. Raises NotMeasuredError where a speed-up is asked for."""
     options = request.options
     why = why_unmeasurable(request.target) if options.timing else "--no-timing"
     if why is not None and options.speedup is not None:
@@ -144,7 +136,7 @@ def _why_unmeasured(request: PruneRequest) -> str | None:
     return why
 
 
-def _start(request: PruneRequest, progress: Progress | None) -> _Start:
+def _start(request: PruneRequest, work: Path | None, progress: Progress | None) -> _Start:
     """Build the model, read the rows or make some up, and export it, which finds most faults before any work."""
     options = request.options
     model = built(options.model, request.arguments, options.weights, options.seed)
@@ -152,23 +144,18 @@ def _start(request: PruneRequest, progress: Progress | None) -> _Start:
     example = inputs.call({name: value[:_EXAMPLE] for name, value in tensors.items()})
     if not logits_of(model, example, inputs.take).isfinite().all():
         raise UserError("its answers are NaN or infinite; check its weights")
-    shipping = Shipping(
-        inputs,
-        example,
-        request.target,
-        options.batch,
-        options.format,
-        request.benchmark,
-        {name: value[:_SAMPLES].numpy() for name, value in tensors.items()},
-        None if samples is None else samples.first(options.batch),
-    )
+    timed = None if samples is None else {name: value[: options.batch].numpy() for name, value in tensors.items()}
+    ranged = {name: value[:SAMPLES].numpy() for name, value in tensors.items()}
+    shipping = Shipping(request, inputs, example, ranged, timed)
     weaknesses = remarks.library_weights(options) or remarks.drawn_weights(request, model)
     core = shipping.exported(model)
-    rows = None
+    rows = recovery = None
     if samples is not None:
         rows = JudgedRows.of(samples, core, request)
-        weaknesses += rows.weak_evidence()
-    return _Start(request, model, core, shipping, rows, tuple(weaknesses), progress)
+        recovery = Recovery(rows.task, request.recovery, options.seed, progress, work)
+        chance = rows.judge.comparison.chance_remark("the unpruned model")
+        weaknesses += [] if chance is None else [chance]
+    return _Start(request, model, core, shipping, rows, recovery, tuple(weaknesses), progress)
 
 
 def _inputs(request: PruneRequest, model: nn.Module) -> tuple[Samples | None, Inputs, dict[str, Tensor]]:
@@ -176,7 +163,7 @@ def _inputs(request: PruneRequest, model: nn.Module) -> tuple[Samples | None, In
     options = request.options
     take = logits_in(options.logits)
     if options.data is None:
-        count = _SAMPLES if options.format == "int8" else _EXAMPLE
+        count = SAMPLES if options.format == "int8" else _EXAMPLE
         tensors = made_up(model, shown(options.model), options.input, count, options.seed)
         inputs = named_inputs(model, [*tensors], take)
         return None, inputs, {name: tensors[name] for name in inputs.names}
@@ -199,11 +186,15 @@ def _prune(start: _Start, *, timed: bool) -> tuple[nn.Module, PruneRecord]:
     """Cut channels, heads and blocks; between steps the rows teach what is left."""
     options, settings, device = start.options, start.request.settings, _device(start.options)
     batches = loss = recover = None
-    if start.recovery is not None:
-        task = start.recovery.task
-        shuffled = task.batches(options.batch_size, options.seed)
+    recovery = start.recovery
+    if recovery is not None:
+        shuffled = recovery.task.batches(options.batch_size, options.seed)
         batches = [moved(batch, device) for batch in islice(shuffled, settings.batches)]
-        loss, recover = task.loss_of, partial(_between, options, start.recovery)
+        loss = recovery.task.loss_of
+
+        def recover(narrow: nn.Module, step: int) -> nn.Module:
+            return recovery.recovered(narrow, epochs=min(1, options.epochs), step=step)
+
     prune = partial(
         prune_channels,
         start.model.to(device),
@@ -233,23 +224,13 @@ def _cache() -> Path | None:
     return folder
 
 
-def _between(options: PruneOptions, recovery: Recovery, narrow: nn.Module, step: int) -> nn.Module:
-    """Recalibrate and teach a little between two steps."""
-    narrow = recovery.recalibrated(narrow)
-    if not options.epochs:
-        return narrow
-    return recovery.taught(narrow, epochs=1, seed=options.seed + step, title=f"distilling after step {step + 1}")
-
-
 def _finish(start: _Start, pruned: nn.Module) -> tuple[nn.Module, SparseRecord | None]:
     """Set weights to zero where that was asked for, and let the rows teach; returns the model on the CPU."""
     sparse, options, recovery = None, start.options, start.recovery
     if start.request.sparsity is not None:
         pruned, sparse = sparsify(pruned, start.request.sparsity, ignore=options.ignore)
     if recovery is not None:
-        pruned = recovery.recalibrated(pruned)
-        if options.epochs:
-            pruned = recovery.taught(pruned, epochs=options.epochs, seed=options.seed, title="distilling")
+        pruned = recovery.recovered(pruned, epochs=options.epochs)
     return release_(pruned).cpu(), sparse
 
 
@@ -292,9 +273,21 @@ def _time(outcome: Outcome, start: _Start, graph: ModelProto) -> Outcome:
     goal = start.options.speedup
     with tempfile.TemporaryDirectory(prefix="distill-prune-") as folder:
         comparison = start.shipping.compared(start.core, graph, Path(folder))
+    before = comparison.baseline
     outcome = replace(
         outcome,
-        latency=Latency.of(comparison, start.options.format),
+        latency=Latency(
+            target=before.target,
+            provider=before.provider,
+            format=start.options.format,
+            batch=before.batch,
+            threads=before.threads,
+            before_s=before.p50_s,
+            after_s=comparison.candidate.p50_s,
+            speedup=comparison.speedup,
+            session_pairs=comparison.session_pairs,
+            contended_share=comparison.contended_share,
+        ),
         machine=comparison.candidate.board or outcome.machine,
         warnings=(*outcome.warnings, *comparison.warnings),
     )
@@ -326,11 +319,7 @@ def _write(out: Path, start: _Start, pruned: nn.Module, graph: ModelProto, outco
 
 
 def _require_same(model: str, shipping: Shipping, pruned: nn.Module, folder: Path) -> None:
-    """Build the model again from what was written, and refuse a folder that does not give it back.
-
-    Raises:
-        UserError: it answers otherwise, since something that is no tensor differs from one build to the next.
-    """
+    """Build the model again from what was written, and refuse a folder that does not give it back."""
     example, take = shipping.example, shipping.inputs.take
     with told_of(model):
         expected, rebuilt = (logits_of(module, example, take) for module in (pruned, load_own(folder)))

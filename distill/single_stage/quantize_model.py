@@ -28,6 +28,7 @@ from distill.quantize.repair import Loss
 from distill.quantize.sensitivity import saved_seconds, sensitivities
 from distill.quantize.settings import CALIBRATIONS, QuantizeSettings
 from distill.quantize.static import calibrate_graph
+from distill.references.models import build
 from distill.single_stage.graph_rows import GraphRows, inputs_of, part_rows
 from distill.single_stage.inputs import built, parameters_of
 from distill.single_stage.judge import AnswerSettings, GraphJudge
@@ -35,7 +36,7 @@ from distill.single_stage.options import GraphLike, QuantizeOptions, Rows, requi
 from distill.single_stage.quantizing import remarks
 from distill.single_stage.quantizing.plot import sensitivity_svg
 from distill.single_stage.quantizing.report import kept_float, to_json
-from distill.single_stage.quantizing.source import export_callable, export_module, read_graph
+from distill.single_stage.quantizing.source import export_module, read_graph
 from distill.tasks.rows import read_rows
 from distill.types import Array, Progress
 
@@ -107,7 +108,9 @@ def _write(options: QuantizeOptions, job: _Job, choice: Choice, graph: ModelProt
         write_output("--record", options.record, text)
     if options.plot is not None and choice.sensitivity:
         called = len(next(iter(job.rows.judged[0].values())))
-        svg = sensitivity_svg(choice.sensitivity, kept_float(choice), unit=job.judge.output.unit, rows=called)
+        svg = sensitivity_svg(
+            choice.sensitivity, kept_float(choice), unit=job.judge.comparison.output.unit, rows=called
+        )
         write_output("--plot", options.plot, svg)
 
 
@@ -122,11 +125,7 @@ def _told_of(options: QuantizeOptions) -> Iterator[None]:
 
 
 def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerSettings]:
-    """Check the options before anything is read, and settle what the file ships to.
-
-    Raises:
-        UserError: a number, a name, a target or a place that cannot be.
-    """
+    """Check the options before anything is read, and settle what the file ships to."""
     require_bounds(options)
     for name, value, choices in (
         ("--precision", options.precision, get_args(Precision)),
@@ -153,11 +152,7 @@ def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerS
 
 
 def _read(options: QuantizeOptions) -> tuple[ModelProto, GraphRows]:
-    """Read or export the model, and read the samples.
-
-    Raises:
-        UserError: either is at fault, or would be written over.
-    """
+    """Read or export the model, and read the samples; refuse to write over either."""
     core, arrays = _graph_and_arrays(options)
     with _told_of(options):
         inputs = inputs_of(core)
@@ -185,8 +180,11 @@ def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, A
     read = [("the model itself", path)] + ([("the data", data)] if isinstance(data, Path) else [])
     require_apart(options.outputs, read)
     if reference is not None:
+        if reference.form != "eager":
+            name = f"{reference.form}:{reference.reference}"
+            raise UserError(f"{name}: an export has no {reference.form} form; give {reference.reference}")
         arrays = read_rows(data, "x")
-        return export_callable(reference, arrays, options.labels), arrays
+        return export_module(build(reference.reference), arrays, options.labels, reference.reference), arrays
     if path.suffix == ".py" and path.is_file():
         raise UserError(f"{path}: name the function in it that makes the module, as {path}:make")
     core, extra = read_graph(path)
@@ -195,11 +193,7 @@ def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, A
 
 
 def _batch_sizes(options: QuantizeOptions, rows: GraphRows) -> tuple[int, ...]:
-    """Return the batch sizes to time: what the user says, or the one that the model is fixed at, or 1.
-
-    Raises:
-        UserError: the model is fixed at another.
-    """
+    """Return the batch sizes to time: what the user says, or the one that the model is fixed at, or 1."""
     text = options.batch or str(rows.batch or 1)
     sizes = counts("--batch", text)
     if rows.batch is not None and sizes != (rows.batch,):
@@ -243,7 +237,7 @@ class _Job:
             max_drop=options.max_drop,
             precision=options.precision,  # type: ignore[arg-type]
             train=Imitation(epochs=options.epochs, progress=self.progress) if options.epochs else None,
-            output=self.judge.output,
+            output=self.judge.comparison.output,
             progress=self.progress,
         )
         report = None
@@ -270,7 +264,7 @@ class _Job:
                 settings,
                 rows=rows.judged,
                 saved_s=saved_seconds(graph, settings, feed=rows.judged[0]),
-                output=self.judge.output,
+                output=self.judge.comparison.output,
                 progress=self.progress,
             )
         except UserError as error:

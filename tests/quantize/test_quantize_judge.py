@@ -30,7 +30,7 @@ def test_changed_answers_and_lost_accuracy_are_counted() -> None:
     other = graph(weights=linear() | {"w": -linear()["w"]})
     judge = GraphJudge.of(graph(), given_rows())
     after = np.argmax(rows() @ -linear()["w"] + linear()["b"], axis=1)
-    answers = judge.output.answers(judge.comparison.before)
+    answers = judge.comparison.output.answers(judge.comparison.before)
     changed = int((after != answers).sum())
     assert judge(other).interval == wilson(changed, 60)
     labelled = GraphJudge.of(graph(), given_rows(answers))
@@ -53,10 +53,13 @@ def test_labels_of_one_logit_are_zero_and_one() -> None:
     labels = np.arange(60) % 2
     judge = GraphJudge.of(one, given_rows(labels))
     assert judge(one).drop == 0
-    assert judge.output.unit == "nats an answer"
+    assert judge.comparison.output.unit == "nats an answer"
     with pytest.raises(UserError, match="--output binary"):
         GraphJudge.of(one, given_rows())
-    assert GraphJudge.of(one, given_rows(), AnswerSettings("numbers")).output.unit == "share of the answers' energy"
+    assert (
+        GraphJudge.of(one, given_rows(), AnswerSettings("numbers")).comparison.output.unit
+        == "share of the answers' energy"
+    )
 
 
 def test_what_makes_a_comparison_prove_little_is_remarked() -> None:
@@ -77,7 +80,7 @@ def sigmoid_graph(shift: float = 0.0) -> ModelProto:
 
 def test_a_probability_is_judged_at_a_half_and_a_constant_is_no_answer() -> None:
     judge = GraphJudge.of(sigmoid_graph(), given_rows())
-    assert judge.output.kind == "binary"
+    assert judge.comparison.output.kind == "binary"
     assert "above 0.5 is yes" in judge.note
     assert judge(sigmoid_graph()).drop == 0
     constant = judge(sigmoid_graph(shift=2.0))
@@ -102,7 +105,7 @@ def test_scores_by_position_are_judged_along_the_classes() -> None:
     labels = (values @ linear()["w"]).argmax(2)
     rows = GraphRows(source_name="rows", calibration=[], judged=[{"x": values}], labels=labels, batch=None, remarks=())
     judge = GraphJudge.of(graph(nodes, x, outputs, {"w": linear()["w"]}), rows)
-    assert judge.output == Output("classes", 2)
+    assert judge.comparison.output == Output("classes", 2)
     changed = (values @ (linear()["w"] * scales)).argmax(2) != labels
     assert changed.mean() > 0.1
     assert judge(graph(nodes, x, outputs, {"w": linear()["w"] * scales})).drop == pytest.approx(changed.mean())

@@ -17,6 +17,7 @@ from prune_nets import SHAPE, forget, rows, settle, skip_exports, typed, use_a_c
 from distill.errors import UserError
 from distill.prune.reload import load, save
 from distill.references.models import build
+from distill.single_stage.inputs import told_of
 
 MAKE = ("--model", "net.py:make")
 OUT = ("--out", "out")
@@ -279,3 +280,8 @@ def test_what_cannot_be_loaded_says_why(name: str, text: str | None, says: str, 
     save(place, build("net.py:make"), "net.py:make", {})
     with pytest.raises(UserError, match="of another model"):
         load(place, "net.py:Blocks")
+
+
+def test_an_error_calls_settings_by_their_options() -> None:
+    with pytest.raises(UserError, match=r"^--learning-rate=0\.1: the loss became nan"), told_of("net.py:make"):
+        raise UserError("prune.learning_rate=0.1: the loss became nan")

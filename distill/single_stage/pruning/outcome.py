@@ -1,15 +1,16 @@
-"""What came of the verb `prune`, as plain data: what its reports and JSON are made of; and the folder that it leaves."""
+"""What came of the verb `prune`, as plain data: the source of table, reports and JSON; and its folder."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.benchmarks import Comparison
+from distill import files
 from distill.documents import plain, read_json
 from distill.errors import Exit, UserError
 from distill.intervals import Estimate
@@ -18,6 +19,8 @@ from distill.prune.sparse.sparsify import SparseRecord
 
 RECORD = "prune.json"
 FORMAT = "distill prune 1"
+CHECKPOINT = ".checkpoint"
+"""How the name of a file ends from which a training goes on."""
 FILES = frozenset({"model.onnx", "model.safetensors", "model.json", RECORD, "report.md", "report.html"})
 Status = Literal["done", "missed", "slower"]
 
@@ -36,23 +39,6 @@ class Latency:
     speedup: Estimate
     session_pairs: int
     contended_share: float
-
-    @classmethod
-    def of(cls, comparison: Comparison, number_format: str) -> Latency:
-        """Take over what a comparison measured."""
-        before = comparison.baseline
-        return cls(
-            target=before.target,
-            provider=before.provider,
-            format=number_format,
-            batch=before.batch,
-            threads=before.threads,
-            before_s=before.p50_s,
-            after_s=comparison.candidate.p50_s,
-            speedup=comparison.speedup,
-            session_pairs=comparison.session_pairs,
-            contended_share=comparison.contended_share,
-        )
 
 
 @dataclass(frozen=True)
@@ -135,6 +121,31 @@ def require_place(out: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         if path.exists() and path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"--out {out}: holds {path.name}, which is read; give a new folder")
+
+
+@contextmanager
+def work_folder(out: Path | None) -> Iterator[Path | None]:
+    """Yield where trainings keep their state: a hidden folder beside ``out``, which only an interruption leaves."""
+    if out is None:
+        yield None
+        return
+    folder = out.absolute().with_name(f".{out.name}.work")
+    with ExitStack() as stack:
+        stack.callback(_clear, folder)
+        try:
+            yield folder
+        except KeyboardInterrupt:  # the same command goes on from there
+            stack.pop_all()
+            raise
+
+
+def _clear(folder: Path) -> None:
+    if folder.is_dir():
+        files.sweep(folder)
+        for path in folder.glob(f"*{CHECKPOINT}"):
+            path.unlink()
+        with suppress(OSError):  # what else lies in it is not ours
+            folder.rmdir()
 
 
 def _is_ours(path: Path) -> bool:

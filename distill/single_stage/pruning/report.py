@@ -46,7 +46,17 @@ def document(outcome: Outcome, out: str) -> Document:
         f"{outcome.model}: MACs {_left(record.macs_before, record.macs_after)}, "
         f"parameters {_left(record.parameters_before, record.parameters_after)}, {speed}"
     )
-    sections = (section(outcome, out) for section in SECTIONS)
+    sections = (
+        _changed(outcome),
+        _figures(outcome),
+        _circumstances(outcome),
+        _load(outcome, out),
+        _warnings(outcome),
+        _how(outcome),
+        _layers(outcome),
+        _importance(outcome),
+        _machine(outcome),
+    )
     return Document(
         name=f"Pruned: {outcome.model}",
         kind="pruning report",
@@ -56,7 +66,7 @@ def document(outcome: Outcome, out: str) -> Document:
     )
 
 
-def _changed(outcome: Outcome, out: str) -> Section | None:
+def _changed(outcome: Outcome) -> Section | None:
     """Show the layers that lost the largest share of their channels."""
     record = outcome.record
     cut = {name: pair for name, pair in record.widths.items() if pair[0] != pair[1]}
@@ -70,7 +80,7 @@ def _changed(outcome: Outcome, out: str) -> Section | None:
     return Section("What was cut", blocks, "terminal") if blocks else None
 
 
-def _figures(outcome: Outcome, out: str) -> Section:
+def _figures(outcome: Outcome) -> Section:
     record = outcome.record
     rows = [
         _compared("MACs", record.macs_before, record.macs_after, units.count),
@@ -121,7 +131,7 @@ def measured_on(outcome: Outcome) -> str:
     )
 
 
-def _circumstances(outcome: Outcome, out: str) -> Section:
+def _circumstances(outcome: Outcome) -> Section:
     texts = [measured_on(outcome), f"importance: {outcome.record.importance}"]
     texts += [outcome.quality.judged] if outcome.quality and outcome.quality.judged else []
     return Section("Circumstances", [Text(text, "faint") for text in texts], "terminal")
@@ -134,12 +144,12 @@ def _load(outcome: Outcome, out: str) -> Section:
     return Section("Load it", [Code(code, "python"), Text(_MOVED)])
 
 
-def _warnings(outcome: Outcome, out: str) -> Section | None:
+def _warnings(outcome: Outcome) -> Section | None:
     notes = [Note(warning) for warning in dict.fromkeys(outcome.warnings)]
     return Section("Warnings", [Notes(notes, warnings=True)], "both") if notes else None
 
 
-def _how(outcome: Outcome, out: str) -> Section:
+def _how(outcome: Outcome) -> Section:
     """Say how channels were chosen and what was done afterwards."""
     record = outcome.record
     name, amount = record.asked
@@ -160,7 +170,7 @@ def _how(outcome: Outcome, out: str) -> Section:
     return Section("How", [pairs(rows), Code(units.line(outcome.command), "sh")])
 
 
-def _layers(outcome: Outcome, out: str) -> Section:
+def _layers(outcome: Outcome) -> Section:
     caption = (
         "Output channels of every layer in the order of the model, and the time of its kernel alone at the timed batch."
     )
@@ -181,7 +191,7 @@ def _layer_table(outcome: Outcome, names: Sequence[str], caption: str = "") -> T
     return Table(head, rows, caption=caption)
 
 
-def _importance(outcome: Outcome, out: str) -> Section | None:
+def _importance(outcome: Outcome) -> Section | None:
     """Show how scores are spread, for the groups that lost the largest share first."""
     groups = [group for group in outcome.record.groups if group.stayed and sum(group.stayed) + sum(group.went)]
     if not groups:
@@ -234,21 +244,8 @@ def _histogram(group: GroupRecord) -> str:
     return tostring(root, encoding="unicode")
 
 
-def _machine(outcome: Outcome, out: str) -> Section:
+def _machine(outcome: Outcome) -> Section:
     machine = outcome.machine
     rows = [(name, str(machine[name])) for name in ("cpu", "system", "kernel") if name in machine]
     rows += [(name, str(version)) for name, version in machine.get("versions", {}).items()]
     return Section("Machine and versions", [pairs(rows)])
-
-
-SECTIONS: tuple[Callable[[Outcome, str], Section | None], ...] = (
-    _changed,
-    _figures,
-    _circumstances,
-    _load,
-    _warnings,
-    _how,
-    _layers,
-    _importance,
-    _machine,
-)

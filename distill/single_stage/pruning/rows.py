@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -10,12 +11,15 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from distill.distillation.settings import DistillSettings
+from distill.documents import plain
 from distill.prune import recalibrate
+from distill.runtime.folder import digest, sources, versions
 from distill.single_stage.inputs import Inputs, Take, logits_of, named_inputs, parameters_of
 from distill.single_stage.judge import Judge, require_finite_answers
 from distill.single_stage.options import shown
-from distill.single_stage.pruning.outcome import Quality
+from distill.single_stage.pruning.outcome import CHECKPOINT, Quality
 from distill.single_stage.pruning.request import PruneRequest
+from distill.state import hash_tensors
 from distill.tasks.rows import LABELS, RowsTask, count_rows, label_name, moved, read_rows, tensor_of
 from distill.training.lesson import Lesson, Loss
 from distill.training.loop import fit
@@ -40,10 +44,6 @@ class Samples:
     labels: Array | None
     train_rows: Tensor
     test_rows: Tensor
-
-    def first(self, count: int) -> dict[str, Array]:
-        """Return the first rows to learn from, as arrays by input name."""
-        return {name: value[self.train_rows[:count]].numpy() for name, value in self.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,12 @@ class JudgedRows:
             call=samples.inputs.call,
             take=samples.inputs.take,
             reference=samples.answers,
-            output=judge.output,
+            output=judge.comparison.output,
             truth=judge.labels,
             train_rows=samples.train_rows,
             test_rows=samples.test_rows,
         )
         return cls(samples, task, judge, request.options.batch_size)
-
-    def weak_evidence(self) -> list[str]:
-        """Say why the unpruned model's answers on the rows that judge prove little."""
-        remark = self.judge.comparison.chance_remark("the unpruned model")
-        return [] if remark is None else [remark]
 
     def quality(self, model: nn.Module) -> Quality:
         """Compare a model's answers with the unpruned one's, on the rows that judge."""
@@ -130,53 +125,65 @@ def read_samples(request: PruneRequest, model: nn.Module, take: Take) -> Samples
 
 def _answers(model: nn.Module, inputs: Inputs, tensors: dict[str, Tensor], size: int) -> Tensor:
     """Return a model's outputs [rows, …] on the CPU."""
-    device, total = device_of(model), len(next(iter(tensors.values())))
-    parts = torch.split(torch.arange(total), size)
+    device = _device_of(model)
+    parts = torch.split(torch.arange(len(next(iter(tensors.values())))), size)
     examples = (inputs.call({name: value[part] for name, value in tensors.items()}) for part in parts)
     return torch.cat([logits_of(model, moved(example, device), inputs.take).cpu() for example in examples])
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's parameters lie."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
 @dataclass(frozen=True)
 class Recovery:
-    """The rows that a pruned model recovers on, and how it learns from them."""
+    """The rows that a pruned model recovers on, and how it learns from them.
+
+    A training goes on from what it left in the folder `work` when it was killed; without one it begins anew.
+    """
 
     task: RowsTask
     settings: DistillSettings
     seed: int
     progress: Progress | None
+    work: Path | None = None
 
-    def recalibrated(self, model: nn.Module) -> nn.Module:
-        """Return a copy whose batch-norm statistics are those of the rows."""
-        device = device_of(model)
-        batches = self.task.batches(self.settings.batch_size, self.seed)
-        return recalibrate(model, (moved(batch.inputs, device) for batch in batches), progress=self.progress)
+    def recovered(self, model: nn.Module, *, epochs: int, step: int | None = None) -> nn.Module:
+        """Return a copy with batch-norm statistics of the rows, which learnt what the unpruned model answers.
 
-    def taught(self, model: nn.Module, *, epochs: int, seed: int, title: str) -> nn.Module:
-        """Return a copy, where the model is, that learnt what the unpruned one answers, and a little of the labels.
+        ``step`` is the number of the pruning step that it comes after; None after the last.
 
         Raises:
             UserError: the loss is no number any more.
         """
-        device, task = device_of(model), self.task
-        lesson = Lesson(lambda index, batch, view: Answers(task.reference_logits(batch)), self.loss)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        device = _device_of(model)
+        batches = self.task.batches(self.settings.batch_size, self.seed)
+        model = recalibrate(model, (moved(batch.inputs, device) for batch in batches), progress=self.progress)
+        if not epochs:
+            return model
+        task, settings, seed = self.task, replace(self.settings, epochs=epochs), self.seed + (step or 0)
+        with torch.enable_grad():
             trained, _ = fit(
                 model,
                 task,
-                replace(self.settings, epochs=epochs),
+                settings,
                 seed=seed,
                 device=device,
-                lesson=lesson,
-                title=title,
+                lesson=Lesson(lambda index, batch, view: Answers(task.reference_logits(batch)), self.loss),
+                title="distilling" if step is None else f"distilling after step {step + 1}",
                 section="prune",
+                checkpoint=self._checkpoint(model, settings, seed, device),
                 progress=self.progress,
             )
         return trained.to(device)
+
+    def _checkpoint(self, model: nn.Module, settings: DistillSettings, seed: int, device: torch.device) -> Path | None:
+        """Return where a training keeps its state: a file that is named by all that decides what it makes."""
+        if self.work is None:
+            return None
+        self.work.mkdir(exist_ok=True)
+        task = self.task
+        labels = {} if task.truth is None else {"labels": torch.as_tensor(task.truth)}
+        rows = {"answers": task.reference, "train": task.train_rows, "test": task.test_rows, **labels}
+        start = (repr(model), repr(task.output), *map(hash_tensors, (model.state_dict(), task.tensors, rows)))
+        code = (sources("distill.training", "distill.distillation", "distill.tasks.rows"), versions())
+        return self.work / f"{digest(start, plain(settings), seed, str(device), code)}{CHECKPOINT}"
 
     @property
     def loss(self) -> Loss:
@@ -197,3 +204,7 @@ class _NumbersLoss:
 
     def __call__(self, student: Answers, teacher: Answers, labels: Tensor, hard: Tensor) -> Tensor:
         return (1 - self.weight) * hard + self.weight * self.task.loss(student.logits, teacher.logits)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

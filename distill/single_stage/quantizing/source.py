@@ -12,11 +12,9 @@ from onnx.external_data_helper import ExternalDataInfo
 
 from distill.benchmarks.onnx_file.external_data import external_file, external_files, external_tensors, part_of
 from distill.benchmarks.onnx_file.inputs import load_proto
-from distill.benchmarks.timing.callables import TorchCallable
 from distill.errors import UserError
 from distill.export.parity_check import first_line
 from distill.quantize.float_graph import why_not_quantizable
-from distill.references.models import build
 from distill.single_stage.inputs import logits_in, named_inputs, parameters_of
 from distill.tasks.rows import label_name
 from distill.types import Array
@@ -56,11 +54,7 @@ def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
 
 
 def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
-    """Put a tensor's external data into the tensor; onnx's own reader follows no links, as caches of models have them.
-
-    Raises:
-        UserError: the data lie elsewhere, or end too early.
-    """
+    """Put external data into their tensor; onnx's own reader follows no links, as caches of models have them."""
     file = external_file(path, info.location)
     with file.open("rb") as opened:
         opened.seek(info.offset or 0)
@@ -75,29 +69,11 @@ def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
         ) from error
 
 
-def export_callable(function: TorchCallable, arrays: Mapping[str, Array], labels: str | None) -> ModelProto:
-    """Call a function that makes an nn.Module, and export that by a few of the rows; inputs have the arrays' names.
-
-    Raises:
-        UserError: there is no such function, what it returns is no module, or it cannot be exported.
-    """
-    if function.form != "eager":
-        raise UserError(
-            f"{function.form}:{function.reference}: an export has no {function.form} form; give {function.reference}"
-        )
-    return export_module(build(function.reference), arrays, labels, function.reference)
-
-
 def export_module(module: nn.Module, arrays: Mapping[str, Array], labels: str | None, name: str) -> ModelProto:
-    """Export a module by a few of the rows.
+    """Export a module by a few of the rows [n, …]; ``name`` is what messages call it.
 
-    Arrays whose names are those of forward's parameters are passed by name, the others in the order of the file.
-
-    Args:
-        module: whose forward takes the rows.
-        arrays: samples [n, …], and labels, if there are any.
-        labels: the name of the labels; None where they may have a usual one.
-        name: what messages call the module.
+    Arrays whose names are those of forward's parameters are passed by name, the others in the order of the file. Which
+    of them holds ``labels``, if any does, is found out by itself where they have a usual name.
 
     Raises:
         UserError: forward does not take these arrays, or it cannot be exported.
