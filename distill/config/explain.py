@@ -108,16 +108,10 @@ def _bounds(kind: Any) -> list[Any]:
 
 
 def _interval(rules: Sequence[Any]) -> str:
-    low, high = "", ""
-    for rule in rules:
-        if (bound := getattr(rule, "ge", None)) is not None:
-            low = f"[{bound}"
-        if (bound := getattr(rule, "gt", None)) is not None:
-            low = f"({bound}"
-        if (bound := getattr(rule, "le", None)) is not None:
-            high = f"{bound}]"
-        if (bound := getattr(rule, "lt", None)) is not None:
-            high = f"{bound})"
+    bounds = ((name, getattr(rule, name, None)) for rule in rules for name in ("ge", "gt", "le", "lt"))
+    limits = {name: bound for name, bound in bounds if bound is not None}
+    low = f"[{limits['ge']}" if "ge" in limits else f"({limits['gt']}" if "gt" in limits else ""
+    high = f"{limits['le']}]" if "le" in limits else f"{limits['lt']})" if "lt" in limits else ""
     if low and high:
         return f"in {low}, {high}"
     return f"at least {low[1:]}" if low.startswith("[") else f"above {low[1:]}" if low else f"at most {high[:-1]}"

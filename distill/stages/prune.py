@@ -27,7 +27,6 @@ from distill.runtime.artifacts import (
 from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
 from distill.runtime.facts import Detail, StageFacts
-from distill.runtime.folder import CHECKPOINT
 from distill.runtime.timing import Shipped
 from distill.stages.making import (
     TRAINING,
@@ -82,15 +81,9 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
         if record.macs_after < record.macs_before:
             narrow = recalibrate(narrow, training_inputs(ctx, recovery.batch_size))
         if settings.epochs:
+            how, seed = "recovering from pruning", ctx.config.seed + 1
             narrow, trained = fit_here(
-                ctx,
-                narrow,
-                recovery,
-                seed=ctx.config.seed + 1,
-                lesson=lesson,
-                title="recovering from pruning",
-                section="prune",
-                checkpoint=folder / CHECKPOINT,
+                ctx, narrow, recovery, how, section="prune", seed=seed, lesson=lesson, folder=folder
             )
             detail = detail.trained(trained)
         return write_model(ctx, folder, narrow, base.recipe, detail, record.warnings)
@@ -110,16 +103,9 @@ def _between(
     narrow = recalibrate(narrow, training_inputs(ctx, recovery.batch_size))
     if not settings.between:
         return narrow
-    trained, _ = fit_here(
-        ctx,
-        narrow,
-        dataclasses.replace(recovery, epochs=settings.between),
-        seed=ctx.config.seed + 2 + step,
-        lesson=lesson,
-        title=f"recovering from step {step + 1} of pruning",
-        section="prune",
-    )
-    return trained
+    short, seed = dataclasses.replace(recovery, epochs=settings.between), ctx.config.seed + 2 + step
+    title = f"recovering from step {step + 1} of pruning"
+    return fit_here(ctx, narrow, short, title, section="prune", seed=seed, lesson=lesson)[0]
 
 
 def _number_format(ctx: Context) -> str:

@@ -11,7 +11,7 @@ from distill.distillation.teachers import CachedTeacher, teacher_for
 from distill.runtime.artifacts import Artifact, Recipe, weights_hash
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
-from distill.runtime.folder import CHECKPOINT, digest
+from distill.runtime.folder import digest
 from distill.stages.making import (
     TRAINING,
     StageResult,
@@ -50,16 +50,8 @@ def _student(ctx: Context, name: str, taught_by: Artifact | None) -> StageResult
     def build(folder: Path) -> StageFacts:
         lesson = lesson_of(ctx, taught_by, settings) if taught_by is not None else None
         # The control sees a new view every epoch: it has no cache to save, and is not to be held back by ours.
-        trained, record = fit_here(
-            ctx,
-            model,
-            train,
-            seed=ctx.config.seed,
-            lesson=lesson,
-            title="distilling the student" if taught_by is not None else "training the control",
-            section="distill",
-            checkpoint=folder / CHECKPOINT,
-        )
+        title = "training the control" if lesson is None else "distilling the student"
+        trained, record = fit_here(ctx, model, train, title, section="distill", lesson=lesson, folder=folder)
         cached = lesson.views * isinstance(lesson.teacher, CachedTeacher) if lesson is not None else None
         return write_model(ctx, folder, trained, recipe, Detail(cached_views=cached).trained(record))
 

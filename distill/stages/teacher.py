@@ -13,7 +13,6 @@ from distill.references.weights import load_weights
 from distill.runtime.artifacts import Recipe
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
-from distill.runtime.folder import CHECKPOINT
 from distill.stages.making import (
     TRAINING,
     StageResult,
@@ -45,15 +44,7 @@ def make(ctx: Context) -> StageResult:
         if loaded:
             _require_finite(ctx, trained)
         else:
-            trained, record = fit_here(
-                ctx,
-                model,
-                train,
-                seed=ctx.config.seed,
-                title="training the teacher",
-                section="teacher",
-                checkpoint=folder / CHECKPOINT,
-            )
+            trained, record = fit_here(ctx, model, train, "training the teacher", section="teacher", folder=folder)
             detail = detail.trained(record)
         return write_model(ctx, folder, trained, recipe, detail)
 
