@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distill.benchmarks import Target, resolve_target, usable_threads, why_unmeasurable
-from distill.config.loading import ModelSettings, RunConfig, config_hash
+from distill.config.loading import RunConfig, config_hash
 from distill.config.objects import config_of
 from distill.console import Console
 from distill.deploy import packing
@@ -101,7 +101,7 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
     if config.search.trials or "search" in ctx.replay:
         config, run.decisions["search"] = search.choose(ctx, run.teacher)
         ctx = dataclasses.replace(ctx, config=config)
-    if isinstance(config.student, ModelSettings) and config.distill is not None:
+    if config.distill is not None and "student" in config.models:
         if config.distill.control:
             _add(ctx, run, "control", student.control(ctx))
         else:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from distill.benchmarks.onnx_file.external_data import external_tensors
 from distill.benchmarks.onnx_file.inputs import signature
+from distill.config.loading import RunConfig
 from distill.documents import read_json
 from distill.errors import UserError
 from distill.export import export_onnx, strip, to_bytes
@@ -44,6 +45,12 @@ class Recipe:
     args: dict[str, Any]
     field: str
     seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig, field: str) -> Recipe:
+        """Return how a configuration has its teacher or its student built."""
+        settings = config.models[field]
+        return cls(settings.model, dict(settings.args), field, config.seed)
 
     def build(self, task: Task) -> nn.Module:
         """Build the model with the weights that the seed gives."""

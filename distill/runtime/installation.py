@@ -216,7 +216,7 @@ def _gpu(notes: list[str], problems: list[str]) -> Gpu:
 
 
 def _torchvision() -> Vision:
-    version = _version("torchvision")
+    version, why, mend = _version("torchvision"), None, None
     if version is None:
         return {"version": None, "loads": False, "why": "not installed", "mend": None}
     try:
@@ -224,9 +224,8 @@ def _torchvision() -> Vision:
     except Exception as error:  # operators that are missing raise RuntimeError, libraries OSError
         import torch
 
-        mend = torchvision_mend(torch.__version__, torch.version.cuda)
-        return {"version": version, "loads": False, "why": _first(error), "mend": mend}
-    return {"version": version, "loads": True, "why": None, "mend": None}
+        why, mend = _first(error), torchvision_mend(torch.__version__, torch.version.cuda)
+    return {"version": version, "loads": why is None, "why": why, "mend": mend}
 
 
 def _data() -> dict[str, DataSet]:

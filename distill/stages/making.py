@@ -23,7 +23,7 @@ from distill.prune import count
 from distill.runtime.artifacts import Artifact, Recipe, example, load_model, model_inputs, save_model, write_onnx
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
-from distill.runtime.folder import CHECKPOINT, damaged
+from distill.runtime.folder import CHECKPOINT, damaged, digest
 from distill.state import hash_tensors
 from distill.tasks.base import Inputs
 from distill.training.batches import shuffled
@@ -134,9 +134,9 @@ def code_of(model: nn.Module) -> str:
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
 
-def state_hash(model: nn.Module) -> str:
-    """Return a hash of a model's weights and buffers."""
-    return hash_tensors(model.state_dict())[:16]
+def start_hash(model: nn.Module) -> str:
+    """Return a hash of a model as training finds it: the code of its classes, its weights and buffers."""
+    return digest(code_of(model), hash_tensors(model.state_dict()))
 
 
 def training_inputs(ctx: Context, size: int) -> Iterator[Inputs]:

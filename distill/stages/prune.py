@@ -15,27 +15,12 @@ from distill.config.loading import PruneSection
 from distill.distillation.settings import DistillSettings
 from distill.prune import prune_channels, recalibrate
 from distill.quantize import quantize as quantize_graph
-from distill.runtime.artifacts import (
-    Artifact,
-    Calibration,
-    example,
-    read_graph,
-    weights_hash,
-    write_onnx,
-    write_proto,
-)
+from distill.runtime.artifacts import Artifact, Calibration, example, read_graph, weights_hash, write_onnx, write_proto
 from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
 from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.timing import Shipped
-from distill.stages.making import (
-    TRAINING,
-    StageResult,
-    fit_here,
-    make_stage,
-    training_inputs,
-    write_model,
-)
+from distill.stages.making import TRAINING, StageResult, fit_here, make_stage, training_inputs, write_model
 from distill.stages.student import lesson_of
 from distill.tasks.base import Batch, Task
 from distill.training.batches import shuffled

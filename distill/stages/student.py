@@ -5,23 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from distill.config.loading import ModelSettings
 from distill.distillation.settings import DistillSettings
 from distill.distillation.teachers import CachedTeacher, teacher_for
 from distill.runtime.artifacts import Artifact, Recipe, weights_hash
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.folder import digest
-from distill.stages.making import (
-    TRAINING,
-    StageResult,
-    code_of,
-    fit_here,
-    make_stage,
-    state_hash,
-    train_settings,
-    write_model,
-)
+from distill.stages.making import TRAINING, StageResult, fit_here, make_stage, start_hash, train_settings, write_model
 from distill.training.lesson import Lesson
 
 
@@ -36,12 +26,11 @@ def distilled(ctx: Context, taught_by: Artifact) -> StageResult:
 
 
 def _student(ctx: Context, name: str, taught_by: Artifact | None) -> StageResult:
-    settings, chosen = ctx.config.distill, ctx.config.student
-    assert settings is not None and isinstance(chosen, ModelSettings)
-    recipe = Recipe(chosen.model, dict(chosen.args), "student", ctx.config.seed)
+    settings, recipe = ctx.config.distill, Recipe.of(ctx.config, "student")
+    assert settings is not None
     model = recipe.build(ctx.task)
     train = train_settings(settings)
-    parts = [dataclasses.asdict(train), code_of(model), state_hash(model)]
+    parts = [dataclasses.asdict(train), start_hash(model)]
     if taught_by is not None:
         # Everything that the section says, so that no setting of a loss can be forgotten; the control is a stage apart.
         parts += [weights_hash(taught_by.folder), dataclasses.asdict(settings) | {"control": None}]
