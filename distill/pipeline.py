@@ -158,7 +158,9 @@ def _add(ctx: Context, run: RunState, name: str, result: StageResult, decision: 
     metric = f", validation {ctx.task.metric} {100 * figure.value:.2f} %" if figure else ""
     origin = " (from an earlier run)" if result.reused else f" in {record.seconds:.1f} s"
     ctx.console.say(f"{name}: {status}{origin}{metric}, {record.file_bytes} bytes")
-    _checkpoint(ctx, run)
+    # Where a killed run's owner can read them.
+    records = {"unfinished": True, "stages": plain(run.ordered)}
+    write_text(ctx.folder.path / "progress.json", json.dumps(records, indent=1) + "\n")
 
 
 def _judge(ctx: Context, run: RunState, name: str, result: StageResult) -> None:
@@ -280,12 +282,6 @@ def _export(ctx: Context, run: RunState, smoke: bool) -> None:
         ),
     )
     ctx.console.say(f"export: {packed.onnx}")
-
-
-def _checkpoint(ctx: Context, run: RunState) -> None:
-    """Leave the records so far where a killed run's owner can read them."""
-    records = {"unfinished": True, "stages": plain(run.ordered)}
-    write_text(ctx.folder.path / "progress.json", json.dumps(records, indent=1) + "\n")
 
 
 def _context(config: RunConfig, folder: RunFolder, console: Console, replay: Mapping[str, Any], smoke: bool) -> Context:

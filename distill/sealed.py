@@ -97,12 +97,9 @@ def _seal(values: Mapping[str, Any]) -> str:
 
 
 def sealed_array(path: Path, compute: Callable[[], NDArray[Any]], tell: Tell) -> NDArray[Any]:
-    """Return the array that a file keeps; compute and keep it where there is none, or another than was written.
+    """Return the array that a .safetensors file keeps; compute and keep it where there is none, or an altered one.
 
-    Args:
-        path: a .safetensors file.
-        compute: makes the array.
-        tell: hears how the file differs from what was written.
+    ``tell`` hears how the file differs from what was written.
     """
     try:
         _require_file(path)

@@ -14,12 +14,9 @@ Fields = Mapping[str, FieldInfo]
 
 
 def explain(error: ValidationError, root: type[Any], raw: Mapping[str, Any]) -> list[str]:
-    """Return one line an error: place, value, what is allowed, and what it means.
+    """Return one line an error of pydantic's: place, value, what is allowed, and what it means.
 
-    Args:
-        error: what pydantic raised.
-        root: the settings class that was validated.
-        raw: the mapping that was validated.
+    ``raw`` is the mapping that was validated as the settings class ``root``.
     """
     lines: dict[str, None] = {}
     for problem in error.errors():

@@ -69,14 +69,7 @@ class Packed:
 
 
 def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) -> Packed:
-    """Pack the final artifact into ``deploy/``.
-
-    Args:
-        ctx: the run.
-        final: the last artifact that was kept.
-        teacher: what it is compared with.
-        deployable: False marks the file, inside and out, as one that must not be deployed.
-    """
+    """Pack the final artifact into ``deploy/``; one that must not be deployed is marked so, inside and out."""
     begun = time.monotonic()
     labels = ctx.task.labels
     hashes: dict[str, str] = {}
