@@ -33,7 +33,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +65,9 @@ MEDIAN, FASTEST = 1, 4  # places in a turn
 LEAST_PAIRED = 4  # undisturbed paired turns that make a session pair's median, before spoilt ones have to help out
 BIN = math.log(1.005)  # width of the bins that single calls are counted in: quantiles to half a per cent
 CPU = "CPUExecutionProvider"
+REQUESTS = ("open", "first", "hold", "turn", "end")  # that an arm answers to
 # Of nvidia-ml-py: software power cap, hardware slowdown, software and hardware thermal, hardware power brake.
+CLOCK_SM = 1  # NVML_CLOCK_SM
 THROTTLED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 
 
@@ -79,13 +83,6 @@ class RunnerError(Exception):
 
 
 # Statistics that decide when to stop ----------------------------------------------------------------------------------
-
-
-def middle(values: list[float]) -> float:
-    """Return the median."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def paired_log_ratios(turns: list[tuple[int, float]], arms: int = 2, arm: int = 1) -> list[float]:
@@ -125,7 +122,7 @@ def effect(pair: Pair, arms: int = 2, arm: int = 1, value: int = FASTEST) -> flo
     ratios = paired_log_ratios(sound_turns(pair, arms, value), arms, arm)
     if not ratios:
         raise ValueError("a session pair without a round")
-    return middle(ratios)
+    return median(ratios)
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
@@ -218,6 +215,13 @@ def clean(error: Exception) -> str:
     """Keep the part of an onnxruntime message that says something, on one line."""
     text = " ".join(str(error).split())
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+
+
+def told(error: Exception) -> dict[str, str]:
+    """Tell what went wrong as a part of an answer: its `kind`, and a `message`."""
+    if isinstance(error, RunnerError):
+        return {"kind": error.kind, "message": str(error)}
+    return {"kind": "run", "message": clean(error)}
 
 
 def open_session(spec: Spec, options: Any) -> Any:
@@ -320,7 +324,7 @@ class Arm:
         finite = bool(all(np.isfinite(value).all() for value in arrays))
         whole = None
         if on_gpu(self.spec):
-            whole = middle(timed_calls(self.whole, self.calls)[0])
+            whole = median(timed_calls(self.whole, self.calls)[0])
         del self.call, self.whole
         gc.collect()
         return {"finite": finite, "end_to_end_s": whole, "calls": dict(self.seen)}
@@ -347,29 +351,16 @@ class RemoteArm:
             code = self.process.wait()
             raise RunnerError("run", f"{self.model}: its process died ({code})")
         answer = json.loads(line.decode())
-        if "error" in answer:
-            raise RunnerError(answer["kind"], answer["error"])
+        if "kind" in answer:
+            raise RunnerError(answer["kind"], answer["message"])
         return answer["value"]
 
-    def open(self) -> float:
-        """See Arm."""
-        return float(self.ask("open"))
-
-    def first(self) -> float:
-        """See Arm."""
-        return float(self.ask("first"))
-
-    def hold(self, calls: int) -> None:
-        """See Arm."""
-        self.ask("hold", calls)
-
-    def turn(self) -> list[float]:
-        """See Arm."""
-        return list(self.ask("turn"))
-
-    def end(self) -> Answer:
-        """See Arm; the process stays, and makes a fresh session next time."""
-        return dict(self.ask("end"))
+    # See Arm; after `end` the process stays, and makes a fresh session next time.
+    open = partialmethod(ask, "open")
+    first = partialmethod(ask, "first")
+    hold = partialmethod(ask, "hold")
+    turn = partialmethod(ask, "turn")
+    end = partialmethod(ask, "end")
 
 
 def serve(kind: Any = Arm) -> None:
@@ -383,13 +374,10 @@ def serve(kind: Any = Arm) -> None:
             if request == "make":
                 arm, value = kind(*values), None
             else:
-                requests = {"open": arm.open, "first": arm.first, "hold": arm.hold, "turn": arm.turn, "end": arm.end}
-                value = requests[request](*values)
-            answer = {"value": value}
-        except RunnerError as error:
-            answer = {"error": str(error), "kind": error.kind}
+                value = {name: getattr(arm, name) for name in REQUESTS}[request](*values)
+            answer: Answer = {"value": value}
         except Exception as error:
-            answer = {"error": clean(error), "kind": "run"}
+            answer = told(error)
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
@@ -449,7 +437,7 @@ def summed_up(times: list[float], alone: list[bool], seen: Counter[int]) -> list
     for seconds in times:
         seen[round(math.log(max(seconds, 1e-9)) / BIN)] += 1
     calm = [seconds for seconds, undisturbed in zip(times, alone) if undisturbed]  # noqa: B905 - strict came with Python 3.10
-    return [middle(calm or times), len(times), len(calm), fastest]
+    return [median(calm or times), len(times), len(calm), fastest]
 
 
 class Gpu:
@@ -457,42 +445,35 @@ class Gpu:
 
     def __init__(self, device: str) -> None:
         self.nvml: Any = None
-        self.handle: Any = None
         if device == "cuda":
-            try:
-                import pynvml
+            with contextlib.suppress(Exception):  # informational: a board without NVML is timed all the same
+                import pynvml as nvml
 
-                pynvml.nvmlInit()
-                self.handle, self.nvml = self.find(pynvml), pynvml
-            except Exception:  # informational: a board without NVML is timed all the same
-                self.handle = None
+                nvml.nvmlInit()
+                # The device that CUDA calls 0.
+                chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+                by_index = chosen.isdigit()
+                find = nvml.nvmlDeviceGetHandleByIndex if by_index else nvml.nvmlDeviceGetHandleByUUID
+                self.handle, self.nvml = find(int(chosen) if by_index else chosen), nvml
 
-    @staticmethod
-    def find(nvml: Any) -> Any:
-        """Find the device that CUDA calls 0."""
-        chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-        if chosen.isdigit():
-            return nvml.nvmlDeviceGetHandleByIndex(int(chosen))
-        return nvml.nvmlDeviceGetHandleByUUID(chosen)
+    def read(self, name: str, *values: int) -> Any:
+        """Read what NVML says of the device, or None."""
+        with contextlib.suppress(Exception):
+            return getattr(self.nvml, "nvmlDeviceGet" + name)(self.handle, *values)
+        return None
 
-    def clock_mhz(self) -> int | None:
+    def clock_mhz(self) -> Any:
         """Read the clock of the multiprocessors, or None."""
-        with contextlib.suppress(Exception):
-            return self.nvml.nvmlDeviceGetClockInfo(self.handle, self.nvml.NVML_CLOCK_SM) if self.nvml else None
-        return None
+        return self.read("ClockInfo", CLOCK_SM)
 
-    def energy_j(self) -> float | None:
+    def energy_j(self) -> Any:
         """Read the energy that the GPU has used since its driver was loaded, or None."""
-        with contextlib.suppress(Exception):
-            return self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000 if self.nvml else None
-        return None
+        millijoules = self.read("TotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1000
 
     def throttled(self) -> bool:
         """Whether the GPU is held back by heat or power right now."""
-        with contextlib.suppress(Exception):
-            if self.nvml:
-                return bool(self.nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle) & THROTTLED)
-        return False
+        return bool((self.read("CurrentClocksThrottleReasons") or 0) & THROTTLED)
 
 
 # Timing ---------------------------------------------------------------------------------------------------------------
@@ -540,7 +521,7 @@ def warm_up(arms: list[Any], order: list[int], limit_s: float) -> Answer:
             return {"first_s": first_s, "warm_s": spent, "settled": is_settled}
         for arm in order:
             medians[arm].append(arms[arm].turn()[0])
-            seconds[arm] = middle(medians[arm][-3:])
+            seconds[arm] = median(medians[arm][-3:])
 
 
 def take_turns(arms: list[Any], seconds: float, patience: float, gpu: Gpu, rng: random.Random) -> Answer:
@@ -607,12 +588,7 @@ def time_arms(job: Job) -> Answer:
         spent = time.perf_counter() - begin - loading
         if index >= 2 and spent * (index + 1) / index > limit:
             break
-        try:
-            pairs.append(time_pair(job, arms, index, gpu))
-        except (RunnerError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            raise RunnerError("run", clean(error)) from error
+        pairs.append(time_pair(job, arms, index, gpu))
         loading += sum(pairs[-1]["load_s"]) + pairs[-1]["first_s"]
         if job.get("gate") and stands(pairs, len(arms), job["gate"]):
             break
@@ -754,12 +730,8 @@ def answer_to(job: Job) -> Answer:
     """Do one job; what went wrong is an answer too."""
     try:
         return {"status": "ok", **TASKS[job["task"]](job)}
-    except RunnerError as error:
-        return {"status": "error", "kind": error.kind, "message": str(error)}
-    except KeyboardInterrupt:
-        raise
     except Exception as error:
-        return {"status": "error", "kind": "run", "message": clean(error)}
+        return {"status": "error", **told(error)}
 
 
 def main(job_path: str, out_path: str) -> None:

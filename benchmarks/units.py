@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from distill.clean import line as line
@@ -81,16 +82,12 @@ def elapsed(seconds: Any) -> str:
 
 def size(count: Any) -> str:
     """Write a number of bytes: 812 B, 96.4 KB, 1.09 MB (1 KB is 1000 bytes)."""
-    quantity = number(count)
-    return (
-        f"{_signed(f'{quantity:.0f}')} B" if quantity is not None and abs(quantity) < 999.5 else _scaled(count, _BYTES)
-    )
+    return _scaled(count, _BYTES, whole=True)
 
 
 def count(value: Any) -> str:
     """Write a number of parameters, MACs or samples: 812, 80.1 k, 31.2 M."""
-    quantity = number(value)
-    return _signed(f"{quantity:.0f}") if quantity is not None and abs(quantity) < 999.5 else _scaled(value, _COUNT)
+    return _scaled(value, _COUNT, whole=True)
 
 
 def percent(fraction: Any, decimals: int = 1) -> str:
@@ -110,16 +107,11 @@ def metric(estimate: Any, samples: Any = None, *, interval: bool = True) -> str:
     value = number(getattr(estimate, "value", None))
     if value is None:
         return DASH
-    bounds = _bounds(estimate) if interval else None
-    if not 0 <= value <= 1:
-        return significant(value, 4) + (
-            f" [{significant(bounds[0], 4)}, {significant(bounds[1], 4)}]" if bounds else ""
-        )
     decimals = 2 if (number(samples) or 0) >= MANY else 1
-    text = percent(value, decimals)
-    if bounds is None:
-        return text
-    return f"{text} [{_percent_digits(bounds[0], decimals)}, {_percent_digits(bounds[1], decimals)}]"
+    share = 0 <= value <= 1
+    text = percent(value, decimals) if share else significant(value, 4)
+    write = partial(_percent_digits, decimals=decimals) if share else partial(significant, digits=4)
+    return _with_bounds(text, estimate, write) if interval else text
 
 
 def points(fraction: Any, *, unit: bool = True) -> str:
@@ -133,10 +125,7 @@ def points(fraction: Any, *, unit: bool = True) -> str:
 def drop(estimate: Any, *, unit: bool = True) -> str:
     """Write a drop with its interval: 0.28 points [−0.83, 1.39]."""
     text = points(getattr(estimate, "value", None), unit=unit)
-    bounds = _bounds(estimate)
-    if text == DASH or bounds is None:
-        return text
-    return f"{text} [{points(bounds[0], unit=False)}, {points(bounds[1], unit=False)}]"
+    return _with_bounds(text, estimate, partial(points, unit=False))
 
 
 def times(ratio: Any) -> str:
@@ -201,6 +190,11 @@ def _bounds(estimate: Any) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
+def _with_bounds(text: str, estimate: Any, write: Callable[[Any], str | None]) -> str:
+    bounds = _bounds(estimate)
+    return text if text == DASH or bounds is None else f"{text} [{write(bounds[0])}, {write(bounds[1])}]"
+
+
 def _ratio(value: Any) -> str:
     quantity = number(value)
     return significant(value, 2 if quantity is not None and 0.1 <= abs(quantity) < 0.995 else 3)
@@ -229,14 +223,18 @@ def _signed(text: str) -> str:
     return MINUS + text[1:] if text.strip("-0.") else text[1:]
 
 
-def _scaled(value: Any, units: tuple[tuple[float, str], ...]) -> str:
-    """Write with three significant digits in the largest unit that leaves 1 or more after rounding."""
+def _scaled(value: Any, units: tuple[tuple[float, str], ...], *, whole: bool = False) -> str:
+    """Write with three significant digits in the largest unit that leaves 1 or more after rounding.
+
+    What comes in ``whole`` units is written as it is below 1000.
+    """
     quantity = number(value)
     if quantity is None:
         return DASH
-    if quantity == 0:
-        return f"0 {units[0][1] if units is _LATENCY else units[-1][1]}".rstrip()
-    rounded = float(f"{quantity:.2e}")
-    scale, unit = next(((s, u) for s, u in units if abs(rounded) >= s), units[-1])
-    scaled = rounded / scale
-    return f"{significant(scaled)} {unit}".rstrip()
+    if whole and abs(quantity) < 999.5:
+        digits, unit = _signed(f"{quantity:.0f}"), units[-1][1]
+    else:
+        rounded = float(f"{quantity:.2e}")
+        scale, unit = next(((s, u) for s, u in units if abs(rounded) >= s), units[-1 if quantity else 0])
+        digits = significant(rounded / scale)
+    return f"{digits} {unit}".rstrip()

@@ -128,7 +128,8 @@ def session_of(
     proto = _read(model)
     if proto is not None:
         _require_own_data(model, proto)
-    if provider == CPU and proto is not None and _has_half(proto):
+    stored = {tensor.data_type for tensor in proto.graph.initializer} if proto is not None else set()
+    if provider == CPU and TensorProto.FLOAT16 in stored:
         # Its last optimisation level, for data layouts, crashes on some fp16 graphs with attention.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if provider not in ort.get_available_providers():
@@ -158,10 +159,6 @@ def _require_own_data(model: str | Path | ModelProto, proto: ModelProto) -> None
         external_files(Path(model), proto)
     elif any(external_tensors(proto)):  # onnxruntime would look for them in the current folder
         raise UserError("the graph names other files for its data; load them into it first")
-
-
-def _has_half(proto: ModelProto) -> bool:
-    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in proto.graph.initializer)
 
 
 def first_line(error: BaseException) -> str:

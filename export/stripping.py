@@ -82,9 +82,7 @@ def constants_to_initializers(graph: GraphProto) -> None:
     """Turn Constant nodes that hold a tensor or numbers into initializers, where equal ones can be merged."""
     nodes = []
     for node in graph.node:
-        if operator(node) != "Constant" or not node.attribute:
-            continue
-        tensor = _tensor_of(node)
+        tensor = constant_tensor(node)
         if tensor is not None:
             tensor.name = node.output[0]
             graph.initializer.append(tensor)
@@ -92,8 +90,10 @@ def constants_to_initializers(graph: GraphProto) -> None:
     remove_nodes(graph, nodes)
 
 
-def _tensor_of(node: NodeProto) -> TensorProto | None:
-    """Return the value of a Constant node, None for the sparse and string forms."""
+def constant_tensor(node: NodeProto) -> TensorProto | None:
+    """Return the value of a Constant node, None for the sparse and string forms, and for any other node."""
+    if operator(node) != "Constant" or not node.attribute:
+        return None
     entry = node.attribute[0]
     value = helper.get_attribute_value(entry)
     if entry.name == "value":

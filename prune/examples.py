@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from distill.prune.modules import seeded
+from distill.prune.modules import seeded, unfused
 
 Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -43,13 +43,8 @@ def run_alike(model: nn.Module, example: Example) -> Any:
     treats padding in another way.
     """
     args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with seeded(0):
-            return model(*args, **kwargs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with unfused(), seeded(0):
+        return model(*args, **kwargs)
 
 
 def tensors_in(output: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,30 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def unfused() -> Iterator[None]:
+    """Keep the fused attention and encoder layers away: padding is treated in another way, and counted not at all."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let no parameter require a gradient inside, and put each one's own choice back afterwards."""
+    before = [(parameter, parameter.requires_grad) for parameter in parameters]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, learns in before:
+            parameter.requires_grad_(learns)
+
+
+@contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Remove hooks again at the end."""
     handles = [*handles]
@@ -83,6 +107,19 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def inside(model: nn.Module, ignore: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the ignored modules and of all modules in them.
+
+    Raises:
+        UserError: the model has no module of such a name.
+    """
+    names = [name for name, _ in model.named_modules()]
+    for name in ignore:
+        if name not in names or not name:
+            raise UserError(f"ignore: the model has no module {name!r}; its modules are {', '.join(names[1:9])}, …")
+    return tuple(n for n in names if any(n == name or n.startswith(name + ".") for name in ignore))
 
 
 def require_scalar(loss: object) -> Tensor:

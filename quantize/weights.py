@@ -13,17 +13,13 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.canonical import freeze_defaults
-from distill.export.graph import add_constant, attribute, copy_of, initializers, operator, opset_of, refill
-from distill.export.simplification import simplify
+from distill.export.graph import add_constant, attribute, copy_of, initializers, operator, refill
 from distill.export.stripping import strip
 
-from .logs import silent
+from .float_graph import float_graph, name_nodes, silent
 from .record import QuantizeRecord
-from .select import why_not_quantizable
 from .tables import narrow_tables
 
-_MIN_OPSET = 13
 _INT8_COMPUTE = 4  # MatMulNBits' accuracy_level: activations are rounded to int8 blocks, which is what makes it fast
 
 
@@ -106,21 +102,11 @@ def to_blocks(
 
 def _with_products(core: ModelProto, keep_float: Collection[str]) -> tuple[ModelProto, list[str]]:
     """Return an equal graph in which every Gemm is a MatMul and a sum, and the names of the products to convert."""
-    reason = why_not_quantizable(core)
-    if reason is not None:
-        raise UserError(f"model: {reason}; quantise the float32 export instead")
-    if opset_of(core) < _MIN_OPSET:
-        raise UserError(f"model: opset {opset_of(core)}, {_MIN_OPSET} or newer is needed; export again")
-    model = simplify(core)
-    freeze_defaults(model)
+    model = float_graph(core, needs="13 or newer is needed")
     # Shapes that name constants trip onnxruntime's dynamic quantiser.
     del model.graph.value_info[:]
-    nodes: list[NodeProto] = []
-    for node in model.graph.node:
-        nodes += _as_product(model.graph, node)
-    refill(model.graph.node, nodes)
-    for number, node in enumerate(model.graph.node):
-        node.name = f"n{number}"
+    refill(model.graph.node, [part for node in model.graph.node for part in _as_product(model.graph, node)])
+    name_nodes(model)
     chosen = _products(model.graph, keep_float)
     if not chosen:
         raise UserError("model: it has no MatMul or Gemm with constant weights, so there is nothing to quantise")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from google.protobuf.message import Message  # type: ignore[import-untyped]
+from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 
 from distill.errors import UserError
@@ -18,13 +19,7 @@ _MEMORY = "*/_ORT_MEM_ADDR_/*"
 
 def external_tensors(proto: ModelProto) -> Iterator[TensorProto]:
     """Yield every tensor of a model, at any depth, whose data lie in another file."""
-    graphs = [proto.graph]
-    for training in proto.training_info:
-        graphs += [training.initialization, training.algorithm]
-    for graph in graphs:
-        yield from filter(_is_external, _of_graph(graph))
-    for function in proto.functions:
-        yield from filter(_is_external, _of_nodes(function.node))
+    return filter(lambda tensor: tensor.data_location == TensorProto.EXTERNAL, _tensors(proto))
 
 
 def external_files(path: Path, proto: ModelProto) -> list[Path]:
@@ -92,26 +87,12 @@ def part_of(path: Path, tensor: TensorProto) -> ExternalDataInfo:
         raise UserError(f"{path}: {error}; export it again") from error
 
 
-def _is_external(tensor: TensorProto) -> bool:
-    return tensor.data_location == TensorProto.EXTERNAL
-
-
-def _of_graph(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from _of_sparse(sparse)
-    yield from _of_nodes(graph.node)
-
-
-def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from _of_sparse(sparse)
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _of_graph(graph)
-
-
-def _of_sparse(sparse: SparseTensorProto) -> Iterator[TensorProto]:
-    yield from (sparse.values, sparse.indices)
+def _tensors(message: Message) -> Iterator[TensorProto]:
+    """Yield the tensors in a message; a graph's own come before those of its nodes."""
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, value in sorted(message.ListFields(), key=lambda pair: pair[0].name == "node"):
+        if field.message_type is not None:
+            for part in value if isinstance(value, Sequence) else (value,):
+                yield from _tensors(part)

@@ -21,10 +21,9 @@ _COMMANDS: dict[Verdict, str] = {
 def workflow_commands(reports: Sequence[Report]) -> list[str]:
     """Write a line a gate that is not plainly passed."""
     lines = []
-    for report in reports:
-        for gate in report.gates:
-            command = _COMMANDS.get(gate.verdict) or ("warning" if gate.mode == "none" else None)
-            if command:
-                text = "\n".join([headline(gate), *details(gate)])
-                lines.append(f"::{command} title=distill bench::{clean.workflow(text)}")
+    for gate in (gate for report in reports for gate in report.gates):
+        command = _COMMANDS.get(gate.verdict) or ("warning" if gate.mode == "none" else None)
+        if command:
+            text = "\n".join([headline(gate), *details(gate)])
+            lines.append(f"::{command} title=distill bench::{clean.workflow(text)}")
     return lines

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from distill import clean
-from distill.benchmarks import units
 from distill.benchmarks.records import Report
 from distill.benchmarks.verdict.outcomes import details, headline
 from distill.benchmarks.verdict.rule import Verdict
@@ -22,25 +21,19 @@ _ELEMENTS: dict[Verdict, str] = {
 def junit(reports: Sequence[Report]) -> str:
     """Write one test case a gate."""
     suite = ElementTree.Element("testsuite", name="distill bench")
-    counts = dict.fromkeys(("failure", "error", "skipped"), 0)
-    total = 0
     for report in reports:
+        seconds = f"{sum(case.seconds for case in report.cases):.3f}"
         for gate in report.gates:
-            total += 1
-            seconds = sum(case.seconds for case in report.cases)
-            case = ElementTree.SubElement(
-                suite, "testcase", classname="latency", name=units.line(gate.name), time=f"{seconds:.3f}"
-            )
-            kind = _ELEMENTS.get(gate.verdict)
+            about = {"classname": "latency", "name": clean.line(gate.name), "time": seconds}
+            case = ElementTree.SubElement(suite, "testcase", about)
+            kind, head = _ELEMENTS.get(gate.verdict), clean.line(headline(gate))
             text = "\n".join(clean.text(detail) for detail in details(gate))
             if kind:
-                counts[kind] += 1
-                inner = ElementTree.SubElement(case, kind, message=units.line(headline(gate)))
-                inner.text = text
+                ElementTree.SubElement(case, kind, message=head).text = text
             else:
-                ElementTree.SubElement(case, "system-out").text = f"{units.line(headline(gate))}\n{text}"
-    suite.set("tests", str(total))
+                ElementTree.SubElement(case, "system-out").text = f"{head}\n{text}"
+    suite.set("tests", str(len(suite)))
     for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
-        suite.set(attribute, str(counts[kind]))
+        suite.set(attribute, str(len(suite.findall(f"testcase/{kind}"))))
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from distill.benchmarks import units
 from distill.benchmarks.records import Case, Model, Report, Row
 from distill.benchmarks.verdict.outcomes import details, headline
@@ -28,13 +30,15 @@ _STYLES: dict[Outcome, Style] = {
 def render(report: Report) -> Terminal:
     """Lay out where was measured, the files, a table of latencies for every case, the verdicts, the warnings."""
     warnings = Notes([Note(warning) for warning in _warnings(report)], warnings=True)
-    return Terminal([_place(report), _files(report), *_latencies(report), *_verdicts(report), warnings])
+    latencies = [_latency(report, case) for case in report.cases]
+    return Terminal([_place(report), _files(report), *latencies, *_verdicts(report), warnings])
 
 
 def summary(report: Report) -> str:
     """Write the verdicts first, then the tables, then the warnings, as Markdown."""
     warnings = Notes([Note(warning, label="warning:") for warning in _warnings(report)])
-    parts: list[Block] = [*_verdicts(report), *_latencies(report), _files(report), warnings, _place(report)]
+    latencies = [_latency(report, case) for case in report.cases]
+    parts: list[Block] = [*_verdicts(report), *latencies, _files(report), warnings, _place(report)]
     return whole(blocks(parts)) + "\n"
 
 
@@ -79,15 +83,10 @@ def _files(report: Report) -> Table:
 
 def nodes(model: Model) -> str:
     """Count the executed nodes by provider: `23 CPU`, or `40 CUDA + 2 CPU`."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for key, count in model.nodes.items():
-        name = key.partition("/")[0].removesuffix("ExecutionProvider")
-        counts[name] = counts.get(name, 0) + count
-    return " + ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda pair: -pair[1]))
-
-
-def _latencies(report: Report) -> list[Table]:
-    return [_latency(report, case) for case in report.cases]
+        counts[key.partition("/")[0].removesuffix("ExecutionProvider")] += count
+    return " + ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 def _latency(report: Report, case: Case) -> Table:

@@ -34,9 +34,9 @@ _MACOS = {
 _X86, _ARM = ("x86_64", "amd64", "i386", "i686"), ("aarch64", "arm64", "armv7l", "armv8l")
 
 
-def family() -> str:
-    """Name the family of this machine's processor: `x86`, `arm`, or what the system calls it."""
-    name = platform.machine().lower()
+def family(name: str | None = None) -> str:
+    """Name the family of a processor, this machine's by default: `x86`, `arm`, or what the system calls it."""
+    name = (platform.machine() if name is None else name).lower()
     return "x86" if name in _X86 else "arm" if name in _ARM else name
 
 
@@ -195,9 +195,8 @@ def machine() -> Machine:
 
 def of_board(about: Mapping[str, Any]) -> Machine:
     """Describe another machine in the words of `machine()`, from what its `runner.py` said of it."""
-    name = str(about["machine"]).lower()
     return {
-        "family": "x86" if name in _X86 else "arm" if name in _ARM else name,
+        "family": family(str(about["machine"])),
         "cpu": about["cpu"] or "unknown",
         "flags": sorted(set(about["flags"]) & set(FLAGS)),
         "threads": {"usable": about["cores"], "affinity": about["cores"], "cgroup": None},

@@ -15,14 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.benchmarks.timing.bundle import RESULT, write_bundle
+from distill.benchmarks.timing.bundle import RESULT, RUNNER, write_bundle
 from distill.documents import parse_json
 from distill.errors import NotMeasuredError, UserError
 
 if TYPE_CHECKING:
     from distill.benchmarks.runner import Answer
-
-RUNNER = Path(__file__).parents[1] / "runner.py"
 
 
 def run_job(
@@ -160,7 +158,5 @@ def _library(noise: str) -> str:
     if not match:
         return ""
     missing = match.group(1).strip()
-    mend = (
-        "; `pip install 'onnxruntime-gpu[cuda,cudnn]'` brings CUDA's libraries" if missing.startswith("libcu") else ""
-    )
-    return f"; {missing}{mend}"
+    mend = "; `pip install 'onnxruntime-gpu[cuda,cudnn]'` brings CUDA's libraries"
+    return f"; {missing}{mend if missing.startswith('libcu') else ''}"

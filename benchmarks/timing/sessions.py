@@ -6,12 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from distill.benchmarks import runner
 from distill.benchmarks.onnx_file.external_data import external_files
 from distill.benchmarks.onnx_file.inputs import load_proto
 from distill.benchmarks.target import TARGETS, Target, target_of_provider
 from distill.benchmarks.timing.process import run_job
 from distill.errors import NotMeasuredError, UserError
+
+# One Relu of four numbers, readable by any onnxruntime in use.
+_TINY = '<ir_version: 7, opset_import: ["": 13]> tiny (float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }'
 
 
 def open_session(
@@ -41,16 +46,6 @@ def open_session(
         raise NotMeasuredError(f"{path}: {error}; `python -m distill doctor` says which providers load") from error
 
 
-def _tiny_model() -> bytes:
-    """One Relu of four numbers, readable by any onnxruntime in use."""
-    from onnx import TensorProto, helper
-
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "tiny", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    return bytes(model.SerializeToString())
-
-
 def providers_that_load(*, timeout_s: float = 60) -> dict[str, str]:
     """Tell of every provider that it `loads`, or why not; each opens a tiny model in a process of its own.
 
@@ -63,7 +58,7 @@ def providers_that_load(*, timeout_s: float = 60) -> dict[str, str]:
     answers = {}
     with tempfile.TemporaryDirectory(prefix="distill-providers-") as folder:
         path = Path(folder, "tiny.onnx")
-        path.write_bytes(_tiny_model())
+        onnx.save(onnx.parser.parse_model(_TINY), path)
         for provider in dict.fromkeys([*wanted, *built]):
             answers[provider] = (
                 _try_provider(provider, path, timeout_s) if provider in built else "not in this build of onnxruntime"

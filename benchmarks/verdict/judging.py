@@ -12,7 +12,7 @@ import numpy as np
 from distill.benchmarks import runner
 from distill.benchmarks.records import Case, Check, Gate, Model, Report
 from distill.benchmarks.verdict.bench import effects_of, turn_seconds
-from distill.benchmarks.verdict.rule import Judgement, Rule, Verdict, judge, judge_budget
+from distill.benchmarks.verdict.rule import Judgement, Rule, Verdict, judge, judge_budget, judged_by
 from distill.benchmarks.verdict.statistics import t_quantile
 
 _UNREAD: tuple[Verdict, ...] = ("not measured", "incomparable", "inconclusive")
@@ -87,11 +87,8 @@ def _history(before: Sequence[float], after: Sequence[float], rule: Rule) -> Jud
     if error:
         spread = sum(part**2 / (len(medians) - 1) for part, medians in zip(parts, (old, new), strict=True))
         degrees = max(1, int(error**4 / spread))
-    half, limit = t_quantile(1 - rule.alpha, degrees) * error, math.log1p(rule.tolerance)
-    catches = math.expm1(max(limit, limit / 2 + half))
-    bounds = (math.exp(mean), math.exp(mean - half), math.exp(mean + half))
-    verdict: Any = runner.verdict_of(mean, half, rule.tolerance)
-    return Judgement(verdict, *bounds, pairs=len(new), p_value=1.0, catches=catches, by="median")
+    half = t_quantile(1 - rule.alpha, degrees) * error
+    return judged_by(mean, half, rule, len(new), p_value=1.0, by="median")
 
 
 def _budget(case: Case, gate: Gate) -> Verdict | None:
@@ -121,31 +118,31 @@ def static_checks(report: Report, gate: Gate) -> tuple[Check, ...]:
         before, after = getattr(old.facts, field), getattr(new.facts, field)
         if before is not None and after is not None:
             checks.append(_growth(field, before, after, limit))
-    lost = new.integer_share < old.integer_share - 0.005
-    why = f"integer kernels fell from {old.integer_share:.1%} to {new.integer_share:.1%} of the compute nodes"
-    checks.append(
-        Check("integer_share", old.integer_share, new.integer_share, "fail" if lost else "pass", why if lost else "")
-    )
-    away = [_nodes_elsewhere(model) for model in (old, new)]
-    why = f"{away[1]} nodes ran on another provider than {new.asked or new.provider}, {away[0]} before"
-    moved = away[1] > away[0]
-    checks.append(Check("nodes_elsewhere", away[0], away[1], "fail" if moved else "pass", why if moved else ""))
+    shares = (old.integer_share, new.integer_share)
+    why = f"integer kernels fell from {shares[0]:.1%} to {shares[1]:.1%} of the compute nodes"
+    away = (_nodes_elsewhere(old), _nodes_elsewhere(new))
+    moved = f"{away[1]} nodes ran on another provider than {new.asked or new.provider}, {away[0]} before"
+    checks.append(_check("integer_share", *shares, shares[1] < shares[0] - 0.005, why))
+    checks.append(_check("nodes_elsewhere", *away, away[1] > away[0], moved))
     return tuple(checks)
+
+
+def _check(name: str, before: float, after: float, fails: bool, why: str, verdict: Verdict = "fail") -> Check:
+    """Write down a check that passes unless it `fails`, which `why` explains."""
+    return Check(name, float(before), float(after), verdict if fails else "pass", why if fails else "")
 
 
 def _finite(old: Model | None, new: Model) -> Check:
     """Check that outputs are numbers; where the baseline's are none either, the inputs may be to blame."""
     spoilt = not new.finite and (old is None or old.finite)
     why = f"{new.facts.path}: its outputs are not all finite, so its latency says nothing; give real rows by --inputs"
-    before = float(old.finite) if old is not None else float(new.finite)
-    return Check("finite", before, float(new.finite), "not measured" if spoilt else "pass", why if spoilt else "")
+    return _check("finite", (old or new).finite, new.finite, spoilt, why, "not measured")
 
 
 def _growth(field: str, before: float, after: float, limit: float | None) -> Check:
     grown = after / before - 1 if before else float(after > 0)
-    too_much = limit is not None and grown > limit
-    why = f"{field} grew by {100 * grown:.1f} %, {100 * (limit or 0):g} % is allowed" if too_much else ""
-    return Check(field, float(before), float(after), "fail" if too_much else "pass", why)
+    why = f"{field} grew by {100 * grown:.1f} %, {100 * (limit or 0):g} % is allowed"
+    return _check(field, before, after, limit is not None and grown > limit, why)
 
 
 def _nodes_elsewhere(model: Model) -> int:

@@ -6,18 +6,10 @@ from collections.abc import Iterable
 
 from distill.benchmarks import units
 from distill.benchmarks.records import Gate
-from distill.benchmarks.verdict.rule import Judgement, Verdict
+from distill.benchmarks.verdict.rule import Judgement
 from distill.errors import Exit
 from distill.intervals import Estimate
 
-_MARKS: dict[Verdict, str] = {
-    "pass": "PASS",
-    "fail": "FAIL",
-    "improved": "IMPROVED",
-    "inconclusive": "INCONCLUSIVE",
-    "incomparable": "INCOMPARABLE",
-    "not measured": "NOT MEASURED",
-}
 _HOW = {
     "duet": "both files took turns",
     "history": "against a stored report of this machine, advisory",
@@ -42,11 +34,6 @@ def exit_code(gates: Iterable[Gate], *, strict: bool = False, incomparable_ok: b
     return Exit.INCONCLUSIVE if unsure and strict else Exit.OK
 
 
-def mark(verdict: Verdict) -> str:
-    """Write a verdict as one capital word or two."""
-    return _MARKS[verdict]
-
-
 def change(judged: Judgement) -> str:
     """Write a speed-up with its bounds, above 1 is faster; ~ in front where the bounds hold no change."""
     same = "~ " if judged.low <= 1 <= judged.high else ""
@@ -56,30 +43,20 @@ def change(judged: Judgement) -> str:
 def headline(gate: Gate) -> str:
     """Say in one line what was decided, how, and by which limit."""
     accepted = f"; accepted: {units.line(gate.accepted)}" if gate.accepted else ""
-    timed = gate.mode in ("duet", "history", "incomparable")
-    limit = (
-        f", slow-down of {100 * gate.tolerance:g} % allowed ({units.finely(1 / (1 + gate.tolerance))}×)"
-        if timed
-        else ""
-    )
-    return f"{mark(gate.verdict)} {gate.name}: {_HOW[gate.mode]}{limit}{accepted}"
+    limit = f", slow-down of {100 * gate.tolerance:g} % allowed ({units.finely(1 / (1 + gate.tolerance))}×)"
+    limit = limit if gate.mode in ("duet", "history", "incomparable") else ""
+    return f"{gate.verdict.upper()} {gate.name}: {_HOW[gate.mode]}{limit}{accepted}"
 
 
 def details(gate: Gate) -> list[str]:
     """Say what the verdict rests on: every latency, budget and check that is not plainly fine, and the reasons."""
     lines = [explained(judgement) for judgement in gate.cases if judgement is not None]
-    lines += [
-        f"p50 against the budget of {units.duration(gate.max_p50_s)}: {mark(verdict)}"
-        for verdict in gate.budgets
-        if verdict
-    ]
+    budget = units.duration(gate.max_p50_s)
+    lines += [f"p50 against the budget of {budget}: {verdict.upper()}" for verdict in gate.budgets if verdict]
     lines += [check.why for check in gate.checks if check.why]
     if gate.first is not None:
-        again = (
-            ""
-            if "fail" in (judgement.verdict for judgement in gate.cases if judgement)
-            else ", which did not show again as clearly"
-        )
+        confirmed = any(judgement is not None and judgement.verdict == "fail" for judgement in gate.cases)
+        again = "" if confirmed else ", which did not show again as clearly"
         lines.append(f"second measurement; the first one found {units.finely(1 / gate.first)}×{again}")
     if any(gate.rejected):
         lines.append(f"slower beyond what one of {gate.family} comparisons may be by chance (Holm)")
@@ -88,8 +65,8 @@ def details(gate: Gate) -> list[str]:
 
 def explained(judged: Judgement) -> str:
     """Explain one judgement: the change, from how many session pairs, and what it could have caught."""
-    calls = "fastest" if judged.by == "fastest" else "median"
-    text = f"speed-up {change(judged)} by the {calls} calls of {judged.pairs} session pairs: {mark(judged.verdict)}"
+    calls = f"the {judged.by} calls of {judged.pairs} session pairs"
+    text = f"speed-up {change(judged)} by {calls}: {judged.verdict.upper()}"
     if judged.verdict == "inconclusive":
         text += f"; the smallest slow-down that this run could have caught is {100 * judged.catches:.1f} %"
     return text

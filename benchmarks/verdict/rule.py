@@ -84,15 +84,23 @@ def judge(fastest: Sequence[float], medians: Sequence[float], rule: Rule) -> Jud
 def _judged(seen: Sequence[float], rule: Rule, by: Literal["fastest", "median"]) -> Judgement:
     """Judge one look by one kind of calls."""
     mean, error = runner.mean_and_error(list(seen))
-    half, limit = rule.critical(len(seen)) * error, math.log1p(rule.tolerance)
-    excess = mean - limit / 2
+    excess = mean - math.log1p(rule.tolerance) / 2
+    p_value = t_tail(excess / error, len(seen) - 1) if error else float(excess <= 0)
+    return judged_by(mean, rule.critical(len(seen)) * error, rule, len(seen), p_value, by)
+
+
+def judged_by(
+    mean: float, half: float, rule: Rule, pairs: int, p_value: float, by: Literal["fastest", "median"]
+) -> Judgement:
+    """Judge a mean log ratio, whose interval is twice `half` wide."""
+    limit = math.log1p(rule.tolerance)
     return Judgement(
         verdict=runner.verdict_of(mean, half, rule.tolerance),  # type: ignore[arg-type]
         slowdown=math.exp(mean),
         low=math.exp(mean - half),
         high=math.exp(mean + half),
-        pairs=len(seen),
-        p_value=t_tail(excess / error, len(seen) - 1) if error else float(excess <= 0),
+        pairs=pairs,
+        p_value=p_value,
         catches=math.expm1(max(limit, limit / 2 + half)),
         by=by,
     )

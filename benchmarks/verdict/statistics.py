@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distill.benchmarks.runner import BIN
+from distill.benchmarks.runner import BIN, mean_and_error
 
 Turn = tuple[int, float]
 # Of a turn against the quiet ones of its arm. A busy sibling costs 20-50 %, the clock's own noise 1-3 %.
@@ -25,17 +25,12 @@ LEAST_CALLS = {0.5: 1, 0.9: 64, 0.99: 662}
 def t_within(t: float, degrees: int) -> float:
     """P(|T| <= t) of Student's t; the finite sums for whole degrees of freedom (Abramowitz and Stegun 26.7.3-4)."""
     angle = math.atan(t / math.sqrt(degrees))
-    cosine, term, total = math.cos(angle), 1.0, 0.0
-    if degrees % 2:
-        term = cosine
-        for k in range(1, degrees - 1, 2):
-            total += term
-            term *= cosine * cosine * (k + 1) / (k + 2)
-        return 2 / math.pi * (angle + math.sin(angle) * total)
-    for k in range(0, degrees - 1, 2):
+    cosine, odd, total = math.cos(angle), degrees % 2, 0.0
+    term = cosine if odd else 1.0
+    for k in range(odd, degrees - 1, 2):
         total += term
         term *= cosine * cosine * (k + 1) / (k + 2)
-    return math.sin(angle) * total
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 @functools.cache
@@ -67,11 +62,10 @@ def t_bounds(effects: Sequence[float], alpha: float = 0.025) -> tuple[float, flo
 
     0.025 a side makes the two-sided 95 % interval. Raises ValueError below two session pairs.
     """
-    values = np.asarray(effects, dtype=np.float64)
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} session pairs: an interval needs at least two")
-    theta = float(values.mean())
-    half = t_quantile(1 - alpha, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    if len(effects) < 2:
+        raise ValueError(f"{len(effects)} session pairs: an interval needs at least two")
+    theta, error = mean_and_error(list(effects))
+    half = t_quantile(1 - alpha, len(effects) - 1) * error
     return theta, theta - half, theta + half
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,26 +12,14 @@ from distill.references.digest import Digest
 from distill.tasks import metrics
 from distill.tasks.base import Data, Facts, OpenAxes
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
+from distill.tasks.settings import BreastCancerSettings, CsvSettings, ImageSettings
 from distill.types import Array
 
 Split = TypeVar("Split", bound=Data)
+Graph = TypeVar("Graph", bound=Preprocess)
 
 
-class Judged(Protocol):
-    """The settings that say what a model is judged by."""
-
-    @property
-    def metric(self) -> str | None:
-        """The metric that the budget is stated in."""
-        ...
-
-    @property
-    def positive(self) -> str | None:
-        """The label that f1 counts as positive."""
-        ...
-
-
-class Classifier(Generic[Split]):
+class Classifier(Generic[Split, Graph]):
     """Labels, logits, loss and metrics of a task whose batches end with class numbers, int64 [B]."""
 
     available: tuple[str, ...] = ("accuracy", "f1")
@@ -42,9 +30,9 @@ class Classifier(Generic[Split]):
         name: str,
         splits: Mapping[str, Split],
         labels: Sequence[str],
-        preprocess: Preprocess,
+        preprocess: Graph,
         facts: Facts,
-        settings: Judged,
+        settings: ImageSettings | BreastCancerSettings | CsvSettings,
         *,
         given_splits: Sequence[str] = (),
         warnings: Sequence[str] = (),
@@ -61,6 +49,7 @@ class Classifier(Generic[Split]):
         self.metric = metrics.chosen_metric(settings.metric, self.available)
         self._positive = metrics.positive_number(settings.positive, labels)
         self._splits = dict(splits)
+        self._preprocess = preprocess
         self._fingerprint: str | None = None
 
     def target(self, batch: tuple[Tensor, ...]) -> Tensor:

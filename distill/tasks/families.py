@@ -15,10 +15,15 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from distill.errors import UserError
-from distill.tasks.custom_settings import CustomSettings
-from distill.tasks.image_settings import DigitsSettings, ImageFolderSettings, PublishedSettings
-from distill.tasks.settings import DataSettings
-from distill.tasks.table_settings import BreastCancerSettings, CsvSettings
+from distill.tasks.settings import (
+    BreastCancerSettings,
+    CsvSettings,
+    CustomSettings,
+    DataSettings,
+    DigitsSettings,
+    ImageFolderSettings,
+    PublishedSettings,
+)
 from distill.wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -43,7 +48,6 @@ class Loader(Protocol):
 
     def __call__(self, settings: Any, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
         """Read the data."""
-        ...
 
 
 def load_task(

@@ -22,7 +22,7 @@ from distill.errors import UserError
 from distill.tasks.base import SPLITS, Task
 from distill.tasks.image import Pixels, Pool, image_task
 from distill.tasks.image_files import Files, find_pictures
-from distill.tasks.image_settings import ImageFolderSettings
+from distill.tasks.settings import ImageFolderSettings
 from distill.types import Progress
 from distill.wording import first_of
 

@@ -23,8 +23,7 @@ from torch_pruning.dependency import index_mapping, shape_infer
 from torch_pruning.dependency.dependency import Dependency as Edge
 from torch_pruning.dependency.group import Group
 
-from distill.prune.graph.axes import Axes, axis_of, input_shape, output_shape
-from distill.prune.graph.reshapes import Flattened, Reshape, read_reshape
+from distill.prune.graph.axes import Axes, Flattened, Reshape, axis_of, input_shape, output_shape, read_reshape
 
 _LOCK = RLock()  # torch-pruning's functions are those of the whole process
 

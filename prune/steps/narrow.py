@@ -15,8 +15,7 @@ from distill.prune.graph.cutting import BrokenError
 from distill.prune.graph.groups import prepare
 from distill.prune.graph.verify import output_shapes
 from distill.prune.scores.evidence import Evidence
-from distill.prune.steps.state import Job, Narrowed
-from distill.prune.steps.step import Step, cheapest, scored
+from distill.prune.steps.step import Job, Narrowed, Step, cheapest, scored
 from distill.prune.widths.counts import count
 from distill.prune.widths.latency import choose_seconds, given_back, snap
 from distill.prune.widths.selection import Units, choose, choose_until

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.prune.examples import at_batch
-from distill.prune.modules import eval_mode, explained
+from distill.prune.modules import eval_mode, explained, frozen, unfused
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def layer_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     single_args, single_kwargs = at_batch((args, dict(kwargs)), 1)
     counter, products = FlopCounterMode(display=False), _Products(model)
     runs = explained("the model does not run on its example input at batch 1")
-    with torch.no_grad(), eval_mode(model), _countable(model), _no_gradients(model), counter, products, runs:
+    with torch.no_grad(), eval_mode(model), _countable(model), counter, products, runs:
         model(*single_args, **single_kwargs)
     # The counter's unit is a flop: a multiply and an add. It calls the model itself by the name of its class.
     inside = {
@@ -82,29 +82,14 @@ class _Products(TorchFunctionMode):
 
 
 @contextmanager
-def _no_gradients(model: nn.Module) -> Iterator[None]:
-    """Freeze all parameters for a while: the counter stumbles where a module is called with one that is not."""
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learned:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
 def _countable(model: nn.Module) -> Iterator[None]:
-    """Keep the fused CPU kernels away (attention, encoder layers, recurrent layers): the counter knows none of them."""
-    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Keep away what the counter does not know or stumbles over: fused CPU kernels, and calls with a live parameter."""
+    fused = torch.backends.mkldnn.enabled
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with unfused(), frozen(model.parameters()), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         if torch.backends.mkldnn.enabled != fused:
             torch.backends.mkldnn.enabled = fused

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from distill.prune.attention.heads import AttentionGroup
 from distill.prune.examples import Example
-from distill.prune.graph.groups import ChannelGroup, is_depthwise
+from distill.prune.graph.groups import ChannelGroup, is_depthwise, widths_of
 from distill.prune.widths.counts import layer_macs
 
 Removed = Mapping[str, int]
@@ -26,7 +26,6 @@ Removed = Mapping[str, int]
 class Layer:
     """A layer's multiply-accumulates for one sample, its parameters, and its widths; all before anything goes."""
 
-    name: str
     macs: int
     parameters: int
     width_in: int
@@ -44,7 +43,7 @@ class Sizes:
         self.macs, own = layer_macs(model, *example)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.layers = {
-            name: _layer(name, module, own.get(name, 0) - sum(own.get(child, 0) for child in _layers_in(name, module)))
+            name: _layer(module, own.get(name, 0) - sum(own.get(child, 0) for child in _layers_in(name, module)))
             for name, module in model.named_modules()
             if any(True for _ in module.parameters(recurse=False))
         }
@@ -105,23 +104,11 @@ def _layers_in(name: str, module: nn.Module) -> Iterator[str]:
             yield f"{name}.{path}" if name else path
 
 
-def _layer(name: str, module: nn.Module, macs: int) -> Layer:
+def _layer(module: nn.Module, macs: int) -> Layer:
     into, out = widths_of(module)
     parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
     sided = isinstance(module, _ConvNd | nn.Linear) and not is_depthwise(module)
-    return Layer(name, macs, parameters, into, out, one_sided=not sided)
-
-
-def widths_of(module: nn.Module) -> tuple[int, int]:
-    """Return a layer's input and output channels; what is no Conv, Linear or Embedding has as many out as in."""
-    if isinstance(module, _ConvNd):
-        return module.in_channels, module.out_channels
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, nn.Embedding):
-        return module.num_embeddings, module.embedding_dim
-    first = next(module.parameters(recurse=False))
-    return (first.shape[0], first.shape[0]) if first.ndim else (1, 1)
+    return Layer(macs, parameters, into, out, one_sided=not sided)
 
 
 def widths_of_layers(model: nn.Module) -> dict[str, int]:

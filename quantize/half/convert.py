@@ -9,14 +9,13 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from distill.errors import UserError
-from distill.export.canonical import freeze_defaults
 from distill.export.graph import opset_of
-from distill.export.simplification import simplify
 from distill.export.stripping import strip
 from distill.types import Feed
 
 from ..calibrate import slices
-from ..select import COMPUTE, why_not_quantizable
+from ..float_graph import float_graph
+from ..select import COMPUTE
 from .culprits import Verdict, find_culprits
 from .islands import NO_TYPE, fill_gaps, islands
 from .magnitudes import magnitudes, unfit
@@ -24,7 +23,6 @@ from .narrow import narrow
 from .operands import element_types, first_opset
 from .record import ELEMENTS, HalfRecord, Kind, record_of
 
-_BFLOAT_OPSET = 13  # the first in which sums and products have it
 _SAMPLES = 512
 _ROWS = 32  # a larger batch is cut: its activations would be held at once
 _COMPARED = 2  # batches that are kept, to compare answers on
@@ -55,7 +53,9 @@ def to_half(
             computes in bf16; samples that do not fit, or on which only float32 gives finite answers.
     """
     element = ELEMENTS[kind]
-    model = _prepared(core, kind)
+    model = float_graph(core, needs="and bf16 needs 13 or newer" if kind == "bf16" else None, verb="convert")
+    if not any(tensor.data_type == TensorProto.FLOAT for tensor in model.graph.initializer):
+        raise UserError(f"model: it has no float32 constants, so there is nothing to convert to {kind}")
     types = element_types(model)
     why = islands(model, types, element, keep_float=keep_float)
     _check_compute(model, why, kind)
@@ -73,22 +73,6 @@ def to_half(
         raise UserError(f"model: {kind} answers with NaN or infinity what float32 answers with numbers; ship {other}")
     slim = strip(narrow(model, why, element, types))
     return slim, record_of(model, slim, kind, why, rows.count, verdict)
-
-
-def _prepared(core: ModelProto, kind: Kind) -> ModelProto:
-    """Return an equal graph without functions in which every node has a name."""
-    reason = why_not_quantizable(core)
-    if reason is not None:
-        raise UserError(f"model: {reason}; convert the float32 export instead")
-    if kind == "bf16" and opset_of(core) < _BFLOAT_OPSET:
-        raise UserError(f"model: opset {opset_of(core)}, and bf16 needs {_BFLOAT_OPSET} or newer; export again")
-    model = simplify(core)
-    freeze_defaults(model)
-    if not any(tensor.data_type == TensorProto.FLOAT for tensor in model.graph.initializer):
-        raise UserError(f"model: it has no float32 constants, so there is nothing to convert to {kind}")
-    for number, node in enumerate(model.graph.node):
-        node.name = f"n{number}"
-    return model
 
 
 def _check_compute(model: ModelProto, why: Mapping[str, str], kind: Kind) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
@@ -100,11 +100,8 @@ class _Probe:
     field: str
 
     def add(self, magnitude: Magnitude, size: float) -> Magnitude:
-        if self.field == "smallest":
-            return Magnitude(magnitude.largest, min(magnitude.smallest, size), magnitude.summed)
-        if self.field == "summed":
-            return Magnitude(magnitude.largest, magnitude.smallest, max(magnitude.summed, size))
-        return Magnitude(max(magnitude.largest, size), magnitude.smallest, magnitude.summed)
+        extreme = min if self.field == "smallest" else max
+        return replace(magnitude, **{self.field: extreme(getattr(magnitude, self.field), size)})
 
 
 def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProto, list[_Probe]]:

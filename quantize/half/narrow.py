@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from distill.export.graph import all_graphs, copy_of, initializers, operator, sort_nodes
+from distill.export.graph import all_graphs, copy_of, defined_names, initializers, operator, sort_nodes
 
 from .operands import element_types, operands
 
@@ -60,9 +60,7 @@ class _Twins:
 
     def __init__(self, graph: GraphProto) -> None:
         self.names: dict[str, str] = {}
-        self._taken = {name for part in all_graphs(graph) for node in part.node for name in node.output}
-        self._taken |= {tensor.name for part in all_graphs(graph) for tensor in part.initializer}
-        self._taken |= {value.name for part in all_graphs(graph) for value in part.input}
+        self._taken = {name for part in all_graphs(graph) for name in defined_names(part)}
 
     def of(self, name: str) -> str:
         if name not in self.names:
