@@ -12,7 +12,7 @@ from distill.config.loading import to_dict
 from distill.errors import Exit
 from distill.intervals import Estimate
 from distill.runtime.artifacts import Artifact
-from distill.runtime.budget import unresolved
+from distill.runtime.budget import Figures, unresolved
 from distill.runtime.context import Context
 from distill.runtime.decisions import SHIP
 from distill.runtime.facts import Quality, Verdict
@@ -63,36 +63,22 @@ class RunState:
         self.revise(name, detail=dataclasses.replace(self.records[name].detail, **facts))
 
 
-@dataclass(frozen=True)
-class _Shipped:
-    """The figures of the file that ships, on the test split."""
-
-    record: StageRecord
-
-    @property
-    def drop(self) -> Estimate:
-        drop = self.record.test.drop if self.record.test else None
-        return Estimate(drop.value, drop.low, drop.high) if drop else Estimate(0.0, 0.0, 0.0)
-
-    @property
-    def p50_s(self) -> float | None:
-        return self.record.latency[0].p50_s if self.record.latency else None
-
-    @property
-    def file_bytes(self) -> int | None:
-        return self.record.file_bytes
-
-    @property
-    def memory_bytes(self) -> int | None:
-        return None
+def _figures(shipped: StageRecord) -> Figures:
+    """Return the figures of the file that ships, on the test split."""
+    return {
+        "drop": lambda: (shipped.test and shipped.test.drop) or 0.0,
+        "latency": lambda: shipped.latency[0].p50_s if shipped.latency else None,
+        "size": lambda: shipped.file_bytes,
+    }
 
 
 def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
     """Put together what a finished run has found out; ``smoke`` marks one that proves nothing and has no verdict."""
     shipped = run.records["export"] if run.records["export"].status != "off" else run.records[run.final]
     size = run.records["teacher"].file_bytes
-    file = _Shipped(shipped)
-    verdicts = {constraint.name: constraint.verdict(file) for constraint in ctx.budget}
+    drop = shipped.test.drop if shipped.test else None
+    figures = _figures(shipped)
+    verdicts = {constraint.name: constraint.verdict(figures) for constraint in ctx.budget}
     speedup = shipped.latency[0].speedup if shipped.latency else None
     if shipped.latency and speedup is None:
         speedup = Estimate(1.0, 1.0, 1.0)
@@ -100,7 +86,7 @@ def result_of(ctx: Context, run: RunState, *, smoke: bool) -> RunResult:
         speedup=speedup,
         size_ratio=size / shipped.file_bytes if size and shipped.file_bytes else None,
         metric=ctx.task.metric,
-        metric_drop=file.drop,
+        metric_drop=Estimate(drop.value, drop.low, drop.high) if drop else Estimate(0.0, 0.0, 0.0),
         verdict=verdicts["drop"],
         latency_verdict=verdicts.get("latency"),
         verdicts=verdicts,

@@ -23,7 +23,7 @@ from distill.references.objects import held
 from distill.report import write_reports
 from distill.runtime.artifacts import Artifact
 from distill.runtime.budget import Standing, decide, nearest, standing
-from distill.runtime.context import Candidate, Context
+from distill.runtime.context import Context
 from distill.runtime.decisions import SHIP, WIDTHS, read_decisions
 from distill.runtime.facts import Decision, Detail
 from distill.runtime.folder import RunFolder, digest, write_text
@@ -188,7 +188,7 @@ def _judge(ctx: Context, run: RunState, name: str, result: StageResult) -> None:
 
 def _standing(ctx: Context, run: RunState, artifact: Artifact) -> Standing:
     """Return how an artifact stands to the budget: on validation data, and on the target where that is limited."""
-    return standing(ctx.budget, Candidate(ctx, artifact.onnx, run.teacher.onnx))
+    return standing(ctx.budget, ctx.figures(artifact.onnx, run.teacher.onnx))
 
 
 def _choose_what_ships(ctx: Context, run: RunState) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from typing import ClassVar
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -25,11 +26,7 @@ class NumericColumn:
     fill: float
     mean: float
     scale: float
-
-    @property
-    def width(self) -> int:
-        """How many features the column becomes."""
-        return 1
+    width: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -122,19 +119,14 @@ def _numbers(front: Front, columns: list[NumericColumn]) -> str:
 
 def _one_hot(front: Front, column: CategoryColumn) -> str:
     """Compare the category's number with 0…K: two nodes, where OneHot would need a Reshape as well."""
-    number = column.name
-    if column.categories:
-        number = front.add(
-            "LabelEncoder",
-            [column.name],
-            domain=_ML,
-            keys_strings=list(column.categories),
-            values_int64s=list(range(len(column.categories))),
-            default_int64=len(column.categories),
-        )
-    else:  # nothing was seen in training: every value is unknown
-        number = front.add(
-            "LabelEncoder", [column.name], domain=_ML, keys_strings=[""], values_int64s=[0], default_int64=0
-        )
+    keys = column.categories or ("",)  # where nothing was seen in training every value is unknown
+    number = front.add(
+        "LabelEncoder",
+        [column.name],
+        domain=_ML,
+        keys_strings=list(keys),
+        values_int64s=list(range(len(keys))),
+        default_int64=len(column.categories),
+    )
     slots = front.constant("slots", np.arange(column.width, dtype=np.int64).reshape(1, -1))
     return front.add("Cast", [front.add("Equal", [number, slots])], to=TensorProto.FLOAT)

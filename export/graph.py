@@ -8,8 +8,19 @@ from itertools import count
 from typing import TypeVar
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 Message = TypeVar("Message", ModelProto, NodeProto, TensorProto, ValueInfoProto, AttributeProto)
 STANDARD = ("", "ai.onnx")  # two spellings of the standard's own operator domain
@@ -54,10 +65,8 @@ def initializers(graph: GraphProto) -> dict[str, TensorProto]:
 
 def constant(graph: GraphProto, name: str) -> NDArray[np.generic] | None:
     """Return the value of a constant, or None where ``name`` is computed or may be given by the caller."""
-    for tensor in graph.initializer:
-        if tensor.name == name and all(value.name != name for value in graph.input):
-            return np.asarray(numpy_helper.to_array(tensor))
-    return None
+    tensor = initializers(graph).get(name)
+    return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
 
 
 def producers(graph: GraphProto) -> dict[str, NodeProto]:
@@ -69,14 +78,8 @@ def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     """Map each tensor's name to the top-level nodes that read it; a node that holds a reading graph counts."""
     readers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in graph.node:
-        names = dict.fromkeys(node.input)
-        for inner in attribute_graphs(node):
-            for part in all_graphs(inner):
-                names.update(dict.fromkeys(name for deep in part.node for name in deep.input))
-                names.update(dict.fromkeys(value.name for value in part.output))
-        for name in names:
-            if name:
-                readers[name].append(node)
+        for name in filter(None, dict.fromkeys(_reads(node))):
+            readers[name].append(node)
     return readers
 
 
@@ -144,6 +147,32 @@ def attribute(node: NodeProto, name: str, default: object = None) -> object:
         if entry.name == name:
             return helper.get_attribute_value(entry)
     return default
+
+
+def axes_of(node: NodeProto, value_of: Callable[[str], NDArray[np.generic] | None]) -> list[int] | None:
+    """Return the axes that a node names, by an input (newer opsets) or an attribute; None where neither is constant."""
+    listed = attribute(node, "axes")
+    if len(node.input) > 1 and node.input[1]:
+        listed = value_of(node.input[1])
+    return None if listed is None else [int(axis) for axis in np.asarray(listed).reshape(-1)]
+
+
+def tensor_types(model: ModelProto, *, data_prop: bool = False) -> dict[str, TypeProto.Tensor]:
+    """Infer the types of the main graph's tensors; 0 stands for the type of what is unknown, or is no tensor."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=data_prop).graph
+    except Exception:  # a graph that onnx cannot read, or of more than 2 GB: what it states remains
+        graph = model.graph
+    constants = ((t.name, helper.make_tensor_type_proto(t.data_type, t.dims)) for t in initializers(graph).values())
+    stated = ((value.name, value.type) for value in (*graph.output, *graph.value_info, *graph.input))
+    return {name: kind.tensor_type for name, kind in (*stated, *constants)}
+
+
+def lengths(tensor: TypeProto.Tensor | None) -> list[int | None] | None:
+    """Return the shape of a tensor, None for an axis of any length; None where not even the rank is known."""
+    if tensor is None or not tensor.HasField("shape"):
+        return None
+    return [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
 
 
 def add_constant(graph: GraphProto, name: str, value: NDArray[np.generic]) -> str:

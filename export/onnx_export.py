@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,6 @@ from distill.export.simplification import simplify
 from distill.export.stripping import strip
 
 from .core_module import OUTPUT, Core, Tensors, prepare, quiet
-from .explanation import FIXED_BATCH, explain, fixed_axis
 from .graph import input_shape, opset_of
 from .settings import ExportSettings
 
@@ -25,6 +25,14 @@ BATCH = "batch"
 Axes = Mapping[int, str]  # the open axes of an input beside the batch, each with its name
 _PROBES = (1, 3)  # batch sizes other than the example's, at which the graph has to agree too
 _NATIVE_OPSET = 18  # the exporter writes no older one; older ones are converted
+_FIXED_BATCH = (
+    "forward fixes the batch size. Usual causes: a tensor made with a literal batch size, a Python loop over the rows, "
+    "int(x.shape[0]) or x.view(2, …). Write x.new_zeros(x.shape[0], …), batched operators, -1 in view"
+)
+_FIXED_AXIS = (
+    "forward fixes the length of axis {axis}, which the data leave open. Usual causes: a table of positions that is "
+    "added whole, int(x.shape[{axis}]), a literal length in view. Write table[:, : x.shape[{axis}]], -1 in view"
+)
 
 
 def export_onnx(
@@ -109,9 +117,41 @@ def _export(core: Core, tensors: Tensors, axes: Mapping[str, Axes], opset: int) 
                 verbose=False,
             )
     except Exception as error:
-        raise UserError(f"model={core.name}: {explain(error)}") from error
+        raise UserError(f"model={core.name}: {_explain(error)}") from error
     assert program is not None
     return program.model_proto
+
+
+def _explain(error: BaseException) -> str:
+    """Say in a line or two why an export failed: the reason, the line of the user's code, and a way out."""
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and seen not in chain:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    reason = next((e for e in chain if type(e).__module__.split(".")[:2] != ["torch", "onnx"]), chain[-1])
+    text = "\n".join(str(e) for e in chain)
+    missing = re.search(r"No (?:ONNX function|decompositions registered)[^\n]*?(aten\.\w+|[\w.]+::\w+)", text)
+    if missing:
+        return f"operator {missing[1]} has no ONNX form; replace it in forward by operators that have one"
+    place = re.findall(r'File "([^"]+)", line (\d+), in \w+|File "([^"]+)", line (\d+)', text)
+    own = [(a or c, b or d) for a, b, c, d in place if "site-packages" not in (a or c)]
+    line = f" ({own[-1][0]}:{own[-1][1]})" if own else ""
+    if "data-dependent" in text or "GuardOnDataDependent" in text:
+        return (
+            f"forward branches on the values of a tensor{line}, which a graph cannot follow; "
+            "use torch.where, or move the branch out of forward"
+        )
+    fixed = ("specialized it to be a constant", "Constraints violated", "inferred a static shape")
+    if any(part in text for part in fixed):
+        axes = [int(axis) for axis in re.findall(r"(?:size\(\)|shape)\[(\d+)\]", text)]
+        return _fixed_axis(max(axes, default=0))
+    return f"torch.export cannot follow it{line}: {type(reason).__name__}: {first_line(reason)}"
+
+
+def _fixed_axis(axis: int) -> str:
+    """Say what fixes an axis that has to be open, the batch being axis 0."""
+    return _FIXED_AXIS.format(axis=axis) if axis else _FIXED_BATCH
 
 
 def _lower(proto: ModelProto, opset: int) -> ModelProto:
@@ -133,11 +173,11 @@ def _require_open_axes(core: Core, proto: ModelProto, tensors: Tensors, axes: Ma
             raise UserError(f"input_names: {name!r} does not take part in the logits of {core.name}; leave it out")
         shape = input_shape(proto.graph, name) or []
         if shape[:1] == [len(tensor)]:
-            raise UserError(f"model={core.name}: the graph accepts batches of {len(tensor)} only: {FIXED_BATCH}")
+            raise UserError(f"model={core.name}: the graph accepts batches of {len(tensor)} only: {_fixed_axis(0)}")
         for axis in axes[name]:
             if shape[axis] == tensor.shape[axis]:
                 raise UserError(
-                    f"model={core.name}: the graph accepts {name!r} of length {shape[axis]} only: {fixed_axis(axis)}"
+                    f"model={core.name}: the graph accepts {name!r} of length {shape[axis]} only: {_fixed_axis(axis)}"
                 )
 
 

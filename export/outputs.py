@@ -7,22 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from distill.outputs import Tail
 
-from .graph import attribute, initializers, opset_of, producers
+from .graph import attribute, axes_of, initializers, lengths, opset_of, producers, tensor_types
+from .stripping import constant_tensor
 
 # The axis of an operator's output that its sums of products, or its classes, lie along.
 _LINEAR = {
-    "MatMul": -1,
-    "Gemm": -1,
-    "FusedMatMul": -1,
-    "FusedGemm": -1,
-    "MatMulInteger": -1,
-    "Conv": 1,
-    "FusedConv": 1,
-    "ConvTranspose": 1,
+    **dict.fromkeys(("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulInteger"), -1),
+    **dict.fromkeys(("Conv", "FusedConv", "ConvTranspose"), 1),
 }
 # Operators whose output has the axes of their first input, with values that keep their order.
 _KEEP = {
@@ -38,13 +33,7 @@ Axes = tuple[int | None, ...]  # of each axis of the output, which axis of the t
 
 
 def tail_of(model: ModelProto, name: str, rank: int) -> Tail:
-    """Walk back from an output to the operator that its values come from.
-
-    Args:
-        model: a float graph.
-        name: the output.
-        rank: how many axes it has.
-    """
+    """Walk back from an output of ``rank`` axes to the operator that its values come from."""
     return _Walk(model).back(name, tuple(range(rank)), rank)
 
 
@@ -57,7 +46,8 @@ class _Walk:
         self.makers = producers(model.graph)
         self.constants = initializers(model.graph)
         self.inputs = {value.name for value in model.graph.input}
-        self.shapes = _shapes(model)
+        types = tensor_types(_without_weights(model), data_prop=True)
+        self.shapes = {name: shape for name, tensor in types.items() if (shape := lengths(tensor)) is not None}
 
     def back(self, name: str, axes: Axes, rank: int) -> Tail:
         """Return where a tensor of `rank` axes comes from; `axes` says where those of the output lie in it."""
@@ -149,11 +139,7 @@ class _Walk:
         if removed is None:
             shape = self.shapes.get(node.input[0])
             removed = None if shape is None else [i for i, size in enumerate(shape) if size == 1]
-        if removed is None:
-            return None
-        before = rank + len(removed)
-        out = {axis % before for axis in removed}
-        return tuple(i for i in range(before) if i not in out), before
+        return _with_axes(removed, rank)
 
     def _unsqueeze(self, node: NodeProto, rank: int) -> tuple[Axes, int] | None:
         new = self._axes(node)
@@ -164,14 +150,7 @@ class _Walk:
         return tuple(None if i in added else next(numbers) for i in range(rank)), rank - len(added)
 
     def _reduce(self, node: NodeProto, rank: int) -> tuple[Axes, int] | None:
-        removed = self._axes(node)
-        if _int(node, "keepdims", 1):
-            return tuple(range(rank)), rank
-        if removed is None:
-            return None
-        before = rank + len(removed)
-        out = {axis % before for axis in removed}
-        return tuple(i for i in range(before) if i not in out), before
+        return (tuple(range(rank)), rank) if _int(node, "keepdims", 1) else _with_axes(self._axes(node), rank)
 
     def _gather(self, node: NodeProto, rank: int) -> tuple[Axes, int] | None:
         index = self._value(node.input[1])
@@ -197,26 +176,13 @@ class _Walk:
         return tuple(places), len(before)
 
     def _axes(self, node: NodeProto) -> list[int] | None:
-        """Return the axes that a node names, by attribute or by a constant input."""
-        listed = attribute(node, "axes")
-        if isinstance(listed, list):
-            return listed
-        value = self._value(node.input[1]) if len(node.input) > 1 and node.input[1] else None
-        return None if value is None else [int(axis) for axis in value.reshape(-1)]
+        return axes_of(node, self._value)
 
     def _value(self, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
         """Return a constant's value, or None."""
-        if name in self.constants:
-            return np.asarray(numpy_helper.to_array(self.constants[name]))
         node = self.makers.get(name)
-        if node is None or node.op_type != "Constant":
-            return None
-        for entry in node.attribute:
-            if entry.name == "value":
-                return np.asarray(numpy_helper.to_array(entry.t))
-            if entry.name in ("value_int", "value_float", "value_ints", "value_floats"):
-                return np.asarray(onnx.helper.get_attribute_value(entry))
-        return None
+        tensor = self.constants.get(name) if node is None else constant_tensor(node)
+        return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
 
     def _is_fixed(self, name: str) -> bool:
         """Whether a tensor is computed from constants alone."""
@@ -258,25 +224,18 @@ def _place(axes: Axes, axis: int) -> int | None:
     return axes.index(axis) if axis in axes else None
 
 
+def _with_axes(removed: Sequence[int] | None, rank: int) -> tuple[Axes, int] | None:
+    """Say where the axes that are left lay among those that a node removed; None where these are not known."""
+    if removed is None:
+        return None
+    before = rank + len(removed)
+    hidden = {axis % before for axis in removed}
+    return tuple(i for i in range(before) if i not in hidden), before
+
+
 def _int(node: NodeProto, name: str, default: int) -> int:
     value = attribute(node, name, default)
     return value if isinstance(value, int) else default
-
-
-def _shapes(model: ModelProto) -> dict[str, list[int | None]]:
-    """Return the shapes that are known, by tensor; None for sizes that are not."""
-    light = _without_weights(model)
-    try:
-        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    except Exception:  # operators of other domains, or what onnx cannot read: the shapes that are written remain
-        light = model
-    graph: GraphProto = light.graph
-    shapes: dict[str, list[int | None]] = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
-            dims = value.type.tensor_type.shape.dim
-            shapes[value.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
-    return shapes
 
 
 def _without_weights(model: ModelProto) -> ModelProto:

@@ -85,11 +85,8 @@ def run_onnx(
 ) -> Array:
     """Run an ONNX model over batches and return its first output, batches joined along the first axis.
 
-    Args:
-        model: a file or a model in memory.
-        feeds: one mapping from input name to array a batch; read one at a time.
-        provider: the execution provider that has to run it.
-        threads: intra-operator threads; all usable ones when not given.
+    A batch maps the names of inputs to arrays; they are read one at a time. Arguments for the session are those of
+    `session_of`.
 
     Raises:
         NotMeasuredError: the provider did not load.
@@ -114,7 +111,7 @@ def session_of(
     provider: str = CPU,
     threads: int | None = None,
 ) -> ort.InferenceSession:
-    """Open a session with explicit threads and no spinning, on the provider asked for and no other.
+    """Open a session with explicit threads, all usable ones by default, and no spinning, on this provider and no other.
 
     Raises:
         NotMeasuredError: the provider did not load.
@@ -128,7 +125,8 @@ def session_of(
     proto = _read(model)
     if proto is not None:
         _require_own_data(model, proto)
-    if provider == CPU and proto is not None and _has_half(proto):
+    stored = {tensor.data_type for tensor in proto.graph.initializer} if proto is not None else set()
+    if provider == CPU and TensorProto.FLOAT16 in stored:
         # Its last optimisation level, for data layouts, crashes on some fp16 graphs with attention.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if provider not in ort.get_available_providers():
@@ -158,10 +156,6 @@ def _require_own_data(model: str | Path | ModelProto, proto: ModelProto) -> None
         external_files(Path(model), proto)
     elif any(external_tensors(proto)):  # onnxruntime would look for them in the current folder
         raise UserError("the graph names other files for its data; load them into it first")
-
-
-def _has_half(proto: ModelProto) -> bool:
-    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in proto.graph.initializer)
 
 
 def first_line(error: BaseException) -> str:

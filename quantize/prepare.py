@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from distill.export.canonical import freeze_defaults
+from distill.errors import UserError
 from distill.export.graph import (
     add_constant,
     attribute,
@@ -24,10 +24,10 @@ from distill.export.graph import (
     remove_nodes,
     use_counts,
 )
-from distill.export.simplification import simplify
 
+from .float_graph import float_graph
 from .half.operands import element_types
-from .select import COMPUTE, is_depthwise
+from .select import COMPUTE, is_depthwise, output_axis
 
 _IMAGE_RANK = 4
 # As onnxruntime's quantiser reads them, by a weight's name.
@@ -39,12 +39,17 @@ def prepare(core: ModelProto, *, fold_norms: bool) -> ModelProto:
 
     With ``fold_norms``, a batch normalisation that no convolution could take in becomes a 1×1 depthwise convolution,
     which has an integer kernel; its weights are one number a channel, so per-channel int8 keeps them exactly.
+
+    Raises:
+        UserError: the graph is quantised already or too old, or a weight is NaN.
     """
-    model = simplify(core)
-    freeze_defaults(model)
+    model = float_graph(core, needs="and per-channel int8 needs 13 or newer")
+    floats = (tensor for tensor in core.graph.initializer if tensor.data_type == TensorProto.FLOAT)
+    if any(np.isnan(numpy_helper.to_array(tensor)).any() for tensor in floats):
+        raise UserError("model: some of its weights are NaN; train again, or load another checkpoint")
     if fold_norms:
         _norms_to_convolutions(model)
-    _name_and_unshare(model.graph)
+    _unshare(model.graph)
     _state_types(model)
     return model
 
@@ -74,9 +79,8 @@ def _norms_to_convolutions(model: ModelProto) -> None:
         weight = factor.astype(np.float32).reshape(-1, 1, 1, 1)
         bias = (shift - mean * factor).astype(np.float32)
         names = [add_constant(model.graph, f"{node.output[0]}_{part}", v) for part, v in (("w", weight), ("b", bias))]
-        twin = helper.make_node(
-            "Conv", [node.input[0], *names], list(node.output), group=len(weight), kernel_shape=[1, 1]
-        )
+        inputs, outputs = [node.input[0], *names], list(node.output)
+        twin = helper.make_node("Conv", inputs, outputs, node.name, group=len(weight), kernel_shape=[1, 1])
         node.CopyFrom(twin)
 
 
@@ -123,13 +127,10 @@ def products_to_gemm(model: ModelProto, keep_float: Collection[str] = ()) -> Non
     remove_nodes(graph, sums)
 
 
-def _name_and_unshare(graph: GraphProto) -> None:
-    """Name every node, and give each product weights and a bias that nothing else reads: it may be scaled."""
+def _unshare(graph: GraphProto) -> None:
+    """Give each product weights and a bias that nothing else reads: it may be scaled."""
     constants, used = initializers(graph), use_counts(graph)
-    for number, node in enumerate(graph.node):
-        node.name = f"n{number}"
-        if operator(node) not in COMPUTE:
-            continue
+    for node in [node for node in graph.node if operator(node) in COMPUTE]:
         for index in range(1, len(node.input)):
             name = node.input[index]
             if name in constants and used[name] > 1:
@@ -142,13 +143,8 @@ def weight_overrides(graph: GraphProto, names: Collection[str], *, per_channel: 
 
     Output channels without any weight get the scale of their layer: the quantiser would take 1, and their bias, which
     is all that they have, would be rounded to multiples of the input's scale. Depthwise convolutions keep 8 bits where
-    other weights are reduced to 7: their kernel adds in 32 bits on every processor.
-
-    Args:
-        graph: the float graph.
-        names: of the nodes that become integer kernels.
-        per_channel: whether each output channel has a scale of its own.
-        reduce_range: whether weights keep to 7 bits.
+    other weights are reduced to 7: their kernel adds in 32 bits on every processor. ``names`` are those of the nodes
+    that become integer kernels.
     """
     constants = initializers(graph)
     overrides: Overrides = {}
@@ -158,10 +154,9 @@ def weight_overrides(graph: GraphProto, names: Collection[str], *, per_channel: 
         wide: dict[str, np.float32 | int] = {}
         if reduce_range and is_depthwise(node, constants):
             wide["reduce_range"] = False
-        axis = 0 if operator(node) == "Conv" or attribute(node, "transB", 0) else 1
-        limits = (
-            _limits_of_dead_channels(numpy_helper.to_array(constants[node.input[1]]), axis) if per_channel else None
-        )
+        axis = output_axis(node)
+        weight = numpy_helper.to_array(constants[node.input[1]])
+        limits = _limits_of_dead_channels(weight, axis) if per_channel else None
         if limits is not None:
             overrides[node.input[1]] = [
                 {"axis": axis, "rmin": np.float32(-limit), "rmax": np.float32(limit), **wide} for limit in limits

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto
 
 from distill.export.graph import all_graphs, attribute, consumers, initializers, operator, output_names, producers
 
 # What a network spends its time on.
 COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
 # Operators with an integer kernel that is worth having once their inputs are integers anyway.
-ELEMENTWISE = frozenset({"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "GlobalAveragePool", "AveragePool"})
+ELEMENTWISE = frozenset(
+    {"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "GlobalAveragePool", "AveragePool", "Concat"}
+)
 # Operators that move values, whatever type these have; only the first input is data.
 MOVERS = frozenset(
     {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Resize", "Gather"}
 )
-_JOINERS = frozenset({"Concat"})
 _RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu"})
-QUANTIZED_OPERATORS = frozenset({*COMPUTE, *ELEMENTWISE, *MOVERS, *_JOINERS})
-_INTEGER_OPERATORS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+QUANTIZED_OPERATORS = frozenset({*COMPUTE, *ELEMENTWISE, *MOVERS})
 
 
 def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = (), float_biases: bool = False) -> list[NodeProto]:
@@ -28,12 +28,8 @@ def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = (), float_b
 
     An addition, a pool or a move follows its inputs: it is chosen where every activation that it reads comes from a
     chosen node, so that no value is rounded only to be dequantised again. Normalisation, softmax and other
-    functions stay float.
-
-    Args:
-        graph: a float graph in topological order.
-        keep_float: names of outputs whose nodes stay float, whatever they are.
-        float_biases: whether no sum with a constant is chosen: TensorRT adds biases in float, before it rounds.
+    functions stay float, and so do nodes whose outputs are in ``keep_float``. With ``float_biases`` no sum with a
+    constant is chosen: TensorRT adds biases in float, before it rounds.
     """
     constants = initializers(graph)
     integers = _borders(graph, constants, keep_float)
@@ -107,7 +103,7 @@ def _wanted(node: NodeProto, constants: dict[str, TensorProto], integers: set[st
         return _computes(node, constants)
     if operator(node) in MOVERS:
         return node.input[0] in integers
-    if operator(node) in ELEMENTWISE or operator(node) in _JOINERS:
+    if operator(node) in ELEMENTWISE:
         data = node.input[:1] if operator(node) == "Clip" else node.input
         activations = [name for name in data if name and name not in constants]
         return bool(activations) and all(name in integers for name in activations)
@@ -142,28 +138,12 @@ def is_depthwise(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     return weight is not None and weight.dims[1] == 1 and attribute(node, "group", 1) == weight.dims[0]
 
 
+def output_axis(node: NodeProto, rank: int = 2) -> int:
+    """Return the axis of a layer's weights that its output channels lie along."""
+    return 0 if operator(node) == "Conv" or attribute(node, "transB", 0) else rank - 1
+
+
 def count_float(graph: GraphProto, chosen: Collection[str]) -> Counter[str]:
     """Count by kind the nodes that compute and were not chosen; ``chosen`` holds node names."""
     constants = initializers(graph)
     return Counter(operator(n) for n in graph.node if is_compute(n, constants) and n.name not in chosen)
-
-
-def float_tensors(graph: GraphProto, chosen: list[NodeProto], floats: Collection[str]) -> list[str]:
-    """Name, in order, the activations that the chosen nodes read and write and that hold floats."""
-    constants = initializers(graph)
-    names = dict.fromkeys(name for node in chosen for name in (*node.input, *node.output))
-    return [name for name in names if name and name not in constants and name in floats]
-
-
-def why_not_quantizable(proto: ModelProto) -> str | None:
-    """Say why a graph cannot be the start of a quantisation: it is quantised already, or partly fp16; else None."""
-    operators = {node.op_type for node in proto.graph.node}
-    integer = sorted(
-        o for o in operators if o in _INTEGER_OPERATORS or o.startswith("QLinear") or o.endswith("Integer")
-    )
-    if integer:
-        return f"it is quantised already, or has preprocessing in front (it has {', '.join(integer)})"
-    types = {tensor.data_type for tensor in proto.graph.initializer}
-    if types & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
-        return "its weights are 16-bit floats already"
-    return None

@@ -8,34 +8,26 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.graph import copy_of, initializers, operator, opset_of, producers, sort_nodes
+from distill.export.graph import copy_of, initializers, operator, producers, sort_nodes
 from distill.export.stripping import strip
 from distill.types import Feed, Progress
 
 from .bias import correct_biases, rounded_weights
 from .calibrate import calibrate, twice
 from .executed import fuses_here, unfused_nodes
+from .float_graph import silent
 from .ladder import REPAIRS
-from .logs import silent
 from .pairs import free_float_readers
 from .prepare import prepare, products_to_gemm, weight_overrides
 from .record import QuantizeRecord
-from .select import (
-    COMPUTE,
-    QUANTIZED_OPERATORS,
-    count_float,
-    float_tensors,
-    select_nodes,
-    why_not_quantizable,
-)
+from .select import COMPUTE, QUANTIZED_OPERATORS, count_float, select_nodes
 from .settings import QuantizeSettings
-from .tables import narrow_tables
+from .weights import narrow_tables
 
-_MIN_OPSET = 13  # the first with per-channel DequantizeLinear
 _FEW_SAMPLES = 100
 
 
@@ -103,7 +95,6 @@ def calibrate_graph(
 
     Raises what `quantize_onnx` raises.
     """
-    _check(core)
     model = prepare(core, fold_norms=not target.symmetric)
     for repair in REPAIRS.values():
         if repair.rewrite is not None:
@@ -114,8 +105,9 @@ def calibrate_graph(
     if not any(operator(node) in COMPUTE for node in chosen):
         raise UserError("model: it has no Conv, Gemm or MatMul with constant weights, so there is nothing to quantise")
     inferred = onnx.shape_inference.infer_shapes(model)
-    tensors = float_tensors(model.graph, chosen, _float_names(inferred.graph))
-    ranges, samples = calibrate(model, tensors, calibration, settings, progress=progress)
+    ranges, samples = calibrate(
+        model, _float_activations(inferred.graph, chosen), calibration, settings, progress=progress
+    )
     return CalibratedGraph(inferred, tuple(node.name for node in chosen), ranges, samples, target, calibration)
 
 
@@ -213,25 +205,12 @@ def resolve(settings: QuantizeSettings, target: Target) -> tuple[str, bool]:
     return scheme, bool(reduce_range)
 
 
-def _check(core: ModelProto) -> None:
-    reason = why_not_quantizable(core)
-    if reason is not None:
-        raise UserError(f"model: {reason}; quantise the float32 export instead")
-    if opset_of(core) < _MIN_OPSET:
-        raise UserError(
-            f"model: opset {opset_of(core)}, and per-channel int8 needs {_MIN_OPSET} or newer; export again"
-        )
-    if any(_has_nan(tensor) for tensor in core.graph.initializer):
-        raise UserError("model: some of its weights are NaN; train again, or load another checkpoint")
-
-
-def _has_nan(tensor: TensorProto) -> bool:
-    return tensor.data_type == TensorProto.FLOAT and bool(np.isnan(numpy_helper.to_array(tensor)).any())
-
-
-def _float_names(graph: GraphProto) -> set[str]:
-    values = (*graph.input, *graph.output, *graph.value_info)
-    return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+def _float_activations(graph: GraphProto, nodes: Iterable[NodeProto]) -> list[str]:
+    """Name, in order, the activations that nodes read and write and that hold floats."""
+    values, constants = (*graph.input, *graph.output, *graph.value_info), initializers(graph)
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    names = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output))
+    return [name for name in names if name in floats and name not in constants]
 
 
 def _insert_pairs(graph: CalibratedGraph, settings: QuantizeSettings, names: list[str]) -> ModelProto:

@@ -147,7 +147,7 @@ def test_what_cannot_be_written_is_told_before_and_nothing_is_touched(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for began in ("distill.verbs.bench_command.bench", "distill.single_stage.quantize_model.choose"):
+    for began in ("distill.verbs.bench_tasks.bench", "distill.single_stage.quantize_model.choose"):
         monkeypatch.setattr(began, lambda *_, **__: pytest.fail("began to work"))
     Path("folder").mkdir()
     Path("kept").write_text("mine")

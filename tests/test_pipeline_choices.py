@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,7 @@ def test_a_pruned_student_that_misses_by_less_is_not_undone(variant: Variant, tm
 )
 def test_the_nearest_ships(
     variant: Variant,
+    finished: Finished,
     drops: dict[str, float],
     kept: set[str],
     final: str,
@@ -199,6 +201,7 @@ def test_the_nearest_ships(
     for name in ("prune", "quantize"):
         assert done.result.stage(name).detail.decision.kept is (name in kept)
     assert done.result.decisions["ship"]["final"] == final
+    shutil.copytree(finished.folder, tmp_path / "again")
     again = run_quietly(done.config, tmp_path / "again", decisions=done.folder / "run.json")
     assert again.result.final == final
     assert statuses(again) == statuses(done)

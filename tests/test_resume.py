@@ -20,10 +20,11 @@ from distill.runtime.records import RunResult
 COMMAND = """
 import os, signal, sys
 from fnmatch import fnmatch
-from distill import pipeline, training
+from distill import pipeline
 from distill.cli import main
+from distill.training import loop
 
-training.SAVE_EVERY_S = 0.0
+loop.SAVE_EVERY_S = 0.0
 pipeline.usable_threads = lambda: 1
 pattern, left = os.environ.get("DIES_AT", ""), int(os.environ.get("DIES_AT_THE_NTH", "1"))
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from distill.models import load_weights
 from distill.prune import load, save
+from distill.references.weights import load_weights
 from distill.state import load_state
 
 

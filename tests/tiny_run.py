@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from distill.intervals import Estimate
-from distill.runtime.budget import Standing, limited, standing
+from distill.runtime.budget import Figures, Standing, limited, standing
 
 if TYPE_CHECKING:
     from distill.runtime.records import RunResult
@@ -211,14 +211,16 @@ def write_yaml(path: Path, config: Config) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class BudgetFile:
-    """The figures of a file that a budget may limit."""
-
-    drop: Estimate | None = None
-    p50_s: float | None = None
-    file_bytes: int | None = None
-    memory_bytes: int | None = None
+def budget_figures(
+    drop: Estimate | None, p50_s: float | None = None, file_bytes: int | None = None, memory_bytes: int | None = None
+) -> Figures:
+    """Return the figures of a file that a budget may limit."""
+    return {
+        "drop": lambda: drop,
+        "latency": lambda: p50_s,
+        "size": lambda: file_bytes,
+        "memory": lambda: memory_bytes,
+    }
 
 
 def budget_standing(
@@ -226,4 +228,4 @@ def budget_standing(
 ) -> Standing:
     """Return how a file of this drop and latency stands to a budget of these limits."""
     budget = limited({"drop": max_drop, "latency": max_latency_s})
-    return standing(budget, BudgetFile(Estimate(drop, drop, drop), p50_s))
+    return standing(budget, budget_figures(Estimate(drop, drop, drop), p50_s))

@@ -11,7 +11,7 @@ from torch import nn
 from distill.config.layers import read_layers
 from distill.config.loading import RunConfig, checked, to_dict
 from distill.references.objects import reference_to
-from distill.tasks.from_python import as_function
+from distill.tasks.hooks import as_function
 
 FIELDS = {"teacher": "teacher", "student": "student", "data": "data", "metric": "data.metric"}
 

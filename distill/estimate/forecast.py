@@ -144,17 +144,13 @@ def _teacher(config: RunConfig, task: Task, device: torch.device) -> Cost:
     # A teacher that is only pruned is trained too: with the settings of the distillation.
     chosen: TrainSettings = settings if trained or config.distill is None else config.distill
     steps = trained or (recovers == "teacher" and config.prune is not None)
-    return measure_cost(model, task, _plain(chosen), device, "teacher", steps=steps)
+    return measure_cost(model, task, chosen, device, "teacher", steps=steps)
 
 
 def _student(config: RunConfig, task: Task, device: torch.device) -> Cost:
     assert isinstance(config.student, ModelSettings) and config.distill is not None
     model = Recipe(config.student.model, dict(config.student.args), "student", config.seed).build(task)
-    return measure_cost(model, task, _plain(config.distill), device, "student", steps=True)
-
-
-def _plain(settings: TrainSettings) -> TrainSettings:
-    return TrainSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainSettings)})
+    return measure_cost(model, task, config.distill, device, "student", steps=True)
 
 
 def _stages(

@@ -41,22 +41,21 @@ def package(name: str) -> Any:
         raise UserError(f"{name} does not load ({cause(error)}){mend}") from error
 
 
-def _timm(name: str, arguments: Arguments) -> Any:
+def _timm(name: str, /, **arguments: Any) -> Any:
     timm = package("timm")
     _require("timm", name.split(".")[0], timm.list_models())
     return timm.create_model(name, **arguments)
 
 
-def _torchvision(name: str, arguments: Arguments) -> Any:
+def _torchvision(name: str, /, **arguments: Any) -> Any:
     models = package("torchvision").models
     _require("torchvision", name, models.list_models())
     return models.get_model(name, **arguments)
 
 
-def _transformers(name: str, arguments: Arguments) -> Any:
+def _transformers(name: str, /, pretrained: bool = False, **settings: Any) -> Any:
     """Build a classifier of sequences, or of images where the family has no other."""
     library = package("transformers")
-    settings = {key: value for key, value in arguments.items() if key != "pretrained"}
     if name in library.CONFIG_MAPPING:
         settings.pop("model_type", None)
         config = library.AutoConfig.for_model(name, **settings)
@@ -73,16 +72,11 @@ def _transformers(name: str, arguments: Arguments) -> Any:
         (library.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, library.AutoModelForImageClassification),
     ):
         if type(config) in mapping:
-            pretrained = arguments.get("pretrained", False)
             return auto.from_pretrained(name, config=config) if pretrained else auto.from_config(config)
     raise UserError("transformers has no classifier of this family; name a function of your own that makes it")
 
 
-LIBRARIES: dict[str, Callable[[str, Arguments], Any]] = {
-    "timm": _timm,
-    "torchvision": _torchvision,
-    "transformers": _transformers,
-}
+LIBRARIES: dict[str, Callable[..., Any]] = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
 
 
 def _require(library: str, name: str, names: Iterable[str]) -> None:

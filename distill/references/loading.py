@@ -200,17 +200,10 @@ def _import(run: Callable[[], Any], subject: str, wanted: str = "") -> Any:
 
 
 def _already_loaded(path: Path) -> ModuleType | None:
-    for module in list(sys.modules.values()):
-        file = _file_of(module)
-        # __main__ too would match, but its `if __name__` part has run: load it anew.
-        if (
-            file
-            and getattr(module, "__name__", "") != "__main__"
-            and Path(file).name == path.name
-            and (Path(file).resolve() == path)
-        ):
-            return module
-    return None
+    # __main__ too would match, but its `if __name__` part has run: load it anew.
+    modules = [module for module in list(sys.modules.values()) if getattr(module, "__name__", "") != "__main__"]
+    same_name = [module for module in modules if Path(_file_of(module) or "").name == path.name]
+    return next((module for module in same_name if _same(module, str(path))), None)
 
 
 def _module_name(path: Path) -> str:

@@ -127,12 +127,8 @@ def _factory(
             names = f" Built in: {', '.join(builtin)}; or" if builtin else " Write"
             raise UserError(f"{subject}: no such model{hint}{names} {FORMS}")
         if kind in LIBRARIES:
-            return partial(_of_library, LIBRARIES[kind], name)
+            return partial(LIBRARIES[kind], name)
     return load_reference(reference, field=field)
-
-
-def _of_library(library: Callable[[str, Arguments], Any], name: str, /, **arguments: Any) -> Any:
-    return library(name, arguments)
 
 
 def _from_task(reference: object, factory: Callable[..., Any], facts: Arguments) -> Arguments:

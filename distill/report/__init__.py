@@ -61,7 +61,6 @@ def write_reports(result: RunResult, folder: str | Path) -> tuple[Path, Path]:
 
     Raises:
         UserError: the folder cannot be written, or the disk is full; what was there before is still there.
-
     """
     place = Path(folder)
     return _write(place / "report.md", markdown(result)), _write(place / "report.html", html(result))

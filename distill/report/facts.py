@@ -44,6 +44,12 @@ def timing(stage: StageRecord | None, batch: int | None) -> StageLatency | None:
     return next((latency for latency in stage.latency if latency.batch == batch), None) if stage else None
 
 
+def latency_limit(result: RunResult) -> float | None:
+    """Return the latency budget in seconds; None where none was set."""
+    benchmark = result.config.get("benchmark")
+    return units.number(benchmark.get("max_latency_s")) if isinstance(benchmark, Mapping) else None
+
+
 def quality_of(quality: Quality | None, metric: str) -> tuple[str, str]:
     """Return a metric's value and its interval in brackets; `DASH` and nothing when it was not measured."""
     estimate = quality.metrics.get(metric) if quality else None

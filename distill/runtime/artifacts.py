@@ -140,7 +140,12 @@ def load_model(folder: Path, task: Task, recipe: Recipe) -> nn.Module:
 
 def example(task: Task) -> Inputs:
     """Return the inputs of two samples, as the model's own arguments."""
-    args, kwargs = task.inputs(_few(task))
+    return model_inputs(task, _few(task))
+
+
+def model_inputs(task: Task, batch: Batch) -> Inputs:
+    """Return a batch as the model's own arguments, behind the task's preprocessing."""
+    args, kwargs = task.inputs(batch)
     if task.module_preprocess is not None:
         with torch.no_grad():
             args, kwargs = as_inputs(task.module_preprocess(*args, **kwargs))

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from distill.benchmarks import units
 from distill.intervals import Estimate
@@ -29,28 +29,11 @@ class Timed:
         return next(iter(self.speedups.values()))
 
 
-class Measurable(Protocol):
-    """A file that may ship. A property is read only where its limit is set, since timing takes seconds."""
+Figures = Mapping[str, Callable[[], Estimate | Drop | float | None]]
+"""What measures a file on each axis of the budget; None where that is not at hand.
 
-    @property
-    def drop(self) -> Estimate | Drop | None:
-        """How much less accurate than the teacher it is, as a fraction."""
-        ...
-
-    @property
-    def p50_s(self) -> float | None:
-        """The median of its latency at the first batch size; None where the target is not at hand."""
-        ...
-
-    @property
-    def file_bytes(self) -> int | None:
-        """Its size."""
-        ...
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """The most memory that a session with it takes; None where that was not measured."""
-        ...
+Called only where the axis has a limit, since timing takes seconds.
+"""
 
 
 def verdict(figure: Estimate | Drop, limit: float) -> Verdict:
@@ -67,7 +50,6 @@ class Constraint:
         noun: what the figure is called in a sentence.
         field: of the configuration, which sets the limit.
         write: writes a figure with its unit.
-        measure: reads the figure of a file; None where it could not be measured.
         firm: a stage that meets this limit is never undone for the sake of another, as no later stage wins it back.
         limit: the most that the figure may be.
     """
@@ -76,13 +58,17 @@ class Constraint:
     noun: str
     field: str
     write: Callable[[float], str]
-    measure: Callable[[Measurable], Estimate | Drop | None]
     firm: bool = False
     limit: float = math.inf
 
-    def verdict(self, file: Measurable) -> Verdict:
+    def figure(self, figures: Figures) -> Estimate | Drop | None:
+        """Measure a file on this axis."""
+        value = figures[self.name]() if self.name in figures else None
+        return Estimate(value, value, value) if isinstance(value, int | float) else value
+
+    def verdict(self, figures: Figures) -> Verdict:
         """Judge a file by the interval of its figure; unresolved where there is none."""
-        figure = self.measure(file)
+        figure = self.figure(figures)
         return "unresolved" if figure is None else verdict(figure, self.limit)
 
     def limit_in(self, config: object) -> float | None:
@@ -92,15 +78,11 @@ class Constraint:
         return config if isinstance(config, int | float) else None
 
 
-def _exact(figure: float | None) -> Estimate | None:
-    return None if figure is None else Estimate(figure, figure, figure)
-
-
 BUDGET = (
-    Constraint("drop", "validation drop", "max_drop", units.points, lambda file: file.drop, firm=True),
-    Constraint("latency", "p50", "benchmark.max_latency_s", units.duration, lambda file: _exact(file.p50_s)),
-    Constraint("size", "file size", "max_file_bytes", units.size, lambda file: _exact(file.file_bytes)),
-    Constraint("memory", "peak memory", "max_memory_bytes", units.size, lambda file: _exact(file.memory_bytes)),
+    Constraint("drop", "validation drop", "max_drop", units.points, firm=True),
+    Constraint("latency", "p50", "benchmark.max_latency_s", units.duration),
+    Constraint("size", "file size", "max_file_bytes", units.size),
+    Constraint("memory", "peak memory", "max_memory_bytes", units.size),
 )
 """Every axis that a budget may have, in the order in which they are told."""
 
@@ -170,10 +152,10 @@ class Standing:
         return "; ".join(str(reading) for reading in self.missed or self.readings)
 
 
-def standing(budget: Sequence[Constraint], file: Measurable) -> Standing:
+def standing(budget: Sequence[Constraint], figures: Figures) -> Standing:
     """Return how a file stands to the budget; figures that nothing limits are not measured."""
-    figures = [(constraint, constraint.measure(file)) for constraint in budget]
-    return Standing(tuple(Reading(constraint, figure.value) for constraint, figure in figures if figure is not None))
+    measured = [(constraint, constraint.figure(figures)) for constraint in budget]
+    return Standing(tuple(Reading(constraint, figure.value) for constraint, figure in measured if figure is not None))
 
 
 def nearest(standings: Mapping[str, Standing], chosen: str) -> str:

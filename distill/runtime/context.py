@@ -32,8 +32,8 @@ from distill.export import run_onnx
 from distill.export.settings import ExportSettings
 from distill.intervals import Estimate
 from distill.runtime.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
-from distill.runtime.budget import Constraint, Timed, budget_of
-from distill.runtime.facts import Drop, Quality, StageLatency
+from distill.runtime.budget import Constraint, Figures, Timed, budget_of
+from distill.runtime.facts import Quality, StageLatency
 from distill.runtime.folder import RunFolder, digest, sources, versions
 from distill.runtime.quality import quality, weak_evidence, weak_splits
 from distill.sealed import sealed_array
@@ -88,9 +88,11 @@ class Context:
         return [fingerprint(), versions(), sources("distill.benchmarks")]
 
     def key(self, *parts: Any, modules: tuple[str, ...]) -> str:
-        """Return a stage's key: settings, inputs, the sources that make it, versions, and the data."""
+        """Return a stage's key: settings, inputs, how graphs are exported, the sources that make it, versions, data."""
         ours = [f"distill.{name}" for name in ("tasks", "models", "export", "runtime.artifacts", "runtime.facts")]
-        return digest(parts, sources(*ours, *modules), versions(), self.data_key, str(self.device.type))
+        # What else has to load the packed file does not change a graph.
+        export = dataclasses.asdict(self.export) | {"load_with": None}
+        return digest(parts, export, sources(*ours, *modules), versions(), self.data_key, self.device.type)
 
     # Judging -------------------------------------------------------------------------------------------------------
 
@@ -128,6 +130,14 @@ class Context:
             limit=self.config.max_drop,
             seed=self.config.seed,
         )
+
+    def figures(self, path: Path, teacher: Path) -> Figures:
+        """Return what measures a file that may ship: on validation data, and at the target's first batch size."""
+        return {
+            "drop": lambda: self.quality(path, "validation", teacher).drop,
+            "latency": lambda: next((row.p50_s for row in self.latency(path, teacher)[0]), None),
+            "size": lambda: path.stat().st_size,
+        }
 
     def weak_evidence(self, path: Path, teacher: Path | None, name: str) -> tuple[str, ...]:
         """Say why what was found of a file proves little, on validation or test."""
@@ -240,36 +250,6 @@ class Context:
         data = self.task.data["validation"]
         index = torch.arange(batch) % len(data)
         return shipped_feed(self.task, data.fetch(index, None), graph_inputs(path))
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A file that may ship, judged on validation data and timed on the target."""
-
-    ctx: Context
-    path: Path
-    teacher: Path
-
-    @property
-    def drop(self) -> Drop | None:
-        """Its drop from the teacher."""
-        return self.ctx.quality(self.path, "validation", self.teacher).drop
-
-    @property
-    def p50_s(self) -> float | None:
-        """Its median at the first batch size; None where the target is not at hand."""
-        rows, _ = self.ctx.latency(self.path, self.teacher)
-        return rows[0].p50_s if rows else None
-
-    @property
-    def file_bytes(self) -> int:
-        """Its size."""
-        return self.path.stat().st_size
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """None: nothing measures it yet."""
-        return None
 
 
 @dataclass(frozen=True)

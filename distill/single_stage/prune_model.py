@@ -25,17 +25,15 @@ from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
 from distill.rendering.html import html
 from distill.rendering.markdown import markdown
+from distill.single_stage.inputs import Inputs, built, logits_in, logits_of, made_up, named_inputs, told_of
 from distill.single_stage.options import ModuleLike, PruneOptions, shown, typed
 from distill.single_stage.pruning import remarks
-from distill.single_stage.pruning.folder import RECORD, require_place
-from distill.single_stage.pruning.outcome import Latency, Outcome
-from distill.single_stage.pruning.recovery import Recovery
+from distill.single_stage.pruning.outcome import RECORD, Latency, Outcome, require_place
 from distill.single_stage.pruning.report import document
 from distill.single_stage.pruning.request import PruneRequest, read_request
-from distill.single_stage.pruning.rows import JudgedRows, Samples, read_samples
+from distill.single_stage.pruning.rows import JudgedRows, Recovery, Samples, read_samples
 from distill.single_stage.pruning.shipping import Shipping
-from distill.single_stage.pruning.source import Inputs, built, logits_in, logits_of, made_up, named_inputs, told_of
-from distill.tasks.rows import moved, on
+from distill.tasks.rows import moved
 from distill.tasks.sources import cache_folder
 from distill.types import Progress
 
@@ -204,7 +202,7 @@ def _prune(start: _Start, *, timed: bool) -> tuple[nn.Module, PruneRecord]:
     if start.recovery is not None:
         task = start.recovery.task
         shuffled = task.batches(options.batch_size, options.seed)
-        batches = [on(batch, device) for batch in islice(shuffled, settings.batches)]
+        batches = [moved(batch, device) for batch in islice(shuffled, settings.batches)]
         loss, recover = task.loss_of, partial(_between, options, start.recovery)
     prune = partial(
         prune_channels,

@@ -25,19 +25,17 @@ from distill.intervals import Estimate
 from distill.places import require_apart, require_places, write_output
 from distill.quantize.choose import FLOAT, Candidate, Choice, Precision, choose, decide
 from distill.quantize.repair import Loss
-from distill.quantize.sensitivity import sensitivities
+from distill.quantize.sensitivity import saved_seconds, sensitivities
 from distill.quantize.settings import CALIBRATIONS, QuantizeSettings
 from distill.quantize.static import calibrate_graph
-from distill.quantize.timing import saved_seconds
 from distill.single_stage.graph_rows import GraphRows, inputs_of, part_rows
+from distill.single_stage.inputs import built, parameters_of
 from distill.single_stage.judge import AnswerSettings, GraphJudge
 from distill.single_stage.options import GraphLike, QuantizeOptions, Rows, require_bounds, shown
-from distill.single_stage.pruning.source import built, parameters_of
 from distill.single_stage.quantizing import remarks
 from distill.single_stage.quantizing.plot import sensitivity_svg
-from distill.single_stage.quantizing.report import kept_float
+from distill.single_stage.quantizing.report import kept_float, to_json
 from distill.single_stage.quantizing.source import export_callable, export_module, read_graph
-from distill.single_stage.quantizing.tried import to_json
 from distill.tasks.rows import read_rows
 from distill.types import Array, Progress
 

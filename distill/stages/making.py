@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,14 @@ from distill.benchmarks import usable_threads
 from distill.config.loading import TeacherSettings
 from distill.distillation.settings import DistillSettings
 from distill.documents import plain, read_as
-from distill.prune import Counts, count
-from distill.runtime.artifacts import (
-    Artifact,
-    Recipe,
-    example,
-    load_model,
-    save_model,
-    write_onnx,
-)
+from distill.prune import count
+from distill.runtime.artifacts import Artifact, Recipe, example, load_model, model_inputs, save_model, write_onnx
 from distill.runtime.context import Context
-from distill.runtime.facts import StageFacts
+from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.folder import damaged
 from distill.state import hash_tensors
 from distill.tasks.base import Inputs
 from distill.training.batches import shuffled
-from distill.training.forward import as_inputs
 from distill.training.lesson import Lesson
 from distill.training.loop import TrainRecord, fit
 from distill.training.settings import TrainSettings
@@ -83,14 +75,16 @@ def make_stage(
     return StageResult(Artifact(name[3:], folder, recipe, model), facts, reused)
 
 
-def write_model(ctx: Context, folder: Path, model: nn.Module, recipe: Recipe) -> Counts:
-    """Write weights, architecture and graphs; return what counts the model."""
+def write_model(
+    ctx: Context, folder: Path, model: nn.Module, recipe: Recipe, detail: Detail, warnings: tuple[str, ...] = ()
+) -> StageFacts:
+    """Write weights, architecture and graphs; return the facts of the stage, the model's size among them."""
     ctx.console.progress(f"exporting {folder.name.split('-')[1]}", 0, 1)
     save_model(folder, model, recipe)
     write_onnx(folder, model, ctx.task, ctx.export)
     counts = count(model, *example(ctx.task))
     ctx.console.progress(f"exporting {folder.name.split('-')[1]}", 1, 1)
-    return counts
+    return StageFacts(counts.parameters, counts.macs, warnings=warnings, detail=detail)
 
 
 def fit_here(
@@ -122,11 +116,6 @@ def train_settings(settings: TeacherSettings | DistillSettings) -> TrainSettings
     return TrainSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainSettings)})
 
 
-def export_settings(ctx: Context) -> Mapping[str, object]:
-    """Return the settings that decide the exported graph; what else has to load the packed file does not."""
-    return {name: value for name, value in dataclasses.asdict(ctx.export).items() if name != "load_with"}
-
-
 def code_of(model: nn.Module) -> str:
     """Return a hash of the source files that a model's classes come from, torch's own left out."""
     files = set()
@@ -147,11 +136,7 @@ def state_hash(model: nn.Module) -> str:
     return hash_tensors(model.state_dict())[:16]
 
 
-def model_inputs(ctx: Context, size: int) -> Iterator[Inputs]:
+def training_inputs(ctx: Context, size: int) -> Iterator[Inputs]:
     """Yield the model's own arguments for augmented training batches."""
-    for _, batch in shuffled(ctx.task.data["train"], size, seed=ctx.config.seed, epoch=1, view=1):
-        args, kwargs = ctx.task.inputs(batch)
-        if ctx.task.module_preprocess is not None:
-            with torch.no_grad():
-                args, kwargs = as_inputs(ctx.task.module_preprocess(*args, **kwargs))
-        yield args, kwargs
+    numbered = shuffled(ctx.task.data["train"], size, seed=ctx.config.seed, epoch=1, view=1)
+    return (model_inputs(ctx.task, batch) for _, batch in numbered)

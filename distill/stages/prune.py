@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from distill.config.loading import PruneSection
 from distill.distillation.settings import DistillSettings
 from distill.prune import prune_channels, recalibrate
-from distill.prune.settings import PruneSettings
 from distill.quantize import quantize as quantize_graph
 from distill.runtime.artifacts import (
     Artifact,
@@ -33,11 +32,9 @@ from distill.runtime.timing import Shipped
 from distill.stages.making import (
     TRAINING,
     StageResult,
-    export_settings,
     fit_here,
     make_stage,
-    model_inputs,
-    train_settings,
+    training_inputs,
     write_model,
 )
 from distill.stages.student import lesson_of
@@ -54,12 +51,11 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
     settings = ctx.config.prune
     assert settings is not None and base.model is not None
     distillation = ctx.config.distill or DistillSettings()
-    recovery = dataclasses.replace(
-        train_settings(distillation), epochs=max(1, settings.epochs), learning_rate=settings.learning_rate
-    )
+    epochs, rate = max(1, settings.epochs), settings.learning_rate
+    recovery: TrainSettings = dataclasses.replace(distillation, epochs=epochs, learning_rate=rate)
     timed = settings.goal.needs_timing
     decided = ctx.replay.get(WIDTHS) if timed else None
-    parts = (dataclasses.asdict(settings), dataclasses.asdict(distillation), ctx.config.seed, export_settings(ctx))
+    parts = (dataclasses.asdict(settings), dataclasses.asdict(distillation), ctx.config.seed)
     inputs = (weights_hash(base.folder), weights_hash(taught_by.folder))
     # What was measured decides only where a speed is asked for.
     measured = (ctx.target.facts(), _number_format(ctx), decided or ctx.measured_with) if timed else ()
@@ -71,7 +67,7 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
         with closing(shipped(ctx)) if timed and decided is None else nullcontext() as timer:
             narrow, record = prune_channels(
                 base.model,
-                PruneSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(PruneSettings)}),
+                settings,
                 example=example(ctx.task),
                 batches=_numbered(ctx, recovery.batch_size, settings.batches),
                 loss=partial(_distillation_loss, ctx.task, lesson),
@@ -84,7 +80,7 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
             )
         detail = Detail(widths=record.widths, pruning=record)
         if record.macs_after < record.macs_before:
-            narrow = recalibrate(narrow, model_inputs(ctx, recovery.batch_size))
+            narrow = recalibrate(narrow, training_inputs(ctx, recovery.batch_size))
         if settings.epochs:
             narrow, trained = fit_here(
                 ctx,
@@ -97,8 +93,7 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
                 checkpoint=folder / CHECKPOINT,
             )
             detail = detail.trained(trained)
-        counts = write_model(ctx, folder, narrow, base.recipe)
-        return StageFacts(counts.parameters, counts.macs, warnings=record.warnings, detail=detail)
+        return write_model(ctx, folder, narrow, base.recipe, detail, record.warnings)
 
     return make_stage(ctx, "04-prune", key, build, base.recipe)
 
@@ -112,7 +107,7 @@ def _between(
     step: int,
 ) -> nn.Module:
     """Recalibrate and distill a little between two steps of pruning."""
-    narrow = recalibrate(narrow, model_inputs(ctx, recovery.batch_size))
+    narrow = recalibrate(narrow, training_inputs(ctx, recovery.batch_size))
     if not settings.between:
         return narrow
     trained, _ = fit_here(

@@ -29,7 +29,7 @@ from distill.runtime.artifacts import (
 )
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, Quantization, StageFacts
-from distill.stages.making import StageResult, export_settings, make_stage
+from distill.stages.making import StageResult, make_stage
 from distill.training.batches import batches
 from distill.types import Feed
 
@@ -38,7 +38,7 @@ def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
     """Turn the float graph into the number format that the target runs fastest, repaired if it loses too much."""
     settings = ctx.config.quantize
     assert settings is not None
-    parts = (dataclasses.asdict(settings), ctx.target.facts(), ctx.config.seed, export_settings(ctx))
+    parts = (dataclasses.asdict(settings), ctx.target.facts(), ctx.config.seed)
     limit = (ctx.config.max_drop, teacher.graph_hash)
     key = ctx.key("quantize", parts, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
 

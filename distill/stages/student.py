@@ -16,7 +16,6 @@ from distill.stages.making import (
     TRAINING,
     StageResult,
     code_of,
-    export_settings,
     fit_here,
     make_stage,
     state_hash,
@@ -42,7 +41,7 @@ def _student(ctx: Context, name: str, taught_by: Artifact | None) -> StageResult
     recipe = Recipe(chosen.model, dict(chosen.args), "student", ctx.config.seed)
     model = recipe.build(ctx.task)
     train = train_settings(settings)
-    parts = [dataclasses.asdict(train), ctx.config.seed, code_of(model), state_hash(model), export_settings(ctx)]
+    parts = [dataclasses.asdict(train), code_of(model), state_hash(model)]
     if taught_by is not None:
         # Everything that the section says, so that no setting of a loss can be forgotten; the control is a stage apart.
         parts += [weights_hash(taught_by.folder), dataclasses.asdict(settings) | {"control": None}]
@@ -62,9 +61,7 @@ def _student(ctx: Context, name: str, taught_by: Artifact | None) -> StageResult
             checkpoint=folder / CHECKPOINT,
         )
         cached = lesson.views * isinstance(lesson.teacher, CachedTeacher) if lesson is not None else None
-        detail = Detail(cached_views=cached).trained(record)
-        counts = write_model(ctx, folder, trained, recipe)
-        return StageFacts(counts.parameters, counts.macs, detail=detail)
+        return write_model(ctx, folder, trained, recipe, Detail(cached_views=cached).trained(record))
 
     return make_stage(ctx, name, key, build, recipe)
 

@@ -10,9 +10,7 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.references.weights import load_weights
-from distill.runtime.artifacts import (
-    Recipe,
-)
+from distill.runtime.artifacts import Recipe
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.folder import CHECKPOINT
@@ -20,7 +18,6 @@ from distill.stages.making import (
     TRAINING,
     StageResult,
     code_of,
-    export_settings,
     fit_here,
     make_stage,
     state_hash,
@@ -41,7 +38,7 @@ def make(ctx: Context) -> StageResult:
     start = state_hash(model)
     train = train_settings(settings)
     how = [loaded, None if loaded else dataclasses.asdict(train), start, code_of(model)]
-    key = ctx.key("teacher", dataclasses.asdict(recipe), how, ctx.config.seed, export_settings(ctx), modules=TRAINING)
+    key = ctx.key("teacher", dataclasses.asdict(recipe), how, modules=TRAINING)
 
     def build(folder: Path) -> StageFacts:
         trained, detail = model.eval(), Detail(loaded=loaded)
@@ -58,8 +55,7 @@ def make(ctx: Context) -> StageResult:
                 checkpoint=folder / CHECKPOINT,
             )
             detail = detail.trained(record)
-        counts = write_model(ctx, folder, trained, recipe)
-        return StageFacts(counts.parameters, counts.macs, detail=detail)
+        return write_model(ctx, folder, trained, recipe, detail)
 
     return make_stage(ctx, "01-teacher", key, build, recipe)
 

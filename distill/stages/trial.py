@@ -13,13 +13,10 @@ from distill.config.loading import ModelSettings, TeacherSettings
 from distill.distillation.settings import DistillSettings
 from distill.errors import NotMeasuredError
 from distill.models import MODELS
-from distill.runtime.artifacts import (
-    Recipe,
-    write_onnx,
-)
+from distill.runtime.artifacts import Recipe, write_onnx
 from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
-from distill.stages.making import code_of, export_settings
+from distill.stages.making import code_of
 from distill.tasks.outputs import refuse_probabilities
 from distill.training.taps import answer
 
@@ -55,7 +52,7 @@ def try_models(ctx: Context) -> None:
             answers = answer(model, ctx.task, batch, torch.device("cpu"), places[field], title=title)
             refuse_probabilities(answers.logits, title)
         if settings.model not in MODELS or ctx.task.module_preprocess is not None:
-            key = ctx.key(settings.model, settings.args, code_of(model), export_settings(ctx), modules=())
+            key = ctx.key(settings.model, settings.args, code_of(model), modules=())
             ctx.folder.memo("exports", key, partial(_try_export, ctx, model))
 
 

@@ -16,7 +16,7 @@ from distill.prune.scores.importance import WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.runtime.artifacts import Artifact, Recipe, example
 from distill.runtime.context import Context
-from distill.stages.making import fit_here, model_inputs, train_settings
+from distill.stages.making import fit_here, training_inputs
 from distill.stages.student import lesson_of
 from distill.study.space import LEARNING_RATE, space, with_values
 from distill.training.forward import predict
@@ -50,9 +50,8 @@ def pick(trials: list[FrozenTrial], goal: float) -> FrozenTrial:
 
 def _sketched(ctx: Context, config: RunConfig, teacher: Artifact) -> nn.Module:
     assert config.distill is not None
-    train = dataclasses.replace(
-        train_settings(config.distill), epochs=max(1, math.ceil(config.distill.epochs * config.search.epochs))
-    )
+    epochs = max(1, math.ceil(config.distill.epochs * config.search.epochs))
+    train = dataclasses.replace(config.distill, epochs=epochs)
     lesson, model = lesson_of(ctx, teacher, config.distill), _start(ctx, teacher)
     seed = config.seed
     if isinstance(config.student, ModelSettings):
@@ -68,7 +67,7 @@ def _sketched(ctx: Context, config: RunConfig, teacher: Artifact) -> nn.Module:
         logits=ctx.task.logits,
         seed=seed,
     )
-    model = recalibrate(model, model_inputs(ctx, train.batch_size), batches=20)
+    model = recalibrate(model, training_inputs(ctx, train.batch_size), batches=20)
     short = dataclasses.replace(train, epochs=1, learning_rate=config.prune.learning_rate)
     return fit_here(ctx, model, short, seed=seed, lesson=lesson, title="trial", section="distill")[0]
 

@@ -26,7 +26,6 @@ class Data(Protocol):
 
     def __len__(self) -> int:
         """Count the samples."""
-        ...
 
     def fetch(self, index: Tensor, view: int | None) -> Batch:
         """Collate the samples ``index`` (int64 [B]).
@@ -34,7 +33,6 @@ class Data(Protocol):
         ``view`` is a number that fixes the augmentation: the same view of the same sample is the same bytes, always,
         whatever else is in the batch. None is the sample as it is.
         """
-        ...
 
 
 class Trainable(Protocol):
@@ -43,42 +41,33 @@ class Trainable(Protocol):
     @property
     def labels(self) -> tuple[str, ...]:
         """Return one name a class, in the order of the logits; none where logits may have any shape."""
-        ...
 
     @property
     def metric(self) -> str:
         """Return the metric that a budget is stated in; higher is better."""
-        ...
 
     @property
     def data(self) -> Mapping[str, Data]:
         """Return ``train``, and ``validation`` where epochs are to be scored."""
-        ...
 
     @property
     def module_preprocess(self) -> nn.Module | None:
         """Return preprocessing of the user's own, called on what ``inputs`` returned and exported with the model."""
-        ...
 
     def inputs(self, batch: Batch) -> Inputs:
         """Return the positional and keyword tensors that the model is called with."""
-        ...
 
     def target(self, batch: Batch) -> Tensor:
         """Return the class numbers, int64 [B]."""
-        ...
 
     def logits(self, output: Any) -> Tensor:
         """Return the logits, [B, classes], out of whatever the model returned."""
-        ...
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the hard-label loss, a scalar."""
-        ...
 
     def metrics(self, logits: Array, target: Array) -> dict[str, float]:
         """Return each metric of float32 logits [N, classes] and int64 targets [N], as fractions; higher is better."""
-        ...
 
 
 class Task(Trainable, Protocol):
@@ -87,14 +76,11 @@ class Task(Trainable, Protocol):
     name: str
     kind: str
     """``image``, ``tabular`` or ``custom``."""
-    labels: tuple[str, ...]
-    metric: str
     data: dict[str, Data]
     """``train``, ``validation``, ``test``."""
     facts: Facts
     graph_preprocess: Preprocess | None
     """From the shipped file's raw inputs to the model's float input, written as ONNX nodes."""
-    module_preprocess: nn.Module | None
     open_axes: OpenAxes
     """For each input tensor, positional ones first, its axes of any length beside the batch, with their names.
 
@@ -106,8 +92,6 @@ class Task(Trainable, Protocol):
 
     def raw(self, batch: Batch) -> Feed | None:
         """Return what the shipped file is fed with for this batch; None when that is what ``inputs`` returns."""
-        ...
 
     def fingerprint(self) -> str:
         """Return a hash of the data and of everything else that decides what training sees."""
-        ...

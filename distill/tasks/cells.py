@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import UserError
 from distill.tasks import numerals
+from distill.tasks.settings import CsvSettings
 from distill.tasks.table import Table
-from distill.tasks.table_settings import CsvSettings
 from distill.wording import quoted, yaml_list
 
 _MOSTLY = 0.9
@@ -22,34 +21,29 @@ _QUANTITY = 20
 _SHOWN = 5
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a column holds: ``numbers`` float64 [N], NaN where missing and finite in float32, or None for text.
+class Column:
+    """A column read by the grammar of ``docs/tables.md``.
 
-    ``missing`` counts the texts that were read as missing; ``why_text`` says why digits were read as text.
-    """
-
-    numbers: NDArray[np.float64] | None
-    missing: Mapping[str, int] = field(default_factory=dict)
-    why_text: str = ""
-
-
-def read_cells(table: Table, name: str, settings: CsvSettings) -> Reading:
-    """Read a column by the grammar of ``docs/tables.md``.
+    ``values`` are float64 [N], NaN where missing and finite in float32, or None for text; ``missing`` counts the texts
+    that were read as missing among numbers; ``why_text`` says why digits were read as text.
 
     Raises:
         UserError: nearly all cells are numbers and the rest is neither missing nor a number, numbers are written in a
             notation that could be misread, or a number is not finite in float32.
     """
-    return _Column(table, name, settings).read()
-
-
-class _Column:
-    """One column while it is read: its different texts and how often each occurs."""
 
     def __init__(self, table: Table, name: str, settings: CsvSettings) -> None:
         self.table, self.name, self.settings = table, name, settings
         self.cells = table.columns[name]
+        self.values: NDArray[np.float64] | None = None
+        self.missing: dict[str, int] = {}
+        self.why_text = ""
+        self.named_category = name in settings.categorical
+        if not self.named_category:
+            self._read()
+
+    def _read(self) -> None:
+        name, settings = self.name, self.settings
         self.counts = Counter(self.cells)
         self.forced = name in settings.numeric
         absent = {text.strip().lower() for text in settings.missing}
@@ -65,16 +59,14 @@ class _Column:
         self.numbers = [text for text in present if text not in codes and numerals.is_number(text, self.mark)]
         readable = codes.union(self.numbers)
         self.others = [text for text in present if text not in readable]
-
-    def read(self) -> Reading:
         if self.others and (self.forced or not self.codes):
             self._check_others()
-        why = self._why_text()
-        if self.codes or self.others or why:
-            return Reading(None, why_text=why)
-        self._check_thousands()
-        present = set(self.present)
-        return Reading(self._values(), {text: n for text, n in self.counts.items() if text not in present})
+        self.why_text = self._why_text()
+        if not (self.codes or self.others or self.why_text):
+            self._check_thousands()
+            self.values = self._values()
+            readable = set(present)
+            self.missing = {text: n for text, n in self.counts.items() if text not in readable}
 
     def _plain(self, text: str) -> str | None:
         return numerals.plain(text, self.mark) if numerals.is_quantity(text, self.mark) else None
@@ -82,7 +74,8 @@ class _Column:
     def _rows(self, texts: Iterable[str]) -> int:
         return sum(self.counts[text] for text in texts)
 
-    def _at(self, text: str) -> str:
+    def at(self, text: str) -> str:
+        """Return a text in quotes, with the file and line where it first stands."""
         return f"{quoted(text)} ({self.table.where(self.cells.index(text))})"
 
     def _share(self, texts: Iterable[str]) -> float:
@@ -97,12 +90,12 @@ class _Column:
         if noted and self._share([*self.numbers, *noted]) >= _MOSTLY:
             text, reason = next(iter(noted.items()))
             raise UserError(
-                f"column {self.name!r}: {self._at(text)} is written with {reason}; write plain numbers, such as "
+                f"column {self.name!r}: {self.at(text)} is written with {reason}; write plain numbers, such as "
                 f"-1234{self.mark}5, in all of its cells, or {as_text} to keep texts"
             )
         enough = len(self.numbers) >= _QUANTITY and self._share(self.numbers) >= 0.5
         if self.forced or enough or self._share(self.numbers) >= _MOSTLY:
-            examples = ", ".join(self._at(text) for text in self.others[:_SHOWN])
+            examples = ", ".join(self.at(text) for text in self.others[:_SHOWN])
             more = f" and {len(self.others) - _SHOWN} other texts" if len(self.others) > _SHOWN else ""
             wrong, total = self._rows(self.others), self._rows(self.present)
             raise UserError(
@@ -116,10 +109,10 @@ class _Column:
             return ""
         reads = f"data.numeric: {yaml_list(self.name)} reads numbers"
         if self.codes:
-            return f"{self._at(self.codes[0])} is a code, not a number; {reads}"
+            return f"{self.at(self.codes[0])} is a code, not a number; {reads}"
         finite = [text for text in self.numbers if numerals.is_quantity(text, self.mark)]
         pair = numerals.one_by_exponent(finite, self.mark)
-        return f"{self._at(pair[0])} and {self._at(pair[1])} would be one number; {reads}" if pair else ""
+        return f"{self.at(pair[0])} and {self.at(pair[1])} would be one number; {reads}" if pair else ""
 
     def _check_thousands(self) -> None:
         """Refuse numbers such as 1,234 whose mark may separate thousands, where nothing tells."""
@@ -132,7 +125,7 @@ class _Column:
             if ";" not in self.table.delimiters or not any(whole) or max(map(abs, whole)) >= 1000:
                 return
         raise UserError(
-            f"column {self.name!r}: {self._at(marked[0])} can be read in two ways; set data.decimal: {self.mark!r} if "
+            f"column {self.name!r}: {self.at(marked[0])} can be read in two ways; set data.decimal: {self.mark!r} if "
             f"{self.mark!r} is the decimal mark, or write numbers without separators of thousands"
         )
 

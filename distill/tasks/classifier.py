@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,27 +12,18 @@ from distill.references.digest import Digest
 from distill.tasks import metrics
 from distill.tasks.base import Data, Facts, OpenAxes
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
+from distill.tasks.settings import BreastCancerSettings, CsvSettings, ImageSettings
 from distill.types import Array
 
 Split = TypeVar("Split", bound=Data)
+Graph = TypeVar("Graph", bound=Preprocess)
 
 
-class Judged(Protocol):
-    """The settings that say what a model is judged by."""
+class Classifier(Generic[Split, Graph]):
+    """Labels, logits, loss and metrics of a task whose batches end with class numbers, int64 [B].
 
-    @property
-    def metric(self) -> str | None:
-        """The metric that the budget is stated in."""
-        ...
-
-    @property
-    def positive(self) -> str | None:
-        """The label that f1 counts as positive."""
-        ...
-
-
-class Classifier(Generic[Split]):
-    """Labels, logits, loss and metrics of a task whose batches end with class numbers, int64 [B]."""
+    ``own`` are the splits that the data came with; train alone is none.
+    """
 
     available: tuple[str, ...] = ("accuracy", "f1")
     """The metrics that the task has."""
@@ -42,18 +33,18 @@ class Classifier(Generic[Split]):
         name: str,
         splits: Mapping[str, Split],
         labels: Sequence[str],
-        preprocess: Preprocess,
+        preprocess: Graph,
         facts: Facts,
-        settings: Judged,
+        settings: ImageSettings | BreastCancerSettings | CsvSettings,
         *,
-        given_splits: Sequence[str] = (),
+        own: Collection[str] = (),
         warnings: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.labels = tuple(labels)
         self.data: dict[str, Data] = dict(splits)
         self.facts: Facts = {"classes": len(labels), **facts}
-        self.given_splits = tuple(given_splits)
+        self.given_splits = tuple(own) if len(own) > 1 else ()
         self.graph_preprocess: Preprocess | None = preprocess
         self.module_preprocess: nn.Module | None = None
         self.open_axes: OpenAxes = ()
@@ -61,6 +52,7 @@ class Classifier(Generic[Split]):
         self.metric = metrics.chosen_metric(settings.metric, self.available)
         self._positive = metrics.positive_number(settings.positive, labels)
         self._splits = dict(splits)
+        self._preprocess = preprocess
         self._fingerprint: str | None = None
 
     def target(self, batch: tuple[Tensor, ...]) -> Tensor:

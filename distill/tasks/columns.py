@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +13,10 @@ from numpy.typing import NDArray
 from distill.errors import UserError
 from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn
 from distill.tasks import numerals
-from distill.tasks.cells import read_cells
+from distill.tasks.cells import Column
+from distill.tasks.settings import CsvSettings
 from distill.tasks.table import Table
-from distill.tasks.table_settings import CsvSettings
+from distill.types import Array
 from distill.wording import first_of, quoted, yaml_list
 
 _MANY = 100
@@ -25,55 +24,40 @@ _IDENTIFIER = 50
 _FEW = 10
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """One array [N, 1] an input column, float32 with NaN or text with "" where missing, and what to do with them.
-
-    Text is an array of objects: NumPy's own would give every row the room of the longest cell.
-    """
-
-    raw: dict[str, NDArray[Any]]
-    preprocess: ColumnsPreprocess
-    warnings: tuple[str, ...]
-
-
-def fit_columns(table: Table, names: Sequence[str], train: NDArray[np.int64], settings: CsvSettings) -> Fitted:
+def fit_columns(
+    table: Table, names: Sequence[str], train: NDArray[np.int64], settings: CsvSettings, warnings: list[str]
+) -> tuple[dict[str, Array], ColumnsPreprocess]:
     """Decide for each column whether it holds numbers or categories, and fit its preprocessing on the rows ``train``.
 
     Numbers: missing becomes the mean, then mean 0 and deviation 1. Categories: those of the training rows. A column
-    that is constant over the training rows is left out, with a warning.
+    that is constant over the training rows is left out, with a warning. Returns one array [N, 1] an input column,
+    float32 with NaN, or text with "" where missing (of objects: NumPy's own would give every row the room of the
+    longest cell), and what to do with them.
 
     Raises:
         UserError: a column holds nothing, cells that cannot be read, or a name for nearly every row.
     """
-    raw: dict[str, NDArray[Any]] = {}
+    raw: dict[str, Array] = {}
     fitted: list[NumericColumn | CategoryColumn] = []
-    warnings: list[str] = []
-    missing: dict[str, Mapping[str, int]] = {}
+    gaps: list[str] = []
     for name in names:
-        cells = table.columns[name]
-        named = name in settings.categorical
-        reading = None if named else read_cells(table, name, settings)
-        values = None if reading is None else reading.numbers
+        column = Column(table, name, settings)
+        cells, values = column.cells, column.values
         absent = [not text for text in cells] if values is None else np.isnan(values)
         if all(absent[row] for row in train):
             home = "every row" if all(absent) else "every training row"
             raise UserError(f"column {name!r}: missing in {home}; add data.drop: {yaml_list(name)}")
-        if values is not None and reading is not None:
-            missing[name] = reading.missing
-            column: NumericColumn | CategoryColumn | None = _numeric(name, values, train, warnings)
-        else:
-            column = _category(table, name, train, named, reading.why_text if reading else "", warnings)
-        if column is None:
-            continue
-        fitted.append(column)
-        raw[name] = (np.asarray(cells, object) if values is None else values.astype(np.float32)).reshape(-1, 1)
+        if column.missing:
+            gaps.append(f"{name!r} {sum(column.missing.values())} ({numerals.counted(column.missing)})")
+        fit = _category(column, train, warnings) if values is None else _numeric(name, values, train, warnings)
+        if fit is not None:
+            fitted.append(fit)
+            raw[name] = (np.asarray(cells, object) if values is None else values.astype(np.float32)).reshape(-1, 1)
     if not fitted:
         raise UserError(f"{table.origin[0][0]}: no column is left as input; every one is dropped or constant")
-    gaps = [f"{name!r} {sum(n.values())} ({numerals.counted(n)})" for name, n in missing.items() if n]
     if gaps:
         warnings.append(f"missing values among numbers, read as the training mean: {first_of(gaps)}; see data.missing")
-    return Fitted(raw, ColumnsPreprocess(tuple(fitted)), tuple(warnings))
+    return raw, ColumnsPreprocess(tuple(fitted))
 
 
 def class_numbers(
@@ -169,10 +153,8 @@ def _numeric(
     return NumericColumn(name, fill, mean, 1 / deviation)
 
 
-def _category(
-    table: Table, name: str, train: NDArray[np.int64], named: bool, why_text: str, warnings: list[str]
-) -> CategoryColumn | None:
-    cells = table.columns[name]
+def _category(column: Column, train: NDArray[np.int64], warnings: list[str]) -> CategoryColumn | None:
+    name, cells, named, why_text = column.name, column.cells, column.named_category, column.why_text
     seen = [cells[row] for row in train]
     categories = sorted({cell for cell in seen if cell})
     if len(categories) == 1 and all(seen):
@@ -188,38 +170,37 @@ def _category(
     if why_text:
         warnings.append(f"column {name!r} is read as {len(categories)} categories: {why_text}")
     elif not named and len(categories) > _FEW:
-        _tell_digits(table, name, len(categories), warnings)
+        _tell_digits(column, len(categories), warnings)
     if len(categories) > _MANY:
         warnings.append(f"column {name!r} has {len(categories)} categories, so it makes {len(categories) + 1} features")
     groups = numerals.alike(set(cells))
     if groups:
         spellings = first_of((" and ".join(map(quoted, group)) for group in groups), 3)
         warnings.append(f"column {name!r}: {spellings} are categories of their own; spell them alike if they are one")
-    _tell_unseen(table, name, set(seen), train, warnings)
+    _tell_unseen(column, set(seen), train, warnings)
     return CategoryColumn(name, tuple(categories))
 
 
-def _tell_unseen(table: Table, name: str, seen: set[str], train: NDArray[np.int64], warnings: list[str]) -> None:
+def _tell_unseen(column: Column, seen: set[str], train: NDArray[np.int64], warnings: list[str]) -> None:
     """Warn where most cells outside of the training rows are categories that those do not have."""
-    cells, learnt = table.columns[name], set(train.tolist())
+    cells, learnt = column.cells, set(train.tolist())
     others = [row for row in range(len(cells)) if row not in learnt and cells[row]]
     unseen = [row for row in others if cells[row] not in seen]
     if len(unseen) > 0.5 * len(others):
-        first = unseen[0]
         warnings.append(
-            f"column {name!r}: {len(unseen)} of {len(others)} cells outside of the training rows are categories that "
-            f"those do not have, such as {quoted(cells[first])} ({table.where(first)}), and count as missing; spell "
-            f"them alike, or add data.drop: {yaml_list(name)}"
+            f"column {column.name!r}: {len(unseen)} of {len(others)} cells outside of the training rows are categories "
+            f"that those do not have, such as {column.at(cells[unseen[0]])}, and count as missing; spell them alike, "
+            f"or add data.drop: {yaml_list(column.name)}"
         )
 
 
-def _tell_digits(table: Table, name: str, categories: int, warnings: list[str]) -> None:
+def _tell_digits(column: Column, categories: int, warnings: list[str]) -> None:
     """Warn of quantities with units, dates and the like, which became categories."""
-    cells = [cell for cell in table.columns[name] if cell]
-    first = next((cell for cell in cells if re.match(r"[+-]?\d", cell) and not numerals.is_number(cell)), None)
-    if first is not None and sum(bool(re.match(r"[+-]?\d", cell)) for cell in cells) >= 0.9 * len(cells):
-        cell_place = table.where(table.columns[name].index(first))
+    cells = list(filter(None, column.cells))
+    digits = [cell for cell in cells if re.match(r"[+-]?\d", cell)]
+    first = next((cell for cell in digits if not numerals.is_number(cell)), None)
+    if first is not None and len(digits) >= 0.9 * len(cells):
         warnings.append(
-            f"column {name!r} is read as {categories} categories: {quoted(first)} ({cell_place}) begins like a number; "
-            f"write numbers if it is a quantity, or name the column in data.categorical: {yaml_list(name)}"
+            f"column {column.name!r} is read as {categories} categories: {column.at(first)} begins like a number; "
+            f"write numbers if it is a quantity, or name the column in data.categorical: {yaml_list(column.name)}"
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.errors import UserError
 from distill.export.preprocess import Preprocess
@@ -19,25 +20,25 @@ from distill.references.loading import call_user, load_reference, source_hash
 from distill.references.objects import PREFIX
 from distill.tasks import metrics as measure
 from distill.tasks.augment import hash_words
-from distill.tasks.base import SPLITS, Batch, Data, Facts, Inputs, OpenAxes, Task
+from distill.tasks.base import SPLITS, Batch, Data, Facts, OpenAxes, Task
 from distill.tasks.custom_data import (
     ArrayData,
     CheckedData,
     ItemData,
     as_data,
-    batches,
+    naming,
     restored_random_state,
     seed_all,
     spread,
     to_single,
 )
-from distill.tasks.custom_settings import CustomSettings
 from distill.tasks.hooks import Hooks
 from distill.tasks.open_axes import seen_axes, stated_axes
-from distill.tasks.outputs import cross_entropy
+from distill.tasks.settings import CustomSettings
 from distill.tasks.splits import Rows, check_sizes, cut_off_train, missing_splits, unused_shares
-from distill.types import Array, Feed, Progress
+from distill.types import Feed, Progress
 
+_AT_ONCE = 256  # samples
 _SAMPLES_LOOKED_AT = 64
 _SAMPLES_COMPARED = 16  # one by one, to see whether they differ in length
 
@@ -54,7 +55,6 @@ class CustomTask:
         name: str,
         hooks: Hooks,
         data: Mapping[str, Split],
-        labels: Sequence[str],
         *,
         metric: str | None = None,
         given_splits: Sequence[str] = (),
@@ -62,7 +62,7 @@ class CustomTask:
         identity: str = "",
     ) -> None:
         self.name = name
-        self.labels = tuple(labels)
+        self.labels = hooks.labels
         self.given_splits = tuple(given_splits)
         self.warnings = tuple(warnings)
         self.graph_preprocess: Preprocess | None = None
@@ -71,36 +71,13 @@ class CustomTask:
         self._identity = identity
         self._splits = dict(data)
         self._fingerprint: str | None = None
-        self.data: dict[str, Data] = {split: self._checked(split, samples) for split, samples in data.items()}
+        self.inputs, self.target, self.logits = hooks.inputs, hooks.target, hooks.logits
+        self.loss, self.metrics = hooks.loss, hooks.metrics
+        self.data: dict[str, Data] = {split: CheckedData(samples, split, hooks) for split, samples in data.items()}
         self._look_at_samples()
         self.facts = self._facts()
         self.open_axes = self._open_axes()
         self.metric = measure.chosen_metric(metric or hooks.get("metric"), self._metric_names())
-
-    def inputs(self, batch: Batch) -> Inputs:
-        """Return the model's positional and keyword tensors: by the user's hook, or all of the batch but its last."""
-        return self._hooks.inputs(batch)
-
-    def target(self, batch: Batch) -> Tensor:
-        """Return the class numbers, int64 [B]: by the user's hook, or the last part of the batch."""
-        return self._hooks.target(batch, len(self.labels), lambda place: f"sample {place} of the batch")
-
-    def logits(self, output: Any) -> Tensor:
-        """Return the logits, [B, classes]: by the user's hook, or the tensor itself, or its ``logits``."""
-        return self._hooks.logits(output, len(self.labels))
-
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the user's loss, a scalar, or the mean cross entropy."""
-        value = self._hooks.loss(logits, target)
-        return cross_entropy(logits, target) if value is None else value
-
-    def metrics(self, logits: Array, target: Array) -> dict[str, float]:
-        """Return the user's metrics, or accuracy and f1 (macro; of two classes that of the last)."""
-        values = self._hooks.metrics(logits, target)
-        if values is not None:
-            return values
-        positive = measure.positive_number(None, self.labels)
-        return {"accuracy": measure.accuracy(logits, target), "f1": measure.f1(logits, target, positive=positive)}
 
     def raw(self, batch: Batch) -> Feed | None:
         """Return None: the shipped file is fed with what ``inputs`` returns."""
@@ -121,21 +98,12 @@ class CustomTask:
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def _checked(self, split: str, data: Split) -> CheckedData:
-        return CheckedData(
-            data,
-            split,
-            self._hooks.inputs,
-            lambda batch, sample_name: self._hooks.target(batch, len(self.labels), sample_name),
-            may_hold_nan=self.module_preprocess is not None,
-        )
-
     def _look_at_samples(self) -> None:
         """Look before anything is trained: at all samples in arrays, else at some of each split."""
         for split, data in self.data.items():
             count = len(data)
             whole = isinstance(self._splits[split], ArrayData)
-            for piece in batches(count) if whole else [spread(count, _SAMPLES_LOOKED_AT)]:
+            for piece in torch.split(torch.arange(count), _AT_ONCE) if whole else [spread(count, _SAMPLES_LOOKED_AT)]:
                 data.fetch(piece, None)
 
     def _facts(self) -> Facts:
@@ -180,24 +148,22 @@ def load_custom(
     hooks = _call(settings, seed, folder)
     splits, warnings = _read_splits(hooks, seed)
     own = tuple(splits)
-    labels = hooks.labels()
     target: Rows | None = None
     missing = missing_splits(splits)
     train = splits["train"]
-    if labels is None or (missing and isinstance(train, ArrayData)):
-        target = _targets(train, hooks, len(labels) if labels else None, progress)
-        labels = labels or _numbered(target)
+    if not hooks.labels or (missing and isinstance(train, ArrayData)):
+        target = _targets(train, hooks, progress)
+        hooks.labels = hooks.labels or _numbered(target)
     warnings += unused_shares(splits, settings)
     if missing:
         warnings.append(f"the data have no {' and no '.join(missing)} split: cut off train by seed")
         parts = cut_off_train(len(train), missing, settings, seed, target=target)
-        splits |= {split: train.keep(rows) for split, rows in parts.items()}
+        splits |= {split: replace(train, rows=train.rows[torch.from_numpy(rows)]) for split, rows in parts.items()}
     check_sizes({split: len(data) for split, data in splits.items()}, own=own, source=hooks.source)
     return CustomTask(
         _name(hooks.source),
         hooks,
         {split: splits[split] for split in SPLITS},
-        labels,
         metric=settings.metric,
         given_splits=own if len(own) > 1 else (),
         warnings=warnings,
@@ -240,21 +206,17 @@ def _read_splits(hooks: Hooks, seed: int) -> tuple[dict[str, Split], list[str]]:
     return splits, warnings
 
 
-def _targets(data: Split, hooks: Hooks, classes: int | None, progress: Progress | None) -> Rows:
+def _targets(data: Split, hooks: Hooks, progress: Progress | None) -> Rows:
     """Return the targets of every training sample, int64 [N]."""
     parts = []
-    for index in batches(len(data)):
-        parts.append(hooks.target(data.fetch(index, None), classes, _numbering(int(index[0]))))
+    for index in torch.split(torch.arange(len(data)), _AT_ONCE):
+        parts.append(hooks.target(data.fetch(index, None), naming("train", index)))
         if progress is not None:
             progress("read targets", int(index[-1]) + 1, len(data))
     targets: Rows = torch.cat(parts).numpy()
     if len(targets) != len(data):
         raise UserError(f"{hooks.source}: {len(data)} samples of train have {len(targets)} targets")
     return targets
-
-
-def _numbering(start: int) -> Callable[[int], str]:
-    return lambda place: f"the train data, sample {start + place}"
 
 
 def _numbered(targets: Rows) -> tuple[str, ...]:

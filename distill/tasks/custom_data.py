@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import operator
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from distill.errors import UserError
 from distill.references.loading import call_user
 from distill.tasks.augment import hash_words
-from distill.tasks.base import Batch, Data, Inputs
-from distill.tasks.hooks import Where, named_inputs
+from distill.tasks.base import Batch, Data
+from distill.tasks.hooks import Hooks, Where, named_inputs
 
-Numbers = NDArray[np.int64]
 _UNSEEN_VIEW = -1
 
 
@@ -38,13 +37,7 @@ class ArrayData:
     def fetch(self, index: Tensor, view: int | None) -> Batch:
         """Return the same tuple or mapping, of the rows ``index`` (int64 [B])."""
         rows = self.rows[index.cpu()]
-        if isinstance(self.arrays, dict):
-            return {name: array[rows] for name, array in self.arrays.items()}
-        return tuple(array[rows] for array in self.arrays)
-
-    def keep(self, rows: Numbers) -> ArrayData:
-        """Return the same samples, those numbered ``rows`` only."""
-        return ArrayData(self.arrays, self.rows[torch.from_numpy(rows)])
+        return tree_map(lambda array: array[rows], self.arrays)
 
 
 @dataclass(frozen=True)
@@ -78,28 +71,17 @@ class ItemData:
             seed_all(hash_words(self.seed, view, *rows))
             return call_user(self.collate, "collate", items)
 
-    def keep(self, rows: Numbers) -> ItemData:
-        """Return the same samples, those numbered ``rows`` only."""
-        return ItemData(self.dataset, self.collate, self.split, self.seed, self.rows[torch.from_numpy(rows)])
+
+def naming(split: str, index: Tensor) -> Where:
+    """Return what names a sample of a batch by its place: the batch holds the samples ``index`` of a split."""
+    return lambda place: f"the {split} data, sample {int(index[place])}"
 
 
 class CheckedData:
     """Looks at every sample the first time that it is fetched: targets in range, no NaN in the model's inputs."""
 
-    def __init__(
-        self,
-        data: Data,
-        split: str,
-        inputs: Callable[[Batch], Inputs],
-        target: Callable[[Batch, Where], Tensor],
-        *,
-        may_hold_nan: bool = False,
-    ) -> None:
-        self._data = data
-        self._split = split
-        self._inputs = inputs
-        self._target = target
-        self._may_hold_nan = may_hold_nan
+    def __init__(self, data: Data, split: str, hooks: Hooks) -> None:
+        self._data, self._split, self._hooks = data, split, hooks
         self._seen = torch.zeros(len(data), dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -120,24 +102,19 @@ class CheckedData:
         return batch
 
     def _check(self, batch: Batch, index: Tensor) -> None:
-        def sample_name(place: int) -> str:
-            return f"the {self._split} data, sample {int(index[place])}"
-
-        target = self._target(batch, sample_name)
+        sample_name = naming(self._split, index)
+        target = self._hooks.target(batch, sample_name)
         if len(target) != len(index):
             raise UserError(f"the {self._split} data: {len(index)} samples were collated to {len(target)} targets")
-        args, kwargs = self._inputs(batch)
-        if self._may_hold_nan:
-            return
+        args, kwargs = self._hooks.inputs(batch)
+        if self._hooks.preprocess is not None:
+            return  # it may take NaN away
         for name, value in named_inputs(args, kwargs):
-            if not value.is_floating_point():
-                continue
             bad = torch.isnan(value)
-            if not bool(bad.any()):
-                continue
-            by_sample = value.ndim > 0 and len(value) == len(index)
-            first = int(bad.reshape(len(index), -1).any(1).nonzero()[0]) if by_sample else 0
-            raise UserError(f"{sample_name(first)}: {name} holds NaN; mend or remove the sample")
+            if bool(bad.any()):
+                by_sample = value.ndim > 0 and len(value) == len(index)
+                first = int(bad.reshape(len(index), -1).any(1).nonzero()[0]) if by_sample else 0
+                raise UserError(f"{sample_name(first)}: {name} holds NaN; mend or remove the sample")
 
 
 def as_data(value: Any, split: str, collate: Callable[[list[Any]], Batch] | None, seed: int) -> ArrayData | ItemData:
@@ -199,12 +176,9 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 def to_single(data: ArrayData) -> tuple[ArrayData, bool]:
     """Return the data with float64 arrays as float32, and whether there were any."""
-    named = data.arrays if isinstance(data.arrays, dict) else dict(enumerate(data.arrays))
-    if not any(array.dtype == torch.float64 for array in named.values()):
-        return data, False
-    single = {name: array.float() if array.dtype == torch.float64 else array for name, array in named.items()}
-    arrays: Any = single if isinstance(data.arrays, dict) else tuple(single.values())
-    return ArrayData(arrays, data.rows), True
+    single = tree_map(lambda array: array.float() if array.dtype == torch.float64 else array, data.arrays)
+    doubles = any(array.dtype == torch.float64 for array in tree_leaves(data.arrays))
+    return ArrayData(single, data.rows), doubles
 
 
 @contextlib.contextmanager
@@ -231,8 +205,3 @@ def seed_all(value: int) -> None:
 def spread(count: int, most: int) -> Tensor:
     """Return at most ``most`` numbers spread evenly over 0..count-1, int64."""
     return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
-
-
-def batches(count: int, size: int = 256) -> Sequence[Tensor]:
-    """Return 0..count-1 cut into consecutive int64 pieces."""
-    return [torch.arange(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,17 +1,19 @@
-"""What the user's function returned: data and hooks, as keys of a dict or attributes of an object."""
+"""What the user's function returned, or stands in for: data and hooks, keys of a dict or attributes of an object."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from distill.errors import UserError
 from distill.references.loading import call_user
 from distill.tasks.base import SPLITS, Batch, Facts, Inputs
-from distill.tasks.outputs import checked_logits, plain_logits
+from distill.tasks.metrics import accuracy, f1, positive_number
+from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits
+from distill.types import Array
 from distill.wording import did_you_mean
 
 HOOK_KEYS = ("inputs", "target", "logits", "loss", "metrics")
@@ -22,7 +24,13 @@ Where = Callable[[int], str]
 
 
 class Hooks:
-    """Reads the user's keys or attributes, and calls their hooks with checks around them."""
+    """Reads the user's keys or attributes, and calls their hooks, or what stands in for them, with checks around them.
+
+    ``labels`` are () until they are known.
+
+    Raises:
+        UserError: what the function returned has unknown keys, no train data, or something of a wrong type.
+    """
 
     def __init__(self, data: Any, source: str) -> None:
         self.source = source
@@ -31,7 +39,7 @@ class Hooks:
                 if key not in KEYS:
                     raise UserError(f"{source} returned the key {key!r}{did_you_mean(str(key), KEYS)}")
             self._values = dict(data)
-        elif isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader | nn.Module | tuple | list | None):
+        elif isinstance(data, Dataset | DataLoader | nn.Module | tuple | list | None):
             raise UserError(
                 f"{source} returned a {type(data).__name__}; expected a dict such as {{'train': data, 'test': data}}"
             )
@@ -43,28 +51,22 @@ class Hooks:
         for key in (*HOOK_KEYS, "collate"):
             if not (self.get(key) is None or callable(self.get(key))):
                 raise UserError(f"{source}: {key} is a {type(self.get(key)).__name__}; expected a function")
-        preprocess = self.get("preprocess")
-        if preprocess is not None and not isinstance(preprocess, nn.Module):
+        self.preprocess: nn.Module | None = self.get("preprocess")
+        if not isinstance(self.preprocess, nn.Module | None):
             raise UserError(
-                f"{source}: preprocess is a {type(preprocess).__name__}; expected an nn.Module, so that it can be "
+                f"{source}: preprocess is a {type(self.preprocess).__name__}; expected an nn.Module, so that it can be "
                 "exported with the model"
             )
+        self.labels = self._labels()
 
     def get(self, key: str) -> Any:
         """Return what the user gave under ``key``, or None."""
         return self._values.get(key)
 
-    @property
-    def preprocess(self) -> nn.Module | None:
-        """The user's preprocessing module."""
-        module: nn.Module | None = self.get("preprocess")
-        return module
-
-    def labels(self) -> tuple[str, ...] | None:
-        """Return the class names, or None; UserError if there are fewer than two or one comes twice."""
+    def _labels(self) -> tuple[str, ...]:
         names = self.get("labels")
         if names is None:
-            return None
+            return ()
         if isinstance(names, str | int) or not hasattr(names, "__iter__"):
             raise UserError(f"{self.source}: labels={names!r}; expected a list of names, one a class")
         labels = tuple(str(name) for name in names)
@@ -81,42 +83,75 @@ class Hooks:
 
     def inputs(self, batch: Batch) -> Inputs:
         """Return the model's tensors: by the user's hook, or all parts of the batch but its last."""
-        hook = self.get("inputs")
-        return _as_inputs(call_user(hook, "inputs", batch) if hook else _first_parts(batch))
+        return _as_inputs(self._call("inputs", _first_parts, batch))
 
-    def target(self, batch: Batch, classes: int | None, sample_name: Where) -> Tensor:
+    def target(self, batch: Batch, sample_name: Where = "sample {} of the batch".format) -> Tensor:
         """Return the class numbers, int64 [B]: by the user's hook, or the last part of the batch.
 
-        ``sample_name(i)`` names sample i in messages; without ``classes`` any number from 0 will do.
+        ``sample_name(i)`` names sample i in messages; without ``labels`` any number from 0 will do.
         """
-        hook = self.get("target")
-        return _as_target(call_user(hook, "target", batch) if hook else _parts(batch)[-1], classes, sample_name)
+        target = self._call("target", lambda batch: _parts(batch)[-1], batch)
+        return _as_target(target, len(self.labels), sample_name)
 
-    def logits(self, output: Any, classes: int) -> Tensor:
+    def logits(self, output: Any) -> Tensor:
         """Return the logits [B, classes]: by the user's hook, or the tensor itself, or its ``logits``."""
-        hook = self.get("logits")
-        return checked_logits(call_user(hook, "logits", output) if hook else plain_logits(output), classes)
+        return checked_logits(self._call("logits", plain_logits, output), len(self.labels))
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor | None:
-        """Return the user's loss, a scalar, or None."""
-        hook = self.get("loss")
-        if hook is None:
-            return None
-        value = call_user(hook, "loss", logits, target)
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the user's loss, a scalar, or the mean cross entropy."""
+        value = self._call("loss", cross_entropy, logits, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UserError(f"loss returned {_kind(value)}; expected a scalar tensor")
         return value.reshape(())
 
-    def metrics(self, logits: Any, target: Any) -> dict[str, float] | None:
-        """Return the user's metrics, or None."""
-        hook = self.get("metrics")
-        if hook is None:
-            return None
-        values = call_user(hook, "metrics", logits, target)
+    def metrics(self, logits: Array, target: Array) -> dict[str, float]:
+        """Return the user's metrics, or accuracy and f1 (macro; of two classes that of the last)."""
+        values = self._call("metrics", self._accuracy_and_f1, logits, target)
         try:
             return {str(name): float(value) for name, value in dict(values).items()}
         except (TypeError, ValueError):
             raise UserError(f"metrics returned {_kind(values)}; expected a dict of names and numbers") from None
+
+    def _accuracy_and_f1(self, logits: Array, target: Array) -> dict[str, float]:
+        positive = positive_number(None, self.labels)
+        return {"accuracy": accuracy(logits, target), "f1": f1(logits, target, positive=positive)}
+
+    def _call(self, key: str, default: Callable[..., Any], *args: Any) -> Any:
+        hook = self.get(key)
+        return call_user(hook, key, *args) if hook else default(*args)
+
+
+def as_function(data: Any) -> tuple[Callable[..., Any], str]:
+    """Return a function that returns the data as ``data.source`` does, and a name for them.
+
+    Args:
+        data: arrays such as (x, y), a data set, a DataLoader, a triple of these (train, validation, test), a mapping of
+            these by split, with hooks beside them if need be, or a function that returns such a mapping.
+    """
+    if callable(data):
+        return data, getattr(data, "__name__", type(data).__name__)
+    splits = _splits(data)
+    train = splits.get("train") if isinstance(splits, Mapping) else splits
+    train = train.dataset if isinstance(train, DataLoader) else train
+    return lambda: splits, "arrays" if isinstance(train, tuple | Mapping) else type(train).__name__
+
+
+def _splits(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return data
+    if (
+        isinstance(data, tuple | list)
+        and data
+        and all(isinstance(part, tuple | Mapping | Dataset | DataLoader) for part in data)
+    ):
+        if len(data) != len(SPLITS):
+            raise UserError(
+                f"data: is {len(data)} data sets; give {', '.join(SPLITS)}, or a mapping such as {{'train': data}}"
+            )
+        return dict(zip(SPLITS, data, strict=True))
+    if isinstance(data, tuple | Dataset | DataLoader) or not hasattr(data, "train"):
+        return {"train": tuple(data) if isinstance(data, list) else data}
+    return data
 
 
 def _parts(batch: Batch) -> tuple[Any, ...]:
@@ -159,7 +194,7 @@ def named_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple
     return [*((f"input {number}", value) for number, value in enumerate(args)), *kwargs.items()]
 
 
-def _as_target(target: Any, classes: int | None, sample_name: Where) -> Tensor:
+def _as_target(target: Any, classes: int, sample_name: Where) -> Tensor:
     if not isinstance(target, Tensor):
         raise UserError(f"the target is {_kind(target)}; expected a tensor of class numbers, one a sample")
     if target.ndim != 1:
@@ -170,10 +205,10 @@ def _as_target(target: Any, classes: int | None, sample_name: Where) -> Tensor:
     if target.is_floating_point() or target.is_complex():
         raise UserError(f"the target is of type {target.dtype}; expected whole numbers from 0, such as y.long()")
     numbers = target.long()
-    wrong = (numbers < 0) if classes is None else (numbers < 0) | (numbers >= classes)
+    wrong = (numbers < 0) | (numbers >= classes) if classes else numbers < 0
     if bool(wrong.any()):
         place = int(wrong.nonzero()[0])
-        limit = "0 or more" if classes is None else f"0 to {classes - 1}"
+        limit = f"0 to {classes - 1}" if classes else "0 or more"
         raise UserError(
             f"{sample_name(place)}: labels out of range: the target is {int(numbers[place])}, expected {limit}; "
             "mend the sample or `labels`"

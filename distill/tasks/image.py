@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from distill.references.digest import Digest
 from distill.tasks.augment import shift_and_flip
 from distill.tasks.base import SPLITS, Inputs
 from distill.tasks.classifier import Classifier
-from distill.tasks.image_settings import ImageSettings
+from distill.tasks.settings import ImageSettings
 from distill.tasks.splits import check_splits, cut_off_train, missing_splits, unused_shares
 from distill.types import Feed
 
@@ -62,35 +63,22 @@ class ImageData:
         return pixels, self.targets[rows]
 
 
-class ImageTask(Classifier[ImageData]):
+class ImageTask(Classifier[ImageData, ImagePreprocess]):
     """Images in, class out. The model sees ``(x - offset) * scale`` as float32 [B, C, H, W]."""
 
     kind = "image"
 
-    def __init__(
-        self,
-        name: str,
-        splits: Mapping[str, ImageData],
-        labels: Sequence[str],
-        preprocess: ImagePreprocess,
-        settings: ImageSettings,
-        *,
-        given_splits: Sequence[str] = (),
-        warnings: Sequence[str] = (),
-    ) -> None:
-        facts = {"channels": preprocess.channels, "image_size": preprocess.height}
-        super().__init__(
-            name, splits, labels, preprocess, facts, settings, given_splits=given_splits, warnings=warnings
-        )
-        self._preprocess = preprocess
-        self._offset = torch.tensor(preprocess.offset, dtype=torch.float32).reshape(1, -1, 1, 1)
-        self._scale = torch.tensor(preprocess.scale, dtype=torch.float32).reshape(1, -1, 1, 1)
+    @cached_property
+    def _offset_and_scale(self) -> Tensor:
+        numbers = (self._preprocess.offset, self._preprocess.scale)
+        return torch.tensor(numbers, dtype=torch.float32).reshape(2, 1, -1, 1, 1)
 
     def inputs(self, batch: ImageBatch) -> Inputs:
         """Return one positional tensor, float32 [B, C, H, W], equal to ``graph_preprocess.apply`` bit by bit."""
         pixels = batch[0].permute(0, 3, 1, 2).contiguous()
+        offset, scale = self._offset_and_scale.to(pixels.device)
         # One subtraction (exact, as both are whole numbers) and one product, in the order of the graph's nodes.
-        return ((pixels.float() - self._offset.to(pixels.device)) * self._scale.to(pixels.device),), {}
+        return ((pixels.float() - offset) * scale,), {}
 
     def raw(self, batch: ImageBatch) -> Feed:
         """Return ``image``, uint8 [B, H, W, C]."""
@@ -150,8 +138,8 @@ def image_task(
         for split in SPLITS
     }
     preprocess = ImagePreprocess(height, width, channels, offset, scale)
-    own = tuple(pools) if len(pools) > 1 else ()
-    return ImageTask(name, splits, labels, preprocess, settings, given_splits=own, warnings=notes)
+    facts = {"channels": channels, "image_size": height}
+    return ImageTask(name, splits, labels, preprocess, facts, settings, own=pools, warnings=notes)
 
 
 def _normalisation(

@@ -10,7 +10,7 @@ import numpy as np
 from distill.tasks.base import Task
 from distill.tasks.binary import read_cifar, read_idx_pair
 from distill.tasks.image import Pool, image_task
-from distill.tasks.image_settings import DigitsSettings, PublishedSettings
+from distill.tasks.settings import DigitsSettings, PublishedSettings
 from distill.tasks.sources import Remote, Source, locate
 from distill.types import Progress
 
@@ -20,10 +20,10 @@ FASHION_LABELS = (
 CIFAR_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 _IDX = {
-    "train-images": "train-images-idx3-ubyte",
-    "train-labels": "train-labels-idx1-ubyte",
-    "test-images": "t10k-images-idx3-ubyte",
-    "test-labels": "t10k-labels-idx1-ubyte",
+    "train-images": Remote("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+    "train-labels": Remote("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
+    "test-images": Remote("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
+    "test-labels": Remote("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
 }
 _CIFAR_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _CIFAR_TEST = ("test_batch.bin",)
@@ -33,13 +33,10 @@ _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 def _find_fashion(folder: Path) -> dict[str, Path] | None:
     # The folder itself, or the layout that torchvision leaves behind.
     for place in (folder, folder / "FashionMNIST" / "raw", folder / "raw"):
-        files = {
-            role: next((place / name for name in (f"{stem}.gz", stem) if (place / name).is_file()), None)
-            for role, stem in _IDX.items()
-        }
-        present = {role: path for role, path in files.items() if path is not None}
-        if len(present) == len(_IDX):
-            return present
+        zipped = {role: place / remote.name for role, remote in _IDX.items()}
+        files = {role: path if path.is_file() else path.with_suffix("") for role, path in zipped.items()}
+        if all(path.is_file() for path in files.values()):
+            return files
     return None
 
 
@@ -56,12 +53,7 @@ FASHION = Source(
     holds="the four idx files (train-images-idx3-ubyte.gz, …)",
     find=_find_fashion,
     system=(Path("/usr/share/datasets/fashion-mnist"),),
-    remotes=(
-        Remote("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-        Remote("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
-        Remote("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
-        Remote("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
-    ),
+    remotes=tuple(_IDX.values()),
     urls=(
         "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
@@ -101,15 +93,8 @@ def load_published(settings: PublishedSettings, *, seed: int, folder: Path, prog
     }[settings.source]
     path = settings.path and folder / settings.path.expanduser()
     location = locate(source, path=path, download=settings.download, mirror=settings.mirror, progress=progress)
-    return image_task(
-        source.name,
-        read(location.files),
-        labels,
-        settings,
-        seed=seed,
-        validation=validation,
-        warnings=location.warnings,
-    )
+    pools, warnings = read(location.files), location.warnings
+    return image_task(source.name, pools, labels, settings, seed=seed, validation=validation, warnings=warnings)
 
 
 def _read_fashion(files: Mapping[str, Path]) -> dict[str, Pool]:

@@ -1,14 +1,13 @@
-"""Rows by input name are a task like any other: an `.npz`, arrays, a Dataset or a DataLoader."""
+"""Rows by input name, to learn from without a whole task: an `.npz`, arrays, a Dataset or a DataLoader."""
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -19,15 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.benchmarks.parse import read_npz
 from distill.errors import UserError
-from distill.export.preprocess import Preprocess
 from distill.outputs import Output
-from distill.tasks.base import Facts, Inputs, OpenAxes
-from distill.types import Array, Feed
+from distill.tasks.base import Inputs
+from distill.types import Array
 
 LABELS = "labels"
 _LABEL_NAMES = (LABELS, "label", "targets", "y")
 _COLLATED = 256  # samples of a Dataset that are fetched at once
 
+Moved = TypeVar("Moved")
 Source: TypeAlias = Path | Mapping[str, Any] | tuple[Any, ...] | Dataset[Any] | DataLoader[Any]
 """An `.npz`; arrays by input name; (inputs, labels); or what yields samples of one of these two forms."""
 
@@ -130,8 +129,7 @@ def tensor_of(source_name: str, name: str, values: Array) -> Tensor:
         raise UserError(f"{source_name}: {name} is {values.dtype.name}, which no tensor can hold") from error
 
 
-@dataclass(frozen=True)
-class RowBatch:
+class RowBatch(NamedTuple):
     """A few rows: the model's arguments, what is right for them, and another model's outputs [rows, …]."""
 
     inputs: Inputs
@@ -154,7 +152,7 @@ class _Split:
 
 @dataclass(frozen=True, eq=False)
 class RowsTask:
-    """Rows by input name as a task: learn what is right for them, or what another model answers.
+    """Rows by input name for the training loop: learn what is right for them, or what another model answers.
 
     Of scores, `logits` and targets are those of each answer, [rows · positions, classes] and [rows · positions]; of
     numbers they are [rows, …].
@@ -179,22 +177,14 @@ class RowsTask:
     train_rows: Tensor
     test_rows: Tensor
 
-    name: str = "rows"
-    kind: str = "rows"
     labels: tuple[str, ...] = ()
     metric: str = "agreement"
-    facts: Facts = field(default_factory=dict)
-    graph_preprocess: Preprocess | None = None
     module_preprocess: nn.Module | None = None
-    open_axes: OpenAxes = ()
-    given_splits: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
     @cached_property
     def data(self) -> dict[str, _Split]:
         """The rows to learn from, and those that judge, which choose nothing."""
-        test = _Split(self, self.test_rows)
-        return {"train": _Split(self, self.train_rows), "validation": test, "test": test}
+        return {"train": _Split(self, self.train_rows), "validation": _Split(self, self.test_rows)}
 
     @cached_property
     def _spread(self) -> Tensor:
@@ -272,27 +262,8 @@ class RowsTask:
         errors = np.square(logits - target, dtype=np.float64) / self._spread.numpy()
         return {"agreement": 1 - float(errors.mean())}
 
-    def raw(self, batch: RowBatch) -> Feed | None:
-        """Return nothing: the file takes what the model takes."""
-        return None
 
-    def fingerprint(self) -> str:
-        """Return a hash of the rows, their splits and what is right for them."""
-        digest = hashlib.sha256()
-        for name, value in self.tensors.items():
-            digest.update(name.encode() + value.numpy().tobytes())
-        for value in (self._targets, self.reference, self.train_rows, self.test_rows):
-            digest.update(value.numpy().tobytes())
-        return digest.hexdigest()
-
-
-def on(batch: RowBatch, device: torch.device) -> RowBatch:
-    """Return a batch on a device."""
-    args, kwargs = moved(batch.inputs, device)
-    return RowBatch((args, kwargs), batch.target.to(device), batch.reference.to(device))
-
-
-def moved(inputs: Inputs, device: torch.device) -> Inputs:
-    """Return arguments on a device."""
-    args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
-    return tuple(args), dict(kwargs)
+def moved(inputs: Moved, device: torch.device) -> Moved:
+    """Return arguments, or a batch, on a device."""
+    on_device: Moved = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
+    return on_device

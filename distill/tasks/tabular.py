@@ -13,17 +13,17 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.export import FeaturesPreprocess, Preprocess
 from distill.references.digest import Digest
-from distill.tasks.base import SPLITS, Inputs, Task
-from distill.tasks.classifier import Classifier, Judged
+from distill.tasks.base import SPLITS, Facts, Inputs, Task
+from distill.tasks.classifier import Classifier
 from distill.tasks.columns import class_numbers, fit_columns, named_cells
-from distill.tasks.settings import DataSettings
+from distill.tasks.custom_data import ArrayData
+from distill.tasks.settings import BreastCancerSettings, CsvSettings, DataSettings
 from distill.tasks.splits import Rows, check_splits, cut_off_train, missing_splits, split_named, unused_shares
 from distill.tasks.table import Table, read_table
-from distill.tasks.table_settings import BreastCancerSettings, CsvSettings
 from distill.types import Array, Feed, Progress
 
 RowBatch = tuple[Tensor, Tensor, Tensor]
-"""Features float32 [B, F], class numbers int64 [B], row numbers int64 [B] in the whole table."""
+"""Features float32 [B, F], class numbers int64 [B], row numbers int64 [B] in the whole table; no augmentation."""
 
 _FEWEST_ROWS = 3
 _MANY_CLASSES = 20
@@ -32,50 +32,18 @@ _RESERVED = frozenset({"logits", "atol", "rtol", "file", "allow_pickle"})
 
 
 @dataclass(frozen=True)
-class RowData:
-    """One split: ``rows`` of the whole table."""
+class RowData(ArrayData):
+    """One split of a table: ``arrays`` is a batch of all rows, ``raw`` their cells before any preprocessing."""
 
-    features: Tensor
-    targets: Tensor
-    rows: Tensor
-
-    def __len__(self) -> int:
-        """Count the rows."""
-        return len(self.rows)
-
-    def fetch(self, index: Tensor, view: int | None) -> RowBatch:
-        """Return (float32 [B, F], int64 [B], int64 [B]) of the rows ``index``; rows are not augmented by any view."""
-        rows = self.rows[index.cpu()]
-        return self.features[rows], self.targets[rows], rows
+    arrays: RowBatch
+    raw: Mapping[str, Array]
 
 
-class TabularTask(Classifier[RowData]):
+class TabularTask(Classifier[RowData, Preprocess]):
     """Rows in, class out. The model sees what ``graph_preprocess`` makes of the raw columns, float32 [B, F]."""
 
     kind = "tabular"
     available = ("accuracy", "auroc", "f1")
-
-    def __init__(
-        self,
-        name: str,
-        raw: Mapping[str, Array],
-        target: Rows,
-        rows: Mapping[str, Rows],
-        labels: Sequence[str],
-        preprocess: Preprocess,
-        settings: Judged,
-        *,
-        given_splits: Sequence[str] = (),
-        warnings: Sequence[str] = (),
-    ) -> None:
-        self._raw = dict(raw)
-        features = torch.from_numpy(np.ascontiguousarray(preprocess.apply(self._raw), np.float32))
-        targets = torch.from_numpy(target)
-        splits = {split: RowData(features, targets, torch.from_numpy(rows[split])) for split in SPLITS}
-        facts = {"features": features.shape[1]}
-        super().__init__(
-            name, splits, labels, preprocess, facts, settings, given_splits=given_splits, warnings=warnings
-        )
 
     def inputs(self, batch: RowBatch) -> Inputs:
         """Return one positional tensor, float32 [B, F]."""
@@ -84,12 +52,13 @@ class TabularTask(Classifier[RowData]):
     def raw(self, batch: RowBatch) -> Feed:
         """Return the rows as they were before any preprocessing: one array an input of the shipped file."""
         rows = batch[2].cpu().numpy()
-        cells = {name: column[rows] for name, column in self._raw.items()}
+        cells = {name: column[rows] for name, column in self._splits["train"].raw.items()}
         return {name: column.astype(str) if column.dtype == object else column for name, column in cells.items()}
 
     def _hash(self, digest: Digest) -> Digest:
         train = self._splits["train"]
-        digest.add(self._raw).add(train.features).add(train.targets)
+        features, targets, _ = train.arrays
+        digest.add(train.raw).add(features).add(targets)
         for split in SPLITS:
             digest.add(split).add(self._splits[split].rows)
         return digest
@@ -111,8 +80,8 @@ def load_breast_cancer(
     mean, deviation = train.mean(0), train.std(0)
     preprocess = FeaturesPreprocess(tuple(mean.tolist()), tuple(mean.tolist()), tuple((1 / deviation).tolist()))
     settings = replace(settings, positive=settings.positive or "malignant")
-    raw = {"features": features}
-    return TabularTask("breast-cancer", raw, target, rows, labels, preprocess, settings, warnings=warnings)
+    data, facts = _data({"features": features}, target, rows, preprocess)
+    return TabularTask("breast-cancer", data, labels, preprocess, facts, settings, warnings=warnings)
 
 
 def load_csv(settings: CsvSettings, *, seed: int, folder: Path, progress: Progress | None = None) -> Task:
@@ -134,14 +103,20 @@ def load_csv(settings: CsvSettings, *, seed: int, folder: Path, progress: Progre
     if len(own_rows) == 1 and groups is None:
         _check_counts(settings.target, labels, target)
     rows, split_warnings = _split(own_rows, target, groups, settings, seed)
-    own = tuple(own_rows) if len(own_rows) > 1 else ()
     targets = {split: target[rows[split]] for split in SPLITS}
-    warnings += [*split_warnings, *check_splits(targets, labels, own=own, source="csv")]
-    columns = fit_columns(table, _input_names(table, settings), rows["train"], settings)
-    warnings += columns.warnings
-    return TabularTask(
-        "csv", columns.raw, target, rows, labels, columns.preprocess, settings, given_splits=own, warnings=warnings
-    )
+    warnings += [*split_warnings, *check_splits(targets, labels, own=own_rows, source="csv")]
+    raw, preprocess = fit_columns(table, _input_names(table, settings), rows["train"], settings, warnings)
+    data, facts = _data(raw, target, rows, preprocess)
+    return TabularTask("csv", data, labels, preprocess, facts, settings, own=own_rows, warnings=warnings)
+
+
+def _data(
+    raw: Mapping[str, Array], target: Rows, rows: Mapping[str, Rows], preprocess: Preprocess
+) -> tuple[dict[str, RowData], Facts]:
+    features = torch.from_numpy(np.ascontiguousarray(preprocess.apply(dict(raw)), np.float32))
+    arrays = (features, torch.from_numpy(target), torch.arange(len(target)))
+    data = {split: RowData(arrays, torch.from_numpy(rows[split]), raw) for split in SPLITS}
+    return data, {"features": features.shape[1]}
 
 
 def _input_names(table: Table, settings: CsvSettings) -> list[str]:

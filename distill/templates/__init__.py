@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from importlib.resources.abc import Traversable
+import shutil
+from itertools import count
 from pathlib import Path
 
 from distill.errors import UserError
@@ -24,27 +24,15 @@ def write_example(folder: str | Path) -> list[Path]:
             shown = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
             raise UserError(f"init {place}: the folder is not empty ({shown}); name a new one, such as {_free(place)}")
         place.mkdir(parents=True, exist_ok=True)
-        return [_copy(entry, place) for entry in _files()]
+        files = sorted(file for file in (Path(__file__).parent / "example").iterdir() if file.is_file())
+        return [Path(shutil.copyfile(file, place / file.name)) for file in files]
     except OSError as error:
         raise UserError(
             f"init {place}: cannot be written ({error.strerror or error}); name a folder that you may write to"
         ) from error
 
 
-def _files() -> list[Traversable]:
-    entries = resources.files("distill").joinpath("templates", "example").iterdir()
-    return sorted((entry for entry in entries if entry.is_file()), key=lambda entry: entry.name)
-
-
-def _copy(entry: Traversable, folder: Path) -> Path:
-    path = folder / entry.name
-    path.write_text(entry.read_text(encoding="utf-8"), encoding="utf-8")
-    return path
-
-
 def _free(place: Path) -> Path:
     """Return a name beside a folder that nothing has yet."""
-    name, number = place.resolve().name or "mine", 2
-    while (place.parent / f"{name}-{number}").exists():
-        number += 1
-    return place.parent / f"{name}-{number}"
+    names = (place.parent / f"{place.resolve().name or 'mine'}-{number}" for number in count(2))
+    return next(name for name in names if not name.exists())

@@ -8,10 +8,11 @@ like attention: Fang et al. 2024 (arXiv 2407.04616).
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ from distill.prune.attention.sites import (
 )
 from distill.prune.attention.stand_ins import needs_stand_in, stand_in_
 from distill.prune.graph.groups import ChannelGroup, Member
+from distill.prune.graph.verify import Checks, lifts_of, masked_copy, output_shapes, problem_with
+from distill.prune.modules import Example, reason, set_tensor
 
 Kind = Literal["heads", "head_dim"]
 
@@ -52,11 +55,8 @@ class AttentionGroup(ChannelGroup):
 def attention_groups(model: nn.Module, *, kinds: Mapping[str, Kind] | None = None) -> list[ChannelGroup]:
     """Return one group for each attention; those that cannot be cut say why in ``unprunable``.
 
-    Whether a cut would be right is told by running it only: ``check.verified_groups``.
-
-    Args:
-        model: any module; it is not changed.
-        kinds: what a unit is, by group, where it is decided already: by an earlier step, when there were more heads.
+    Whether a cut would be right is told by running it only: ``verified_groups``. ``kinds`` says what a unit is, by
+    group, where it is decided already: by an earlier step, when there were more heads.
     """
     return [_group(model, site, (kinds or {}).get(site.name)) for site in sites(model)]
 
@@ -83,7 +83,9 @@ def cut_attention(model: nn.Module, group_name: str, channels: Sequence[int]) ->
     keep = [head * site.head_dim + dim for head in heads for dim in dims]
     for slot in site.slots:
         _narrow(model.get_submodule(slot.module), slot, heads if slot.by == "heads" else keep)
-    if len(dims) < site.head_dim and _divides_by_root(site):
+    # A stored scale that is another one than the root's stays as it is, and so do the queries.
+    stored = [vars(site.module)[name] for name in SCALE if name in vars(site.module)]
+    if len(dims) < site.head_dim and all(_is_root(site, value) for value in stored):
         _scale_queries(model, site, math.sqrt(len(dims) / site.head_dim))
     _update_attributes(site, len(heads), len(dims))
     return consumers
@@ -177,22 +179,9 @@ def _narrow(owner: nn.Module, slot: Slot, keep: Sequence[int]) -> None:
     value = _tensor(owner, slot.tensor)
     size = value.shape[slot.axis] // len(slot.roles)
     index = torch.tensor([part * size + entry for part in range(len(slot.roles)) for entry in keep])
-    cut = value.detach().index_select(slot.axis, index.to(value.device)).clone()
-    if isinstance(value, nn.Parameter):
-        setattr(owner, slot.tensor, nn.Parameter(cut, requires_grad=value.requires_grad))
-    else:
-        setattr(owner, slot.tensor, cut)
+    set_tensor(owner, slot.tensor, value.detach().index_select(slot.axis, index.to(value.device)).clone())
     if isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = owner.weight.shape
-
-
-def _divides_by_root(site: Site) -> bool:
-    """Tell whether the scores are divided by the root of the dimension, as far as attributes say.
-
-    A stored scale that is another one stays as it is, and so do the queries.
-    """
-    stored = [vars(site.module)[name] for name in SCALE if name in vars(site.module)]
-    return all(_is_root(site, value) for value in stored)
 
 
 def _is_root(site: Site, value: object) -> bool:
@@ -211,9 +200,8 @@ def _scale_queries(model: nn.Module, site: Site, factor: float) -> None:
 def _update_attributes(site: Site, heads: int, dim: int) -> None:
     """Make the attributes say what is left; an attribute of another value than expected is not one of them."""
     module, attributes = site.module, vars(site.module)
-    either = tuple(name for name in EITHER if name in attributes and follows_heads(module, name))
-    if isinstance(module, nn.MultiheadAttention):
-        either = ()  # its embed_dim is the model's
+    is_torchs = isinstance(module, nn.MultiheadAttention)  # whose embed_dim is the model's
+    either = (name for name in EITHER if name in attributes and not is_torchs and follows_heads(module, name))
     for names, before, now in (
         (HEADS, site.heads, heads),
         (HEAD_DIM, site.head_dim, dim),
@@ -225,3 +213,65 @@ def _update_attributes(site: Site, heads: int, dim: int) -> None:
     for name in SCALE:
         if name in attributes and _is_root(site, attributes[name]):
             setattr(module, name, dim**-0.5)
+
+
+def verified_groups(
+    model: nn.Module,
+    example: Example,
+    logits: Callable[[Any], Tensor],
+    *,
+    kinds: Mapping[str, Kind] | None = None,
+) -> list[ChannelGroup]:
+    """Return ``attention_groups``, of which those whose trial cut goes wrong are ``unprunable`` and say how.
+
+    The trial takes every second unit from a copy, which must run at batch 1 and 2 and compute what the model does with
+    those channels masked. All groups are tried together first, and one by one only if that fails.
+
+    Raises:
+        UserError: the model as it is does not run on its example.
+    """
+    groups = attention_groups(model, kinds=kinds)
+    model = copy.deepcopy(model).eval()  # some models write down what they saw
+    checks = Checks(example, logits, output_shapes(model, example, logits))
+    trial = {g.name: [channel for unit in g.units[::2] for channel in unit] for g in groups if not g.unprunable}
+    if not trial or attention_problem(model, trial, checks) is None:
+        return groups
+    problems = {name: attention_problem(model, {name: channels}, checks) for name, channels in trial.items()}
+    return [replace(group, unprunable=group.unprunable or problems.get(group.name)) for group in groups]
+
+
+@torch.no_grad()
+def mask_attention(model: nn.Module, group_name: str, channels: Sequence[int]) -> None:
+    """Zero, in place, all that root channels of one attention say: what a cut of them is compared with.
+
+    Queries and keys too, since a dimension also speaks through the scores. No shape and no attribute changes.
+
+    Raises:
+        UserError: there is no such attention, or it cannot be cut.
+    """
+    site = site_of(model, group_name)
+    for slot in site.slots:
+        value = getattr(model.get_submodule(slot.module), slot.tensor)
+        for part, role in enumerate(slot.roles):
+            if role in ("q", "k") and slot.by == "channels":
+                value[[part * site.width + channel for channel in channels]] = 0
+    model.get_submodule(site.output).get_parameter("weight")[:, list(channels)] = 0
+
+
+@torch.no_grad()
+def attention_problem(model: nn.Module, chosen: Mapping[str, Sequence[int]], checks: Checks) -> str | None:
+    """Return what is wrong after these channels are cut from a copy, or None.
+
+    The model is in eval mode, or its dropout is what is wrong. Norms stay active: what they see is as wide as before.
+    """
+    lifts = lifts_of(model)
+    pruned, masked = copy.deepcopy(model), masked_copy(model, (), lifts)
+    try:
+        for name, channels in chosen.items():
+            cut_attention(pruned, name, channels)
+            mask_attention(masked, name, channels)
+    except UserError as error:
+        return f"with fewer of its channels {error}"
+    except Exception as error:  # whatever indexing a foreign module's tensors raises
+        return reason(error)
+    return problem_with(pruned, masked, checks, lifts, norms=True)

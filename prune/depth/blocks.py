@@ -1,4 +1,4 @@
-"""Which residual blocks and transformer layers of any ``nn.Module`` can be taken out whole.
+"""Which residual blocks and transformer layers of any ``nn.Module`` can be entry out whole.
 
 They are found by running the model, not by the names of classes: a block returns what it takes, has layers inside, and
 its input reaches its output around them, so that the network behind it finds much of what it is used to.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,10 @@ from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
 from distill.prune.depth.skipped import Block, Returns, argument_names, by_name, skipping
-from distill.prune.examples import Example
 from distill.prune.graph.verify import Shapes, output_shapes
-from distill.prune.modules import copied, explained, hooked, seeded
+from distill.prune.modules import Example, copied, explained, hooked, seeded
 from distill.prune.record import by_reason
-from distill.prune.widths.counts import count
+from distill.prune.widths.sizes import count
 
 # A skipped block hands on a value that passed through one of these at most: the addition of a branch, the norm or the
 # activation behind it, and what changes neither values nor their order. A product is none: it is a gate, not a path.
@@ -38,12 +37,7 @@ _MIN_LAYERS = 2
 
 
 def removable_blocks(model: nn.Module, example: Example, logits: Callable[[Any], Tensor]) -> list[Block]:
-    """Return the blocks that can go one by one, in the order of the model's modules.
-
-    Args:
-        model: any module that autograd follows; it is not changed.
-        example: (args, kwargs) of one forward call; tensors hold the batch in their first axis.
-        logits: takes the logits from the model's output.
+    """Return the blocks that can go one by one, in the order of the model's modules; autograd must follow the model.
 
     Raises:
         UserError: the model does not run, or none of its blocks can go; the message says why.
@@ -99,8 +93,7 @@ class _Search:
                 self.refused[name] = "it is a sequence of blocks"
                 self.run(name)
                 continue
-            problem = self._try(name)
-            if problem:
+            if problem := self._try(name):
                 self.refused[name] = problem
                 self.run(name)
             else:
@@ -134,9 +127,51 @@ class _Search:
         return None
 
 
-@dataclass
-class _Entry:
-    """What a module was called with."""
+class _Watch:
+    """Hooks that see what each composite module takes and returns, and whether one follows the other."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[str] = Counter()
+        self._inputs: dict[str, _Entry] = {}
+        self._returns: dict[str, Returns] = {}
+        self._refused: dict[str, str] = {}
+
+    def verdicts(self, model: nn.Module) -> tuple[dict[str, Returns], dict[str, str]]:
+        """Return what each candidate returns, and why other modules are none."""
+        paths = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+        called = [(name, module) for name, module in model.named_modules() if self._calls[name]]
+        several = {name for name, module in called if self._calls[name] > 1 or paths[id(module)] > 1}
+        refused = self._refused | dict.fromkeys(several, "it is used more than once")
+        returns = {name: self._returns[name] for name, _ in called if name not in refused}
+        return returns, {name: refused[name] for name, _ in called if name in refused}
+
+    def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Keep the main input's place in the graph: the module may overwrite the tensor."""
+        self._calls[name] += 1
+        arguments = by_name(argument_names(module), args, kwargs)
+        names = (*list(arguments)[: len(args)], *_MAIN_NAMES, *kwargs)
+        main = next((key for key in names if isinstance(arguments.get(key), Tensor)), None)
+        value = arguments.get(main or "")
+        if main is not None and isinstance(value, Tensor):
+            edge = get_gradient_edge(value) if value.requires_grad else None
+            self._inputs[name] = _Entry(arguments, main, value.shape, value.dtype, edge)
+
+    def after(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        """Judge one call."""
+        entry = self._inputs.pop(name, None)
+        items = output if type(output) is tuple else (output,)
+        problem = "it takes no tensor" if entry is None else _why_no_block(entry, items[0] if items else None)
+        if problem or entry is None:
+            self._refused[name] = problem or ""
+        elif items[0] is output:
+            self._returns[name] = entry.main
+        else:
+            names = {id(value): key for key, value in entry.arguments.items() if isinstance(value, Tensor)}
+            self._returns[name] = (entry.main, *(names.get(id(item)) for item in items[1:]))
+
+
+class _Entry(NamedTuple):
+    """What a module was called with, and of its main argument what it was then."""
 
     arguments: Mapping[str, Any]
     main: str
@@ -145,76 +180,17 @@ class _Entry:
     edge: GradientEdge | None
 
 
-class _Watch:
-    """Hooks that see what each composite module takes and returns, and whether one follows the other."""
-
-    def __init__(self) -> None:
-        self._calls: Counter[str] = Counter()
-        self._entries: dict[str, _Entry | None] = {}
-        self._returns: dict[str, Returns] = {}
-        self._refused: dict[str, str] = {}
-
-    def verdicts(self, model: nn.Module) -> tuple[dict[str, Returns], dict[str, str]]:
-        """Return what each candidate returns, and why other modules are none."""
-        paths = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-        returns, refused = {}, {}
-        for name, module in model.named_modules():
-            if self._calls[name] > 1 or (self._calls[name] and paths[id(module)] > 1):
-                refused[name] = "it is used more than once"
-            elif name in self._refused:
-                refused[name] = self._refused[name]
-            elif name in self._returns:
-                returns[name] = self._returns[name]
-        return returns, refused
-
-    def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Keep the main input's place in the graph: the module may overwrite the tensor."""
-        self._calls[name] += 1
-        self._entries[name] = None
-        arguments = by_name(argument_names(module), args, kwargs)
-        for key in (*list(arguments)[: len(args)], *_MAIN_NAMES, *kwargs):
-            value = arguments.get(key)
-            if isinstance(value, Tensor):
-                edge = get_gradient_edge(value) if value.requires_grad else None
-                self._entries[name] = _Entry(arguments, key, value.shape, value.dtype, edge)
-                return
-
-    def after(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        """Judge one call."""
-        entry = self._entries.pop(name, None)
-        if entry is None:
-            self._refused[name] = "it takes no tensor"
-            return
-        try:
-            self._returns[name] = _returned(entry, output)
-        except _NoBlock as refusal:
-            self._refused[name] = str(refusal)
-
-
-class _NoBlock(Exception):  # noqa: N818
-    """A module is no block, and why."""
-
-
-def _returned(entry: _Entry, output: Any) -> Returns:
-    """Return the form of an output whose first tensor is the main input's successor.
-
-    Raises:
-        _NoBlock: it is none.
-    """
-    items = output if isinstance(output, tuple) and type(output) is tuple else (output,)
-    main = items[0] if items else None
-    if not isinstance(main, Tensor):
-        raise _NoBlock("it returns neither a tensor nor a tuple that begins with one")
-    if main.shape != entry.shape or main.dtype != entry.dtype:
-        raise _NoBlock("its output has another shape or type than its input")
-    if entry.edge is None or not main.requires_grad:
-        raise _NoBlock("autograd does not follow it from its input to its output")
-    if not _follows(get_gradient_edge(main), entry.edge):
-        raise _NoBlock("its input does not reach its output around the layers (no shortcut inside)")
-    if main is output:
-        return entry.main
-    names = {id(value): name for name, value in entry.arguments.items() if isinstance(value, Tensor)}
-    return (entry.main, *(names.get(id(item)) for item in items[1:]))
+def _why_no_block(entry: _Entry, output: Any) -> str | None:
+    """Say why a module's first output is not the successor of its main input."""
+    if not isinstance(output, Tensor):
+        return "it returns neither a tensor nor a tuple that begins with one"
+    if output.shape != entry.shape or output.dtype != entry.dtype:
+        return "its output has another shape or type than its input"
+    if entry.edge is None or not output.requires_grad:
+        return "autograd does not follow it from its input to its output"
+    if not _follows(get_gradient_edge(output), entry.edge):
+        return "its input does not reach its output around the layers (no shortcut inside)"
+    return None
 
 
 def _follows(output: GradientEdge, goal: GradientEdge) -> bool:

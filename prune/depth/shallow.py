@@ -7,24 +7,28 @@ few of them the rest is narrowed until the speed is reached.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune.depth.blocks import removable_blocks
-from distill.prune.depth.damage import rank_blocks
-from distill.prune.depth.skipped import Block, skip_blocks, skipped_of
+from distill.prune.depth.skipped import Block, skip_blocks, skipped_of, skipping
 from distill.prune.goals import FAR
 from distill.prune.graph.groups import prepare
+from distill.prune.modules import Loss, explained, seeded
 from distill.prune.scores.evidence import Evidence
 from distill.prune.steps.narrow import NEAR_S, narrow
-from distill.prune.steps.state import Job, Narrowed
+from distill.prune.steps.step import Job, Narrowed
+from distill.types import Progress
 
 _STEPS = (1, 1, 1, 2, 3)  # blocks that go at once
 _EVALUATIONS = 60
+_BROKEN = float("inf")  # the loss of a model that does not run, or is not finite
 
 
 def narrow_or_shallow(state: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrowed:
@@ -100,3 +104,85 @@ def _is_fast(state: Narrowed, job: Job, share: float, slack: float = NEAR_S[1] -
     assert state.before_s is not None
     assert state.after_s is not None
     return bool(state.after_s <= job.goal_s(state.before_s, share) * (1 + slack))
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A block that goes, and the rise of the mean loss once it and all before it are gone."""
+
+    block: Block
+    damage: float
+
+
+def rank_blocks(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    batches: Sequence[Any],
+    loss: Loss,
+    *,
+    remove: int,
+    max_evaluations: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Removal]:
+    """Return the ``remove`` blocks that go, cheapest first, each chosen with all before it gone.
+
+    The damage is the rise of the mean loss, which may be negative; a model that does not run, or is not finite, without
+    a block gives infinity. Blocks that do the same for each other look idle one by one, so the damage is measured again
+    after each choice. At most ``max_evaluations`` are spent: later rounds share what the first one leaves, and measure
+    the blocks again that did the least damage so far. Of equal ones the first goes. Same arguments, same result.
+    The model is not changed; it runs in eval mode, without gradients, with torch seeded.
+
+    Raises:
+        UserError: no batch, the model does not run on one, or ``remove`` or ``max_evaluations`` is out of bounds.
+    """
+    if not 1 <= remove <= len(blocks):
+        raise UserError(f"remove={remove}: must be from 1 to the number of removable blocks, {len(blocks)}")
+    least = len(blocks) + remove - 1
+    if max_evaluations < least:
+        raise UserError(f"max_evaluations={max_evaluations}: {remove} of {len(blocks)} blocks need at least {least}")
+    work = skip_blocks(model, ()).eval()
+    if not batches:
+        raise UserError("block importance got no batch; give it at least one")
+    with explained("block importance: the model does not run on its batches"):
+        reference = _mean_loss(work, batches, loss, seed)
+    if reference == _BROKEN:
+        raise UserError("block importance: the model's answers are not finite; the model or a batch is broken")
+    removed: list[Removal] = []
+    damages = {block.name: 0.0 for block in blocks}
+    completed, rounds = 0, _rounds(len(blocks), remove, max_evaluations)
+    for trials_of_round in rounds:
+        gone_before = [removal.block for removal in removed]
+        left = sorted((block for block in blocks if block not in gone_before), key=lambda block: damages[block.name])
+        trials = left[:trials_of_round]
+        for block in trials:
+            with skipping(work, [*gone_before, block]):
+                try:
+                    damages[block.name] = _mean_loss(work, batches, loss, seed) - reference
+                except Exception:  # two blocks may not go together
+                    damages[block.name] = _BROKEN
+            completed += 1
+            if progress is not None:
+                progress("ranking blocks", completed, sum(rounds))
+        best = min((block for block in blocks if block in trials), key=lambda block: damages[block.name])
+        removed.append(Removal(best, damages[best.name]))
+    return removed
+
+
+@torch.no_grad()
+def _mean_loss(model: nn.Module, batches: Sequence[Any], loss: Loss, seed: int) -> float:
+    """Return the mean of the batches' losses, infinite where one of them is not finite."""
+    with seeded(seed):
+        values = [loss(model, batch) for batch in batches]
+    if any(not isinstance(value, Tensor) or value.numel() != 1 for value in values):
+        raise UserError("loss(model, batch) must return a scalar tensor")
+    losses = torch.stack([value.detach().reshape(()).double().cpu() for value in values])
+    return float(losses.mean()) if losses.isfinite().all() else _BROKEN
+
+
+def _rounds(blocks: int, remove: int, evaluations: int) -> list[int]:
+    """Return how many blocks each round measures: all in the first, an equal part of what is left in the others."""
+    rounds = [blocks]
+    for number in range(1, remove):
+        rounds.append(min(blocks - number, (evaluations - sum(rounds)) // (remove - number)))
+    return rounds

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from distill.errors import UserError
-from distill.prune.attention.check import mask_attention
-from distill.prune.attention.heads import cut_attention
+from distill.prune.attention.heads import cut_attention, mask_attention
 from distill.prune.graph.groups import ROOTS, Graph, prepare
 from distill.prune.graph.verify import Checks, lifts_of, masked_copy, problem_with
 from distill.prune.modules import reason

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,13 +22,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch_pruning import ops
 
 from distill.errors import UserError
-from distill.prune.examples import Example, run_alike, tensors_in
 from distill.prune.graph.dependency import Dependency
-from distill.prune.modules import explained, holders
+from distill.prune.modules import Example, explained, holders, run_alike, tensors_in
 
 # Layers whose cut is known to be right. Anything else in a group keeps the whole group as it is.
 _CUTTABLE = (_ConvNd, nn.Linear, _BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
 ROOTS = (_ConvNd, nn.Linear)
+_NORM_WIDTHS = ("num_features", "num_channels", "normalized_shape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,19 +236,20 @@ def _parts(member: Member) -> int:
     return module.num_groups if isinstance(module, nn.GroupNorm) else 1
 
 
-def _width(module: nn.Module, side: Literal["out", "in"]) -> int | None:
-    """Return how many channels a layer that can be cut has on one side; None for one slope for all of them."""
+def widths_of(module: nn.Module) -> tuple[int, int]:
+    """Return a layer's input and output channels; what is no Conv, Linear or Embedding has as many out as in."""
     if isinstance(module, _ConvNd):
-        return module.in_channels if side == "in" else module.out_channels
+        return module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
-        return module.in_features if side == "in" else module.out_features
+        return module.in_features, module.out_features
     if isinstance(module, nn.Embedding):
-        return module.embedding_dim
-    if isinstance(module, nn.LayerNorm):
-        return int(module.normalized_shape[-1])
-    if isinstance(module, nn.PReLU):
-        return module.num_parameters if module.num_parameters > 1 else None
-    return module.num_channels if isinstance(module, nn.GroupNorm) else int(module.num_features)  # type: ignore[arg-type]
+        return module.num_embeddings, module.embedding_dim
+    if isinstance(module, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm):  # they may have no parameters
+        width = next(vars(module)[name] for name in _NORM_WIDTHS if name in vars(module))
+        width = int(width[-1] if isinstance(width, tuple) else width)
+    else:
+        width = next(iter(next(module.parameters(recurse=False)).shape), 1)
+    return width, width
 
 
 def _why_unprunable(members: list[Member], shared: set[int]) -> str | None:
@@ -263,7 +263,8 @@ def _why_unprunable(members: list[Member], shared: set[int]) -> str | None:
             return f"{member.name} is a grouped transposed convolution, which cannot be cut"
         if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
             return f"{member.name} normalises over several axes, which cannot be cut"
-        width = _width(module, member.side)
+        one_for_all = isinstance(module, nn.PReLU) and module.num_parameters == 1
+        width = None if one_for_all else widths_of(module)[member.side == "out" or isinstance(module, nn.Embedding)]
         if width is not None and max(member.indices) >= width:
             return f"its channels cannot be followed into {member.name}, which has fewer"
         own = dict(module.named_parameters(recurse=False))
@@ -301,17 +302,3 @@ def prepare(model: nn.Module) -> nn.Module:
             parameter.requires_grad_(True)
         parameter.grad = None
     return model
-
-
-def column_mask(member: Member) -> tuple[Tensor, tuple[Any, ...]]:
-    """Return a consumer's weight and the index of the entries that read the channels that go."""
-    module, indices = member.module, list(member.indices)
-    weight = module.weight
-    if not isinstance(weight, Tensor):
-        raise UserError(f"layer {member.name!r} has no weight")
-    if isinstance(module, _ConvNd):
-        if module.transposed:
-            return weight, (indices,)
-        per_part = module.in_channels // module.groups
-        indices = [index for index in indices if index < per_part]
-    return weight, (slice(None), torch.tensor(indices, dtype=torch.long, device=weight.device))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from distill.errors import UserError
-from distill.prune.examples import Example, at_batch, run_alike, tensors_in
-from distill.prune.graph.groups import Member, column_mask
-from distill.prune.modules import explained, hooked
+from distill.prune.graph.groups import Member
+from distill.prune.modules import Example, at_batch, explained, hooked, run_alike, tensors_in
 
 # Norms that mix channels. Without the removed channels their statistics are others, which is no mistake.
 _MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -77,10 +77,11 @@ def problem_with(
         if before != after:
             return f"the shape of {name} changes from {before} to {after}"
     mixing = () if norms else _MIXING
-    with torch.no_grad(), _bypassed(pruned, mixing), _bypassed(masked, mixing), lifted(pruned, lifts):
-        wanted, got = (
-            compared(run_alike(model, at_batch(checks.example, 2)), checks.logits) for model in (masked, pruned)
-        )
+    outputs = []
+    for model in (masked, _lifted(pruned, lifts)):
+        with torch.no_grad(), _bypassed(model, mixing):
+            outputs.append(compared(run_alike(model, at_batch(checks.example, 2)), checks.logits))
+    wanted, got = outputs
     for (name, want), (_, have) in zip(wanted, got, strict=True):
         if want.is_floating_point() and differs(want, have):
             return f"{name} does not follow from its remaining channels (it reads the removed ones in another way)"
@@ -125,33 +126,27 @@ def lifts_of(model: nn.Module) -> dict[str, float]:
     }
 
 
-@contextmanager
-def lifted(model: nn.Module, lifts: Mapping[str, float]) -> Iterator[None]:
-    """Add to weights as `lifts_of` says, for a while."""
-    named = {name: value for name, value in model.named_parameters() if name in lifts}
-    before = {name: value.detach().clone() for name, value in named.items()}
-    with torch.no_grad():
-        for name, value in named.items():
-            value.add_(lifts[name])
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, value in named.items():
-                value.copy_(before[name])
+@torch.no_grad()
+def _lifted(model: nn.Module, lifts: Mapping[str, float]) -> nn.Module:
+    """Return a copy to whose weights is added what `lifts_of` says."""
+    result = copy.deepcopy(model)
+    for name, value in result.named_parameters():
+        value.add_(lifts.get(name, 0))
+    return result
 
 
 @torch.no_grad()
 def masked_copy(model: nn.Module, consumers: Sequence[Member], lifts: Mapping[str, float]) -> nn.Module:
     """Return a lifted copy in which the consumers' weights for what goes are zero; same shapes as the model."""
-    result = copy.deepcopy(model)
-    for name, value in result.named_parameters():
-        value.add_(lifts.get(name, 0.0))
+    result = _lifted(model, lifts)
     for member in consumers:
-        twin = Member(member.name, result.get_submodule(member.name), member.side, member.indices, member.roots)
-        if isinstance(twin.module, nn.modules.conv._ConvNd | nn.Linear):
-            weight, columns = column_mask(twin)
-            weight[columns] = 0
+        layer, indices = result.get_submodule(member.name), list(member.indices)
+        if isinstance(layer, nn.Linear):
+            layer.weight[:, indices] = 0
+        elif isinstance(layer, _ConvNd) and layer.transposed:
+            layer.weight[indices] = 0
+        elif isinstance(layer, _ConvNd):
+            layer.weight[:, [index for index in indices if index < layer.in_channels // layer.groups]] = 0
     return result
 
 

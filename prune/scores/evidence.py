@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal
 
@@ -12,10 +14,9 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.prune.batchnorm import refreshed
 from distill.prune.graph.groups import ChannelGroup
-from distill.prune.modules import Loss, require_scalar, seeded
+from distill.prune.modules import Loss, hooked, reason, require_scalar, seeded, tensors_in
 from distill.prune.scores.importance import DEFAULT, Importance
 from distill.prune.scores.means import Means, read_by, watching
-from distill.prune.scores.projection import class_axis, differentiable, outputs_of, signed_sum
 from distill.prune.scores.weights import Weights
 from distill.prune.settings import PruneSettings
 from distill.types import Progress
@@ -78,8 +79,7 @@ class Evidence:
                 return {}
             for loss in self._losses(model, "channel means", limit=_FOR_MEANS):
                 for scalar, follows in self._scalars(model, loss, outputs, "logits", draws=1):
-                    with watch.listening():
-                        scalar.backward(retain_graph=follows)  # type: ignore[no-untyped-call]
+                    watch.backward(scalar, retain_graph=follows)
                 outputs.clear()
                 watch.forget()
         model.zero_grad(set_to_none=True)
@@ -125,12 +125,7 @@ class Evidence:
             yield torch.stack(parts).sum(), number + 1 < draws
 
     def mean_loss(self, model: nn.Module, limit: int | None = None) -> float:
-        """Return the mean loss over the batches, with batch-norm statistics of this very model; infinite if no number.
-
-        Args:
-            model: is not changed.
-            limit: batches at most.
-        """
+        """Return the mean loss, with batch-norm statistics of this very model, over ``limit`` batches; or infinity."""
         batches, loss = self.batches_and_loss
         batches = batches[:limit]
 
@@ -160,3 +155,96 @@ class Evidence:
                 self._progress(purpose, number + 1, len(batches))
         if not batches:
             raise UserError(f"importance {importance!r} got no batch; give it at least one, or choose prune.importance")
+
+
+_BLIND = 0.01  # a gradient that adds up to less, of its own size, is blind to what all classes gain alike
+_INSTEAD = "prune.importance='taylor' goes by the loss alone"
+
+
+@contextmanager
+def outputs_of(model: nn.Module) -> Iterator[list[Any]]:
+    """Collect what the model returns each time it is called."""
+    outputs: list[Any] = []
+    with hooked([model.register_forward_hook(lambda module, args, output: outputs.append(output))]):
+        yield outputs
+
+
+def differentiable(outputs: Sequence[Any], logits: Callable[[Any], Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
+    """Return the logits of each call that autograd follows, and the other tensors [rows, …] of the same output.
+
+    Raises:
+        UserError: the model was not called, its logits cannot be found, or autograd follows none of them.
+    """
+    if not outputs:
+        raise UserError(f"loss(model, batch) did not call the model, whose logits are needed; {_INSTEAD}")
+    pairs = []
+    for output in outputs:
+        try:
+            values = logits(output)
+        except Exception as error:
+            raise UserError(f"what the model says in the loss has no logits: {reason(error)}; {_INSTEAD}") from error
+        if isinstance(values, Tensor) and values.grad_fn is not None and values.ndim and values.is_floating_point():
+            mine = values.untyped_storage().data_ptr()
+            others = [
+                tensor
+                for _, tensor in tensors_in(output)
+                if tensor.grad_fn is not None and tensor.ndim and tensor.untyped_storage().data_ptr() != mine
+            ]
+            pairs.append((values, others))
+    if not pairs:
+        raise UserError(f"the logits in the loss do not depend on the model's parameters; {_INSTEAD}")
+    return pairs
+
+
+def class_axis(loss: Tensor, logits: Tensor) -> int | None:
+    """Return the axis along which a constant may be added to the logits without changing the loss; None without one.
+
+    A softmax has one, at its classes; sigmoids and distances have none. The loss's gradient tells: it adds up to 0.
+    """
+    (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        return None
+    gradient = gradient.float()
+    size = float(gradient.abs().sum())
+    axes: list[int] = [1 % max(1, logits.ndim), logits.ndim - 1, *range(2, logits.ndim - 1)]
+    for axis in dict.fromkeys(axes):
+        if axis and logits.shape[axis] > 1 and size > 0 and float(gradient.sum(axis).abs().sum()) <= _BLIND * size:
+            return axis
+    return None
+
+
+def signed_sum(logits: Tensor, others: Sequence[Tensor], axis: int | None, generator: torch.Generator) -> Tensor:
+    """Return Σ ±z / √rows, a scalar: over the signs, its gradient's square is what a row's outputs move by, squared.
+
+    For signs s of ±1, E_s (s · Jv)² = ‖Jv‖² (Hutchinson 1989): one backward pass instead of one for each logit.
+
+    Args:
+        logits: [rows, …]; infinite ones, as masks leave them, do not count.
+        others: further outputs, which count as much as the logits do, each in units of its own spread.
+        axis: what is added alike along it does not count.
+        generator: draws the signs, on the CPU.
+    """
+    values = logits.float()
+    finite = values.isfinite()
+    signs = _signs(values, generator) * finite
+    if axis is not None:
+        signs -= finite * signs.sum(axis, keepdim=True) / finite.sum(axis, keepdim=True).clamp(min=1)
+    total = (torch.where(finite, values, 0) * signs).sum() / math.sqrt(len(values))
+    spread = _spread(values)
+    for other in others:
+        own = _spread(other.float())
+        if own > 0:
+            finite = other.isfinite()
+            part = (torch.where(finite, other, 0).float() * _signs(other, generator)).sum()
+            total = total + part * (spread or 1.0) / own / math.sqrt(len(other))
+    return total
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randint(2, like.shape, dtype=torch.int8, generator=generator)
+    return drawn.to(device=like.device, dtype=torch.float32).mul_(2).sub_(1)
+
+
+def _spread(values: Tensor) -> float:
+    finite = values.detach()[values.detach().isfinite()]
+    return float(finite.std()) if finite.numel() > 1 else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distill.errors import UserError
-from distill.prune.modules import Loss, eval_mode, explained, require_scalar, seeded
+from distill.prune.modules import Loss, eval_mode, explained, frozen, hooked, require_scalar, seeded
+from distill.prune.sparse.zeros import sparse_weights
 
 SaliencyName = Literal["magnitude", "wanda", "taylor"]
 Weights = Mapping[str, nn.Parameter]
@@ -31,21 +32,19 @@ def wanda(model: nn.Module, weights: Weights, batches: list[Any], loss: Loss | N
     """
     squares: dict[str, Tensor] = {}
 
-    def observe(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0].detach().float()
-            # A convolution's channels lie behind the batch, unless there is none; a linear layer's lie last.
-            axis = x.ndim - 1 - len(module.kernel_size) if isinstance(module, _ConvNd) else x.ndim - 1
-            total = x.movedim(axis, 0).flatten(1).square().sum(1)
-            squares[name] = squares.get(name, torch.zeros_like(total)) + total
+    def observe(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].detach().float()
+        # A convolution's channels lie behind the batch, unless there is none; a linear layer's lie last.
+        axis = x.ndim - 1 - len(module.kernel_size) if isinstance(module, _ConvNd) else x.ndim - 1
+        total = x.movedim(axis, 0).flatten(1).square().sum(1)
+        squares[name] = squares.get(name, torch.zeros_like(total)) + total
 
-        return hook
-
-    with ExitStack() as stack, torch.no_grad():
-        for prefix, module in model.named_modules():
-            name = f"{prefix}.weight" if prefix else "weight"
-            if name in weights and isinstance(module, _ConvNd | nn.Linear) and not isinstance(module, _ConvTransposeNd):
-                stack.callback(module.register_forward_pre_hook(observe(name)).remove)
+    handles = (
+        module.register_forward_pre_hook(partial(observe, name))
+        for name, module, _ in sparse_weights(model)
+        if name in weights and isinstance(module, _ConvNd | nn.Linear) and not isinstance(module, _ConvTransposeNd)
+    )
+    with hooked(handles), torch.no_grad():
         for args, kwargs in batches:
             model(*args, **kwargs)
     return {
@@ -73,9 +72,7 @@ def taylor(model: nn.Module, weights: Weights, batches: list[Any], loss: Loss | 
 
 
 SALIENCIES: dict[str, Callable[[nn.Module, Weights, list[Any], Loss | None], dict[str, Tensor]]] = {
-    "magnitude": magnitude,
-    "wanda": wanda,
-    "taylor": taylor,
+    kind.__name__: kind for kind in (magnitude, wanda, taylor)
 }
 
 
@@ -94,14 +91,9 @@ def saliency(
             raise UserError(f"importance={kind!r} needs batches; give at least one, or choose 'magnitude'")
         if kind == "taylor" and loss is None:
             raise UserError("importance='taylor' needs a loss")
-    trained = [(weight, weight.requires_grad) for weight in weights.values()]
     fails = explained(f"importance={kind!r}: the model does not run on its batches")
-    try:
-        with fails, torch.inference_mode(False), seeded(0), eval_mode(model):
-            scores = SALIENCIES[kind](model, weights, data, loss)
-    finally:
-        for weight, requires in trained:
-            weight.requires_grad_(requires)
+    with fails, torch.inference_mode(False), seeded(0), eval_mode(model), frozen(weights.values()):
+        scores = SALIENCIES[kind](model, weights, data, loss)
     broken = [name for name, score in scores.items() if not torch.isfinite(score).all()]
     if broken:
         raise UserError(f"importance={kind!r} of {broken[0]} is not finite; the model or a batch is broken")

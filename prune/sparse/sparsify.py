@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distill.errors import UserError
-from distill.prune.examples import Example
-from distill.prune.modules import Loss, copied, eval_mode, explained, holders, hooked
+from distill.prune.modules import Example, Loss, copied, eval_mode, explained, holders, hooked, inside
 from distill.prune.record import by_reason
 from distill.prune.sparse.saliency import SALIENCIES, SaliencyName, saliency
 from distill.prune.sparse.zeros import Pattern, in_groups, keep_zeros_, read_pattern, sparse_weights
@@ -165,17 +164,11 @@ def _choose(
     model: nn.Module, groups: tuple[int, int] | None, ignore: Sequence[str]
 ) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
     """Return the weights that can be sparse, and why others are left."""
-    modules = dict(model.named_modules())
-    for name in ignore:
-        if name not in modules or not name:
-            raise UserError(
-                f"ignore: the model has no module {name!r}; its modules are {', '.join([*modules][1:9])}, …"
-            )
-    chosen, left = {}, {}
+    chosen, left, ignored = {}, {}, inside(model, ignore)
     shares = holders(model)
     for name, module, weight in sparse_weights(model):
         why = _why_left(module, weight, groups)
-        if any(name.startswith(f"{ignored}.") for ignored in ignore):
+        if name.rpartition(".")[0] in ignored:
             why = _IGNORED
         elif shares[id(weight)] > 1:
             why = "it is shared with another layer"
@@ -183,7 +176,7 @@ def _choose(
             left[name] = why
         else:
             chosen[name] = weight
-    for name, module in modules.items():
+    for name, module in model.named_modules():
         if isinstance(module, _ConvNd | nn.Linear) and module._parameters.get("weight") is None:
             left[f"{name}.weight"] = "it is computed (a parametrization); remove that first"
     return chosen, left

@@ -2,31 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from distill.errors import UserError
-from distill.prune.attention.check import verified_groups
-from distill.prune.attention.heads import AttentionGroup, Kind, attention_groups
+from distill.prune.attention.heads import AttentionGroup, Kind, attention_groups, verified_groups
+from distill.prune.depth.skipped import Block
 from distill.prune.graph.cutting import BrokenError, cut
-from distill.prune.graph.groups import ChannelGroup, Graph, is_depthwise
-from distill.prune.record import GroupRecord
+from distill.prune.graph.groups import ROOTS, ChannelGroup, Graph, Member, is_depthwise
+from distill.prune.graph.verify import Checks
+from distill.prune.record import Decision, GroupRecord
 from distill.prune.scores.evidence import FEW, Evidence
 from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.scores.means import Means, with_constants
 from distill.prune.scores.weights import Scores, unit_scores
-from distill.prune.steps.state import Job, Narrowed, Width
-from distill.prune.widths.latency import Ladder, LayerCosts, by_macs, ladder, shapes_of, snap
+from distill.prune.settings import PruneSettings
+from distill.prune.widths.latency import Device, Ladder, LayerCosts, by_macs, ladder, shapes_of, snap
 from distill.prune.widths.selection import Candidate, Units
-from distill.prune.widths.sizes import Sizes
+from distill.prune.widths.sizes import Counts, Sizes
+from distill.types import Progress
 
 _BINS = 20  # of histograms of scores
 _CLEARLY = 0.02  # of a loss is a difference
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same over all steps: ``initial`` widths by layer, and ``before``, what the model counted.
+
+    ``importance`` is the name of its kind. ``decided`` is done again, where it is given, and nothing is measured then.
+    """
+
+    settings: PruneSettings
+    importance: str
+    checks: Checks
+    ignore: tuple[str, ...]
+    initial: Mapping[str, int]
+    before: Counts
+    device: Device | None
+    seed: int
+    progress: Progress | None
+    decided: Sequence[Decision] | None = None
+
+    def tell(self, activity: str, completed: int, total: int) -> None:
+        """Say how far a part of the work is, to whoever listens."""
+        if self.progress is not None:
+            self.progress(activity, completed, total)
+
+    def goal_s(self, before_s: float, share: float) -> float:
+        """Return the seconds that are asked for, at a share of the way there."""
+        return float(before_s / self.settings.amount**share)
+
+
+class Width(NamedTuple):
+    """The units of a group before the first step and now, and the channels in one."""
+
+    before: int
+    now: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """Where pruning stands: the model, and by the names of groups what is known of them.
+
+    ``unprunable`` says why groups stay as they are, ``kinds`` what a unit of each attention is. ``before_s`` and
+    ``after_s`` are the whole model's on the device, ``blocks`` those that went. ``exhausted`` says that the most that
+    may go leaves more than was asked for.
+    """
+
+    model: nn.Module
+    unprunable: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    widths: Mapping[str, Width] = field(default_factory=dict)
+    groups: Mapping[str, GroupRecord] = field(default_factory=dict)
+    before_s: float | None = None
+    after_s: float | None = None
+    blocks: tuple[Block, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    exhausted: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """The share of the prunable channels that went."""
+        before = sum(width.before * width.channels for width in self.widths.values())
+        return 1 - sum(width.now * width.channels for width in self.widths.values()) / before if before else 0.0
 
 
 def scored(state: Narrowed, job: Job, data: Evidence) -> Step:
@@ -212,9 +276,8 @@ def _is_stream(group: ChannelGroup, projections: Collection[str]) -> bool:
     return any(member.side == "in" and member.name in projections for member in group.members)
 
 
-def _makes(member: object) -> bool:
-    side, module = getattr(member, "side", ""), getattr(member, "module", None)
-    return side == "out" and isinstance(module, _ConvNd | nn.Linear) and not is_depthwise(module)
+def _makes(member: Member) -> bool:
+    return member.side == "out" and isinstance(member.module, ROOTS) and not is_depthwise(member.module)
 
 
 def _is_ignored(group: ChannelGroup, ignore: tuple[str, ...]) -> bool:

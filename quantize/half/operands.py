@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,7 +11,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, defs
 
 from distill.errors import NotMeasuredError, UserError
-from distill.export.graph import attribute, attribute_graphs, copy_of, opset_of
+from distill.export.graph import attribute, attribute_graphs, copy_of, initializers, opset_of, tensor_types
 from distill.export.parity_check import session_of
 
 _TYPE_NAMES: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
@@ -35,14 +35,8 @@ def element_types(model: ModelProto) -> dict[str, int]:
 
     Of operators that are onnxruntime's own, which the standard does not know, onnxruntime is asked.
     """
-    try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
-    except (onnx.shape_inference.InferenceError, ValueError):  # ValueError: above 2 GB
-        graph = model.graph
-    values = {value.name: value.type for value in (*graph.input, *graph.output, *graph.value_info)}
-    types = {name: value.tensor_type.elem_type for name, value in values.items()}  # 0 for sequences and optionals
-    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    missing = [name for node in graph.node for name in node.output if name and name not in types]
+    types = {name: tensor.elem_type for name, tensor in tensor_types(model).items()}
+    missing = [name for node in model.graph.node for name in node.output if name and name not in types]
     return types | (_asked(model, missing) if missing else {})
 
 
@@ -57,14 +51,15 @@ def _asked(model: ModelProto, names: Sequence[str]) -> dict[str, int]:
     return {value.name: _TYPES.get(value.type, 0) for value in outputs}
 
 
-def operands(node: NodeProto, types: Mapping[str, int], element: int, model: ModelProto) -> Operands | None:
-    """Say which float32 operands of a node can become 16-bit floats; None where none can.
+def float_tensors(model: ModelProto, types: Mapping[str, int]) -> list[str]:
+    """List the inputs and computed tensors that hold float32, in the order of their data."""
+    constants, graph = initializers(model.graph), model.graph
+    names = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
+    return [name for name in names if types.get(name) == TensorProto.FLOAT and name not in constants]
 
-    Args:
-        node: of the main graph of ``model``.
-        types: what `element_types` found for the float32 graph.
-        element: TensorProto.FLOAT16 or BFLOAT16.
-        model: it says which opsets are meant.
+
+def operands(node: NodeProto, types: Mapping[str, int], element: int, model: ModelProto) -> Operands | None:
+    """Say which float32 operands of a node can become 16-bit floats, of the opset of ``model``; None where none can.
 
     A node that holds graphs stays float32 with them, and so does one that reads or writes a sequence or an optional:
     whoever takes the tensors out of it expects them as they were.
@@ -74,8 +69,8 @@ def operands(node: NodeProto, types: Mapping[str, int], element: int, model: Mod
         return None
     if not all(types.get(name) for name in (*node.input, *node.output) if name):
         return None
-    inputs = [(place, signature.input(place)) for place in _floats(node.input, types)]
-    outputs = [(place, signature.output(place)) for place in _floats(node.output, types)]
+    inputs = _variables(signature.inputs, node.input, types)
+    outputs = _variables(signature.outputs, node.output, types)
     narrow_inputs = tuple(place for place, variable in inputs if signature.allows(variable, element))
     bound = {variable for place, variable in inputs if place in narrow_inputs}
     narrow_outputs = tuple(place for place, variable in outputs if variable in bound)
@@ -98,8 +93,8 @@ def first_opset(operator: str, element: int) -> int | None:
 class _Signature:
     """The type variables of an operator's operands, and the types that each may stand for."""
 
-    input: Callable[[int], str]
-    output: Callable[[int], str]
+    inputs: list[str]
+    outputs: list[str]
     variables: Mapping[str, frozenset[str]]
 
     def allows(self, variable: str, element: int) -> bool:
@@ -119,13 +114,7 @@ def _signature(operator: str, version: int, domain: str) -> _Signature | None:
             return None
         sides = [[operand.typeStr for operand in side] for side in (schema.inputs, schema.outputs)]
     variables = {operand.type_param_str: frozenset(operand.allowed_type_strs) for operand in schema.type_constraints}
-    inputs, outputs = sides
-    return _Signature(_place_in(inputs), _place_in(outputs), variables)
-
-
-def _place_in(types: list[str]) -> Callable[[int], str]:
-    """Return the variable of the operand at a place; a variadic last one stands for all that follow."""
-    return lambda place: types[min(place, len(types) - 1)]
+    return _Signature(sides[0], sides[1], variables)
 
 
 @cache
@@ -137,5 +126,7 @@ def _runtime_schemas() -> dict[tuple[str, str], Any]:
     return {(s.domain, s.name): s for s in schemas if s.domain not in ("", "ai.onnx", "ai.onnx.ml")}
 
 
-def _floats(names: Sequence[str], types: Mapping[str, int]) -> list[int]:
-    return [place for place, name in enumerate(names) if name and types.get(name) == TensorProto.FLOAT]
+def _variables(declared: list[str], names: Sequence[str], types: Mapping[str, int]) -> list[tuple[int, str]]:
+    """List the float32 operands by place, with their type variables; a variadic last one stands for all that follow."""
+    floats = [place for place, name in enumerate(names) if name and types.get(name) == TensorProto.FLOAT]
+    return [(place, declared[min(place, len(declared) - 1)]) for place in floats]

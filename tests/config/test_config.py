@@ -24,7 +24,7 @@ from distill.config.loading import (
 from distill.config.presets import preset_text, presets
 from distill.distillation.settings import DistillSettings
 from distill.errors import UserError
-from distill.tasks.table_settings import CsvSettings
+from distill.tasks.settings import CsvSettings
 
 NEEDS = {"csv": ["data.path=a.csv", "data.target=y"], "imagefolder": ["data.path=photos"]}
 

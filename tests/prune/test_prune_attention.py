@@ -30,10 +30,16 @@ from prune_zoo import make as make_other
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.attention.check import mask_attention, verified_groups
-from distill.prune.attention.heads import AttentionGroup, attention_groups, attributes_of, cut_attention
+from distill.prune.attention.heads import (
+    AttentionGroup,
+    attention_groups,
+    attributes_of,
+    cut_attention,
+    mask_attention,
+    verified_groups,
+)
 from distill.prune.attention.stand_ins import is_stand_in, stand_in_
-from distill.prune.examples import at_batch, tensors_in
+from distill.prune.modules import at_batch, tensors_in
 from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.scores.weights import Weights, unit_scores
 

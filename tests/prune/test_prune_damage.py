@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune.depth.blocks import removable_blocks
-from distill.prune.depth.damage import rank_blocks
+from distill.prune.depth.shallow import rank_blocks
 from distill.prune.depth.skipped import Block, Skipped, skip_blocks
 
 

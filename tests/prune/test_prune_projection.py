@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune import PruneRecord, PruneSettings, count, prune_channels
-from distill.prune.scores.evidence import Evidence
+from distill.prune.scores.evidence import Evidence, class_axis, signed_sum
 from distill.prune.scores.importance import IMPORTANCES
-from distill.prune.scores.projection import class_axis, signed_sum
 from distill.prune.scores.weights import Weights
 from distill.prune.widths.sizes import Sizes
 

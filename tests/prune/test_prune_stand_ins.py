@@ -27,8 +27,7 @@ from attention_zoo import (
 from torch import Tensor, nn
 
 from distill.export import export_onnx
-from distill.prune.attention.multihead import MultiheadAttention
-from distill.prune.attention.stand_ins import stand_in_
+from distill.prune.attention.stand_ins import MultiheadAttention, stand_in_
 
 # torch says it when its encoder packs padded batches, as the models that came in do.
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import BudgetFile, budget_standing
+from tiny_run import budget_figures, budget_standing
 
 from distill.config.loading import load_config
 from distill.documents import plain, read_as
 from distill.intervals import Estimate
-from distill.outcome import _Shipped
+from distill.outcome import _figures
 from distill.runtime.budget import Reading, Standing, Timed, budget_of, decide, limited, nearest, standing
 from distill.runtime.facts import Decision, Drop, StageLatency
 from distill.runtime.quality import judge_drop
@@ -133,7 +133,7 @@ def test_the_latency_budget_is_about_the_first_batch_size() -> None:
     (latency,) = limited({"latency": 0.002})
     for rows, verdict in ((row(0.002), "met"), (row(0.0021), "missed"), ((), "unresolved")):
         record = StageRecord(name="export", status="done", latency=rows)
-        assert latency.verdict(_Shipped(record)) == verdict
+        assert latency.verdict(_figures(record)) == verdict
 
 
 # Where the budget is missed -------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def reading(name: str, value: float, limit: float) -> Reading:
 
 def test_size_and_memory_are_limits_like_the_others() -> None:
     budget = limited({"drop": 0.01, "size": 1000, "memory": 5_000_000})
-    small, large = (BudgetFile(Estimate(0.0, 0.0, 0.0), None, size, 4_000_000) for size in (1000, 2000))
+    small, large = (budget_figures(Estimate(0.0, 0.0, 0.0), None, size, 4_000_000) for size in (1000, 2000))
     before, after = standing(budget, large), standing(budget, small)
     assert axes(after) == ["drop", "size", "memory"]
     assert str(before) == "file size 2.00 KB is above the limit of 1.00 KB (2.00 times it)"
@@ -240,7 +240,7 @@ def test_size_and_memory_are_limits_like_the_others() -> None:
     )
     assert decision.kept
     assert [constraint.verdict(large) for constraint in budget] == ["met", "missed", "met"]
-    unknown = BudgetFile(Estimate(0.0, 0.0, 0.0), None)
+    unknown = budget_figures(Estimate(0.0, 0.0, 0.0), None)
     assert [constraint.verdict(unknown) for constraint in budget] == ["met", "unresolved", "unresolved"]
     assert axes(standing(budget, unknown)) == ["drop"]
 
@@ -253,15 +253,11 @@ def test_a_configuration_says_what_is_limited() -> None:
 
 
 def test_what_nothing_limits_is_not_measured() -> None:
-    class Untimed:
-        drop = Estimate(0.0, 0.0, 0.0)
-        file_bytes = memory_bytes = None
+    def untimed() -> float:
+        raise AssertionError
 
-        @property
-        def p50_s(self) -> float | None:
-            raise AssertionError
-
-    assert axes(standing(limited({"drop": 0.01}), Untimed())) == ["drop"]
+    figures = {**budget_figures(Estimate(0.0, 0.0, 0.0)), "latency": untimed}
+    assert axes(standing(limited({"drop": 0.01}), figures)) == ["drop"]
 
 
 FALLS, TIMES = st.floats(-1, 1), st.floats(1e-6, 1)

@@ -15,8 +15,8 @@ from torch import nn
 
 from distill.distillation.settings import DistillSettings
 from distill.outputs import Output
-from distill.prune.scores.projection import class_axis
-from distill.single_stage.pruning.recovery import Recovery
+from distill.prune.scores.evidence import class_axis
+from distill.single_stage.pruning.rows import Recovery
 from distill.tasks.rows import RowBatch, RowsTask
 from distill.training.taps import Answers
 

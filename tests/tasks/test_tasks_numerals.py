@@ -21,7 +21,7 @@ from distill.errors import UserError
 from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn, export_onnx
 from distill.tasks import data_settings, load_task, numerals
 from distill.tasks.base import SPLITS
-from distill.tasks.table_settings import CsvSettings
+from distill.tasks.settings import CsvSettings
 from distill.tasks.tabular import TabularTask
 
 Cell = Callable[[int], str]
@@ -411,7 +411,7 @@ def test_odd_cells_end_in_finite_features_or_in_one_line_for_the_user(
 
 def test_one_long_cell_does_not_widen_every_row(tmp_path: Path) -> None:
     task = read(tmp_path, lambda row: "z" * 200_000 if row == 7 else f"w{row % 5}", categorical=["x"])
-    assert task._raw["x"].dtype == object
+    assert task._splits["train"].raw["x"].dtype == object
     assert len(task.fingerprint()) == 32
     assert max(map(len, in_order(task))) == 200_000
 

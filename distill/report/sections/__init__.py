@@ -8,29 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distill.rendering.document import Section
-from distill.report.sections.charts import charts
-from distill.report.sections.configuration import configuration
-from distill.report.sections.control import control
-from distill.report.sections.detail import detail
-from distill.report.sections.files import files
-from distill.report.sections.machine import machine
-from distill.report.sections.reproduce import reproduce
-from distill.report.sections.splits import splits
-from distill.report.sections.stages import stages
-from distill.report.sections.verdict import verdict
-from distill.report.sections.warnings import warnings
+from distill.report.sections import charts, circumstances, detail, stages, verdict
 from distill.runtime.records import RunResult
 
 SECTIONS: tuple[Callable[[RunResult], Section | None], ...] = (
-    verdict,
-    stages,
-    warnings,
-    charts,
-    control,
-    detail,
-    splits,
-    machine,
-    configuration,
-    reproduce,
-    files,
+    verdict.verdict,
+    stages.stages,
+    circumstances.warnings,
+    charts.charts,
+    stages.control,
+    detail.detail,
+    circumstances.splits,
+    circumstances.machine,
+    circumstances.configuration,
+    circumstances.reproduce,
+    circumstances.files,
 )

@@ -7,28 +7,34 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 from distill.benchmarks import units
+from distill.intervals import Estimate
 from distill.rendering.document import Chart, Charts, Section
 from distill.report import facts
+from distill.runtime.facts import Drop, StageLatency
 from distill.runtime.records import RunResult, StageRecord
 
 Drawing: TypeAlias = dict[str, Any]
 """A part of what plotly draws."""
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", "size": 13}
 _STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
-_INK, _FAINT, _GRID, _CARD = "var(--ink)", "var(--faint)", "var(--grid)", "var(--card)"
+_INK, _FAINT, _GRID, _CARD, _BAD = "var(--ink)", "var(--faint)", "var(--grid)", "var(--card)", "var(--bad)"
+_CLEAR = "rgba(0,0,0,0)"
+_CURVES = (
+    ("validation", "Validation by epoch", "Every choice of an epoch was made on this curve, never on test."),
+    ("loss", "Training loss by epoch", "Losses of different stages are different functions: compare shapes."),
+)
 
 
 def charts(result: RunResult) -> Section | None:
     """Show the charts for which the run has numbers."""
-    every: list[Chart | None] = [trade_off(result)]
-    every += [latency_bars(result, batch) for batch in facts.batches(result)]
     drop = drops(result)
-    every += [drop, *curves(result)]
-    figures = [chart for chart in every if chart is not None]
+    bars = (latency_bars(result, batch) for batch in facts.batches(result))
+    figures = [chart for chart in (trade_off(result), *bars, drop, *curves(result)) if chart is not None]
     if drop is not None and sum(not chart.wide for chart in figures) % 2:
         figures[figures.index(drop)] = replace(drop, wide=True)  # so that no half of a row stays empty
     return Section("Charts", [Charts(figures)]) if figures else None
@@ -36,55 +42,65 @@ def charts(result: RunResult) -> Section | None:
 
 def trade_off(result: RunResult) -> Chart | None:
     """Draw latency at the smallest batch against the test metric; a circle's area is the file's size."""
-    batch = (facts.batches(result) or (None,))[0]
-    stages = []
-    for stage in result.stages:
-        timed, estimate = facts.timing(stage, batch), _estimate(result, stage)
-        if timed and _positive(timed.p50_s) and units.number(getattr(estimate, "value", None)) is not None:
-            stages.append(stage)
-    if not stages or batch is None:
+    batch, metric = (facts.batches(result) or (None,))[0], result.comparison.metric
+    points = [
+        (stage, timed, estimate)
+        for stage, timed in _timed(result, batch)
+        if (estimate := stage.test.metrics.get(metric) if stage.test else None)
+        and units.number(estimate.value) is not None
+    ]
+    if not points:
         return None
-    scale, unit = _scale(result, stages, batch)
-    largest = max(units.number(stage.file_bytes) or 0.0 for stage in stages)
-    metric = _label(result.comparison.metric or "metric")
-    data = [_path(result, stages, batch, scale)]
-    circles = [_circle(result, stage, batch, scale, largest) for stage in stages]
+    scale, unit = _scale(timed for _, timed, _ in points)
+    largest = max(units.number(stage.file_bytes) or 0.0 for stage, _, _ in points)
+    circles = [_circle(stage, timed, estimate, metric, scale, largest) for stage, timed, estimate in points]
     slowest = max(circle["x"][0] for circle in circles)
     for place, circle in enumerate(circles):
         # Beside the whisker and beside the line; the one at the right edge towards the middle.
         rightmost = circle["x"][0] >= slowest
         circle["textposition"] = "top left" if rightmost else ("top right", "bottom left")[place % 2]
-    data += circles
+    led = [
+        circle
+        for circle, (stage, _, _) in zip(circles, points, strict=True)
+        if stage.status == "done" and stage.name != "control"
+    ]
+    path = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [circle["x"][0] for circle in led],
+        "y": [circle["y"][0] for circle in led],
+        "line": {"color": _FAINT, "width": 1.2, "dash": "dot"},
+        "hoverinfo": "skip",
+    }
+    latencies = f"p50 latency at batch {batch}, {unit} (logarithmic; left is faster)"
+    percent = ", %" if all(_factor(estimate) == 100 for _, _, estimate in points) else ""
     layout = _layout(
-        xaxis={**_axis(f"p50 latency at batch {batch}, {unit} (logarithmic; left is faster)"), **_log_range(data)},
-        yaxis=_axis(f"test {metric}{_percent_title(result, stages)}"),
-        showlegend=False,
+        xaxis=_axis(latencies, type="log", **_log_range([circle["x"][0] for circle in circles])),
+        yaxis=_axis(f"test {_label(metric or 'metric')}{percent}"),
     )
-    layout["xaxis"]["type"] = "log"
-    limit = _limit(result)
-    if limit is not None:
-        layout["shapes"] = [_rule("x", limit / scale)]
-        layout["annotations"] = [_note(math.log10(limit / scale), f"limit {units.duration(limit)}")]
+    limit = facts.latency_limit(result)
+    if limit is not None and limit > 0:
+        layout |= _limit(limit / scale, math.log10(limit / scale), units.duration(limit))
     caption = (
         "Each circle is a stage's shipped form, its area the file's size, its whiskers the 95 % interval; "
         "hollow circles were not kept. Higher and further left is better."
     )
-    return Chart("trade-off", "Latency against quality", caption, 430, data, layout, wide=True)
+    return Chart("trade-off", "Latency against quality", caption, 430, [path, *circles], layout, wide=True)
 
 
 def latency_bars(result: RunResult, batch: int) -> Chart | None:
     """Draw the p50 latency of every stage at one batch size, with the speed-up written on the bar."""
-    stages = [stage for stage in result.stages if (timed := facts.timing(stage, batch)) and _positive(timed.p50_s)]
-    if not stages:
+    points = _timed(result, batch)
+    if not points:
         return None
-    scale, unit = _scale(result, stages, batch)
-    values, texts = [], []
-    for stage in stages:
-        timed = facts.timing(stage, batch)
-        assert timed is not None
-        values.append(timed.p50_s / scale)
+    stages = [stage for stage, _ in points]
+    scale, unit = _scale(timed for _, timed in points)
+    values = [timed.p50_s / scale for _, timed in points]
+    texts = []
+    for _, timed in points:
         faster = units.times(getattr(timed.speedup, "value", None))
         texts.append(units.duration(timed.p50_s) + (f" · {faster}" if faster != units.DASH else ""))
+    opacities = [0.45 if stage.status == "reverted" else 0.9 for stage in stages]
     bars = {
         "type": "bar",
         "orientation": "h",
@@ -95,13 +111,10 @@ def latency_bars(result: RunResult, batch: int) -> Chart | None:
         "cliponaxis": False,
         "textfont": {"color": _INK},
         "hoverinfo": "skip",
-        "marker": {"color": [_colour(stage) for stage in stages], "opacity": [_opacity(stage) for stage in stages]},
+        "marker": {"color": [_colour(stage) for stage in stages], "opacity": opacities},
     }
-    layout = _layout(
-        xaxis={**_axis(f"p50 latency, {unit}"), "range": [0, max(values) * 1.42]},
-        yaxis=_category_axis(),
-        bargap=0.38,
-    )
+    latencies = _axis(f"p50 latency, {unit}", range=[0, max(values) * 1.42])
+    layout = _layout(xaxis=latencies, yaxis=_category_axis(), bargap=0.38)
     title = f"Latency at batch {batch}"
     caption = "Shorter is better; beside each bar the median latency and the speed-up over the teacher's fp32 ONNX."
     return Chart(f"latency-{batch}", title, caption, 110 + 38 * len(stages), [bars], layout)
@@ -109,53 +122,48 @@ def latency_bars(result: RunResult, batch: int) -> Chart | None:
 
 def drops(result: RunResult) -> Chart | None:
     """Draw each stage's paired drop from the teacher on test, with its interval and the limit."""
-    stages = [s for s in result.stages if s.test and s.test.drop and units.number(s.test.drop.value) is not None]
-    if not stages:
+    judged = [(stage, stage.test.drop) for stage in result.stages if stage.test and stage.test.drop]
+    judged = [(stage, drop) for stage, drop in judged if units.number(drop.value) is not None]
+    if not judged:
         return None
-    judged = [stage.test.drop for stage in stages if stage.test and stage.test.drop]
-    bars = {
+    marks = {
         "type": "scatter",
         "mode": "markers",
-        "x": [drop.value * 100 for drop in judged],
-        "y": [stage.name for stage in stages],
-        "marker": {"size": 11, "color": [_colour(stage) for stage in stages]},
-        "error_x": _whiskers([(d.value * 100, _times100(d.low), _times100(d.high)) for d in judged], 1.6),
-        "hovertext": [f"{stage.name}: {units.drop(d)}, {d.verdict}" for stage, d in zip(stages, judged, strict=True)],
+        "x": [drop.value * 100 for _, drop in judged],
+        "y": [stage.name for stage, _ in judged],
+        "marker": {"size": 11, "color": [_colour(stage) for stage, _ in judged]},
+        "error_x": _whiskers([drop for _, drop in judged], 100, 1.6),
+        "hovertext": [f"{stage.name}: {units.drop(drop)}, {drop.verdict}" for stage, drop in judged],
         "hoverinfo": "text",
     }
-    limit = units.number(judged[-1].limit)
-    layout = _layout(
-        xaxis={**_axis(f"drop in {_label(result.comparison.metric or 'the metric')}, points (right is worse)")},
-        yaxis=_category_axis(),
-    )
-    layout["xaxis"] |= {"rangemode": "tozero", "zeroline": True, "zerolinecolor": _FAINT, "zerolinewidth": 1}
+    title = f"drop in {_label(result.comparison.metric or 'the metric')}, points (right is worse)"
+    axis = _axis(title, rangemode="tozero", zeroline=True, zerolinecolor=_FAINT, zerolinewidth=1)
+    layout = _layout(xaxis=axis, yaxis=_category_axis())
     caption = "Paired differences on the test split with their 95 % intervals."
+    limit = units.number(judged[-1][1].limit)
     if limit is not None:
-        layout["shapes"] = [_rule("x", limit * 100)]
-        layout["annotations"] = [_note(limit * 100, f"limit {units.points(limit, unit=False)}")]
+        layout |= _limit(limit * 100, limit * 100, units.points(limit, unit=False))
         caption += " A budget is met where the whole interval lies left of the dashed limit."
-    return Chart("drops", "Drop from the teacher", caption, 120 + 38 * len(stages), [bars], layout)
+    return Chart("drops", "Drop from the teacher", caption, 120 + 38 * len(judged), [marks], layout)
 
 
-def curves(result: RunResult) -> tuple[Chart, ...]:
+def curves(result: RunResult) -> list[Chart]:
     """Draw validation metric and loss by epoch, one chart each, for the stages that recorded them."""
+    legend = {"orientation": "h", "y": -0.28, "x": 0, "font": {"color": _INK}}
     figures = []
-    for key, title, caption in (
-        ("validation", "Validation by epoch", "Every choice of an epoch was made on this curve, never on test."),
-        ("loss", "Training loss by epoch", "Losses of different stages are different functions: compare shapes."),
-    ):
-        lines = []
-        for stage in result.stages:
-            values = facts.curve(stage, key)
-            if values:
-                lines.append(_line(stage, values))
+    for key, title, caption in _CURVES:
+        lines = [_line(stage, values) for stage in result.stages if (values := facts.curve(stage, key))]
         if lines:
-            layout = _layout(
-                xaxis={**_axis("epoch"), "rangemode": "tozero"}, yaxis=_axis("" if key == "loss" else "validation")
-            )
-            layout |= {"legend": {"orientation": "h", "y": -0.28, "x": 0, "font": {"color": _INK}}, "showlegend": True}
+            axes = {"xaxis": _axis("epoch", rangemode="tozero"), "yaxis": _axis("" if key == "loss" else "validation")}
+            layout = _layout(**axes, legend=legend, showlegend=True)
             figures.append(Chart(f"curve-{key}", title, caption, 330, lines, layout))
-    return tuple(figures)
+    return figures
+
+
+def _timed(result: RunResult, batch: int | None) -> list[tuple[StageRecord, StageLatency]]:
+    """Return the stages that were timed at a batch size, with how."""
+    pairs = [(stage, facts.timing(stage, batch)) for stage in result.stages]
+    return [(stage, timed) for stage, timed in pairs if timed and (units.number(timed.p50_s) or 0) > 0]
 
 
 def _line(stage: StageRecord, values: list[float | None]) -> Drawing:
@@ -171,102 +179,78 @@ def _line(stage: StageRecord, values: list[float | None]) -> Drawing:
     }
 
 
-def _circle(result: RunResult, stage: StageRecord, batch: int, scale: float, largest: float) -> Drawing:
-    timed, estimate = facts.timing(stage, batch), _estimate(result, stage)
-    assert timed is not None and stage.test is not None
-    factor = _factor(result, stage)
-    value = estimate.value * factor
+def _circle(
+    stage: StageRecord, timed: StageLatency, estimate: Estimate, metric: str, scale: float, largest: float
+) -> Drawing:
+    assert stage.test is not None
+    factor, colour = _factor(estimate), _colour(stage)
     radius = (max(units.number(stage.file_bytes) or 0.0, 0.0) / largest) ** 0.5 if largest > 0 else 0.3
     hollow = stage.status == "reverted" or stage.name == "control"
     lines = [
         f"<b>{_label(stage.name)}</b>",
-        f"{_label(result.comparison.metric)} {units.metric(estimate, stage.test.samples)}",
+        f"{_label(metric)} {units.metric(estimate, stage.test.samples)}",
         f"p50 {units.duration(timed.p50_s)}",
         units.size(stage.file_bytes),
     ]
-    colour = _colour(stage)
     return {
         "type": "scatter",
         "mode": "markers+text",
         "x": [timed.p50_s / scale],
-        "y": [value],
+        "y": [estimate.value * factor],
         "text": [_label(stage.name)],
         "textfont": {"color": _INK},
         "hovertext": ["<br>".join(lines)],
         "hoverinfo": "text",
-        "error_y": _whiskers([(value, _scaled(estimate.low, factor), _scaled(estimate.high, factor))], 1.2, colour),
+        "error_y": _whiskers([estimate], factor, 1.2, colour),
         "marker": {
             "size": [12 + 38 * radius],
-            "color": "rgba(0,0,0,0)" if hollow else colour,
+            "color": _CLEAR if hollow else colour,
             "opacity": 1 if hollow else 0.82,
             "line": {"color": colour, "width": 2},
         },
     }
 
 
-def _path(result: RunResult, stages: list[StageRecord], batch: int, scale: float) -> Drawing:
-    """Join the stages that led to the shipped file."""
-    path = [stage for stage in stages if stage.status == "done" and stage.name != "control"]
-    points = [(facts.timing(stage, batch), _estimate(result, stage), _factor(result, stage)) for stage in path]
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [timed.p50_s / scale for timed, _, _ in points if timed],
-        "y": [estimate.value * factor for _, estimate, factor in points],
-        "line": {"color": _FAINT, "width": 1.2, "dash": "dot"},
-        "hoverinfo": "skip",
-    }
-
-
-def _limit(result: RunResult) -> float | None:
-    """Return the latency budget in seconds, where one was set."""
-    benchmark = result.config.get("benchmark")
-    bound = units.number(benchmark.get("max_latency_s")) if isinstance(benchmark, dict) else None
-    return bound if bound is not None and bound > 0 else None
-
-
-def _log_range(data: list[Drawing]) -> Drawing:
+def _log_range(latencies: Sequence[float]) -> Drawing:
     """Leave room for the circles at both ends, and name the ticks 1, 2, 5, 10, ... in full."""
-    values = [math.log10(x) for trace in data for x in trace["x"]]
+    values = [math.log10(x) for x in latencies]
     room = max(0.15, 0.12 * (max(values) - min(values)))
     low, high = min(values) - room, max(values) + room
     steps = (1, 2, 5) if high - low < 2.5 else (1,)
-    ticks = [
-        step * 10.0**power
-        for power in range(max(-300, math.floor(low)), min(300, math.ceil(high)) + 1)
-        for step in steps
-    ]
+    powers = range(max(-300, math.floor(low)), min(300, math.ceil(high)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in steps]
     ticks = [tick for tick in ticks if low <= math.log10(tick) <= high]
     return {"range": [low, high], "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _whiskers(values: list[tuple[float, float | None, float | None]], width: float, colour: str = _FAINT) -> Drawing:
+def _whiskers(estimates: Sequence[Estimate | Drop], factor: float, width: float, colour: str = _FAINT) -> Drawing:
+    def lengths(side: str, sign: int) -> list[float | None]:
+        bounds = [units.number(getattr(estimate, side)) for estimate in estimates]
+        return [
+            None if bound is None else max(0.0, sign * (bound * factor - estimate.value * factor))
+            for bound, estimate in zip(bounds, estimates, strict=True)
+        ]
+
+    arms = {"array": lengths("high", 1), "arrayminus": lengths("low", -1)}
+    return {"type": "data", "symmetric": False, **arms, "color": colour, "thickness": width, "width": 5}
+
+
+def _limit(at: float, note_at: float, text: str) -> Drawing:
+    """Draw a dashed line at a limit, and say above it what it is; on a logarithmic axis a note lies at the power."""
+    line = {"color": _BAD, "width": 1.5, "dash": "dash"}
+    rule = {"type": "line", "xref": "x", "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": line}
+    place = {"x": note_at, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
     return {
-        "type": "data",
-        "symmetric": False,
-        "array": [max(0.0, high - value) if high is not None else None for value, _, high in values],
-        "arrayminus": [max(0.0, value - low) if low is not None else None for value, low, _ in values],
-        "color": colour,
-        "thickness": width,
-        "width": 5,
+        "shapes": [rule],
+        "annotations": [{**place, "text": f"limit {text}", "font": {"color": _BAD, "size": 12}}],
     }
-
-
-def _rule(axis: str, at: float) -> Drawing:
-    line = {"color": "var(--bad)", "width": 1.5, "dash": "dash"}
-    return {"type": "line", "xref": axis, "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": line}
-
-
-def _note(at: float, text: str) -> Drawing:
-    font = {"color": "var(--bad)", "size": 12}
-    return {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False, "font": font}
 
 
 def _layout(**more: Any) -> Drawing:
     return {
         "font": {**_FONT, "color": _INK},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": _CLEAR,
+        "plot_bgcolor": _CLEAR,
         "margin": {"l": 64, "r": 24, "t": 22, "b": 56},
         "hoverlabel": {"bgcolor": _CARD, "bordercolor": _FAINT, "font": {"color": _INK}},
         "showlegend": False,
@@ -274,7 +258,7 @@ def _layout(**more: Any) -> Drawing:
     }
 
 
-def _axis(title: str) -> Drawing:
+def _axis(title: str, **more: Any) -> Drawing:
     return {
         "title": {"text": title, "font": {"size": 12, "color": _FAINT}},
         "gridcolor": _GRID,
@@ -282,60 +266,28 @@ def _axis(title: str) -> Drawing:
         "zeroline": False,
         "tickfont": {"color": _FAINT, "size": 12},
         "automargin": True,
+        **more,
     }
 
 
 def _category_axis() -> Drawing:
-    return {
-        "type": "category",
-        "autorange": "reversed",
-        "automargin": True,
-        "tickfont": {"color": _INK},
-        "ticklen": 6,
-        "tickcolor": "rgba(0,0,0,0)",
-        "gridcolor": "rgba(0,0,0,0)",
-    }  # units: skip
+    ticks = {"tickfont": {"color": _INK}, "ticklen": 6, "tickcolor": _CLEAR}
+    return {"type": "category", "autorange": "reversed", "automargin": True, "gridcolor": _CLEAR, **ticks}
 
 
-def _estimate(result: RunResult, stage: StageRecord) -> Any:
-    return stage.test.metrics.get(result.comparison.metric) if stage.test else None
-
-
-def _factor(result: RunResult, stage: StageRecord) -> float:
+def _factor(estimate: Estimate) -> float:
     """Return 100 for a metric that is a fraction, as all of a task's metrics should be, else 1."""
-    estimate = _estimate(result, stage)
     return 100.0 if 0 <= estimate.value <= 1 else 1.0
 
 
-def _percent_title(result: RunResult, stages: list[StageRecord]) -> str:
-    return ", %" if all(_factor(result, stage) == 100 for stage in stages) else ""
-
-
-def _scale(result: RunResult, stages: list[StageRecord], batch: int) -> tuple[float, str]:
+def _scale(timings: Iterable[StageLatency]) -> tuple[float, str]:
     """Choose the unit of a latency axis by the longest latency on it."""
-    longest = max(timed.p50_s for stage in stages if (timed := facts.timing(stage, batch)))
+    longest = max(timed.p50_s for timed in timings)
     return next(((s, unit) for s, unit in ((1.0, "s"), (1e-3, "ms")) if longest >= s), (1e-6, "µs"))
-
-
-def _scaled(value: Any, factor: float) -> float | None:
-    number = units.number(value)
-    return None if number is None else number * factor
-
-
-def _times100(value: Any) -> float | None:
-    return _scaled(value, 100)
-
-
-def _positive(value: Any) -> bool:
-    return (units.number(value) or 0) > 0
 
 
 def _colour(stage: StageRecord) -> str:
     return f"var(--stage-{stage.name})" if stage.name in _STAGES else _FAINT
-
-
-def _opacity(stage: StageRecord) -> float:
-    return 0.45 if stage.status == "reverted" else 0.9
 
 
 def _label(text: Any) -> str:

@@ -9,7 +9,7 @@ from distill.benchmarks.units import DASH
 from distill.documents import plain
 from distill.rendering.document import Cell, Details, Section, Table, pairs
 from distill.report.facts import curve, flatten, integer_share, quality_of, reason, text
-from distill.runtime.facts import Detail, Quality
+from distill.runtime.facts import Quality
 from distill.runtime.records import RunResult, StageRecord
 
 
@@ -52,6 +52,7 @@ def _limit(quality: Quality) -> str:
     return f"{drop.verdict}, limit {units.points(drop.limit)}" if drop else DASH
 
 
+_MORE = ("loaded", "training", "cached_views", "pruning", "quantization", "timing")
 _QUALITY: dict[str, Callable[[Quality], str]] = {
     "agreement with the teacher": lambda quality: units.metric(quality.agreement, quality.samples),
     "drop from the teacher": lambda quality: units.drop(quality.drop),
@@ -122,15 +123,9 @@ def _curves(stage: StageRecord) -> Table:
 
 
 def _more(stage: StageRecord) -> Table:
-    facts = stage.detail
-    more = Detail(
-        loaded=facts.loaded,
-        training=facts.training,
-        cached_views=facts.cached_views,
-        pruning=facts.pruning,
-        quantization=facts.quantization,
-        timing=facts.timing,
-    )
-    profile = {k: v for k, v in plain(facts.profile or {}).items() if k not in ("nodes", "integer_share")}
-    values = {"profile": profile, **plain(more)} if profile else plain(more)
-    return pairs(list(flatten(values)), "More")
+    facts = plain(stage.detail)
+    profile = {
+        name: value for name, value in facts.get("profile", {}).items() if name not in ("nodes", "integer_share")
+    }
+    values = {"profile": profile} if profile else {}
+    return pairs(list(flatten(values | {name: facts[name] for name in _MORE if name in facts})), "More")

@@ -1,4 +1,4 @@
-"""The final table: one row a stage."""
+"""The final table, one row a stage, and what distillation itself bought."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from distill.benchmarks import units
 from distill.benchmarks.units import DASH
-from distill.rendering.document import Cell, Note, Notes, Section, Table, Text, text_of
-from distill.report.facts import batches, integer_share, quality_of, reason, target_name, text, timing
+from distill.rendering.document import Block, Cell, Note, Notes, Section, Table, Text, text_of
+from distill.report.facts import batches, find, integer_share, quality_of, reason, target_name, text, timing
 from distill.runtime.records import RunResult, StageRecord
 
 _SIGNS = {
@@ -16,6 +16,12 @@ _SIGNS = {
 }
 _STYLES = {"off": "off", "reverted": "off", "export": "shipped"}
 _CAPTION = "Brackets are 95 % intervals. Speed-ups are over the teacher's fp32 ONNX file at the smallest batch."
+_OFF = "The control was off: this run does not show what distillation itself bought."
+_NO_STUDENT = "The student was off: nothing was distilled."
+_NO_INTERVAL = (
+    "The student learnt from the teacher, the control from the labels alone for as many steps. "
+    "They stand side by side; no paired interval of their difference is recorded."
+)
 
 
 def stages(result: RunResult) -> Section:
@@ -86,3 +92,36 @@ def _notes(result: RunResult) -> list[Note]:
         if why:
             names.setdefault(why, []).append(text(stage.name))
     return [Note(why, ", ".join(names[why]), "faint" if why.startswith("off") else "warn") for why in names]
+
+
+def control(result: RunResult) -> Section | None:
+    """Compare the student with one that learnt from the labels alone; None where the run has neither."""
+    stages = find(result, "control"), find(result, "student")
+    if stages == (None, None):
+        return None
+    rows = []
+    for split in ("test", "validation"):
+        qualities = [getattr(stage, split) if stage else None for stage in stages]
+        for name in dict.fromkeys(name for quality in qualities if quality for name in quality.metrics):
+            cells = (" ".join(quality_of(quality, name)).strip() for quality in qualities)
+            rows.append((f"{split} {text(name)}", *cells))
+    blocks: list[Block] = [Text(_gain(*stages, result.comparison.metric))]
+    if rows:
+        blocks.append(Table(("", "control", "student"), rows))
+    return Section("What distillation bought", blocks)
+
+
+def _gain(alone: StageRecord | None, student: StageRecord | None, metric: str) -> str:
+    """Say what is recorded of both; an interval of the difference only if the run recorded one."""
+    if alone is None or alone.status == "off":
+        return _OFF
+    if student is None or student.status == "off":
+        return _NO_STUDENT
+    gain = student.detail.gain
+    if gain is None or units.number(gain.value) is None:
+        return _NO_INTERVAL
+    undecided = ": the interval holds zero, so no difference was shown" if gain.low <= 0 <= gain.high else ""
+    return (
+        f"Distillation changed {text(metric) or 'the metric'} by {units.drop(gain)} against the same student trained "
+        f"without a teacher for as many steps{undecided}."
+    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from distill.benchmarks import units
 from distill.benchmarks.units import DASH
 from distill.rendering.document import Card, Cards, Cell, Section, Table
-from distill.report.facts import batches, find, quality_of, shipped, target_description, text, timing
+from distill.report.facts import batches, find, latency_limit, quality_of, shipped, target_description, text, timing
 from distill.runtime.budget import BUDGET
 from distill.runtime.records import RunResult
 
@@ -33,12 +32,11 @@ def _drop(result: RunResult) -> tuple[str, str, str, Cell]:
 
 
 def _latency(result: RunResult) -> tuple[str, str, str, Cell]:
-    benchmark = result.config.get("benchmark")
-    limit = benchmark.get("max_latency_s") if isinstance(benchmark, Mapping) else None
+    limit = latency_limit(result)
     first = timing(shipped(result), (batches(result) or (None,))[0])
     return (
         f"latency at batch {units.plain(first.batch)}" if first else "latency",
-        f"at most {units.duration(limit)}" if units.number(limit) is not None else "none was set",
+        f"at most {units.duration(limit)}" if limit is not None else "none was set",
         f"{units.duration(first.p50_s)} (p50)" if first else "unmeasured",
         Cell(result.comparison.latency_verdict or DASH, "badge"),
     )

@@ -1,20 +1,24 @@
-"""What came of the verb `prune`, as plain data: the only source of its table, its reports and its JSON."""
+"""What came of the verb `prune`, as plain data: what its reports and JSON are made of; and the folder that it leaves."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from distill.benchmarks import Comparison
-from distill.documents import plain
-from distill.errors import Exit
+from distill.documents import plain, read_json
+from distill.errors import Exit, UserError
 from distill.intervals import Estimate
 from distill.prune.record import PruneRecord
 from distill.prune.sparse.sparsify import SparseRecord
-from distill.single_stage.pruning.folder import FORMAT
 
+RECORD = "prune.json"
+FORMAT = "distill prune 1"
+FILES = frozenset({"model.onnx", "model.safetensors", "model.json", RECORD, "report.md", "report.html"})
 Status = Literal["done", "missed", "slower"]
 
 
@@ -103,3 +107,39 @@ class Outcome:
         values = {"format": FORMAT, **plain(self)}
         values["record"]["achieved"] = self.record.achieved
         return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+
+def require_place(out: Path, inputs: Iterable[Path]) -> None:
+    """Find out before any work whether the folder can be written.
+
+    A folder that is there has to be empty, or to hold nothing but an earlier output of this verb, which is replaced.
+
+    Raises:
+        UserError: it is a file, lies nowhere or where nothing may be written, or holds what would be lost.
+    """
+    parent = out.absolute().parent
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError(f"--out {out}: is a {'link' if out.is_symlink() else 'file'}; give the name of a folder")
+    if not parent.is_dir():
+        raise UserError(f"--out {out}: the folder {parent} does not exist; make it first")
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"--out {out}: no permission to write into {parent}")
+    if not out.exists():
+        return
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UserError(f"--out {out}: is the current folder or holds it; give the name of a new folder")
+    names = sorted(path.name for path in out.iterdir())
+    strange = [name for name in names if name not in FILES]
+    if strange or (names and not _is_ours(out / RECORD)):
+        raise UserError(f"--out {out}: holds {(strange or names)[0]}, which is no output of prune; give a new folder")
+    for path in inputs:
+        if path.exists() and path.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"--out {out}: holds {path.name}, which is read; give a new folder")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        document = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("format") == FORMAT

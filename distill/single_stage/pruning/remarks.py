@@ -7,9 +7,9 @@ from torch import nn
 from distill.prune import PruneRecord
 from distill.prune.scores.importance import IMPORTANCES
 from distill.references.libraries import OF_WEIGHTS
+from distill.single_stage.inputs import built
 from distill.single_stage.options import PruneOptions, shown
 from distill.single_stage.pruning.request import PruneRequest
-from distill.single_stage.pruning.source import built
 
 
 def of_outcome(options: PruneOptions, record: PruneRecord, unmeasured: str | None) -> list[str]:

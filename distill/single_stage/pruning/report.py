@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 from distill.benchmarks import units
 from distill.benchmarks.units import DASH
@@ -22,10 +23,10 @@ from distill.rendering.document import (
     Text,
     pairs,
 )
-from distill.single_stage.pruning.histogram import histogram_svg
 from distill.single_stage.pruning.outcome import Outcome
 
 _MOST = 15  # layers on a terminal
+_WIDTH, _HEIGHT, _FLOOR = 260, 92, 76  # pixels of a histogram; bars stand on the floor
 _BARS = " ▁▂▃▄▅▆▇█"
 _MOVED = (
     "The function or package that made the unpruned model has to be importable; where it has moved, say so: "
@@ -187,7 +188,7 @@ def _importance(outcome: Outcome, out: str) -> Section | None:
         return None
     groups.sort(key=lambda group: group.after / group.before if group.before else 1.0)
     rows = [(g.name, _units(g), _spark(g.stayed), _spark(g.went), units.significant(g.highest)) for g in groups]
-    charts = [Chart("", group.name, _units(group), svg=histogram_svg(group)) for group in groups]
+    charts = [Chart("", group.name, _units(group), svg=_histogram(group)) for group in groups]
     table = Table(("group", "units", "stayed", "went", "highest"), rows, numbers=1)
     return Section("Importance", [Text(_SPREAD), Charts(charts), table])
 
@@ -202,6 +203,35 @@ def _spark(counts: Sequence[int]) -> str:
     if not top:
         return DASH
     return "".join(_BARS[max(1, round(steps * count / top))] if count else "·" for count in counts)
+
+
+def _histogram(group: GroupRecord) -> str:
+    """Draw an SVG with a bar an interval of the score: the units that went below those that stayed."""
+    totals = [stayed + went for stayed, went in zip(group.stayed, group.went, strict=True)]
+    top, step = max([*totals, 1]), _WIDTH / max(1, len(totals))
+    root = Element(
+        "svg",
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "viewBox": f"0 0 {_WIDTH} {_HEIGHT}",
+            "class": "histogram",
+            "role": "img",
+            "aria-label": units.line(f"{group.name}: {sum(group.went)} of {sum(totals)} units went in the last step"),
+        },
+    )
+    for number, (stayed, went) in enumerate(zip(group.stayed, group.went, strict=True)):
+        floor = float(_FLOOR)
+        for kind, many in (("went", went), ("stayed", stayed)):
+            if many:
+                tall = (_FLOOR - 4) * many / top
+                floor -= tall
+                bar = {"class": kind, "x": f"{number * step + 0.5:.1f}", "y": f"{floor:.1f}"}
+                SubElement(root, "rect", bar | {"width": f"{step - 1:.1f}", "height": f"{tall:.1f}"})
+    floor_line = {"class": "floor", "x1": "0", "x2": str(_WIDTH), "y1": str(_FLOOR), "y2": str(_FLOOR)}
+    SubElement(root, "line", floor_line)
+    for x, anchor, text in ((0, "start", "0"), (_WIDTH, "end", units.significant(group.highest))):
+        SubElement(root, "text", {"x": str(x), "y": str(_HEIGHT - 3), "text-anchor": anchor}).text = text
+    return tostring(root, encoding="unicode")
 
 
 def _machine(outcome: Outcome, out: str) -> Section:

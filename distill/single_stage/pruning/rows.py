@@ -1,20 +1,26 @@
-"""The rows of `prune`: read by name, answered by the unpruned model, parted to learn from and to judge."""
+"""The rows of `prune`: parted to learn from and to judge; and what a pruned model gets back from them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from distill.distillation.settings import DistillSettings
+from distill.prune import recalibrate
+from distill.single_stage.inputs import Inputs, Take, logits_of, named_inputs, parameters_of
 from distill.single_stage.judge import Judge, require_finite_answers
 from distill.single_stage.options import shown
 from distill.single_stage.pruning.outcome import Quality
 from distill.single_stage.pruning.request import PruneRequest
-from distill.single_stage.pruning.source import Inputs, Take, logits_of, named_inputs, parameters_of
 from distill.tasks.rows import LABELS, RowsTask, count_rows, label_name, moved, read_rows, tensor_of
-from distill.types import Array
+from distill.training.lesson import Lesson, Loss
+from distill.training.loop import fit
+from distill.training.taps import Answers, Tap
+from distill.types import Array, Progress
 
 _ENOUGH = 200  # rows from which on a fifth is kept from learning, to judge by
 
@@ -133,3 +139,61 @@ def _answers(model: nn.Module, inputs: Inputs, tensors: dict[str, Tensor], size:
 def device_of(model: nn.Module) -> torch.device:
     """Return where a model's parameters lie."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The rows that a pruned model recovers on, and how it learns from them."""
+
+    task: RowsTask
+    settings: DistillSettings
+    seed: int
+    progress: Progress | None
+
+    def recalibrated(self, model: nn.Module) -> nn.Module:
+        """Return a copy whose batch-norm statistics are those of the rows."""
+        device = device_of(model)
+        batches = self.task.batches(self.settings.batch_size, self.seed)
+        return recalibrate(model, (moved(batch.inputs, device) for batch in batches), progress=self.progress)
+
+    def taught(self, model: nn.Module, *, epochs: int, seed: int, title: str) -> nn.Module:
+        """Return a copy, where the model is, that learnt what the unpruned one answers, and a little of the labels.
+
+        Raises:
+            UserError: the loss is no number any more.
+        """
+        device, task = device_of(model), self.task
+        lesson = Lesson(lambda index, batch, view: Answers(task.reference_logits(batch)), self.loss)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            trained, _ = fit(
+                model,
+                task,
+                replace(self.settings, epochs=epochs),
+                seed=seed,
+                device=device,
+                lesson=lesson,
+                title=title,
+                section="prune",
+                progress=self.progress,
+            )
+        return trained.to(device)
+
+    @property
+    def loss(self) -> Loss:
+        """What compares a pruned model's answers with the unpruned one's, and with labels where there are some."""
+        settings = self.settings if self.task.truth is not None else replace(self.settings, weight=1.0)
+        if self.task.output.kind == "numbers":
+            return _NumbersLoss(self.task, settings.weight)
+        return settings.effective_loss
+
+
+@dataclass(frozen=True)
+class _NumbersLoss:
+    """(1 - weight)·hard + weight·squared error against the teacher's numbers, in units of their variance."""
+
+    task: RowsTask
+    weight: float
+    taps: ClassVar[tuple[Tap, ...]] = ()
+
+    def __call__(self, student: Answers, teacher: Answers, labels: Tensor, hard: Tensor) -> Tensor:
+        return (1 - self.weight) * hard + self.weight * self.task.loss(student.logits, teacher.logits)

@@ -13,10 +13,10 @@ from torch import nn
 
 from distill.benchmarks import BenchmarkSettings, Comparison, Target, compare
 from distill.export import export_onnx, to_bytes
-from distill.prune.examples import Example, at_batch
+from distill.prune.modules import Example, at_batch
 from distill.quantize import QuantizeSettings, quantize
 from distill.runtime.timing import Shipped
-from distill.single_stage.pruning.source import Inputs
+from distill.single_stage.inputs import Inputs
 
 _SAMPLES = 64
 

@@ -15,9 +15,9 @@ from distill.benchmarks.onnx_file.inputs import load_proto
 from distill.benchmarks.timing.callables import TorchCallable
 from distill.errors import UserError
 from distill.export.parity_check import first_line
-from distill.quantize.select import why_not_quantizable
+from distill.quantize.float_graph import why_not_quantizable
 from distill.references.models import build
-from distill.single_stage.pruning.source import logits_in, named_inputs, parameters_of
+from distill.single_stage.inputs import logits_in, named_inputs, parameters_of
 from distill.tasks.rows import label_name
 from distill.types import Array
 
