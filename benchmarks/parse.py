@@ -7,9 +7,12 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
+from distill.documents import parse_json, parse_yaml, read_text
 from distill.errors import UserError
 from distill.types import Array
 
@@ -69,6 +72,17 @@ def named_values(option: str, entries: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{option} {entry}: must be name=value")
         values[name] = value
     return values
+
+
+def document(option: str, path: Path) -> tuple[str, Any]:
+    """Return the text of a file of JSON (.json) or YAML, and its value. Raises UserError for what is neither."""
+    try:
+        text = read_text(path)
+        return text, parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be read ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{option} {path}: {' '.join(str(error).split())}") from error
 
 
 def read_npz(path: Path) -> dict[str, Array]:

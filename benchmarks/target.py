@@ -210,14 +210,12 @@ def _safe_for_int8(target: Target) -> Target:
     """Make a target safe for the processor at hand, or for any where that one cannot be seen."""
     if not target.exact:
         return target
-    flags = cpu_flags() if family() == target.name else None
-    warnings: tuple[str, ...] = ()
-    if flags is None:
-        isa = target.isa.upper()
-        warnings = (
-            f"target {target.name}: the flags of its processor cannot be seen from here, so int8 weights keep to 7 "
-            f"bits (reduce_range), which is safe without {isa}; set quantize.reduce_range=false if it has {isa}",
-        )
+    flags, isa = cpu_flags() if family() == target.name else None, target.isa.upper()
+    unseen = (
+        f"target {target.name}: the flags of its processor cannot be seen from here, so int8 weights keep to 7 "
+        f"bits (reduce_range), which is safe without {isa}; set quantize.reduce_range=false if it has {isa}"
+    )
+    warnings = (unseen,) if flags is None else ()
     return dataclasses.replace(target, reduce_range=target.saturates(flags), warnings=warnings)
 
 

@@ -177,11 +177,7 @@ def _comparison_warnings(case: Case, settings: BenchmarkSettings, feeds: list[Fe
     shapes = [{name: (value.shape, value.dtype.name) for name, value in inputs.items()} for inputs in feeds]
     if shapes[0] != shapes[1]:
         warnings.append("the two files take different inputs, so each was timed with its own")
-    elif any(not _same(feeds[0][name], feeds[1][name]) for name in feeds[0]):
+    # NaN, the mark of a missing value, is equal to itself.
+    elif not all(np.array_equal(a, feeds[1][name], equal_nan=a.dtype.kind == "f") for name, a in feeds[0].items()):
         warnings.append("the two files were timed with different values of the same inputs")
     return tuple(warnings)
-
-
-def _same(rows: Array, others: Array) -> bool:
-    """Equality that takes NaN, the mark of a missing value, for equal to itself."""
-    return bool(np.array_equal(rows, others, equal_nan=rows.dtype.kind == "f"))

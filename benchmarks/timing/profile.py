@@ -111,14 +111,9 @@ def _kind(operator: str, shapes: Sequence[Sequence[int]]) -> str | None:
         return "opaque"
     if operator in INTEGER:
         return "integer"
-    if operator in FLOAT or (operator == "Add" and _is_residual(shapes)):
-        return "float"
-    return None
-
-
-def _is_residual(shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether an Add joins two activations; a bias has another shape than what it is added to."""
-    return len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) > 1
+    # An Add joins two activations; a bias has another shape than what it is added to.
+    residual = operator == "Add" and len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) > 1
+    return "float" if operator in FLOAT or residual else None
 
 
 def _warnings(compute: Counter[str], nodes: Counter[str], counted: int, wanted: str, subject: str) -> tuple[str, ...]:

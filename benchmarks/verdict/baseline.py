@@ -6,14 +6,12 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-import yaml
-
 from distill import files
 from distill.benchmarks.onnx_file.external_data import copy_beside, external_files
 from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.parse import document
 from distill.benchmarks.records import Report, save_reports
 from distill.benchmarks.verdict.gate import model_beside
-from distill.documents import parse_json, parse_yaml, read_text
 from distill.errors import UserError
 
 _HEX = 64
@@ -108,17 +106,11 @@ def read_accepted(path: Path) -> dict[str, str]:
     Raises:
         UserError: the file is missing, or an entry lacks one of the two.
     """
-    try:
-        text = read_text(path)
-        entries = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
-    except OSError as error:
-        raise UserError(f"--accept {path}: cannot be read ({error.strerror})") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--accept {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(entries or [], list):
+    entries = document("--accept", path)[1] or []
+    if not isinstance(entries, list):
         raise UserError(f"--accept {path}: must be a list of entries with sha256 and reason")
     accepted = {}
-    for number, entry in enumerate(entries or [], start=1):
+    for number, entry in enumerate(entries, start=1):
         values = entry if isinstance(entry, dict) else {}
         sha256, reason = values.get("sha256"), values.get("reason")
         if not isinstance(sha256, str) or len(sha256) != _HEX or not isinstance(reason, str) or not reason.strip():

@@ -146,9 +146,7 @@ def stored_model(path: Path, stored: Report) -> Path | None:
     Raises UserError where another file has its name.
     """
     beside = model_beside(path)
-    if beside is None:
-        return None
-    if read_facts(beside).sha256 != stored.models[-1].facts.sha256:
+    if beside is not None and read_facts(beside).sha256 != stored.models[-1].facts.sha256:
         raise UserError(f"{beside}: not the file that {path} was measured with (another sha256); remove one of them")
     return beside
 
@@ -282,5 +280,5 @@ def _where(report: Report) -> str:
 
 def _differences(stored: Report, fresh: Report) -> str:
     """Name what of two machines' descriptions differs."""
-    keys = sorted(key for key in fresh.machine if stored.machine.get(key) != fresh.machine[key])
-    return "differs in " + ", ".join(keys) if keys else "described by another version of distill"
+    keys = ", ".join(sorted(key for key in fresh.machine if stored.machine.get(key) != fresh.machine[key]))
+    return f"differs in {keys}" if keys else "described by another version of distill"

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distill.benchmarks.onnx_file.facts import read_facts
-from distill.benchmarks.parse import counts, positive, read_npz, sizes
+from distill.benchmarks.parse import counts, document, positive, read_npz, sizes
 from distill.benchmarks.records import Gate, Part, Report, load_part
 from distill.benchmarks.verdict.bench import Options
 from distill.benchmarks.verdict.gate import Limits, outcome, unread
 from distill.benchmarks.verdict.judging import accept, conclude, rejudge, verdict_of
 from distill.benchmarks.verdict.rule import ALPHA, LOOKS, holm
-from distill.documents import parse_yaml, read_text
 from distill.errors import UserError
 
 _ROW_KEYS = (
@@ -65,13 +62,7 @@ def read(path: Path, options: Options, limits: Limits) -> Manifest:
     Raises:
         UserError: every mistake in it, at once.
     """
-    try:
-        text = read_text(path)
-        raw = parse_yaml(text)
-    except OSError as error:
-        raise UserError(f"--manifest {path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--manifest {path}: {' '.join(str(error).split())}") from error
+    text, raw = document("--manifest", path)
     if not isinstance(raw, dict) or not isinstance(raw.get("models"), list) or not raw["models"]:
         raise UserError(f"--manifest {path}: must have `models`, a list of rows with model and baseline")
     mistakes = [f"{path}: {key}: unknown; known are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]

@@ -16,8 +16,7 @@ _MUCH_CONTENDED = 0.5
 
 def of_model(model: Model) -> tuple[str, ...]:
     """Remarks on one file: values that are not finite, weights that are slow for what they are."""
-    remarks = []
-    name = model.facts.name
+    remarks, name = [], model.facts.name
     if not model.finite:
         remarks.append(f"{name}: its outputs are not all finite for these inputs; give real rows with --inputs")
     if model.facts.subnormal:

@@ -89,16 +89,13 @@ def _judged_again(stored: Sequence[Report], options: BenchOptions, accepted: Map
     needing_gate = [name for name, value in against.items() if value is not None]
     reports = []
     for report in stored:
-        gated = report
-        if not report.gates:
-            if needing_gate:
-                name = report.models[-1].facts.name if report.models else "it"
-                raise UserError(
-                    f"{needing_gate[0]}: {name} was measured without a baseline, so there is nothing to judge by it"
-                )
-            if limits.max_p50_s is not None:
-                gated = by_budget(report, limits, f"{report.models[-1].facts.name} by its budget")
-        reports.append(rejudge(gated, **changed))
+        name = report.models[-1].facts.name if report.models else "it"
+        if needing_gate and not report.gates:
+            raise UserError(
+                f"{needing_gate[0]}: {name} was measured without a baseline, so there is nothing to judge by it"
+            )
+        budgeted = limits.max_p50_s is not None and not report.gates
+        reports.append(rejudge(by_budget(report, limits, f"{name} by its budget") if budgeted else report, **changed))
     return [accept(report, accepted) for report in manifest.corrected_for_family(reports)]
 
 
@@ -136,8 +133,7 @@ def _target(options: BenchOptions) -> Target:
     own = named_values("--provider-option", options.provider_option)
     if options.provider is not None and options.target is not None:
         raise UserError("--provider: give it or --target, not both")
-    provider = options.provider
-    target = resolve_target(options.target) if provider is None else target_of_provider(provider)
+    target = resolve_target(options.target) if options.provider is None else target_of_provider(options.provider)
     return dataclasses.replace(target, measure=options.measure, options=tuple(own.items()))
 
 
