@@ -8,12 +8,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 from distill import files
@@ -24,8 +27,7 @@ from distill.errors import NotComparableError, UserError
 from distill.intervals import Estimate
 
 SCHEMA = 2
-DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
-"""What reading or judging a file raises that was damaged, or written by somebody else."""
+_Positive = Annotated[float, Interval(gt=0, lt=math.inf)]
 Mode = Literal["duet", "history", "incomparable", "identical", "none", "budget", "unread"]
 
 
@@ -125,10 +127,10 @@ class Gate:
     name: str
     mode: Mode
     verdict: Verdict
-    tolerance: float
-    alpha: float
-    looks: tuple[int, ...]
-    max_p50_s: float | None = None
+    tolerance: _Positive
+    alpha: Annotated[float, Interval(gt=0, lt=1)]
+    looks: Annotated[tuple[int, ...], MinLen(1)]
+    max_p50_s: _Positive | None = None
     max_size_growth: float | None = None
     before: Before | None = None
     cases: tuple[Judgement | None, ...] = ()
@@ -136,8 +138,8 @@ class Gate:
     checks: tuple[Check, ...] = ()
     reasons: tuple[str, ...] = ()
     accepted: str | None = None
-    family: int = 1
-    first: float | None = None
+    family: Annotated[int, Interval(ge=1, le=1_000_000)] = 1
+    first: _Positive | None = None
     rejected: tuple[bool, ...] = ()
 
 
@@ -171,8 +173,8 @@ class Report:
 
     @classmethod
     def load(cls, path: Path) -> Report:
-        """Read a file that holds one report. Raises what `load_reports` raises."""
-        reports = load_reports(path)
+        """Read a file that holds one report. Raises what `load_part` raises."""
+        reports, _ = load_part(path)
         if len(reports) != 1:
             raise UserError(f"{path}: holds {len(reports)} reports, one was expected")
         return reports[0]
@@ -197,24 +199,30 @@ def save_reports(path: Path, reports: Sequence[Report], part: Part | None = None
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def message_of(error: Exception) -> str:
-    """Say in one line what is wrong with a file."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return f"{type(error).__name__}: {error}"
+@contextmanager
+def blaming(file: str) -> Iterator[None]:
+    """Tell what goes wrong while stored measurements are read, judged and shown as the fault of their file.
 
-
-def load_reports(path: Path) -> list[Report]:
-    """Read what `save_reports` wrote.
-
-    Raises UserError where it is something else, NotComparableError for another schema.
+    Raises:
+        UserError: it was damaged, or written by somebody else; `file` says which, and what it is.
     """
-    return load_part(path)[0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # such as the mean of no calls
+            yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, Warning) as error:
+        why = f"{type(error).__name__}: {error}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{file} ({' '.join(why.split())[:200]}); make it again") from error
 
 
 def load_part(path: Path) -> tuple[list[Report], Part | None]:
-    """Read what `save_reports` wrote, and which part of a manifest it is. Raises what `load_reports` raises."""
+    """Read what `save_reports` wrote, and which part of a manifest it is.
+
+    Raises UserError where it is something else, NotComparableError for another schema.
+    """
     try:
         raw = read_json(path)
     except OSError as error:
@@ -228,11 +236,9 @@ def load_part(path: Path) -> tuple[list[Report], Part | None]:
             f"{path}: its schema is {raw['schema']}, this version of distill reads {SCHEMA}; make it again with "
             "--save-baseline"
         )
-    try:
+    with blaming(f"{path}: a damaged benchmark"):
         part = TypeAdapter(Part).validate_python(raw["part"]) if "part" in raw else None
         return [report_of(report) for report in raw.get("reports", [raw])], part
-    except DAMAGED as error:
-        raise UserError(f"{path}: a damaged benchmark ({message_of(error)}); make it again") from error
 
 
 def report_of(raw: Mapping[str, Any]) -> Report:
@@ -253,11 +259,6 @@ def report_of(raw: Mapping[str, Any]) -> Report:
             raise ValueError("a case whose rows are not those of its files")
         require_sound(case.pairs, len(case.arms))
     for gate in report.gates:
-        limits = [limit for limit in (gate.tolerance, gate.max_p50_s, gate.first) if limit is not None]
-        if not all(0 < limit < math.inf for limit in limits) or not 0 < gate.alpha < 1 or not gate.looks:
-            raise ValueError("a gate whose limits are none")
-        if not 1 <= gate.family <= _MOST_COMPARISONS:
-            raise ValueError("a gate of no family of comparisons, or of too many")
         if any(len(each) not in (0, len(report.cases)) for each in (gate.cases, gate.budgets, gate.rejected)):
             raise ValueError("a gate with verdicts on other cases")
         if gate.before is not None and len(gate.before.medians) != len(report.cases):
@@ -275,9 +276,6 @@ def require_sound(pairs: Sequence[Mapping[str, Any]], arms: int) -> None:
             counts = all(isinstance(number, int) for number in (arm, calls, alone))
             if not (times and counts and 0 <= arm < max(arms, 1) and 0 <= alone <= calls):
                 raise ValueError(f"a turn of {[arm, median, calls, alone, fastest]}")
-
-
-_MOST_COMPARISONS = 1_000_000
 
 
 @cache

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -26,7 +26,6 @@ Json = Any
 
 MOST_BYTES = 2**28
 """Of a document; the largest that this product writes are a few megabytes."""
-
 
 MOST_LEVELS = 100
 """Of a document; the deepest that this product writes have about ten."""
@@ -67,14 +66,11 @@ def parse_json(text: str, *, finite: bool = False) -> Any:
         raise ValueError("is nested too deeply") from error
     level = [value]
     for _ in range(MOST_LEVELS):
-        level = [part for inner in level if isinstance(inner, dict | list) for part in _parts(inner)]
+        inner = [list(part.values()) if isinstance(part, dict) else part for part in level]
+        level = [part for parts in inner if isinstance(parts, list) for part in parts]
         if not level:
             return value
     raise ValueError("is nested too deeply")
-
-
-def _parts(value: dict[str, Json] | list[Json]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
 
 
 def parse_yaml(text: str, loader: Any = None) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distill.benchmarks import Target, resolve_target, usable_threads, why_unmeasurable
-from distill.config.loading import ModelSettings, RunConfig, config_hash
+from distill.config.loading import RunConfig, config_hash
 from distill.config.objects import config_of
 from distill.console import Console
 from distill.deploy import packing
@@ -101,7 +101,7 @@ def _sequence(ctx: Context, smoke: bool) -> RunResult:
     if config.search.trials or "search" in ctx.replay:
         config, run.decisions["search"] = search.choose(ctx, run.teacher)
         ctx = dataclasses.replace(ctx, config=config)
-    if isinstance(config.student, ModelSettings) and config.distill is not None:
+    if config.distill is not None and "student" in config.models:
         if config.distill.control:
             _add(ctx, run, "control", student.control(ctx))
         else:
@@ -158,7 +158,9 @@ def _add(ctx: Context, run: RunState, name: str, result: StageResult, decision: 
     metric = f", validation {ctx.task.metric} {100 * figure.value:.2f} %" if figure else ""
     origin = " (from an earlier run)" if result.reused else f" in {record.seconds:.1f} s"
     ctx.console.say(f"{name}: {status}{origin}{metric}, {record.file_bytes} bytes")
-    _checkpoint(ctx, run)
+    # Where a killed run's owner can read them.
+    records = {"unfinished": True, "stages": plain(run.ordered)}
+    write_text(ctx.folder.path / "progress.json", json.dumps(records, indent=1) + "\n")
 
 
 def _judge(ctx: Context, run: RunState, name: str, result: StageResult) -> None:
@@ -280,12 +282,6 @@ def _export(ctx: Context, run: RunState, smoke: bool) -> None:
         ),
     )
     ctx.console.say(f"export: {packed.onnx}")
-
-
-def _checkpoint(ctx: Context, run: RunState) -> None:
-    """Leave the records so far where a killed run's owner can read them."""
-    records = {"unfinished": True, "stages": plain(run.ordered)}
-    write_text(ctx.folder.path / "progress.json", json.dumps(records, indent=1) + "\n")
 
 
 def _context(config: RunConfig, folder: RunFolder, console: Console, replay: Mapping[str, Any], smoke: bool) -> Context:

@@ -97,12 +97,9 @@ def _seal(values: Mapping[str, Any]) -> str:
 
 
 def sealed_array(path: Path, compute: Callable[[], NDArray[Any]], tell: Tell) -> NDArray[Any]:
-    """Return the array that a file keeps; compute and keep it where there is none, or another than was written.
+    """Return the array that a .safetensors file keeps; compute and keep it where there is none, or an altered one.
 
-    Args:
-        path: a .safetensors file.
-        compute: makes the array.
-        tell: hears how the file differs from what was written.
+    ``tell`` hears how the file differs from what was written.
     """
     try:
         _require_file(path)
@@ -141,8 +138,8 @@ def _hash_array(values: NDArray[Any]) -> str:
 
 def hashes_of(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file below a folder, by its path in it."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in found}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
 
 
 def altered(folder: Path, hashes: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -151,20 +148,20 @@ def altered(folder: Path, hashes: Mapping[str, str]) -> list[tuple[str, str]]:
     Files that are not recorded do not count.
     """
     there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
-    found = []
+    different = []
     for name, expected in hashes.items():
         if name not in there:
-            found.append((name, "is missing"))
+            different.append((name, "is missing"))
             continue
         try:
             _require_file(there[name])
             if file_sha256(there[name]) != expected:
-                found.append((name, "differs from what run.json recorded"))
+                different.append((name, "differs from what run.json recorded"))
         except AlteredError as error:
-            found.append((name, str(error)))
+            different.append((name, str(error)))
         except OSError as error:
-            found.append((name, f"cannot be read ({error.strerror or error})"))
-    return found
+            different.append((name, f"cannot be read ({error.strerror or error})"))
+    return different
 
 
 def _require_file(path: Path) -> None:

@@ -14,10 +14,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the option closest to ``name``, else "; there is: a, b, c" (at most 12)."""
     names = list(options)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    lowered = {one.lower(): one for one in names}
-    if not close and name.lower() in lowered:
-        close = [lowered[name.lower()]]
-    if close:
+    if close := close or [option for option in names if option.lower() == name.lower()]:
         return f"; did you mean {close[0]!r}?"
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     return f"; there is: {shown}" if names else ""

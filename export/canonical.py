@@ -71,7 +71,9 @@ def _separate_scopes(graph: GraphProto) -> None:
     def separate(part: GraphProto, outer: Mapping[str, str]) -> None:
         names = dict(outer)
         for name in dict.fromkeys(defined_names(part)):
-            names[name] = name if name not in seen else _free(name, used)
+            numbered = (f"{name}_{number}" for number in count(1))
+            names[name] = next(free for free in numbered if free not in used) if name in seen else name
+            used.add(names[name])
             seen.add(names[name])
         rename_here(part, lambda name: names.get(name, name))
         for node in part.node:
@@ -79,9 +81,3 @@ def _separate_scopes(graph: GraphProto) -> None:
                 separate(nested, names)
 
     separate(graph, {})
-
-
-def _free(name: str, used: set[str]) -> str:
-    free = next(f"{name}_{number}" for number in count(1) if f"{name}_{number}" not in used)
-    used.add(free)
-    return free

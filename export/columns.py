@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from typing import ClassVar
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -25,11 +26,7 @@ class NumericColumn:
     fill: float
     mean: float
     scale: float
-
-    @property
-    def width(self) -> int:
-        """How many features the column becomes."""
-        return 1
+    width: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)

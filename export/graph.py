@@ -65,10 +65,8 @@ def initializers(graph: GraphProto) -> dict[str, TensorProto]:
 
 def constant(graph: GraphProto, name: str) -> NDArray[np.generic] | None:
     """Return the value of a constant, or None where ``name`` is computed or may be given by the caller."""
-    for tensor in graph.initializer:
-        if tensor.name == name and all(value.name != name for value in graph.input):
-            return np.asarray(numpy_helper.to_array(tensor))
-    return None
+    tensor = initializers(graph).get(name)
+    return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
 
 
 def producers(graph: GraphProto) -> dict[str, NodeProto]:
@@ -165,9 +163,9 @@ def tensor_types(model: ModelProto, *, data_prop: bool = False) -> dict[str, Typ
         graph = onnx.shape_inference.infer_shapes(model, data_prop=data_prop).graph
     except Exception:  # a graph that onnx cannot read, or of more than 2 GB: what it states remains
         graph = model.graph
-    constants = ((t.name, helper.make_tensor_type_proto(t.data_type, t.dims)) for t in graph.initializer)
-    stated = ((value.name, value.type) for value in (*graph.input, *graph.output, *graph.value_info))
-    return {name: kind.tensor_type for name, kind in (*constants, *stated)}
+    constants = ((t.name, helper.make_tensor_type_proto(t.data_type, t.dims)) for t in initializers(graph).values())
+    stated = ((value.name, value.type) for value in (*graph.output, *graph.value_info, *graph.input))
+    return {name: kind.tensor_type for name, kind in (*stated, *constants)}
 
 
 def lengths(tensor: TypeProto.Tensor | None) -> list[int | None] | None:

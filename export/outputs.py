@@ -33,13 +33,7 @@ Axes = tuple[int | None, ...]  # of each axis of the output, which axis of the t
 
 
 def tail_of(model: ModelProto, name: str, rank: int) -> Tail:
-    """Walk back from an output to the operator that its values come from.
-
-    Args:
-        model: a float graph.
-        name: the output.
-        rank: how many axes it has.
-    """
+    """Walk back from an output of ``rank`` axes to the operator that its values come from."""
     return _Walk(model).back(name, tuple(range(rank)), rank)
 
 

@@ -85,11 +85,8 @@ def run_onnx(
 ) -> Array:
     """Run an ONNX model over batches and return its first output, batches joined along the first axis.
 
-    Args:
-        model: a file or a model in memory.
-        feeds: one mapping from input name to array a batch; read one at a time.
-        provider: the execution provider that has to run it.
-        threads: intra-operator threads; all usable ones when not given.
+    A batch maps the names of inputs to arrays; they are read one at a time. Arguments for the session are those of
+    `session_of`.
 
     Raises:
         NotMeasuredError: the provider did not load.
@@ -114,7 +111,7 @@ def session_of(
     provider: str = CPU,
     threads: int | None = None,
 ) -> ort.InferenceSession:
-    """Open a session with explicit threads and no spinning, on the provider asked for and no other.
+    """Open a session with explicit threads, all usable ones by default, and no spinning, on this provider and no other.
 
     Raises:
         NotMeasuredError: the provider did not load.

@@ -36,15 +36,12 @@ class Preprocess(Protocol):
 
     def prepend(self, proto: ModelProto, *, input_name: str) -> ModelProto:
         """Return a model that takes the raw inputs in place of ``input_name``."""
-        ...
 
     def apply(self, raw: Mapping[str, Array]) -> Array:
         """Compute what the added nodes compute, in numpy."""
-        ...
 
     def input_spec(self) -> tuple[InputSpec, ...]:
         """Describe the raw inputs."""
-        ...
 
 
 @dataclass(frozen=True)

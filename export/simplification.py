@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import cast
 
@@ -129,17 +129,12 @@ def _half_last(graph: GraphProto, erf: NodeProto) -> None:
     value = constant(graph, half)
     if not x or value is None or value.size != 1 or float(value.item()) != 0.5:
         return
+    scaled = producers(graph).get(erf.input[0])
     # What erf is taken of is made of x, so x is there before any of these nodes.
-    if x not in _sources(graph, erf):
+    if scaled is None or operator(scaled) not in ("Div", "Mul") or x not in scaled.input:
         return
     halved.input[:] = [x, above.output[0]]
     product.input[:] = [halved.output[0], half]
-
-
-def _sources(graph: GraphProto, erf: NodeProto) -> Sequence[str]:
-    """Name what the argument of an erf is a multiple of."""
-    scaled = producers(graph).get(erf.input[0])
-    return scaled.input if scaled is not None and operator(scaled) in ("Div", "Mul") else ()
 
 
 def _only(readers: dict[str, list[NodeProto]], name: str, kind: str) -> NodeProto | None:

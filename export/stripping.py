@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import count, product
 from typing import Any
@@ -99,13 +100,11 @@ def constant_tensor(node: NodeProto) -> TensorProto | None:
     if entry.name == "value":
         tensor: TensorProto = copy_of(value)
         return tensor
-    kinds = {"value_float": TensorProto.FLOAT, "value_int": TensorProto.INT64}
-    lists = {"value_floats": TensorProto.FLOAT, "value_ints": TensorProto.INT64}
-    if entry.name in kinds:
-        return helper.make_tensor("", kinds[entry.name], [], [value])
-    if entry.name in lists:
-        return helper.make_tensor("", lists[entry.name], [len(value)], list(value))
-    return None
+    kind = {"value_float": TensorProto.FLOAT, "value_int": TensorProto.INT64}.get(entry.name.removesuffix("s"))
+    if kind is None:
+        return None
+    listed = entry.name.endswith("s")
+    return helper.make_tensor("", kind, [len(value)] if listed else [], value if listed else [value])
 
 
 def drop_identities(graph: GraphProto) -> None:
@@ -256,14 +255,8 @@ def _shorten_names(graph: GraphProto) -> None:
     """Rename every tensor but the graph's inputs and outputs, at all depths by one map, so scopes stay as they were."""
     fixed = {value.name for value in (*graph.input, *graph.output)}
     names = (name for name in _short_names() if name not in fixed)
-    new: dict[str, str] = {}
-
-    def short(name: str) -> str:
-        if name not in new:
-            new[name] = next(names)
-        return new[name]
-
-    rename_all(graph, short, keep=fixed)
+    new = defaultdict[str, str](lambda: next(names))
+    rename_all(graph, new.__getitem__, keep=fixed)
 
 
 def _pack_initializers(graph: GraphProto) -> None:

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from distill.prune.reload import save as save
     from distill.prune.scores.importance import IMPORTANCES as IMPORTANCES
     from distill.prune.settings import PruneSettings as PruneSettings
-    from distill.prune.widths.counts import Counts as Counts
-    from distill.prune.widths.counts import count as count
     from distill.prune.widths.latency import Device as Device
+    from distill.prune.widths.sizes import Counts as Counts
+    from distill.prune.widths.sizes import count as count
     from distill.prune.widths.staircase import Staircase as Staircase
 
 _HOME = {
     **dict.fromkeys(("apply_structure", "apply_structure_", "structure_of"), "graph.structure"),
     **dict.fromkeys(("load", "save"), "reload"),
-    **dict.fromkeys(("Counts", "count"), "widths.counts"),
+    **dict.fromkeys(("Counts", "count"), "widths.sizes"),
     "recalibrate": "batchnorm",
     "prune_channels": "channels",
     "PruneRecord": "record",

@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.errors import UserError
-from distill.prune.examples import Example
-from distill.prune.modules import eval_mode
+from distill.prune.modules import Example, eval_mode
 from distill.types import Progress
 
 

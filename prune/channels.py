@@ -12,20 +12,18 @@ from torch.nn.parameter import UninitializedParameter
 
 from distill.errors import UserError
 from distill.prune.depth.shallow import narrow_or_shallow
-from distill.prune.examples import Example, at_batch, batch_of
 from distill.prune.goals import Bounds
 from distill.prune.graph.groups import prepare
 from distill.prune.graph.verify import Checks, output_shapes
-from distill.prune.modules import Loss, copied, inside, seeded
+from distill.prune.modules import Example, Loss, at_batch, batch_of, copied, inside, seeded
 from distill.prune.record import Decision, PruneRecord, by_reason
 from distill.prune.scores.evidence import Evidence
 from distill.prune.scores.importance import IMPORTANCES, WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import keeps_zeros
 from distill.prune.steps.step import Job, Narrowed
-from distill.prune.widths.counts import Counts, count
 from distill.prune.widths.latency import Device, seconds_of_layers
-from distill.prune.widths.sizes import widths_of_layers
+from distill.prune.widths.sizes import Counts, count, widths_of_layers
 from distill.types import Progress
 
 Recover = Callable[[nn.Module, int], nn.Module]
@@ -150,11 +148,11 @@ def _judged(record: PruneRecord, state: Narrowed, settings: PruneSettings, warni
     """Add the warnings, and what was missed of the goal: as a shortfall where no more can go."""
     stay = by_reason({name or "the model's own attention": why for name, why in state.unprunable.items()})
     warnings = (*warnings, *(f"not pruned: {layers}" for layers in stay))
-    (name, amount), achieved = record.asked, record.achieved
+    (name, amount), achieved, shortfall = record.asked, record.achieved, None
     bounds = Bounds(settings.round_to, settings.max_ratio, state.exhausted)
     if settings.is_idle or achieved is None:
-        return replace(record, warnings=warnings)
-    if record.parameters_after == record.parameters_before:
+        pass
+    elif record.parameters_after == record.parameters_before:
         why = "what is wide enough could not be cut, for the reasons above"
         if not state.unprunable:
             why = (
@@ -162,14 +160,10 @@ def _judged(record: PruneRecord, state: Narrowed, settings: PruneSettings, warni
                 f"round_to={settings.round_to} channels at {name}={amount:g} and max_ratio={settings.max_ratio:g}; "
                 "lower round_to or ask for more"
             )
-        return replace(
-            record,
-            shortfall=f"{name}={amount:g}: nothing was removed",
-            warnings=(*warnings, f"nothing was removed: {why}"),
-        )
-    if miss := record.goal.miss(amount, achieved, bounds):
-        return replace(record, shortfall=miss.text if miss.is_final else None, warnings=(*warnings, miss.text))
-    return replace(record, warnings=warnings)
+        shortfall, warnings = f"{name}={amount:g}: nothing was removed", (*warnings, f"nothing was removed: {why}")
+    elif miss := record.goal.miss(amount, achieved, bounds):
+        shortfall, warnings = miss.text if miss.is_final else None, (*warnings, miss.text)
+    return replace(record, shortfall=shortfall, warnings=warnings)
 
 
 def _marks(model: nn.Module) -> list[tuple[str, tuple[int, ...], int, int]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
 from distill.errors import UserError
@@ -17,13 +19,12 @@ from distill.errors import UserError
 Loss = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> a scalar that depends on the model's parameters."""
 
+Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""(args, kwargs) of one forward call; tensors hold the batch in their first axis."""
+
 
 def copied(model: nn.Module, *, to_be: str) -> nn.Module:
-    """Return a copy of a model.
-
-    Args:
-        model: any module.
-        to_be: what the copy is for, as "pruned", for messages.
+    """Return a copy of a model, to be pruned, say, as messages put it.
 
     Raises:
         UserError: it cannot be copied, or it is a TorchScript or compiled module, which cannot be changed.
@@ -133,6 +134,60 @@ def require_scalar(loss: object) -> Tensor:
     return loss
 
 
+def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a value in the place of a parameter, which is one again and learns or not as before, or of a buffer."""
+    old = getattr(module, name)
+    learns = isinstance(old, nn.Parameter)
+    setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad) if learns else value)
+
+
 def holders(model: nn.Module) -> Counter[int]:
     """Count the modules that hold each parameter, by the parameter's id."""
     return Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+
+
+def batch_of(example: Example) -> int | None:
+    """Return the batch size: the first axis of the first tensor that has one; None when there is no such tensor."""
+    tensors = (leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.ndim > 0)
+    return next((tensor.shape[0] for tensor in tensors), None)
+
+
+def at_batch(example: Example, batch: int) -> Example:
+    """Return (args, kwargs) with ``batch`` rows, made by repeating or dropping rows of the tensors that have them."""
+    rows = batch_of(example)
+    if not rows:
+        return example
+
+    def resize(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != rows:
+            return leaf
+        return leaf.detach()[torch.arange(batch, device=leaf.device) % rows]
+
+    args, kwargs = tree_map(resize, example)
+    return tuple(args), dict(kwargs)
+
+
+def run_alike(model: nn.Module, example: Example) -> Any:
+    """Run a model so that two runs can be compared.
+
+    Each has inputs of its own, which forward may write into, the same random numbers, and no fused attention, which
+    treats padding in another way.
+    """
+    args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+    with unfused(), seeded(0):
+        return model(*args, **kwargs)
+
+
+def tensors_in(output: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) for every tensor in nested tuples, lists, mappings and dataclasses."""
+    if isinstance(output, Tensor):
+        yield name, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from tensors_in(value, f"{name}[{key!r}]")
+    elif isinstance(output, list | tuple):
+        for index, value in enumerate(output):
+            yield from tensors_in(value, f"{name}[{index}]")
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for field in dataclasses.fields(output):
+            yield from tensors_in(getattr(output, field.name), f"{name}.{field.name}")

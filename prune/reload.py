@@ -24,13 +24,9 @@ _TIMES, _LEAST = 64, 2**30  # an unpruned model may be so much larger than what 
 
 
 def save(folder: Path, model: nn.Module, reference: str, arguments: Mapping[str, Any]) -> None:
-    """Write ``model.safetensors`` and ``model.json`` into a folder.
+    """Write a pruned model's ``model.safetensors`` and ``model.json`` into a folder that is there already.
 
-    Args:
-        folder: is there already.
-        model: the pruned model, on any device.
-        reference: what the unpruned one was built from, as `references` takes it.
-        arguments: its keyword arguments.
+    The unpruned model was built from ``reference``, as `references` takes it, with these keyword arguments.
 
     Raises:
         UserError: the arguments cannot be written as JSON.

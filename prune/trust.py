@@ -56,13 +56,7 @@ _OF_WEIGHTS = frozenset(name for names in OF_WEIGHTS.values() for name in names)
 
 
 def approved(reference: object, arguments: object, trust: str | Iterable[str], *, file: Path) -> tuple[str, Arguments]:
-    """Return the reference that a model is built from, as the caller wrote it where they did, and its arguments.
-
-    Args:
-        reference: what a file names.
-        arguments: what the file says to it, by name.
-        trust: references that the caller names.
-        file: that names it, for messages.
+    """Return the reference that a file names, as the caller wrote it in ``trust`` where they did, and its arguments.
 
     Raises:
         UserError: neither a library registers the reference nor the caller names it, or an argument is none that a file
@@ -71,7 +65,7 @@ def approved(reference: object, arguments: object, trust: str | Iterable[str], *
     if not isinstance(reference, str) or not isinstance(arguments, Mapping):
         raise UserError(f"{file}: is damaged (its reference or arguments are none); prune again")
     trusted = (trust,) if isinstance(trust, str) else trust
-    named = next((spelling for spelling in trusted if _same(spelling, reference)), None)
+    named = next((spelling for spelling in trusted if _spelled(spelling) == _spelled(reference)), None)
     kind, _, name = reference.partition(":")
     registered = kind in LIBRARIES and _registers(kind, name)
     if named is None and not registered:
@@ -114,12 +108,8 @@ def at_most(size: int, file: Path) -> Iterator[None]:
         yield
 
 
-def _same(spelling: str, reference: str) -> bool:
-    """Tell whether two references name the same function; a file may be written in several ways."""
-    return spelling == reference or _spelled(spelling) == _spelled(reference)
-
-
 def _spelled(reference: str) -> tuple[str, str]:
+    """Spell a reference in one way; a file may be written in several."""
     place, _, name = reference.rpartition(":")
     return (os.path.abspath(os.path.expanduser(place)) if place.endswith(".py") else place), name
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.benchmarks.target import Target
-from distill.export.graph import attribute, initializers, operator
+from distill.export.graph import initializers, operator
 from distill.outputs import Output, of_shape
 from distill.types import Feed
 
-from .select import is_depthwise
+from .select import is_depthwise, output_axis
 from .settings import QuantizeSettings
 from .static import CalibratedGraph, integer_graph, resolve
 from .torch_graph import GraphModule
@@ -36,7 +36,6 @@ class Train(Protocol):
     @property
     def epochs(self) -> int:
         """Return how often it passes over the batches."""
-        ...
 
     def __call__(
         self,
@@ -47,10 +46,8 @@ class Train(Protocol):
         /,
     ) -> nn.Module:
         """Return a trained copy of ``student``, whose ``distance(teacher's answer, student's answer)`` is less."""
-        ...
 
 
-_LIMITS = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 _SCALE_RATE = 10  # Adam's steps have one length for all; a tenth of a scale's logarithm learns ten times as fast
 _WEIGHT_STEPS, _REDUCED_STEPS = 127, 64  # on either side of zero, as onnxruntime's quantiser has them
 
@@ -63,14 +60,6 @@ class _Rounding:
     zero: int
     low: int
     high: int
-
-
-@dataclass(frozen=True)
-class _WeightRounding:
-    """How a weight is rounded: the axis of its scales, None for one scale, and the steps on either side of zero."""
-
-    axis: int | None
-    steps: int
 
 
 class AwareModule(nn.Module):
@@ -127,12 +116,12 @@ class AwareModule(nn.Module):
         return (_rounded(steps) - how.zero) * scale
 
     def _round_weight(self, name: str, value: Tensor) -> Tensor:
-        how = self.weights.get(name)
-        if how is None:
+        if name not in self.weights:
             return value
-        others = [i for i in range(value.ndim) if i != how.axis] if how.axis is not None else None
+        axis, steps = self.weights[name]
+        others = [i for i in range(value.ndim) if i != axis] if axis is not None else None
         largest = value.detach().abs().amax(dim=others, keepdim=True) if others else value.detach().abs().max()
-        scale = torch.clamp(largest, min=1e-12) / how.steps
+        scale = torch.clamp(largest, min=1e-12) / steps
         return _rounded(value / scale) * scale
 
 
@@ -147,13 +136,7 @@ def train_aware(
 ) -> CalibratedGraph:
     """Train a calibrated graph to keep its answers when it is rounded; the one that came in is not changed.
 
-    Args:
-        calibrated: the calibrated graph, which is also the teacher.
-        settings: how it is quantised.
-        target: what the file ships to.
-        batches: unlabelled rows; as many as can be had.
-        train: trains a copy of the rounding graph to answer as the float one.
-        output: what the answers are.
+    The float graph is also the teacher, so ``batches`` are unlabelled rows, as many as can be had.
 
     Raises:
         UserError: an operator cannot be trained, or the answers are no longer finite.
@@ -190,21 +173,20 @@ def _roundings(graph: GraphProto) -> tuple[dict[str, _Rounding], dict[str, float
     for node in graph.node:
         if operator(node) == "QuantizeLinear" and node.input[0] not in constants:
             zero = numpy_helper.to_array(constants[node.input[2]])
-            low, high = _LIMITS[zero.dtype]
-            roundings[node.input[0]] = _Rounding(node.input[1], int(zero), low, high)
+            limits = np.iinfo(zero.dtype)
+            roundings[node.input[0]] = _Rounding(node.input[1], int(zero), limits.min, limits.max)
             scales[node.input[1]] = float(numpy_helper.to_array(constants[node.input[1]]))
     return roundings, scales
 
 
 def _weight_roundings(
     graph: GraphProto, names: set[str], *, per_channel: bool, reduce_range: bool
-) -> dict[str, _WeightRounding]:
-    """Say how each weight that is rounded is, by its name."""
-    constants, roundings = initializers(graph), dict[str, _WeightRounding]()
+) -> dict[str, tuple[int | None, int]]:
+    """Say of each weight that is rounded, by name, the axis of its scales, None for one, and the steps beside zero."""
+    constants, roundings = initializers(graph), dict[str, tuple[int | None, int]]()
     for node in graph.node:
         if node.name in names and operator(node) in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
-            first = operator(node) == "Conv" or bool(attribute(node, "transB", 0))
-            axis = 0 if first else len(constants[node.input[1]].dims) - 1
+            axis = output_axis(node, len(constants[node.input[1]].dims))
             steps = _REDUCED_STEPS if reduce_range and not is_depthwise(node, constants) else _WEIGHT_STEPS
-            roundings[node.input[1]] = _WeightRounding(axis if per_channel else None, steps)
+            roundings[node.input[1]] = (axis if per_channel else None, steps)
     return roundings

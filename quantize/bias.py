@@ -9,15 +9,26 @@ added to the bias. Source: Nagel et al., "Data-Free Quantization through Weight 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from distill.errors import UserError
-from distill.export.graph import add_constant, consumers, copy_of, initializers, only_outputs, operator, producers
+from distill.export.graph import (
+    add_constant,
+    attribute,
+    consumers,
+    copy_of,
+    initializers,
+    only_outputs,
+    operator,
+    producers,
+)
 from distill.types import Array, Feed, Progress
 
 from .calibrate import channel_reduction, observed
+from .select import output_axis
 from .settings import QuantizeSettings
 
 _ROWS = 32
@@ -43,8 +54,8 @@ def _dequantized(node: NodeProto, constants: Mapping[str, TensorProto]) -> Array
     weight, scale = values[0].astype(np.float32), values[1]
     zero = values[2].astype(np.float32) if len(values) > 2 else np.zeros_like(scale)
     if scale.ndim:
-        axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1)
-        shape = [-1 if i == axis % weight.ndim else 1 for i in range(weight.ndim)]
+        axis = cast("int", attribute(node, "axis", 1)) % weight.ndim
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
         scale, zero = scale.reshape(shape), zero.reshape(shape)
     return np.asarray((weight - zero) * scale)
 
@@ -59,12 +70,8 @@ def correct_biases(
 ) -> tuple[ModelProto, int]:
     """Return the float graph with corrected biases, and how many layers were corrected; the one given is not changed.
 
-    Args:
-        model: a prepared float graph, every layer with weights and bias of its own.
-        rounded: node name -> weights as they are after rounding, shaped as in ``model``.
-        calibration: batches as the graph takes them; as many samples are read as ``settings.samples``.
-        settings: the number of samples, and threads.
-        progress: called with ("correct", samples done, samples wanted).
+    ``rounded`` holds weights as they are after rounding, by node, shaped as in the prepared float graph, every layer of
+    which has weights and bias of its own. ``progress`` is called with ("correct", samples done, samples wanted).
 
     Raises:
         UserError: no samples, or samples that do not fit.
@@ -112,27 +119,22 @@ def _with_twins(model: ModelProto, layers: list[NodeProto], rounded: Mapping[str
         copy.input[:] = [node.input[0], lost]
         copy.output[:] = [f"lost/{number}/y"]
         outputs.append(f"lost/{number}/mean")
-        twin.graph.node.extend([copy, *_channel_mean(twin, copy, weight.ndim, outputs[-1])])
+        channels = weight.shape[output_axis(node, weight.ndim)]
+        twin.graph.node.extend([copy, *_channel_mean(twin, copy, weight.ndim, channels, outputs[-1])])
     only_outputs(twin, outputs)
     return twin
 
 
-def _channel_mean(model: ModelProto, node: NodeProto, rank: int, output: str) -> list[NodeProto]:
+def _channel_mean(model: ModelProto, node: NodeProto, rank: int, channels: int, output: str) -> list[NodeProto]:
     """Make the nodes that average a layer's output over everything but its channels."""
     source, nodes = node.output[0], []
     axes = [0, *range(2, rank)]
     if operator(node) != "Conv":
-        shape = add_constant(model.graph, f"{output}/shape", np.array([-1, _channels(model, node)], np.int64))
+        shape = add_constant(model.graph, f"{output}/shape", np.array([-1, channels], np.int64))
         nodes.append(helper.make_node("Reshape", [source, shape], [f"{output}/flat"]))
         source, axes = f"{output}/flat", [0]
     nodes.append(channel_reduction(model, "ReduceMean", source, axes, output))
     return nodes
-
-
-def _channels(model: ModelProto, node: NodeProto) -> int:
-    weight = initializers(model.graph)[node.input[1]]
-    transposed = operator(node) == "Gemm" and any(entry.name == "transB" and entry.i for entry in node.attribute)
-    return int(weight.dims[0 if transposed else -1])
 
 
 def _add(graph: GraphProto, place: NodeProto, node: NodeProto, shift: Array) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
-from distill.export.graph import add_constant, copy_of, only_outputs, opset_of
+from distill.export.graph import add_constant, copy_of, initializers, input_shape, only_outputs, opset_of
 from distill.export.parity_check import first_line, session_of
 from distill.types import Array, Feed, Progress
 
@@ -43,7 +42,6 @@ def calibrate(
         return _min_max(proto, tensors, calibration, settings, progress)
     model = copy_of(proto)
     only_outputs(model, tensors)
-    _require_opset(model)
     histograms = {name: Histogram() for name in tensors}
     samples = 0
     for batch, rows in observed(model, calibration, settings, _ROWS_HISTOGRAM, "calibrate", progress):
@@ -52,11 +50,12 @@ def calibrate(
                 raise _not_finite(f"tensor {name!r}", samples)
             histograms[name].add(values)
         samples += rows
-    if settings.calibration == "percentile":
-        return {name: h.percentile_range(settings.percentile) for name, h in histograms.items()}, samples
-    if settings.calibration == "mse":
-        return {name: h.mse_range() for name, h in histograms.items()}, samples
-    return {name: h.entropy_range() for name, h in histograms.items()}, samples
+    ranges: dict[str, Callable[[Histogram], tuple[float, float]]] = {
+        "percentile": lambda histogram: histogram.percentile_range(settings.percentile),
+        "mse": Histogram.mse_range,
+        "entropy": Histogram.entropy_range,
+    }
+    return {name: ranges[settings.calibration](histogram) for name, histogram in histograms.items()}, samples
 
 
 def _min_max(
@@ -71,12 +70,17 @@ def _min_max(
     The mean is where a moving average over shuffled samples ends, and does not depend on their order.
     """
     average = settings.calibration == "average"
-    augmented = _with_reductions(proto, tensors)
+    model, outputs = copy_of(proto), list[str]()
+    for op in ("ReduceMin", "ReduceMax"):
+        for number, name in enumerate(tensors):
+            outputs.append(f"calibrate/{op}/{number}")
+            model.graph.node.append(helper.make_node(op, [name], [outputs[-1]], keepdims=0))
+    only_outputs(model, outputs)
     low = np.full(len(tensors), 0.0 if average else np.inf, np.float64)
     high = -low
     samples = seen = 0
     size = _ROWS_AVERAGE if average else _ROWS
-    for batch, rows in observed(augmented, calibration, settings, size, "calibrate", progress):
+    for batch, rows in observed(model, calibration, settings, size, "calibrate", progress):
         values = np.asarray(batch, np.float64).reshape(2, -1)
         if not np.isfinite(values).all():
             worst = tensors[int(np.argmin(np.isfinite(values).all(axis=0)))]
@@ -88,24 +92,6 @@ def _min_max(
             low, high = np.minimum(low, values[0]), np.maximum(high, values[1])
         samples += rows
     return {name: (float(a), float(b)) for name, a, b in zip(tensors, low, high, strict=True)}, samples
-
-
-def _with_reductions(proto: ModelProto, tensors: Sequence[str]) -> ModelProto:
-    """Return the graph with the smallest and the largest value of each tensor as outputs: minima first, then maxima."""
-    model = copy_of(proto)
-    outputs = []
-    for op in ("ReduceMin", "ReduceMax"):
-        for number, name in enumerate(tensors):
-            outputs.append(f"calibrate/{op}/{number}")
-            model.graph.node.append(helper.make_node(op, [name], [outputs[-1]], keepdims=0))
-    only_outputs(model, outputs)
-    _require_opset(model)
-    return model
-
-
-def _require_opset(model: ModelProto) -> None:
-    if opset_of(model) < 11:
-        raise UserError(f"opset {opset_of(model)}: calibration needs 13 or newer; export again")
 
 
 def channel_reduction(model: ModelProto, op: str, source: str, axes: Sequence[int], output: str) -> NodeProto:
@@ -126,7 +112,7 @@ def twice(calibration: Iterable[Feed]) -> Iterable[Feed]:
 def slices(proto: ModelProto, calibration: Iterable[Feed], samples: int, rows: int) -> Iterator[tuple[Feed, int]]:
     """Cut the batches into slices of at most ``rows`` and stop after ``samples``."""
     wanted = {value.name for value in proto.graph.input}
-    fixed = _fixed_batch(proto)
+    fixed = not open_batch(proto.graph)
     total = 0
     for feed in calibration:
         if set(feed) != wanted:
@@ -152,10 +138,11 @@ def slices(proto: ModelProto, calibration: Iterable[Feed], samples: int, rows: i
         raise UserError("calibration: no samples; static int8 needs some to find ranges, 200 to 500 are usual")
 
 
-def _fixed_batch(proto: ModelProto) -> bool:
-    """Whether the graph takes one batch size only, so that a batch must not be cut."""
-    dims = [value.type.tensor_type.shape.dim for value in proto.graph.input]
-    return any(len(shape) > 0 and shape[0].HasField("dim_value") for shape in dims)
+def open_batch(graph: GraphProto) -> bool:
+    """Whether the first axis of every input is open, so that a batch of any size can be given."""
+    constants = initializers(graph)
+    shapes = [input_shape(graph, value.name) for value in graph.input if value.name not in constants]
+    return all(shape and isinstance(shape[0], str) for shape in shapes)
 
 
 def observed(
@@ -167,7 +154,7 @@ def observed(
     progress: Progress | None,
 ) -> Iterator[tuple[list[Array], int]]:
     """Run a graph over the samples, a few rows at a time; yields all outputs, and of how many rows they are."""
-    session = session_of(model, threads=settings.threads or usable_threads())
+    session = session_of(model, threads=settings.threads)
     outputs, samples = [value.name for value in model.graph.output], 0
     for feed, count in slices(model, calibration, settings.samples, rows):
         yield run_batch(session, outputs, feed), count

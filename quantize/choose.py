@@ -94,19 +94,9 @@ def choose(
 ) -> Choice:
     """Make every precision that may be the fastest on the target, and choose the fastest that keeps the budget.
 
-    Args:
-        core: an exported float32 graph; it is not changed.
-        settings: how static int8 begins.
-        target: what the file ships to.
-        calibration: samples that can be read several times.
-        rows: batches on which layers are compared one by one.
-        judge: compares a graph with the float one.
-        measure: as `Measure` says.
-        max_drop: the budget, in what `judge` calls drop.
+    Args are those of `repair`, and:
+        measure: returns each graph's times over those of the first one, at each batch size of the target.
         precision: only this one beside float32, where it is not `auto`.
-        train: as in `repair`.
-        output: what the answers are, as in `repair`.
-        progress: as in `repair`.
 
     Raises:
         UserError: nothing of what was asked for can be made of this graph; the message says why of each.
@@ -164,18 +154,14 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
     if not timed:
         least = min(others, key=lambda candidate: candidate.file_bytes)
         return least, f"{least.name} is the smallest that keeps the budget; nothing was timed"
-    faster = [
-        (ratio, candidate)
-        for ratio, candidate in timed
-        if ratio.high < 1 and all(each.low <= 1 for each in candidate.ratios)
-    ]
+    faster = [pair for pair in timed if pair[0].high < 1 and all(each.low <= 1 for each in pair[1].ratios)]
     if not faster:
         ratio, best = min(timed, key=lambda pair: pair[0].value)
         slow = [each for each in best.ratios if each.low > 1]
         worst = min(slow, key=lambda each: each.value) if slow else ratio
         return plain, (
             f"nothing that keeps the budget is faster{' at each batch size' if len(best.ratios) > 1 else ''}: "
-            f"{best.name} is {units.faster(worst, _short)} as fast"
+            f"{best.name} is {units.faster(worst, '{:.2f}'.format)} as fast"
         )
     faster = [(ratio, candidate) for ratio, candidate in faster if _nowhere_slower(candidate, faster[0][1])]
     first = min((ratio for ratio, _ in faster), key=lambda ratio: ratio.value)
@@ -186,10 +172,6 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
     larger = len(equal) - len(small)
     tied = f", and smaller than {larger} that cannot be told from it" if larger else ""
     return best, f"{best.name} is {1 / ratio.value:.2f}× as fast as float32{tied}"
-
-
-def _short(ratio: float) -> str:
-    return f"{ratio:.2f}"
 
 
 def _nowhere_slower(candidate: Candidate, first: Candidate) -> bool:

@@ -34,11 +34,8 @@ def unfused_nodes(model: ModelProto, names: Collection[str]) -> set[str]:
     """Name those of some nodes that onnxruntime runs in float, since it did not fuse the pairs around them.
 
     Such a node is worse than a float one: its weights are made float again in every call. The graph that the CPU
-    provider makes of ``model`` when it opens a session tells; no row is run.
-
-    Args:
-        model: a graph with QuantizeLinear/DequantizeLinear pairs whose nodes have names.
-        names: of the nodes that are meant to run as integer kernels.
+    provider makes of ``model`` when it opens a session tells; no row is run. ``names`` are those of the nodes that are
+    meant to run as integer kernels.
     """
     optimized = _optimized(model)
     stored = initializers(optimized.graph)

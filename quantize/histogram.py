@@ -38,12 +38,8 @@ class Histogram:
     def _reach_out(self, largest: float) -> None:
         if self.reach == 0.0:
             self.reach = float(2.0 ** np.floor(np.log2(max(largest, 1e-30)) + 1))
-        if self.counts.any():
-            while largest >= self.reach:
-                pairs = self.counts.reshape(-1, 2).sum(axis=1)
-                self.counts = np.concatenate([np.zeros(_HALF // 2, np.int64), pairs, np.zeros(_HALF // 2, np.int64)])
-                self.reach *= 2
         while largest >= self.reach:
+            self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), _HALF // 2)
             self.reach *= 2
 
     def percentile_range(self, percent: float) -> tuple[float, float]:
@@ -54,7 +50,7 @@ class Histogram:
         tail = 1.0 - percent / 100.0
         one_sided = self.low >= 0 or self.high <= 0
         share = tail if one_sided else tail / 2
-        edges = self._edges()
+        edges = np.linspace(-self.reach, self.reach, 2 * _HALF + 1)
         total = np.cumsum(self.counts)
         below = np.searchsorted(total, share * total[-1], side="right")
         above = np.searchsorted(total, (1 - share) * total[-1], side="left")
@@ -71,12 +67,8 @@ class Histogram:
         magnitudes = magnitudes.astype(np.float64)
         magnitudes[0] = magnitudes[1]  # the zeros that a ReLU leaves say nothing about the range
         used = int(np.flatnonzero(magnitudes).max(initial=0)) + 1
-        best, threshold = np.inf, used
         sizes = (*range(min(_LEVELS, used), used, _STEP), used) if magnitudes.any() else ()
-        for size in sizes:
-            distance = _divergence(magnitudes[:used], size)
-            if distance < best:
-                best, threshold = distance, size
+        threshold = min(sizes, key=lambda size: _divergence(magnitudes[:used], size), default=used)
         limit = threshold * self.reach / _HALF
         low = max(self.low, -limit)
         return low, max(low, min(self.high, limit))
@@ -101,9 +93,6 @@ class Histogram:
             if error < best:
                 best, best_share = error, float(share)
         return max(self.low, low * best_share), min(self.high, high * best_share)
-
-    def _edges(self) -> Array:
-        return np.linspace(-self.reach, self.reach, 2 * _HALF + 1)
 
 
 def _divergence(magnitudes: Array, size: int) -> float:

@@ -17,7 +17,7 @@ from .calibrate import twice
 from .equalize import equalize
 from .settings import QuantizeSettings
 from .smooth import smooth
-from .tables import tables_of
+from .weights import tables_of
 
 Changes = Mapping[str, object]
 Rewrite = Callable[[ModelProto, QuantizeSettings, Iterable[Feed], Progress | None], ModelProto]

@@ -25,30 +25,24 @@ from .select import MOVERS
 _POOLS = frozenset({"GlobalAveragePool", "AveragePool"})
 
 
-def free_float_readers(
-    graph: GraphProto, integer_nodes: Collection[str], rectifiers: Mapping[str, NodeProto] | None = None
-) -> None:
+def free_float_readers(graph: GraphProto, integer_nodes: Collection[str], rectifiers: Mapping[str, NodeProto]) -> None:
     """Let readers that want floats read floats: the logits, a softmax, a normalisation.
 
     Products have kernels that take integers and give floats, so the pair behind one goes where nothing reads its
     integers; a move or a last pool between the product and the reader then works on floats too. A value that was
-    computed as a float is read before its pair by all float readers.
+    computed as a float is read before its pair by all float readers. The graph is changed in place.
 
-    Args:
-        graph: a graph with QuantizeLinear/DequantizeLinear pairs; changed in place.
-        integer_nodes: names of the nodes that are to run as integer kernels.
-        rectifiers: by the name of the node in front of it, each rectifier or clip that is gone because a pair whose
-            range begins where it does has taken its work; it comes back where the pair goes.
+    ``rectifiers`` holds, by the name of the node in front of it, each rectifier or clip that is gone because a pair
+    whose range begins where it does has taken its work; it comes back where the pair goes.
     """
-    absorbed = rectifiers or {}
     while True:
         makers, readers = producers(graph), consumers(graph)
-        idle = (node for node in graph.node if _is_idle(graph, node, makers, readers, integer_nodes, absorbed))
+        idle = (node for node in graph.node if _is_idle(graph, node, makers, readers, integer_nodes, rectifiers))
         pair = next(idle, None)
         if pair is None:
             break
         product = makers[pair.input[0]]
-        _bypass(graph, product, pair, readers.get(pair.output[0], []), absorbed.get(product.name))
+        _bypass(graph, product, pair, readers.get(pair.output[0], []), rectifiers.get(product.name))
     for quantizer in graph.node:
         maker = makers.get(quantizer.input[0]) if operator(quantizer) == "QuantizeLinear" else None
         if operator(quantizer) != "QuantizeLinear" or (maker is not None and maker.name in integer_nodes):
@@ -125,7 +119,7 @@ def _bypass(
     maker: NodeProto,
     quantizer: NodeProto,
     dequantizers: list[NodeProto],
-    rectifier: NodeProto | None = None,
+    rectifier: NodeProto | None,
 ) -> None:
     """Let the readers of a pair read what went into it, rectified if need be; a graph output keeps its name."""
     outputs = output_names(graph)

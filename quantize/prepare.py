@@ -143,13 +143,8 @@ def weight_overrides(graph: GraphProto, names: Collection[str], *, per_channel: 
 
     Output channels without any weight get the scale of their layer: the quantiser would take 1, and their bias, which
     is all that they have, would be rounded to multiples of the input's scale. Depthwise convolutions keep 8 bits where
-    other weights are reduced to 7: their kernel adds in 32 bits on every processor.
-
-    Args:
-        graph: the float graph.
-        names: of the nodes that become integer kernels.
-        per_channel: whether each output channel has a scale of its own.
-        reduce_range: whether weights keep to 7 bits.
+    other weights are reduced to 7: their kernel adds in 32 bits on every processor. ``names`` are those of the nodes
+    that become integer kernels.
     """
     constants = initializers(graph)
     overrides: Overrides = {}

@@ -20,12 +20,12 @@ from distill.intervals import Estimate
 from distill.outputs import Output
 from distill.types import Feed, Progress
 
+from .calibrate import open_batch
 from .ladder import REPAIRS, name_of
 from .record import QuantizeRecord
-from .sensitivity import Sensitivity, fewest_float, layers_of, sensitivities
+from .sensitivity import Sensitivity, at_batch, fewest_float, layers_of, saved_seconds, sensitivities
 from .settings import QuantizeSettings
 from .static import CalibratedGraph, calibrate_graph, write
-from .timing import at_batch, open_batch, saved_seconds
 
 if TYPE_CHECKING:
     from .aware import Train
@@ -120,8 +120,7 @@ def repair(
     climb.ladder()
     best = repairs.best
     if climb.holds(best):
-        repairs.attempts.remove(best)
-        repairs.attempts.append(best)
+        repairs.attempts.sort(key=lambda attempt: attempt is best)
         if timed:
             repairs.faster = [*climb.per_layer(), *climb.late(rows[0])]
         return repairs
@@ -216,7 +215,7 @@ class _Climb:
             return
         graph = self.graph(last.settings)
         outputs = [output for output, _ in layers_of(graph)]
-        feeds = [at_batch(feed, size) for size in self.target.batch_sizes] if open_batch(self.core) else [feed]
+        feeds = [at_batch(feed, size) for size in self.target.batch_sizes] if open_batch(self.core.graph) else [feed]
         counts = set[int]()
         for rows in feeds:
             saved = saved_seconds(graph, last.settings, feed=rows)
@@ -239,13 +238,11 @@ class _Climb:
             output=self.output,
             progress=self.progress,
         )
-        mixed: dict[int, Attempt] = {}
+        mixed: list[Attempt] = []
 
-        def make(floats: list[str]) -> ModelProto:
-            attempt = self.attempt(settings, floats, f", {len(floats)} of {len(layers)} layers float")
-            mixed[id(attempt.model)] = attempt
-            return attempt.model
+        def make(floats: list[str]) -> Attempt:
+            mixed.append(self.attempt(settings, floats, f", {len(floats)} of {len(layers)} layers float"))
+            return mixed[-1]
 
-        enough = fewest_float(layers, make, lambda model: self.holds(mixed[id(model)]))
-        chosen = None if enough is None else mixed.pop(id(enough[1]))
-        self.repairs.attempts += [*mixed.values(), *([chosen] if chosen else [])]
+        enough = fewest_float(layers, make, self.holds)
+        self.repairs.attempts += sorted(mixed, key=lambda attempt: enough is not None and attempt is enough[1])

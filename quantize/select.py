@@ -28,12 +28,8 @@ def select_nodes(graph: GraphProto, *, keep_float: Collection[str] = (), float_b
 
     An addition, a pool or a move follows its inputs: it is chosen where every activation that it reads comes from a
     chosen node, so that no value is rounded only to be dequantised again. Normalisation, softmax and other
-    functions stay float.
-
-    Args:
-        graph: a float graph in topological order.
-        keep_float: names of outputs whose nodes stay float, whatever they are.
-        float_biases: whether no sum with a constant is chosen: TensorRT adds biases in float, before it rounds.
+    functions stay float, and so do nodes whose outputs are in ``keep_float``. With ``float_biases`` no sum with a
+    constant is chosen: TensorRT adds biases in float, before it rounds.
     """
     constants = initializers(graph)
     integers = _borders(graph, constants, keep_float)

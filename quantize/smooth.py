@@ -43,12 +43,8 @@ def smooth(
 ) -> tuple[ModelProto, int]:
     """Return an equal graph with smoother activations, and how many normalisations it concerns.
 
-    Args:
-        model: a prepared float graph; it is not changed.
-        calibration: batches as the graph takes them; as many samples are read as ``settings.samples``.
-        settings: the number of samples, and threads.
-        strength: how much of the outliers moves, 0 (nothing) to 1 (all); the paper's alpha.
-        progress: called with ("smooth", samples done, samples wanted).
+    ``strength``, the paper's alpha, is how much of the outliers moves, from 0 (nothing) to 1 (all). ``progress`` is
+    called with ("smooth", samples done, samples wanted). The prepared float graph that is given is not changed.
 
     Raises:
         UserError: no samples, or samples that do not fit.

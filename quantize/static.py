@@ -26,7 +26,7 @@ from .prepare import prepare, products_to_gemm, weight_overrides
 from .record import QuantizeRecord
 from .select import COMPUTE, QUANTIZED_OPERATORS, count_float, select_nodes
 from .settings import QuantizeSettings
-from .tables import narrow_tables
+from .weights import narrow_tables
 
 _FEW_SAMPLES = 100
 

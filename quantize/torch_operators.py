@@ -208,8 +208,9 @@ def _transpose(x: Tensor, *, perm: Sizes | None = None) -> Tensor:
     return x.permute(*(perm or reversed(range(x.ndim))))
 
 
+_SAME_IN_TORCH = "Add Erf Exp MatMul Mul Neg Pow Relu Sigmoid Sqrt Sub Tanh Where"
 OPERATORS: dict[str, Callable[..., Any]] = {
-    "Add": torch.add,
+    **{name: getattr(torch, name.lower()) for name in _SAME_IN_TORCH.split()},
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
@@ -219,8 +220,6 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Div": _divide,
     "Dropout": lambda x, *_, **__: x,
     "Equal": torch.eq,
-    "Erf": torch.erf,
-    "Exp": torch.exp,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
@@ -232,25 +231,15 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Identity": lambda x: x,
     "LayerNormalization": _layer_norm,
     "LeakyRelu": lambda x, alpha=0.01: functional.leaky_relu(x, alpha),
-    "MatMul": torch.matmul,
     "MaxPool": _max_pool,
-    "Mul": torch.mul,
-    "Neg": torch.neg,
-    "Pow": torch.pow,
     "ReduceMean": partial(_reduce, torch.mean),
     "ReduceSum": partial(_reduce, torch.sum),
-    "Relu": torch.relu,
     "Reshape": _reshape,
     "Shape": _shape,
-    "Sigmoid": torch.sigmoid,
     "Slice": _slice,
     "Softmax": lambda x, axis=-1: torch.softmax(x, axis),
     "Split": _split,
-    "Sqrt": torch.sqrt,
     "Squeeze": _squeeze,
-    "Sub": torch.sub,
-    "Tanh": torch.tanh,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
-    "Where": torch.where,
 }

@@ -1,4 +1,7 @@
-"""Integer weights without calibration: dynamic int8, and weights of 4 or 8 bits in blocks, for matrix products."""
+"""Integer weights without calibration: dynamic int8, products of 4 or 8 bits in blocks, embedding tables of 8 bits.
+
+Tables are most of the bytes of a small transformer, and take none of its time.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,31 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.graph import add_constant, attribute, copy_of, initializers, operator, refill
+from distill.export.graph import (
+    add_constant,
+    attribute,
+    consumers,
+    copy_of,
+    fresh_name,
+    initializers,
+    operator,
+    output_names,
+    refill,
+    remove_nodes,
+    sort_nodes,
+)
 from distill.export.stripping import strip
 
 from .float_graph import float_graph, name_nodes, silent
 from .record import QuantizeRecord
-from .tables import narrow_tables
 
+_LEAST_BYTES = 1 << 16  # below which a table is not worth the three nodes
+_INT8_MAX = 127
 _INT8_COMPUTE = 4  # MatMulNBits' accuracy_level: activations are rounded to int8 blocks, which is what makes it fast
 
 
@@ -29,13 +46,9 @@ def to_dynamic(
     """Turn matrix products into int8 ones whose activation ranges are taken anew in every call.
 
     Needs no samples, and suits activations whose range differs from call to call, as in transformers. Embedding tables
-    are kept in 8 bits, too. Convolutions stay float: their dynamic kernel is slower than the float one. The graph that
-    is given is not changed.
-
-    Args:
-        core: an exported float32 graph.
-        target: what the file ships to; it says whether weights keep to 7 bits, as CPUs without VNNI need them.
-        keep_float: outputs, by name in ``core``, of nodes that stay float.
+    are kept in 8 bits, too. Convolutions stay float: their dynamic kernel is slower than the float one; so do nodes of
+    the outputs in ``keep_float``. The target says whether weights keep to 7 bits, as CPUs without VNNI need them. The
+    graph that is given is not changed.
 
     Raises:
         UserError: the graph is quantised already, too old, or without a product of constant weights.
@@ -72,13 +85,8 @@ def to_blocks(
     """Store the weights of matrix products in 4 or 8 bits, with a scale for each block of them.
 
     A quarter or an eighth of the bytes have to be read, which is what large products of few rows wait for; with many
-    rows static int8 is faster. Embedding tables are kept in 8 bits. The graph that is given is not changed.
-
-    Args:
-        core: an exported float32 graph.
-        bits: 4 or 8.
-        block: weights that share a scale, a power of two from 16 on.
-        keep_float: outputs, by name in ``core``, of nodes that stay float.
+    rows static int8 is faster. Embedding tables are kept in 8 bits; nodes of the outputs in ``keep_float`` stay float.
+    ``block`` weights, a power of two from 16 on, share a scale. The graph that is given is not changed.
 
     Raises:
         UserError: the graph is quantised already, too old, or without a product of constant weights.
@@ -149,3 +157,73 @@ def _products(graph: GraphProto, keep_float: Collection[str]) -> list[str]:
         and len(constants[node.input[1]].dims) == 2
         and not set(node.output) & excluded
     ]
+
+
+def tables_of(graph: GraphProto, keep_float: Collection[str] = ()) -> dict[str, list[NodeProto]]:
+    """Find the float32 tables [rows, width] that nothing but lookups of rows reads, each with these lookups.
+
+    A table is left out where one of its lookups writes a tensor in ``keep_float``.
+    """
+    readers = consumers(graph)
+    outputs = output_names(graph)
+    return {
+        name: readers[name]
+        for name, value in initializers(graph).items()
+        if name not in outputs
+        and value.data_type == TensorProto.FLOAT
+        and len(value.dims) == 2
+        and 4 * value.dims[0] * value.dims[1] >= _LEAST_BYTES
+        and readers.get(name)
+        and all(_looks_up(node, name, keep_float) for node in readers[name])
+    }
+
+
+def _looks_up(node: NodeProto, table: str, keep_float: Collection[str]) -> bool:
+    return (
+        operator(node) == "Gather"
+        and node.input[0] == table
+        and node.input[1] != table
+        and attribute(node, "axis", 0) in (0, -2)
+        and not set(node.output) & set(keep_float)
+    )
+
+
+def round_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round each row of a table [rows, width] to multiples of its own scale [rows, 1], its largest value over 127.
+
+    No value is moved by more than half a scale; a row of zeros stays one.
+    """
+    largest = np.abs(table).max(axis=1, keepdims=True)
+    scale = np.where(largest > 0, largest / _INT8_MAX, 1).astype(np.float32)
+    # A row of subnormals has a scale of too few digits, or none.
+    scale = np.where(scale < np.finfo(np.float32).tiny, 1, scale).astype(np.float32)
+    return np.clip(np.rint(table / scale), -_INT8_MAX, _INT8_MAX).astype(np.int8), scale
+
+
+def narrow_tables(graph: GraphProto, keep_float: Collection[str] = ()) -> list[str]:
+    """Store embedding tables in 8 bits with a scale for each row, in place; returns the names of those that were.
+
+    What a lookup returns is made float at once, so nothing behind it changes. Rows have scales of their own since some
+    words have much larger vectors than others, and a lookup of a scale costs nothing.
+    """
+    tables = tables_of(graph, keep_float)
+    for name, lookups in tables.items():
+        rows, scales = round_rows(numpy_helper.to_array(initializers(graph)[name]))
+        narrow, scale = add_constant(graph, f"{name}/rows", rows), add_constant(graph, f"{name}/scales", scales)
+        for node in lookups:
+            out, ids = node.output[0], node.input[1]
+            parts = [fresh_name(graph, f"{out}/{part}") for part in ("rows", "scales", "float")]
+            graph.node.extend(
+                [
+                    helper.make_node("Gather", [narrow, ids], [parts[0]], name=parts[0]),
+                    helper.make_node("Gather", [scale, ids], [parts[1]], name=parts[1]),
+                    helper.make_node("Cast", [parts[0]], [parts[2]], name=parts[2], to=TensorProto.FLOAT),
+                    helper.make_node("Mul", [parts[2], parts[1]], [out], name=f"{out}/scaled"),
+                ]
+            )
+        graph.initializer.remove(initializers(graph)[name])
+    if tables:
+        # At once: what is removed makes the nodes of the graph other objects.
+        remove_nodes(graph, [node for lookups in tables.values() for node in lookups])
+        sort_nodes(graph)
+    return list(tables)

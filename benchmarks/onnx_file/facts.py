@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from distill.benchmarks.onnx_file.external_data import external_files
-from distill.benchmarks.onnx_file.inputs import Signature, load_proto, signature
+from distill.benchmarks.onnx_file.inputs import Signature, load_proto, signature, whole_attribute
 from distill.benchmarks.onnx_file.saturation import saturating_share
 
 # Not of float16: a CPU calculates with those in float32, where they are normal, and a GPU takes them at full speed.
@@ -137,13 +137,8 @@ def count_macs(proto: ModelProto) -> int | None:
         tensor = value.type.tensor_type
         if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
             shapes[value.name] = [dim.dim_value for dim in tensor.shape.dim]
-    total = 0
-    for node in inferred.graph.node:
-        macs = _node_macs(node, shapes)
-        if macs is None:
-            return None
-        total += macs
-    return total
+    macs = [_node_macs(node, shapes) for node in inferred.graph.node]
+    return None if None in macs else sum(filter(None, macs))
 
 
 def _node_macs(node: NodeProto, shapes: dict[str, list[int]]) -> int | None:
@@ -159,14 +154,6 @@ def _node_macs(node: NodeProto, shapes: dict[str, list[int]]) -> int | None:
         left, out = shapes.get(node.input[0]), shapes.get(node.output[0])
         if left is None or out is None:
             return None
-        swapped = node.op_type in ("Gemm", "QGemm") and _attribute(node, "transA")
-        return math.prod(out) * _inner(left, swapped=bool(swapped))
+        swapped = node.op_type in ("Gemm", "QGemm") and whole_attribute(node, "transA")
+        return math.prod(out) * (left[0 if swapped else -1] if left else 1)
     return 0
-
-
-def _inner(left: Sequence[int], *, swapped: bool) -> int:
-    return left[0 if swapped else -1] if left else 1
-
-
-def _attribute(node: NodeProto, name: str) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)

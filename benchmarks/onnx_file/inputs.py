@@ -111,19 +111,12 @@ def make_inputs(
         names = ", ".join(item.name for item in inputs)
         raise UserError(f"{path}: given inputs {unknown} are not in its signature; it takes {names}")
     # An axis further in whose size is given is no batch, though it be the only open one.
-    axes = {name: axis for name, axis in _batch_axes(inputs).items() if axis == 0 or (name, axis) not in (places or {})}
+    places = {**(places or {}), **places_of([path], dims or {})}
+    axes = {name: axis for name, axis in _batch_axes(inputs).items() if axis == 0 or (name, axis) not in places}
     if inputs and not axes:
         _check_fixed_batch(path, inputs, batch)
-    sizes = {
-        name: batch
-        for item in inputs
-        if item.name in axes and isinstance(name := (item.shape or ())[axes[item.name]], str)
-    }
-    sizes |= _named_sizes(path, inputs, dict(dims or {}), set(sizes))
-    settled = _placed_sizes(path, inputs, dict(places or {}), axes)
-    for item, axis, name in _open(inputs):
-        if name is not None and (item.name, axis) in settled:
-            sizes[name] = settled[item.name, axis]
+    settled = {(name, axis): batch for name, axis in axes.items()} | _placed_sizes(path, inputs, places, axes)
+    sizes = {name: settled[place] for place, name in _open(inputs) if name is not None and place in settled}
     feeds: Feed = {}
     for item in inputs:
         if item.name in rows:
@@ -132,22 +125,8 @@ def make_inputs(
         if item.name not in feeds:
             # The name is in the seed, so that two files get equal values for equal inputs in any order.
             rng = np.random.default_rng([seed, zlib.crc32(item.name.encode())])
-            feeds[item.name] = _draw(proto, item, _shape(item, batch, axes, sizes, settled), rng)
+            feeds[item.name] = _draw(proto, item, _shape(item, sizes, settled), rng)
     return {item.name: feeds[item.name] for item in inputs}
-
-
-def _named_sizes(path: str | Path, inputs: list[Signature], dims: dict[str, int], batch: set[str]) -> dict[str, int]:
-    """Check the sizes that the user gave by an axis's name."""
-    names = list(dict.fromkeys(size for item in inputs for size in item.shape or () if isinstance(size, str)))
-    for name, size in dims.items():
-        if name not in names:
-            have = f"its open axes are {', '.join(names)}" if names else "it has no axis with a name"
-            raise UserError(f"{path}: --dim {name}={size}: {have}")
-        if name in batch:
-            raise UserError(f"{path}: --dim {name}={size}: this is the batch; say --batch {size}")
-        if size < 1:
-            raise UserError(f"{path}: --dim {name}={size}: must be at least 1")
-    return dims
 
 
 def _placed_sizes(
@@ -157,16 +136,17 @@ def _placed_sizes(
     for (name, axis), size in places.items():
         if batch.get(name) == axis:
             raise UserError(f"{path}: axis {axis} of input {name!r} is the batch; say --batch {size}")
-    free = {(item.name, axis) for item, axis, _ in _open(inputs)}
-    return {place: size for place, size in places.items() if place in free}
+        if size < 1:
+            raise UserError(f"{path}: axis {axis} of input {name!r}: {size} must be at least 1")
+    return {place: places[place] for place, _ in _open(inputs) if place in places}
 
 
-def _open(inputs: list[Signature]) -> Iterator[tuple[Signature, int, str | None]]:
-    """List the open axes: input, axis, and the axis's name."""
+def _open(inputs: list[Signature]) -> Iterator[tuple[Place, str | None]]:
+    """List the open axes: input and axis, and the axis's name."""
     for item in inputs:
         for axis, size in enumerate(item.shape or ()):
             if not isinstance(size, int):
-                yield item, axis, size
+                yield (item.name, axis), size
 
 
 def places_of(paths: Sequence[str | Path], dims: Mapping[str, int]) -> dict[Place, int]:
@@ -176,9 +156,9 @@ def places_of(paths: Sequence[str | Path], dims: Mapping[str, int]) -> dict[Plac
     """
     places: dict[str, list[Place]] = {}
     for path in paths:
-        for item, axis, name in _open(signature(load_proto(path))):
+        for place, name in _open(signature(load_proto(path))):
             if name is not None:
-                places.setdefault(name, []).append((item.name, axis))
+                places.setdefault(name, []).append(place)
     for name, size in dims.items():
         if name not in places:
             have = f"the open axes are {', '.join(places)}" if places else "there is no axis with a name"
@@ -191,17 +171,13 @@ def _batch_axes(inputs: list[Signature]) -> dict[str, int]:
 
     Only where none leads does one further in count: `[8, length]` beside `[batch, length]` has no batch.
     """
-    first = {
-        item.name: axis
-        for item in inputs
-        if (axis := next((i for i, size in enumerate(item.shape or ()) if not isinstance(size, int)), None)) is not None
-    }
+    first: dict[str, int] = {}
+    for (name, axis), _ in _open(inputs):
+        first.setdefault(name, axis)
     return {name: axis for name, axis in first.items() if axis == 0} or first
 
 
-def _shape(
-    item: Signature, batch: int, axes: dict[str, int], sizes: dict[str, int], settled: dict[Place, int]
-) -> tuple[int, ...]:
+def _shape(item: Signature, sizes: dict[str, int], settled: dict[Place, int]) -> tuple[int, ...]:
     """Settle the shape to draw; raises UserError for an axis whose size nothing tells."""
     if item.shape is None:
         raise UserError(f"input {item.name!r} has no shape in its signature: give example rows for it")
@@ -209,8 +185,6 @@ def _shape(
     for axis, size in enumerate(item.shape):
         if isinstance(size, int):
             shape.append(size)
-        elif axes.get(item.name) == axis:
-            shape.append(batch)
         elif (item.name, axis) in settled:
             shape.append(settled[item.name, axis])
         elif size is not None and size in sizes:
@@ -294,14 +268,18 @@ def _consumers(proto: onnx.ModelProto, name: str) -> Iterator[tuple[onnx.NodePro
                     names += [output for output in node.output if output not in seen]
 
 
+def whole_attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
+    """Return a node's attribute that is a whole number."""
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
+
+
 def _table_rows(proto: onnx.ModelProto, name: str) -> int | None:
     """How many values an index may take: the rows of the smallest table that it looks up, None without a table."""
     tables = {item.name: item for item in proto.graph.initializer}
     rows = []
     for node, read_as in _consumers(proto, name):
         if node.op_type == "Gather" and node.input[1] == read_as and node.input[0] in tables:
-            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-            rows.append(int(tables[node.input[0]].dims[axis]))
+            rows.append(int(tables[node.input[0]].dims[whole_attribute(node, "axis")]))
     return min(rows, default=None)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from distill.benchmarks.onnx_file.inputs import whole_attribute
 from distill.types import Array
 
 _LARGEST_ACTIVATION = 255  # of an unsigned byte: values beyond the calibrated range end there, whatever it is
@@ -53,74 +54,53 @@ def _weights(graph: GraphProto, outer: Mapping[str, TensorProto], folder: str) -
     """Yield the weights of each product with unsigned activations as rows [outputs, inputs], as kernels read them."""
     constants = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
     makers = {name: node for node in graph.node for name in node.output if name}
-    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    unsigned = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8}
     for node in graph.node:
         for entry in node.attribute:
             inner = [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs
             for part in inner:
                 yield from _weights(part, constants, folder)
-        name = _weight_name(node, constants, makers, kinds)
-        tensor = constants.get(name) if name else None
-        if tensor is not None and tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1:
+        if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):  # whose default is unsigned
+            point = constants.get(_input(node, 2))
+            unsigned |= set(node.output) if point is None or point.data_type == TensorProto.UINT8 else set()
+            continue
+        activation, zero, weight = _factors(node, makers)
+        tensor = constants.get(weight)
+        if tensor is None or tensor.data_type != TensorProto.INT8 or len(tensor.dims) < 2:
+            continue
+        # An activation is made of unsigned bytes where its zero point says so, or else what made it.
+        point = constants.get(zero or "")
+        by_zero = activation in unsigned if point is None else point.data_type == TensorProto.UINT8
+        if zero is None or by_zero:
             with contextlib.suppress(OSError, ValueError, onnx.checker.ValidationError):
                 rows = _rows(node, numpy_helper.to_array(tensor, folder))
                 if rows is not None:
                     yield rows
 
 
-def _weight_name(
-    node: NodeProto, constants: Mapping[str, TensorProto], makers: Mapping[str, NodeProto], kinds: Mapping[str, int]
-) -> str | None:
-    """Name the constant that a product with unsigned activations multiplies by; None for any other node."""
+def _factors(node: NodeProto, makers: Mapping[str, NodeProto]) -> tuple[str, str | None, str]:
+    """Name what a product multiplies: activation, its zero point (None: always unsigned), weights; else nothing."""
     if node.op_type in _INTEGER:
         activation, zero, weight = _INTEGER[node.op_type]
-        point = "" if zero is None else _input(node, zero)
-        unsigned = zero is None or _is_unsigned(_input(node, activation), point, constants, makers, kinds)
-        return _input(node, weight) if unsigned else None
-    if node.op_type not in _PAIRED:
-        return None
+        return _input(node, activation), None if zero is None else _input(node, zero), _input(node, weight)
     left, right = (makers.get(_input(node, place)) for place in (0, 1))
-    if left is None or right is None or {left.op_type, right.op_type} != {"DequantizeLinear"}:
-        return None
-    unsigned = _is_unsigned(left.input[0], _input(left, 2), constants, makers, kinds)
-    return right.input[0] if unsigned else None
-
-
-def _is_unsigned(
-    name: str,
-    zero: str,
-    constants: Mapping[str, TensorProto],
-    makers: Mapping[str, NodeProto],
-    kinds: Mapping[str, int],
-) -> bool:
-    """Whether an activation is made of unsigned bytes: its zero point says so, or else what made it."""
-    if zero in constants:
-        return constants[zero].data_type == TensorProto.UINT8
-    maker = makers.get(name)
-    if maker is None:
-        return kinds.get(name) == TensorProto.UINT8
-    if maker.op_type == "QuantizeLinear" and _input(maker, 2) in constants:
-        return constants[maker.input[2]].data_type == TensorProto.UINT8
-    return maker.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")  # whose default is unsigned
+    if node.op_type not in _PAIRED or left is None or right is None:
+        return "", "", ""
+    if {left.op_type, right.op_type} != {"DequantizeLinear"}:
+        return "", "", ""
+    return left.input[0], _input(left, 2), right.input[0]
 
 
 def _rows(node: NodeProto, weight: Array) -> Array | None:
     """Lay weights out as the integer kernels read them: a row for each output, inputs by tap and then by channel."""
     if "Conv" in node.op_type:
-        if weight.shape[1] == 1 and _attribute(node, "group", 1) == len(weight):
+        if weight.shape[1] == 1 and whole_attribute(node, "group", 1) == len(weight):
             return None  # a depthwise kernel of its own, which adds in 32 bits
         return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
-    if node.op_type in ("Gemm", "QGemm") and _attribute(node, "transB", 0):
+    if node.op_type in ("Gemm", "QGemm") and whole_attribute(node, "transB"):
         return weight
     return np.moveaxis(weight, -2, -1).reshape(-1, weight.shape[-2])
 
 
 def _input(node: NodeProto, place: int) -> str:
     return node.input[place] if place < len(node.input) else ""
-
-
-def _attribute(node: NodeProto, name: str, default: int) -> int:
-    return next(
-        (int(onnx.helper.get_attribute_value(attribute)) for attribute in node.attribute if attribute.name == name),
-        default,
-    )

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from distill.benchmarks.onnx_file.facts import Facts
 from distill.benchmarks.records import Model
+from distill.benchmarks.timing.jobs import ArmSpec
+from distill.types import Feed
 
-_FORMS = ("eager", "compiled")
 _REFERENCE = re.compile(
     r"(?:(eager|compiled):)?((?:timm|torchvision|transformers):.+|(?:[^:]+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*)$"
 )
@@ -34,14 +35,11 @@ class TorchCallable:
         match = None if isinstance(word, Path) or os.path.lexists(word) else _REFERENCE.match(word)
         return cls(match.group(2), match.group(1) or "eager") if match else None
 
-    @property
-    def command(self) -> tuple[str, ...]:
-        """Return what starts the process that it lives in."""
-        return (sys.executable, "-m", "distill.benchmarks.timing.torch_arm")
-
-    def spec(self, device: str) -> dict[str, str]:
-        """Write what the process needs to know."""
-        return {"reference": self.reference, "form": self.form, "device": device}
+    def arm(self, feeds: Feed, device: str) -> ArmSpec:
+        """Return it as something to be timed, in a process of its own that is told what to run."""
+        command = (sys.executable, "-m", "distill.benchmarks.timing.torch_arm")
+        spec = {"reference": self.reference, "form": self.form, "device": device}
+        return ArmSpec(Path(self.reference), feeds, command, spec)
 
     def described(self) -> Model:
         """Describe it as far as that can be done from outside: it has no file and no nodes."""

@@ -28,13 +28,18 @@ class ArmSpec:
     """One file that is timed: where it lies and what it is fed with.
 
     `command` starts the process that the arm lives in, where it needs one of its own: another interpreter, or torch,
-    which is told by `torch` what to run (`TorchCallable.spec`) in place of a file.
+    which is told by `torch` what to run (`TorchCallable.arm`) in place of a file.
     """
 
     path: Path
     feeds: Feed
     command: tuple[str, ...] = ()
     torch: Mapping[str, str] | None = None
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """The shape of every input."""
+        return {name: list(value.shape) for name, value in self.feeds.items()}
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,8 @@ def measure(
     NotMeasuredError for another machine's target, a provider that does not load, a crash or a hang.
     """
     settings = settings or BenchmarkSettings()
-    feeds = make_inputs(path, batch, rows=rows)
-    answer = time_arms([ArmSpec(Path(path), feeds)], target, Timing.of(settings))
-    case = case_of(answer, batch, target.threads, [_shapes(feeds)])
-    return _latency(case, 0, path, target, board_of(answer, target.measure))
+    case, board = _timed([ArmSpec(Path(path), make_inputs(path, batch, rows=rows))], target, batch, settings)
+    return _latency(case, 0, path, target, board)
 
 
 def compare(
@@ -103,18 +101,12 @@ def compare(
     Both get equal inputs where their signatures are equal. Raises what `measure` raises.
     """
     settings = settings or BenchmarkSettings()
-    feeds = [
-        make_inputs(baseline, batch, rows=baseline_rows),
-        make_inputs(candidate, batch, rows=candidate_rows),
-    ]
-    paths = (baseline, candidate)
-    arms = [ArmSpec(Path(path), feed) for path, feed in zip(paths, feeds, strict=True)]
-    answer = time_arms(arms, target, Timing.of(settings))
-    case = case_of(answer, batch, target.threads, [_shapes(feed) for feed in feeds])
+    given_rows = ((baseline, baseline_rows), (candidate, candidate_rows))
+    arms = [ArmSpec(Path(path), make_inputs(path, batch, rows=rows)) for path, rows in given_rows]
+    case, board = _timed(arms, target, batch, settings)
     row = case.rows[1]
     assert row.ratio is not None
     assert row.quiet_ratio is not None
-    board = board_of(answer, target.measure)
     return Comparison(
         baseline=_latency(case, 0, baseline, target, board),
         candidate=_latency(case, 1, candidate, target, board),
@@ -123,12 +115,15 @@ def compare(
         session_pairs=len(case.pairs),
         contended_share=case.contended_share,
         log_ratios=tuple(-effect for effect in effects_of(case.pairs, 2, 1, runner.MEDIAN)),
-        warnings=_comparison_warnings(case, settings, feeds),
+        warnings=_comparison_warnings(case, settings, [arm.feeds for arm in arms]),
     )
 
 
-def _shapes(feeds: Feed) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in feeds.items()}
+def _timed(arms: list[ArmSpec], target: Target, batch: int, settings: BenchmarkSettings) -> tuple[Case, Machine | None]:
+    """Time files in turns; return the timing, and the machine where it was another one."""
+    answer = time_arms(arms, target, Timing.of(settings))
+    case = case_of(answer, batch, target.threads, [arm.shapes for arm in arms])
+    return case, board_of(answer, target.measure)
 
 
 def _latency(case: Case, arm: int, path: str | Path, target: Target, board: Machine | None) -> Latency:

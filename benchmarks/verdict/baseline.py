@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -34,14 +33,13 @@ def require_own_place(path: Path, model: Path) -> None:
     for place in (path, path.with_suffix(".onnx")):
         if place.exists() and not place.is_file():
             raise UserError(f"--save-baseline {path}: {place} is no regular file; choose another name")
-    if folder.is_symlink() or (folder.exists() and not (folder / "model.onnx").is_file()):
-        raise UserError(
-            f"--save-baseline {path}: {folder} is there already, and was not kept by it; choose another name"
-        )
+    other = folder if folder.is_symlink() or (folder.exists() and not (folder / "model.onnx").is_file()) else None
     earlier = model_beside(path)
-    if earlier is not None and not path.exists() and not earlier.samefile(model):
+    if other is None and earlier is not None and not path.exists() and not earlier.samefile(model):
+        other = earlier
+    if other is not None:
         raise UserError(
-            f"--save-baseline {path}: {earlier} is there already, and was not kept by it; choose another name"
+            f"--save-baseline {path}: {other} is there already, and was not kept by it; choose another name"
         )
 
 
@@ -62,27 +60,18 @@ def save_baseline(path: Path, report: Report, model: Path) -> None:
         if before is None or not before.samefile(model):
             extra = external_files(model, load_proto(model))
             if extra:
-                _replace_folder(model, extra, folder)
+                with files.new_folder(folder) as new:
+                    shutil.copyfile(model, new / "model.onnx")
+                    copy_beside(model, extra, new)
                 model_path.unlink(missing_ok=True)
             else:
-                _replace(model, model_path)
+                with model.open("rb") as source, files.whole(model_path) as file:
+                    shutil.copyfileobj(source, file)
                 if before is not None and before != model_path:
                     shutil.rmtree(folder)
     except OSError as error:
         raise UserError(f"--save-baseline {path}: cannot be written ({error.strerror})") from error
     save_reports(path, [only_last(report)])
-
-
-def _replace_folder(model: Path, extra: Sequence[Path], folder: Path) -> None:
-    """Put a file and its external data into a folder, which is whole or the one before."""
-    with files.new_folder(folder) as new:
-        shutil.copyfile(model, new / "model.onnx")
-        copy_beside(model, extra, new)
-
-
-def _replace(source: Path, target: Path) -> None:
-    with source.open("rb") as opened, files.whole(target) as file:
-        shutil.copyfileobj(opened, file)
 
 
 def only_last(report: Report) -> Report:

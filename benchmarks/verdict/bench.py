@@ -47,6 +47,16 @@ class Options:
     rows: Mapping[str, Array] = field(default_factory=dict)
     commands: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
+    def record(self) -> dict[str, Json]:
+        """Return `target`, what is measured for, and `seed`, as they stand in a report."""
+        target = {
+            "name": self.target.name,
+            "provider": self.target.provider,
+            "provider_options": self.target.provider_options(),
+            "measure": self.target.measure,
+        }
+        return {"target": target, "seed": self.timing.seed}
+
 
 def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report:
     """Measure files; of more than one, all take turns, and each is compared with the first.
@@ -62,12 +72,12 @@ def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report
     files = dict(zip(of_files, named(of_files), strict=True))
     inspected = {word: inspect(Path(word), facts, options) for word, facts in files.items()}
     models = [
-        inspected[word].model if torch_callable is None else torch_callable.described()
+        inspected[word][0] if torch_callable is None else torch_callable.described()
         for word, torch_callable in zip(names, callables, strict=True)
     ]
     cases = [time_case(paths, options, batch, threads) for batch in options.batches for threads in options.threads]
-    host = next((inspection.machine for inspection in inspected.values()), None)
-    return report(models, cases, options, host or machine())
+    host = next((host for _, host in inspected.values()), None)
+    return report_on(models, cases, host or machine(), **options.record())
 
 
 def named(paths: Sequence[str | Path]) -> list[Facts]:
@@ -78,36 +88,20 @@ def named(paths: Sequence[str | Path]) -> list[Facts]:
     return [read_facts(path, "/".join(ends[-length:])) for path, ends in zip(paths, parts, strict=True)]
 
 
-@dataclass(frozen=True)
-class Inspected:
-    """A file after its untimed call, and the machine that ran it."""
-
-    model: Model
-    machine: Machine
-
-
-def report(models: Sequence[Model], cases: Sequence[Case], options: Options, host: Machine) -> Report:
-    """Put together what was measured on the machine `where`."""
+def report_on(
+    models: Sequence[Model], cases: Sequence[Case], host: Machine, *, target: dict[str, Json], seed: int
+) -> Report:
+    """Put together what was measured on the machine `host`; `target` and `seed` as `Options.record` has them."""
     return Report(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=host,
         fingerprint=fingerprint(host),
-        target=target_record(options.target),
-        seed=options.timing.seed,
+        target=target,
+        seed=seed,
         models=tuple(models),
         cases=tuple(cases),
         warnings=remarks.of_report(models, cases, host),
     )
-
-
-def target_record(target: Target) -> dict[str, Json]:
-    """Write down what was measured for, as it stands in a report."""
-    return {
-        "name": target.name,
-        "provider": target.provider,
-        "provider_options": target.provider_options(),
-        "measure": target.measure,
-    }
 
 
 def settled(paths: Sequence[str | Path], options: Options) -> Options:
@@ -125,25 +119,23 @@ def feeds_of(path: str | Path, options: Options, batch: int) -> Feed:
             batch,
             seed=options.timing.seed,
             rows=options.rows,
-            dims=options.dims,
             places=options.places,
         )
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
-def inspect(path: Path, facts: Facts, options: Options, *, arm: int | None = None) -> Inspected:
-    """Run a file once, untimed, at the first batch size, and add up what it executed.
+def inspect(path: Path, facts: Facts, options: Options, *, arm: int | None = None) -> tuple[Model, Machine]:
+    """Run a file once, untimed, at the first batch size; add up what it executed, and say on which machine.
 
     `arm` is its number among the timed ones, where that decides which interpreter runs it.
     """
     target = dataclasses.replace(options.target, threads=options.threads[0])
     feeds = feeds_of(path, options, options.batches[0])
-    command = options.commands.get(arm) if arm is not None else None
-    python = command[0] if command else None
+    python = next(iter(options.commands.get(-1 if arm is None else arm, ())), None)
     answer = inspect_file(path, target, feeds, timeout_s=options.timing.timeout_s, python=python)
     host = board_of(answer, options.target.measure) or machine()
-    return Inspected(model_of(answer, facts, target.provider), host)
+    return model_of(answer, facts, target.provider), host
 
 
 def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
@@ -174,18 +166,10 @@ def time_case(paths: Sequence[str | Path], options: Options, batch: int, threads
     arms = []
     for number, (path, torch_callable) in enumerate(zip(paths, callables, strict=True)):
         if torch_callable is None:
-            command = tuple(options.commands.get(number, ()))
-            arms.append(ArmSpec(Path(path), feeds_of(path, options, batch), command))
+            arms.append(ArmSpec(Path(path), feeds_of(path, options, batch), options.commands.get(number, ())))
         else:
-            feeds = _feeds_for(torch_callable, file, options, batch)
-            arms.append(
-                ArmSpec(
-                    Path(torch_callable.reference), feeds, torch_callable.command, torch_callable.spec(target.device)
-                )
-            )
-    answer = time_arms(arms, target, options.timing)
-    shapes = [{name: list(value.shape) for name, value in arm.feeds.items()} for arm in arms]
-    return case_of(answer, batch, threads, shapes)
+            arms.append(torch_callable.arm(_feeds_for(torch_callable, file, options, batch), target.device))
+    return case_of(time_arms(arms, target, options.timing), batch, threads, [arm.shapes for arm in arms])
 
 
 def _feeds_for(torch_callable: TorchCallable, file: str | Path | None, options: Options, batch: int) -> Feed:

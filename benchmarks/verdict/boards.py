@@ -7,20 +7,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
-from distill.benchmarks.records import DAMAGED, Report, message_of, report_of, require_sound
+from distill.benchmarks.records import Report, blaming, report_of, require_sound
 from distill.benchmarks.timing.bundle import JOB, write_bundle
 from distill.benchmarks.timing.jobs import ArmSpec, inspect_job, stored, time_job
-from distill.benchmarks.timing.machine import fingerprint, of_board
+from distill.benchmarks.timing.machine import of_board
 from distill.benchmarks.timing.process import checked, read_result
-from distill.benchmarks.verdict import remarks
-from distill.benchmarks.verdict.bench import Options, case_of, feeds_of, model_of, named, settled, target_record
+from distill.benchmarks.verdict.bench import Options, case_of, feeds_of, model_of, named, report_on, settled
 from distill.benchmarks.verdict.gate import Limits, baseline_file, by_budget, require_same_inputs
 from distill.benchmarks.verdict.judging import with_gate
 from distill.benchmarks.verdict.rule import Rule
@@ -66,15 +64,13 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
                 jobs += [inspect_job(spec, first) for spec in specs]
             for threads in options.threads:
                 jobs.append(time_job(specs, dataclasses.replace(options.target, threads=threads), timing))
-                shapes = [{name: list(value.shape) for name, value in arm.feeds.items()} for arm in arms]
-                cases.append({"batch": batch, "threads": threads, "shapes": shapes})
+                cases.append({"batch": batch, "threads": threads, "shapes": [arm.shapes for arm in arms]})
         sent = {
             # Of what each answer will be, in order: of a file, or of a case.
             "answers": [*({"file": n} for n in range(len(facts))), *({"case": n} for n in range(len(cases)))],
             "facts": [dataclasses.asdict(model) for model in facts],
             "cases": cases,
-            "target": target_record(options.target),
-            "seed": timing.seed,
+            **options.record(),
             "gated": baseline is not None,
             "tolerance": limits.rule.tolerance,
             "max_p50_s": limits.max_p50_s,
@@ -110,17 +106,13 @@ def import_result(path: Path) -> Report:
     if not sent or "board" not in answer:
         raise UserError(f"--import {path}: not the result of a bundle that --export-runner wrote")
     job = path.parent / JOB
-    try:
+    with blaming(f"--import {path}: a damaged result, or one of another version"):
         if job.is_file():
             sent = _own_job(path, job, sent)
             return _judged(path, sent, answer)
         default, allowed = Rule().tolerance, float(sent["tolerance"])
         # What is no number is no less than the default.
         report = _judged(path, {**sent, "tolerance": allowed if allowed < default else default}, answer)
-    except DAMAGED as error:
-        raise UserError(
-            f"--import {path}: a damaged result, or one of another version ({message_of(error)})"
-        ) from error
     warnings = [
         "judged without its bundle: that these are the files that were sent is the board's word; put "
         f"{path.name} into the folder that --export-runner wrote"
@@ -161,17 +153,7 @@ def _judged(path: Path, sent: Job, answer: Answer) -> Report:
             timing = checked(entry, f"{path}: the timing at batch {case['batch']}, {case['threads']} thread(s)")
             require_sound(timing["pairs"], len(case["shapes"]))
             cases.append(case_of(timing, case["batch"], case["threads"], case["shapes"]))
-    host = of_board(answer["board"])
-    report = Report(
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=host,
-        fingerprint=fingerprint(host),
-        target=sent["target"],
-        seed=sent["seed"],
-        models=tuple(models),
-        cases=tuple(cases),
-        warnings=remarks.of_report(models, cases, host),
-    )
+    report = report_on(models, cases, of_board(answer["board"]), target=sent["target"], seed=sent["seed"])
     limits = Limits(
         rule=Rule(tolerance=sent["tolerance"]), max_p50_s=sent["max_p50_s"], max_size_growth=sent["max_size_growth"]
     )

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
+from distill.benchmarks.parse import fraction, positive
 from distill.benchmarks.records import Before, Case, Gate, Mode, Report
 from distill.benchmarks.timing.machine import machine
-from distill.benchmarks.verdict.bench import Options, bench, inspect, report, settled, time_case
+from distill.benchmarks.verdict.bench import Options, bench, inspect, report_on, settled, time_case
 from distill.benchmarks.verdict.judging import session_medians, with_gate
 from distill.benchmarks.verdict.rule import Rule, Verdict
 from distill.errors import NotComparableError, NotMeasuredError, UserError
 
+Written = tuple[str, object]
 LEAST_SESSIONS = 4  # of a stored report, for its spread to say something
 
 
@@ -37,6 +39,20 @@ class Limits:
     max_p50_s: float | None = None
     accepted: Mapping[str, str] = field(default_factory=dict)
     time_identical: bool = False
+
+    def narrowed(self, tolerance: Written, growth: Written, p50_ms: Written) -> Limits:
+        """Replace the limits that a user wrote, each an option and its value, None for one that stays.
+
+        Raises UserError that names the option.
+        """
+        rule, max_size_growth, max_p50_s = self.rule, self.max_size_growth, self.max_p50_s
+        if tolerance[1] is not None:
+            rule = dataclasses.replace(rule, tolerance=fraction(tolerance[0], str(tolerance[1])))
+        if growth[1] is not None:
+            max_size_growth = fraction(growth[0], str(growth[1]), zero=True)
+        if p50_ms[1] is not None:
+            max_p50_s = positive(*p50_ms) / 1000
+        return dataclasses.replace(self, rule=rule, max_size_growth=max_size_growth, max_p50_s=max_p50_s)
 
     def opened(self, name: str, mode: Mode, verdict: Verdict = "pass", **facts: Any) -> Gate:
         """Write down what is asked, as a gate that is still to be concluded."""
@@ -116,7 +132,7 @@ def outcome(
 
 def unread(opened: Gate, options: Options) -> Report:
     """Report a gate that nothing was measured for."""
-    return dataclasses.replace(report([], [], options, machine()), gates=(opened,))
+    return dataclasses.replace(report_on([], [], machine(), **options.record()), gates=(opened,))
 
 
 def _alone(options: Options) -> Options:
@@ -190,8 +206,8 @@ def _first(candidate: str | Path, baseline: Path, options: Options, limits: Limi
 def _identical(new: Facts, options: Options, limits: Limits, name: str) -> Report:
     """Pass two files of the same bytes without a clock; only a budget in seconds still needs one."""
     if limits.max_p50_s is None:
-        inspected = inspect(Path(new.path), new, options)
-        measured = report([inspected.model], [], options, inspected.machine)
+        model, host = inspect(Path(new.path), new, options)
+        measured = report_on([model], [], host, **options.record())
     else:
         measured = bench([Path(new.path)], options)
     return with_gate(measured, limits.opened(name, "identical", reasons=("byte for byte the same file",)))
@@ -199,9 +215,8 @@ def _identical(new: Facts, options: Options, limits: Limits, name: str) -> Repor
 
 def _duet(old: Facts, new: Facts, options: Options, limits: Limits, name: str) -> Report:
     """Let both files take turns, at every batch size and thread count, until each verdict stands."""
-    inspected = [inspect(Path(facts.path), facts, options, arm=arm) for arm, facts in enumerate((old, new))]
-    models = [inspection.model for inspection in inspected]
-    if models[0].finite and not models[1].finite:
+    (before, _), (after, host) = (inspect(Path(m.path), m, options, arm=arm) for arm, m in enumerate((old, new)))
+    if before.finite and not after.finite:
         raise NotMeasuredError(
             f"{new.path}: its outputs are not all finite, those of the baseline are; nothing to time"
         )
@@ -215,7 +230,7 @@ def _duet(old: Facts, new: Facts, options: Options, limits: Limits, name: str) -
             raise NotComparableError(
                 f"the inputs cannot be compared: the baseline was fed {case.shapes[0]}, the candidate {case.shapes[1]}"
             )
-    return with_gate(report(models, cases, options, inspected[1].machine), limits.opened(name, "duet"))
+    return with_gate(report_on([before, after], cases, host, **options.record()), limits.opened(name, "duet"))
 
 
 def _against_report(stored: Report, new: Facts, options: Options, limits: Limits, name: str) -> Report:

@@ -166,9 +166,8 @@ def accept(report: Report, accepted: Mapping[str, str]) -> Report:
 def rejudge(stored: Report, **changed: Any) -> Report:
     """Judge a stored report again; `changed` are fields of its gates that are to be others (`tolerance`, …).
 
-    What follows from other reports (`rejected`) is left to `manifest.corrected_for_family`, what is accepted to
-    `accept`: a file accepts nothing.
+    What follows from other reports (`rejected`) is left to `manifest.corrected_for_family`.
     """
-    changed |= {"rejected": (), "accepted": None}
+    changed["rejected"] = ()
     gates = tuple(conclude(stored, dataclasses.replace(gate, **changed)) for gate in stored.gates)
     return dataclasses.replace(stored, gates=gates)

@@ -18,11 +18,11 @@ from typing import Any
 import yaml
 
 from distill.benchmarks.onnx_file.facts import read_facts
-from distill.benchmarks.parse import counts, fraction, positive, read_npz, sizes
-from distill.benchmarks.records import DAMAGED, Gate, Part, Report, load_part, message_of
+from distill.benchmarks.parse import counts, positive, read_npz, sizes
+from distill.benchmarks.records import Gate, Part, Report, load_part
 from distill.benchmarks.verdict.bench import Options
 from distill.benchmarks.verdict.gate import Limits, outcome, unread
-from distill.benchmarks.verdict.judging import accept, conclude, verdict_of
+from distill.benchmarks.verdict.judging import accept, conclude, rejudge, verdict_of
 from distill.benchmarks.verdict.rule import ALPHA, LOOKS, holm
 from distill.documents import parse_yaml, read_text
 from distill.errors import UserError
@@ -96,8 +96,7 @@ def read(path: Path, options: Options, limits: Limits) -> Manifest:
 def _row(home: Path, place: str, entry: Any, whole: Mapping[str, Any], options: Options, limits: Limits) -> Row:
     if not isinstance(entry, dict) or not {"model", "baseline"} <= entry.keys():
         raise UserError(f"{place}: must have model and baseline")
-    texts = ("name", "tolerance", "batch", "threads", "inputs", "max_size_growth", "model", "baseline")
-    for key in texts:
+    for key in ("name", "tolerance", "batch", "threads", "inputs", "max_size_growth", "model", "baseline"):
         if isinstance(entry.get(key), dict | list):
             raise UserError(f"{place}: {key}: must be a word or a number")
     unknown = [key for key in entry if key not in _ROW_KEYS]
@@ -110,32 +109,21 @@ def _row(home: Path, place: str, entry: Any, whole: Mapping[str, Any], options: 
     read_facts(model)
     if not baseline.exists() and baseline.suffix != ".json":
         raise UserError(f"{place}: {baseline}: the baseline does not exist; only a .json may be yet to be saved")
-    rule = limits.rule
-    if "tolerance" in entry or "tolerance" in whole:
-        text = str(entry.get("tolerance", whole.get("tolerance")))
-        rule = dataclasses.replace(rule, tolerance=fraction(f"{place}: tolerance", text))
     changed: dict[str, Any] = {}
-    if "batch" in entry:
-        changed["batches"] = counts(f"{place}: batch", str(entry["batch"]))
-    if "threads" in entry:
-        changed["threads"] = counts(f"{place}: threads", str(entry["threads"]))
+    for key, field in (("batch", "batches"), ("threads", "threads")):
+        if key in entry:
+            changed[field] = counts(f"{place}: {key}", str(entry[key]))
     if "dims" in entry:
         if not isinstance(entry["dims"], dict):
             raise UserError(f"{place}: dims: must be names with sizes, as {{sequence: 128}}")
         changed["dims"] = sizes(f"{place}: dims", [f"{name}={size}" for name, size in entry["dims"].items()])
     if "inputs" in entry:
         changed["rows"] = read_npz(home / str(entry["inputs"]))
-    growth, p50 = entry.get("max_size_growth"), entry.get("max_p50_ms")
-    own = dataclasses.replace(
-        limits,
-        rule=rule,
-        max_size_growth=limits.max_size_growth
-        if growth is None
-        else fraction(f"{place}: max_size_growth", str(growth), zero=True),
-        max_p50_s=limits.max_p50_s if p50 is None else positive(f"{place}: max_p50_ms", p50) / 1000,
-    )
-    name = str(entry.get("name", model.stem))
-    return Row(name, model, baseline, dataclasses.replace(options, **changed), own)
+    written = {"tolerance": whole.get("tolerance"), **entry}
+    keys = ("tolerance", "max_size_growth", "max_p50_ms")
+    tolerance, growth, p50_ms = ((f"{place}: {key}", written.get(key)) for key in keys)
+    name, own = str(entry.get("name", model.stem)), dataclasses.replace(options, **changed)
+    return Row(name, model, baseline, own, limits.narrowed(tolerance, growth, p50_ms))
 
 
 def part(manifest: Manifest, shard: str | None) -> Part:
@@ -225,15 +213,12 @@ def _judged_again(path: Path, stored: Report) -> Report:
     """Draw a shard's verdicts again from what it measured.
 
     Raises:
-        UserError: it is damaged, or judged by another rule than that of the gate.
+        UserError: it is judged by another rule than that of the gate.
     """
     for gate in stored.gates:
         if gate.looks != LOOKS or gate.alpha not in (ALPHA, ALPHA / max(1, gate.family)):
             raise UserError(f"--merge {path}: {gate.name} is judged by another rule than that of this gate")
-    try:
-        return dataclasses.replace(stored, gates=tuple(conclude(stored, gate) for gate in stored.gates))
-    except DAMAGED as error:
-        raise UserError(f"--merge {path}: a damaged report ({message_of(error)}); make it again") from error
+    return rejudge(stored)
 
 
 def merged(paths: Sequence[Path]) -> list[Report]:

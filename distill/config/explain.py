@@ -14,12 +14,9 @@ Fields = Mapping[str, FieldInfo]
 
 
 def explain(error: ValidationError, root: type[Any], raw: Mapping[str, Any]) -> list[str]:
-    """Return one line an error: place, value, what is allowed, and what it means.
+    """Return one line an error of pydantic's: place, value, what is allowed, and what it means.
 
-    Args:
-        error: what pydantic raised.
-        root: the settings class that was validated.
-        raw: the mapping that was validated.
+    ``raw`` is the mapping that was validated as the settings class ``root``.
     """
     lines: dict[str, None] = {}
     for problem in error.errors():
@@ -108,16 +105,10 @@ def _bounds(kind: Any) -> list[Any]:
 
 
 def _interval(rules: Sequence[Any]) -> str:
-    low, high = "", ""
-    for rule in rules:
-        if (bound := getattr(rule, "ge", None)) is not None:
-            low = f"[{bound}"
-        if (bound := getattr(rule, "gt", None)) is not None:
-            low = f"({bound}"
-        if (bound := getattr(rule, "le", None)) is not None:
-            high = f"{bound}]"
-        if (bound := getattr(rule, "lt", None)) is not None:
-            high = f"{bound})"
+    bounds = ((name, getattr(rule, name, None)) for rule in rules for name in ("ge", "gt", "le", "lt"))
+    limits = {name: bound for name, bound in bounds if bound is not None}
+    low = f"[{limits['ge']}" if "ge" in limits else f"({limits['gt']}" if "gt" in limits else ""
+    high = f"{limits['le']}]" if "le" in limits else f"{limits['lt']})" if "lt" in limits else ""
     if low and high:
         return f"in {low}, {high}"
     return f"at least {low[1:]}" if low.startswith("[") else f"above {low[1:]}" if low else f"at most {high[:-1]}"

@@ -142,6 +142,13 @@ class RunConfig:
     objective: Literal["latency", "size"] = Field(default="latency", description="what a stage has to improve")
     seed: Annotated[int, Ge(0), Lt(2**63)] = Field(default=0, description="of weights, order, augmentation and splits")
 
+    @property
+    def models(self) -> dict[str, TeacherSettings | ModelSettings]:
+        """Return the models that a run builds, by their fields: the teacher, and a student where it is distilled."""
+        if self.distill is None or not isinstance(self.student, ModelSettings):
+            return {"teacher": self.teacher}
+        return {"teacher": self.teacher, "student": self.student}
+
 
 def load_config(
     source: str | Path | Mapping[str, Any] | RunConfig | None = None, overrides: Iterable[str] = ()

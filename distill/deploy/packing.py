@@ -17,11 +17,20 @@ from distill.benchmarks.onnx_file.saturation import saturating_share
 from distill.clean import code, markdown
 from distill.config.loading import config_hash, settings_hash
 from distill.export import loaded_with, loads_in, parity, run_onnx, write_metadata
-from distill.runtime.artifacts import Artifact, graph_inputs, read_graph, shipped_feed, weights_hash, write_proto
+from distill.runtime.artifacts import (
+    Artifact,
+    graph_hash,
+    graph_inputs,
+    read_graph,
+    shipped_feed,
+    weights_hash,
+    write_proto,
+)
 from distill.runtime.context import Context
 from distill.runtime.facts import FileParity
 from distill.runtime.folder import digest, sources, versions
 from distill.sealed import altered, file_sha256, hashes_of
+from distill.training.forward import predict
 
 VECTORS = 16
 FILES = ("model.onnx", "labels.json", "vectors.npz", "README.md", "NOT_DEPLOYABLE")
@@ -60,14 +69,7 @@ class Packed:
 
 
 def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) -> Packed:
-    """Pack the final artifact into ``deploy/``.
-
-    Args:
-        ctx: the run.
-        final: the last artifact that was kept.
-        teacher: what it is compared with.
-        deployable: False marks the file, inside and out, as one that must not be deployed.
-    """
+    """Pack the final artifact into ``deploy/``; one that must not be deployed is marked so, inside and out."""
     begun = time.monotonic()
     labels = ctx.task.labels
     hashes: dict[str, str] = {}
@@ -82,7 +84,9 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
             (folder / "NOT_DEPLOYABLE").write_text("A smoke run: trained on two batches.\n", encoding="utf-8")
         hashes.update(hashes_of(folder))
 
-    key = digest(final.graph_hash, weights_hash(teacher.folder), config_hash(ctx.config), deployable, ctx.data_key)
+    key = digest(
+        graph_hash(final.onnx), weights_hash(teacher.folder), config_hash(ctx.config), deployable, ctx.data_key
+    )
     key = digest(key, sources("distill.deploy.packing", "distill.export"), versions())
     place, noted = ctx.folder.path / "deploy", ctx.folder.noted("export.json")
     different = altered(place, noted.get("files", {}))
@@ -100,11 +104,10 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
 
 def torch_parity(ctx: Context, artifact: Artifact) -> FileParity | None:
     """Compare a module's logits on the whole test split with those of its ONNX file."""
-    ours = ctx.torch_logits(artifact, "test")
-    if ours is None:
+    if artifact.model is None:
         return None
+    ours, target = predict(artifact.model, ctx.task, ctx.task.data["test"], torch.device("cpu"))
     distance = parity(ours, ctx.logits(artifact.onnx, "test"), atol=ctx.export.atol, rtol=ctx.export.rtol)
-    target = ctx.class_numbers("test")
     metrics = [ctx.task.metrics(logits, target) for logits in (ours, ctx.logits(artifact.onnx, "test"))]
     before, after = (float(figures[ctx.task.metric]) for figures in metrics)
     return FileParity(**vars(distance), reference="torch module", metric_reference=before, metric_file=after)
@@ -130,7 +133,7 @@ def _provenance(ctx: Context, final: Artifact, teacher: Artifact, deployable: bo
         "stage": final.stage,
         "target": ctx.target.name,
         "teacher_sha256": file_sha256(teacher.folder / "model.safetensors"),
-        "graph_sha256": final.graph_hash,
+        "graph_sha256": graph_hash(final.onnx),
         "config_sha256": settings_hash(ctx.config),
         "producer": f"distill {version('distill')}",
         "onnxruntime": oldest_runtime(final.onnx, ctx.export.load_with),
@@ -158,13 +161,8 @@ def _vectors(ctx: Context, path: Path) -> Mapping[str, Any]:
     raw = {name: value.astype(object) if value.dtype.kind == "U" else value for name, value in feed.items()}
     logits = run_onnx(path, [raw])
     # An integer kernel may round the other way on another processor; each step of the last scale is one such.
-    relative = ctx.export.rtol if final_is_float(path) else 0.05
+    relative = ctx.export.rtol if number_format(read_graph(path).graph) == "float32" else 0.05
     return {**feed, "logits": logits, "atol": np.float32(ctx.export.atol), "rtol": np.float32(relative)}
-
-
-def final_is_float(path: Path) -> bool:
-    """Tell whether a file computes in float32 throughout."""
-    return number_format(read_graph(path).graph) == "float32"
 
 
 def number_format(graph: onnx.GraphProto) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -30,6 +31,17 @@ _PATIENCE_S = 4.0
 _EXPORT_S, _EXPORT_LAYER_S = 1.5, 0.06
 
 
+class ModelCost(TypedDict):
+    """What a model is, and what a training step and a sample in evaluation mode take."""
+
+    model: str
+    parameters: int
+    macs: int
+    batch_size: int
+    step_s: float
+    sample_s: float
+
+
 @dataclass(frozen=True)
 class Cost:
     """Seconds for a training step (``step_s``) and for a sample in evaluation mode (``sample_s``), and sizes."""
@@ -41,6 +53,17 @@ class Cost:
     step_s: float
     sample_s: float
     memory_bytes: int | None
+
+    def of(self, model: str) -> ModelCost:
+        """Return what is told of the model of this reference."""
+        return {
+            "model": model,
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "batch_size": self.settings.batch_size,
+            "step_s": self.step_s,
+            "sample_s": self.sample_s,
+        }
 
     def training_s(self, samples: int, held_out: int, epochs: int) -> float:
         """Return seconds of training, the validation after each epoch included."""

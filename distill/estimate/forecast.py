@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TypedDict
 
 import torch
 
 from distill.benchmarks import why_unmeasurable
-from distill.config.loading import ModelSettings, RunConfig
+from distill.config.loading import RunConfig
 from distill.distillation.teachers import fits_cache
 from distill.errors import UserError
-from distill.estimate.costs import Cost, measure_cost, undisturbed
+from distill.estimate.costs import Cost, ModelCost, measure_cost, undisturbed
 from distill.pipeline import pick_device, pick_target
 from distill.references.weights import load_weights
 from distill.runtime.artifacts import Recipe
 from distill.tasks import load_task
 from distill.tasks.base import Task
-from distill.training.settings import TrainSettings
 
 _QUANTIZE_S = 3.0
 _SESSION_S = 1.5
@@ -34,16 +33,6 @@ _REPORT_BYTES = 5 * 2**20
 _NOTE = "all of these are estimates, from a few steps made just now; times can be off by half, more on a busy machine"
 
 
-class StageCost(TypedDict):
-    """What one stage takes; ``what`` is its description."""
-
-    name: str
-    what: str
-    seconds: float
-    memory_bytes: int | None
-    disk_bytes: int
-
-
 class TotalCost(TypedDict):
     """What all stages take: the sum of times and disk, the most memory."""
 
@@ -52,15 +41,11 @@ class TotalCost(TypedDict):
     disk_bytes: int
 
 
-class ModelCost(TypedDict):
-    """What a model is, and what a training step and a sample in evaluation mode take."""
+class StageCost(TotalCost):
+    """What one stage takes; ``what`` is its description."""
 
-    model: str
-    parameters: int
-    macs: int
-    batch_size: int
-    step_s: float
-    sample_s: float
+    name: str
+    what: str
 
 
 class Forecast(TypedDict):
@@ -106,7 +91,7 @@ def estimate(config: RunConfig) -> Forecast:
         "data": sizes,
         "classes": len(task.labels),
         "metric": task.metric,
-        "models": {name: _described(config, name, cost) for name, cost in costs.items()},
+        "models": {name: cost.of(config.models[name].model) for name, cost in costs.items()},
         "stages": stages,
         "total": {
             "seconds": sum(row["seconds"] for row in stages),
@@ -121,36 +106,23 @@ def estimate(config: RunConfig) -> Forecast:
 def _costs(config: RunConfig, task: Task, device: torch.device) -> dict[str, Cost]:
     """Build the models and measure them; errors of both are told together."""
     costs, problems = {}, []
-    makers: dict[str, Callable[[], Cost]] = {"teacher": lambda: _teacher(config, task, device)}
-    if isinstance(config.student, ModelSettings) and config.distill is not None:
-        makers["student"] = lambda: _student(config, task, device)
-    for name, make in makers.items():
+    trained = config.teacher.weights is None and not config.teacher.pretrained
+    # A teacher that is only pruned is trained too: with the settings of the distillation.
+    recovers = config.prune is not None and "student" not in config.models
+    for name in config.models:
+        teaches = name == "teacher"
+        settings = config.teacher if config.distill is None or (teaches and trained) else config.distill
         try:
-            costs[name] = make()
+            model = Recipe.of(config, name).build(task)
+            if teaches and config.teacher.weights is not None:
+                load_weights(model, config.teacher.weights, field="teacher.weights")
+            steps = trained or recovers or not teaches
+            costs[name] = measure_cost(model, task, settings, device, name, steps=steps)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return costs
-
-
-def _teacher(config: RunConfig, task: Task, device: torch.device) -> Cost:
-    settings = config.teacher
-    model = Recipe(settings.model, dict(settings.args), "teacher", config.seed).build(task)
-    if settings.weights is not None:
-        load_weights(model, settings.weights, field="teacher.weights")
-    trained = settings.weights is None and not settings.pretrained
-    recovers = "student" if isinstance(config.student, ModelSettings) and config.distill is not None else "teacher"
-    # A teacher that is only pruned is trained too: with the settings of the distillation.
-    chosen: TrainSettings = settings if trained or config.distill is None else config.distill
-    steps = trained or (recovers == "teacher" and config.prune is not None)
-    return measure_cost(model, task, chosen, device, "teacher", steps=steps)
-
-
-def _student(config: RunConfig, task: Task, device: torch.device) -> Cost:
-    assert isinstance(config.student, ModelSettings) and config.distill is not None
-    model = Recipe(config.student.model, dict(config.student.args), "student", config.seed).build(task)
-    return measure_cost(model, task, config.distill, device, "student", steps=True)
 
 
 def _stages(
@@ -238,16 +210,3 @@ def _afterwards(
 def _row(name: str, label: str, seconds: float, cost: Cost | None, disk: int, extra: int = 0) -> StageCost:
     memory = cost.memory_bytes + extra if cost and cost.memory_bytes is not None else None
     return {"name": name, "what": label, "seconds": seconds, "memory_bytes": memory, "disk_bytes": int(disk)}
-
-
-def _described(config: RunConfig, name: str, cost: Cost) -> ModelCost:
-    chosen = config.teacher if name == "teacher" else config.student
-    assert not isinstance(chosen, str) and chosen is not None
-    return {
-        "model": chosen.model,
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "batch_size": cost.settings.batch_size,
-        "step_s": cost.step_s,
-        "sample_s": cost.sample_s,
-    }

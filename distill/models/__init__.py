@@ -29,13 +29,7 @@ def build(
 ) -> nn.Module:
     """Build a model that a run can store: a built-in one by name, or any that ``references`` knows.
 
-    Args:
-        reference: a name out of ``MODELS``, or a reference.
-        arguments: keyword arguments from the configuration.
-        facts: what the task knows (``classes``, ``channels``, …); given to parameters of that name which ``arguments``
-            leaves out.
-        field: the configuration's section, for messages.
-        seed: of the weights.
+    All is as ``references.models.build`` takes it, but that ``field`` is the configuration's section.
 
     Raises:
         UserError: no such model, it refused its arguments, or it cannot be stored.

@@ -5,15 +5,15 @@ This package imports numpy and the leaves only; every package of the product may
 
 from .drops import Comparison as Comparison
 from .drops import Metric as Metric
-from .evidence import degenerate as degenerate
+from .drops import degenerate as degenerate
 from .kinds import KINDS as KINDS
 from .kinds import Kind as Kind
 from .kinds import Output as Output
 from .kinds import of_shape as of_shape
 from .labels import checked_labels as checked_labels
-from .tail import UNKNOWN as UNKNOWN
-from .tail import Tail as Tail
+from .telling import UNKNOWN as UNKNOWN
 from .telling import Evidence as Evidence
+from .telling import Tail as Tail
 from .telling import note as note
 from .telling import tell as tell
 from .telling import tell_or_numbers as tell_or_numbers

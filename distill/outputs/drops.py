@@ -1,4 +1,4 @@
-"""What a model's outputs lose against another's on the same rows, with the interval of the loss."""
+"""What a model's outputs lose against another's on the same rows, with its interval, and what that proves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from distill.errors import DistillError, UserError
 from distill.intervals import Estimate, paired_drop, wilson
 from distill.types import Array
 
-from .evidence import degenerate
 from .kinds import Output
 
 Metric = Callable[[Array, Array | None], float]
@@ -64,10 +63,16 @@ class Comparison:
     def drop(self, after: Array) -> Estimate:
         """Return what outputs [rows, …] lose, with its 95 % interval; without labels, how much of them changed."""
         if self.metric is not None:
-            return self._bootstrap(self.value(self.before) - self.value(after), self._metric_drops(after))
+            drops = (ours - theirs for ours, theirs in zip(self._metric_before, self._resampled(after), strict=True))
+            return self._bootstrap(self.value(self.before) - self.value(after), drops)
         if self.output.kind == "numbers":
-            lost = self._unexplained(after)
-            return self._bootstrap(float(lost(None)[0]), (float(share) for share in lost(self._weights)))
+            errors, spread = self._errors(after)
+            if self.labels is not None:
+                errors = errors - self._errors(self.before)[0]
+            weights = np.ones((1, len(errors))), self._weights
+            with np.errstate(divide="ignore", invalid="ignore"):
+                (value,), resampled = (((rows @ errors) / (rows @ spread)).mean(axis=1) for rows in weights)
+            return self._bootstrap(float(value), map(float, resampled))
         scores = self.row_scores(after)
         if self.labels is None:
             return wilson(float((1 - scores).sum()), len(scores))
@@ -104,11 +109,7 @@ class Comparison:
         return degenerate(self.output.answers(self.before), answers, labels, names=names)
 
     def chance_remark(self, name: str) -> str | None:
-        """Say that `before` is no better than the best answer that looks at no row, if that is so.
-
-        Args:
-            name: what the model is called whose outputs these are.
-        """
+        """Say that `before`, outputs of ``name``, is no better than the best answer that looks at no row, if so."""
         if self.labels is None or self.metric is not None:
             return None
         own = self.value(self.before)
@@ -155,19 +156,6 @@ class Comparison:
             raise UserError(f"{subject} the same for all {len(truth)} judged rows; give rows that differ")
         return errors[:, varied], spread[:, varied]
 
-    def _unexplained(self, after: Array) -> Callable[[Array | None], Array]:
-        """Return what gives the loss of R² under weights [resamples, rows] of the rows; under equal ones for None."""
-        errors, spread = self._errors(after)
-        if self.labels is not None:
-            errors = errors - self._errors(self.before)[0]
-
-        def lost(weights: Array | None) -> Array:
-            rows = np.ones((1, len(errors))) if weights is None else weights
-            with np.errstate(divide="ignore", invalid="ignore"):
-                return np.asarray(((rows @ errors) / (rows @ spread)).mean(axis=1))
-
-        return lost
-
     @cached_property
     def _draws(self) -> Array:
         """Row numbers [resamples, rows], drawn with replacement, the same for every comparison."""
@@ -183,10 +171,6 @@ class Comparison:
     @cached_property
     def _metric_before(self) -> list[float]:
         return list(self._resampled(self.before))
-
-    def _metric_drops(self, after: Array) -> Iterator[float]:
-        for ours, theirs in zip(self._metric_before, self._resampled(after), strict=True):
-            yield ours - theirs
 
     def _resampled(self, values: Array) -> Iterator[float]:
         """Yield the metric of each resample; NaN where it has none, such as one without a positive row."""
@@ -226,3 +210,44 @@ def _called(metric: Metric, values: Array, labels: Array | None) -> float:
     if not np.isfinite(result):
         raise UserError(f"--metric: it returned {result}; it must return a finite number, of which more is better")
     return result
+
+
+def degenerate(
+    before: Array,
+    after: Array | None = None,
+    labels: Array | None = None,
+    *,
+    names: tuple[str, str] = ("the model before", "the model after"),
+) -> str | None:
+    """Say why a drop between answers proves little, and what mends it; None where it proves something.
+
+    Answers [n, …], and labels in their shape, are class numbers, or one truth value a label. ``before`` is compared
+    with, ``after`` is judged, where there is one already; ``names`` are what both are called in the remark.
+    """
+    if not len(before):
+        return None
+    same_before, same_after = _all_alike(before), after is not None and _all_alike(after)
+    if not same_before and not same_after:
+        return None
+    rows, mend = len(before), "give rows of several classes"
+    if not same_before and after is not None:
+        remark = f"{names[1]} gives all {rows} judged rows the same answer{_named(after)}, which {names[0]} does not"
+        return f"{remark}: look at it before it ships, whatever the drop; {mend}"
+    same = after is not None and same_after and np.array_equal(before, after)
+    who = f"{names[0]} and {names[1]} give" if same else f"{names[0]} gives"
+    remark = f"{who} all {rows} judged rows the same answer{_named(before)}"
+    if labels is not None and labels.shape == before.shape and not _all_alike(labels):
+        share = float((labels == before).mean())
+        remark += f", right for {100 * share:.1f} % of the labels without looking at a row"
+        mend = "give rows with more of the other classes, or judge by another metric"
+    return f"{remark}, so a small drop proves nothing; {mend}"
+
+
+def _all_alike(answers: Array) -> bool:
+    return bool((answers == answers[:1]).all())
+
+
+def _named(answers: Array) -> str:
+    """Name the class where a row has one answer."""
+    first = np.unique(answers[:1])
+    return f" (class {int(first[0])})" if first.size == 1 else ""

@@ -42,11 +42,8 @@ class Output:
     def class_logits(self, values: Any, xp: Any = np) -> Any:
         """Return logits [rows, classes, …] of which a softmax along axis 1 gives the probabilities of each answer.
 
-        One score stands beside a second class, "no", of logit 0: the sigmoid of a logit is their softmax.
-
-        Args:
-            values: scores [rows, …], of floats of 32 bits or more; an array, or a tensor.
-            xp: the module that computes with them: numpy, or torch.
+        One score stands beside a second class, "no", of logit 0: the sigmoid of a logit is their softmax. Scores
+        [rows, …] are floats of 32 bits or more, an array or a tensor, with which ``xp``, numpy or torch, computes.
         """
         if self.kind == "numbers":
             raise ValueError("numbers are no scores of classes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,9 +13,32 @@ from distill.types import Array
 
 from .kinds import KINDS, Kind, Output
 from .labels import fitting_axes, is_binary, one_hot, shown, squeezed, whole
-from .tail import UNKNOWN, Tail
 
 _SUM = 1e-3  # how far probabilities of classes may add up beside 1; of 16 bits ten times as far
+
+
+Family = Literal["softmax", "log_softmax", "sigmoid", "linear", "mixed", "other"]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Where a graph has an output's values from, behind operators that only move or scale them.
+
+    Attributes:
+        operator: the ONNX operator, as errors name it; several where the output is put together from them.
+        family: what it makes: probabilities of exclusive classes, single probabilities, sums of products, values of
+            several kinds side by side, or anything else.
+        axis: the axis of the output along which it has its classes; None where that axis is gone, or cannot be traced.
+        scaled: whether constants are added to, or multiplied with, what it makes.
+    """
+
+    operator: str
+    family: Family
+    axis: int | None = None
+    scaled: bool = False
+
+
+UNKNOWN = Tail("", "other")
 
 
 @dataclass(frozen=True)
@@ -80,12 +104,7 @@ class Evidence:
 
 
 def tell(evidence: Evidence, *, kind: Kind | None = None, axis: int | None = None) -> Output:
-    """Return what an output holds.
-
-    Args:
-        evidence: what is known of it.
-        kind: what the user says it holds.
-        axis: the axis of the classes, as the user says.
+    """Return what an output holds; ``kind``, and for classes ``axis``, are what the user says of it.
 
     Raises:
         UserError: nothing tells it, or what is said contradicts the values; the message says what to add.

@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.benchmarks.onnx_file.external_data import external_tensors
+from distill.benchmarks.onnx_file.inputs import signature
+from distill.config.loading import RunConfig
 from distill.documents import read_json
 from distill.errors import UserError
 from distill.export import export_onnx, strip, to_bytes
@@ -43,6 +45,12 @@ class Recipe:
     args: dict[str, Any]
     field: str
     seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig, field: str) -> Recipe:
+        """Return how a configuration has its teacher or its student built."""
+        settings = config.models[field]
+        return cls(settings.model, dict(settings.args), field, config.seed)
 
     def build(self, task: Task) -> nn.Module:
         """Build the model with the weights that the seed gives."""
@@ -72,11 +80,6 @@ class Artifact:
         """Return the float32 graph without the preprocessing that is attached to it."""
         return self.folder / "core.onnx"
 
-    @property
-    def graph_hash(self) -> str:
-        """Return a hash of the graph, blind to the metadata that packing adds."""
-        return graph_hash(self.onnx)
-
 
 def read_graph(path: Path) -> ModelProto:
     """Read a stage's ONNX file; it is whole, so data that lie outside of it are none of a run's.
@@ -96,7 +99,7 @@ def read_graph(path: Path) -> ModelProto:
 
 
 def graph_hash(path: Path) -> str:
-    """Return sixteen hexadecimal digits that stand for a file's graph; metadata does not count."""
+    """Return sixteen hexadecimal digits that stand for a file's graph, blind to the metadata that packing adds."""
     proto = read_graph(path)
     del proto.metadata_props[:]
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()[:16]
@@ -107,8 +110,7 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe) -> None:
     # A tensor that two modules share is stored under both names, each a copy: safetensors refuses aliases.
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    about = {"model": recipe.model, "args": recipe.args, "field": recipe.field, "seed": recipe.seed}
-    about["structure"] = structure_of(model)
+    about = dataclasses.asdict(recipe) | {"structure": structure_of(model)}
     (folder / "model.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -252,9 +254,7 @@ class Calibration:
 
 def graph_inputs(path: Path) -> list[str]:
     """Return the names of a file's inputs, in order."""
-    graph = read_graph(path).graph
-    constants = {value.name for value in graph.initializer}
-    return [value.name for value in graph.input if value.name not in constants]
+    return [value.name for value in signature(read_graph(path))]
 
 
 def weights_hash(folder: Path) -> str:

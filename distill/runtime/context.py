@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ import torch
 from distill.benchmarks import (
     BenchmarkSettings,
     Comparison,
-    Latency,
     Profile,
     Target,
     compare,
@@ -31,7 +30,7 @@ from distill.documents import plain, read_as
 from distill.export import run_onnx
 from distill.export.settings import ExportSettings
 from distill.intervals import Estimate
-from distill.runtime.artifacts import Artifact, feeds, graph_hash, graph_inputs, shipped_feed
+from distill.runtime.artifacts import feeds, graph_hash, graph_inputs, shipped_feed
 from distill.runtime.budget import Constraint, Figures, Timed, budget_of
 from distill.runtime.facts import Quality, StageLatency
 from distill.runtime.folder import RunFolder, digest, sources, versions
@@ -39,7 +38,6 @@ from distill.runtime.quality import quality, weak_evidence, weak_splits
 from distill.sealed import sealed_array
 from distill.tasks.base import Task
 from distill.training.batches import batches
-from distill.training.forward import predict
 from distill.types import Array
 
 Split = Literal["validation", "test"]
@@ -111,12 +109,6 @@ class Context:
         return self._cached(
             name, lambda: run_onnx(path, feeds(self.task, self.task.data[split], path), provider=provider)
         )
-
-    def torch_logits(self, artifact: Artifact, split: Split) -> Array | None:
-        """Return the logits of an artifact's module, on the CPU in float32; None when it has none."""
-        if artifact.model is None:
-            return None
-        return predict(artifact.model, self.task, self.task.data[split], torch.device("cpu"))[0]
 
     def quality(self, path: Path, split: Split, teacher: Path | None) -> Quality:
         """Judge a file on a split, beside the teacher's file."""
@@ -190,36 +182,32 @@ class Context:
 
         What was measured once holds for every later run of this folder.
         """
-        if self.unmeasured is not None:
-            return None
 
-        def measured(batch: int) -> Any:
+        def compared(batch: int) -> _Timing:
             comparison = self.compare(before, after, batch)
-            return plain(_Speedup(comparison.speedup, tuple(comparison.warnings)))
+            return _Timing(comparison.speedup, tuple(comparison.warnings))
 
-        memos = {
-            batch: read_as(
-                _Speedup, self.folder.memo("speedup", self._timing_key(after, before, batch), partial(measured, batch))
-            )
-            for batch in self.target.batch_sizes
-        }
-        speedups = {batch: memo.speedup for batch, memo in memos.items()}
-        return Timed(speedups, tuple(dict.fromkeys(text for memo in memos.values() for text in memo.warnings)))
+        timings = self._timings("speedup", after, before, compared)
+        speedups = {batch: timing.figure for batch, timing in timings.items() if isinstance(timing.figure, Estimate)}
+        return Timed(speedups, _remarks(timings)) if speedups else None
 
     def latency(self, path: Path, teacher: Path) -> tuple[tuple[StageLatency, ...], tuple[str, ...]]:
         """Return a file's latency at each batch size, over the teacher's file, and the remarks of the timing."""
+        timings = self._timings("latency", path, teacher, partial(self._time, path, teacher))
+        rows = (timing.figure for timing in timings.values())
+        return tuple(row for row in rows if isinstance(row, StageLatency)), _remarks(timings)
+
+    def _timings(self, name: str, path: Path, other: Path, measured: Callable[[int], _Timing]) -> Mapping[int, _Timing]:
+        """Return what was measured once of two files, by batch size; empty where nothing can be timed."""
         if self.unmeasured is not None:
-            return (), ()
-        memos = [
-            read_as(
-                _Latency,
-                self.folder.memo(
-                    "latency", self._timing_key(path, teacher, batch), partial(self._time, path, teacher, batch)
-                ),
-            )
-            for batch in self.target.batch_sizes
-        ]
-        return tuple(memo.row for memo in memos), tuple(text for memo in memos for text in memo.warnings)
+            return {}
+        settings = dataclasses.asdict(self.benchmark) | {"max_latency_s": None}
+        timings = {}
+        for batch in self.target.batch_sizes:
+            parts = (graph_hash(path), graph_hash(other), self.target.facts(), batch, settings)
+            memo = self.folder.memo(name, digest(parts, self.measured_with), lambda: plain(measured(batch)))  # noqa: B023
+            timings[batch] = read_as(_Timing, memo)
+        return timings
 
     def profile(self, path: Path) -> Profile | None:
         """Return which operators ran where, and the share of integer kernels; None where the target is not at hand."""
@@ -230,20 +218,21 @@ class Context:
         raw = self.folder.memo("profile", key, lambda: dataclasses.asdict(profile(path, self.target, rows)))
         return read_as(Profile, raw)
 
-    def _time(self, path: Path, teacher: Path, batch: int) -> Any:
-        """Time a file against the teacher's, or alone where it is the teacher's; return a `_Latency` as JSON."""
+    def _time(self, path: Path, teacher: Path, batch: int) -> _Timing:
+        """Time a file against the teacher's, or alone where it is the teacher's."""
+        speedups: dict[str, Any] = {}
         if graph_hash(path) == graph_hash(teacher):
-            alone = measure(path, self.target, batch, settings=self.benchmark, rows=self._rows(path, batch))
-            return plain(_latency(alone, alone.warnings))
-        comparison = self.compare(teacher, path, batch)
-        latency = _latency(comparison.candidate, (*comparison.warnings, *comparison.candidate.warnings))
-        row = dataclasses.replace(latency.row, speedup=comparison.speedup, quiet_speedup=comparison.quiet_speedup)
-        return plain(dataclasses.replace(latency, row=row))
-
-    def _timing_key(self, path: Path, teacher: Path, batch: int) -> str:
-        settings = dataclasses.asdict(self.benchmark) | {"max_latency_s": None}
-        parts = (graph_hash(path), graph_hash(teacher), self.target.facts(), batch, settings)
-        return digest(parts, self.measured_with)
+            latency = measure(path, self.target, batch, settings=self.benchmark, rows=self._rows(path, batch))
+            warnings = latency.warnings
+        else:
+            comparison = self.compare(teacher, path, batch)
+            latency, warnings = comparison.candidate, (*comparison.warnings, *comparison.candidate.warnings)
+            speedups = {"speedup": comparison.speedup, "quiet_speedup": comparison.quiet_speedup}
+        names = ("target", "provider", "inputs", "batch", "threads", "p50_s", "quiet_s", "samples", "board")
+        row = StageLatency(**{name: getattr(latency, name) for name in names}, **speedups)
+        # The stage is named by its record; the path of its file would only be long.
+        remarks = (f"batch {latency.batch}: {text.split('model.onnx: ')[-1]}" for text in warnings)
+        return _Timing(row, tuple(dict.fromkeys(remarks)))
 
     def _rows(self, path: Path, batch: int) -> dict[str, Array]:
         """Return real samples as one batch, repeated where validation holds fewer."""
@@ -253,23 +242,12 @@ class Context:
 
 
 @dataclass(frozen=True)
-class _Speedup:
-    """A comparison of two files, as a memo keeps it."""
+class _Timing:
+    """What was measured of a file, alone or against another, and what was remarked, as a memo keeps it."""
 
-    speedup: Estimate
+    figure: StageLatency | Estimate
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Latency:
-    """A timing of a file and what was remarked, as a memo keeps it."""
-
-    row: StageLatency
-    warnings: tuple[str, ...]
-
-
-def _latency(latency: Latency, warnings: Iterable[str]) -> _Latency:
-    names = ("target", "provider", "inputs", "batch", "threads", "p50_s", "quiet_s", "samples", "board")
-    # The stage is named by its record; the path of its file would only be long.
-    remarks = (f"batch {latency.batch}: {text.split('model.onnx: ')[-1]}" for text in warnings)
-    return _Latency(StageLatency(**{name: getattr(latency, name) for name in names}), tuple(dict.fromkeys(remarks)))
+def _remarks(timings: Mapping[int, _Timing]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for timing in timings.values() for text in timing.warnings))

@@ -84,17 +84,6 @@ class Decision:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Training:
-    """How a model was trained: epochs, steps, the epoch whose weights were kept, number format and device."""
-
-    epochs: int
-    steps: int
-    kept_epoch: int
-    precision: str
-    device: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Quantization(QuantizeRecord, Sparse):
     """What quantisation did, and by which of the ways that were tried; ``islands`` are those of 16-bit floats."""
@@ -124,7 +113,7 @@ class Detail(Sparse):
     """
 
     loaded: bool | None = None
-    training: Training | None = None
+    training: TrainRecord | None = None
     curves: dict[str, list[Real]] | None = None
     cached_views: int | None = None
     widths: dict[str, tuple[int, int]] | None = None
@@ -143,8 +132,7 @@ class Detail(Sparse):
 
     def trained(self, record: TrainRecord) -> Detail:
         """Return these facts with those of a training."""
-        training = Training(record.epochs, record.steps, record.kept_epoch, record.precision, record.device)
-        return dataclasses.replace(self, training=training, curves=record.curves)
+        return dataclasses.replace(self, training=dataclasses.replace(record, curves=None), curves=record.curves)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from distill import files
+from distill.documents import plain
 from distill.errors import UserError
 from distill.sealed import AlteredError, altered, hashes_of, read_sealed, remove, write_sealed
 from distill.sealed import file_sha256 as file_sha256  # others take both from here
@@ -32,8 +33,8 @@ Record = dict[str, Any]
 
 
 def digest(*parts: Any) -> str:
-    """Return sixteen hexadecimal digits that stand for JSON values, in order."""
-    text = json.dumps(parts, sort_keys=True, default=str)
+    """Return sixteen hexadecimal digits that stand for records and JSON values, in order."""
+    text = json.dumps(plain(parts), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from distill.benchmarks import TARGETS, conflicting_wheels, providers_that_load, usable_threads
 from distill.benchmarks.target import CPU, CUDA
 from distill.benchmarks.timing.machine import affinity_cores, cgroup_cores, cpu_flags, cpu_model, family, gpus
+from distill.references.loading import cause
 
 _PACKAGES = (
     *("distill", "torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "torch-pruning", "optuna"),
@@ -163,7 +164,7 @@ def _providers(problems: list[str], gpu: Gpu) -> dict[str, str]:
         providers = providers_that_load()
     except Exception as error:  # a half-removed wheel fails to import in many ways
         problems.append(
-            f"onnxruntime does not import ({_first(error)}); run: "
+            f"onnxruntime does not import ({cause(error)}); run: "
             "python -m pip install --force-reinstall --no-deps onnxruntime-gpu (onnxruntime where it has no wheel)"
         )
         return {}
@@ -203,7 +204,7 @@ def _gpu(notes: list[str], problems: list[str]) -> Gpu:
 
         built, sees = torch.version.cuda, torch.cuda.is_available()
     except Exception as error:  # a broken installation fails in many ways
-        problems.append(f"torch does not import ({_first(error)}); install it again: python -m pip install torch")
+        problems.append(f"torch does not import ({cause(error)}); install it again: python -m pip install torch")
         return {"cards": cards, "torch_cuda": None, "torch_sees": False, "torch": "does not import"}
     build = f"a CUDA {built} build" if built else "a CPU build"
     described = f"{build}, sees {torch.cuda.device_count()} GPU(s)" if sees else f"{build}, sees no GPU"
@@ -216,7 +217,7 @@ def _gpu(notes: list[str], problems: list[str]) -> Gpu:
 
 
 def _torchvision() -> Vision:
-    version = _version("torchvision")
+    version, why, mend = _version("torchvision"), None, None
     if version is None:
         return {"version": None, "loads": False, "why": "not installed", "mend": None}
     try:
@@ -224,9 +225,8 @@ def _torchvision() -> Vision:
     except Exception as error:  # operators that are missing raise RuntimeError, libraries OSError
         import torch
 
-        mend = torchvision_mend(torch.__version__, torch.version.cuda)
-        return {"version": version, "loads": False, "why": _first(error), "mend": mend}
-    return {"version": version, "loads": True, "why": None, "mend": None}
+        why, mend = cause(error), torchvision_mend(torch.__version__, torch.version.cuda)
+    return {"version": version, "loads": why is None, "why": why, "mend": mend}
 
 
 def _data() -> dict[str, DataSet]:
@@ -247,7 +247,3 @@ def _data() -> dict[str, DataSet]:
         ]
         sets[source.name] = {"found": None if place is None else str(place), "ways": ways}
     return sets
-
-
-def _first(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -118,16 +118,9 @@ def weak_evidence(
     teacher: Array | None,
     names: tuple[str, str],
 ) -> tuple[str, ...]:
-    """Say why a model's answers on a split prove little: all alike, or right no more often than the largest class is.
+    """Say why a model's logits [N, C] prove little: all alike, or right no more often than the largest class is.
 
-    Args:
-        split: what the samples are called.
-        logits: of the model that is judged [N, C].
-        target: class numbers [N].
-        metric: the one that decides.
-        metrics: all that the task has.
-        teacher: logits of the model that it is compared with [N, C]; None where it is that one itself.
-        names: what the teacher and the model are called.
+    ``names`` are what the teacher and the model are called; ``teacher`` is None where the model is the teacher.
     """
     warnings = []
     answers = logits.argmax(1)

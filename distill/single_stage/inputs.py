@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.examples import Example
-from distill.prune.modules import reason
+from distill.prune.modules import Example, reason
 from distill.references.models import build, require_storable
 from distill.references.weights import load_weights
 from distill.single_stage.options import ModuleLike

@@ -25,10 +25,9 @@ from distill.intervals import Estimate
 from distill.places import require_apart, require_places, write_output
 from distill.quantize.choose import FLOAT, Candidate, Choice, Precision, choose, decide
 from distill.quantize.repair import Loss
-from distill.quantize.sensitivity import sensitivities
+from distill.quantize.sensitivity import saved_seconds, sensitivities
 from distill.quantize.settings import CALIBRATIONS, QuantizeSettings
 from distill.quantize.static import calibrate_graph
-from distill.quantize.timing import saved_seconds
 from distill.references.models import build
 from distill.single_stage.graph_rows import GraphRows, inputs_of, part_rows
 from distill.single_stage.inputs import built, parameters_of

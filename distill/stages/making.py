@@ -23,7 +23,7 @@ from distill.prune import count
 from distill.runtime.artifacts import Artifact, Recipe, example, load_model, model_inputs, save_model, write_onnx
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
-from distill.runtime.folder import damaged
+from distill.runtime.folder import CHECKPOINT, damaged, digest
 from distill.state import hash_tensors
 from distill.tasks.base import Inputs
 from distill.training.batches import shuffled
@@ -91,21 +91,24 @@ def fit_here(
     ctx: Context,
     model: nn.Module,
     settings: TrainSettings,
-    *,
-    seed: int,
     title: str,
+    *,
     section: str,
+    seed: int | None = None,
     lesson: Lesson | None = None,
-    checkpoint: Path | None = None,
+    folder: Path | None = None,
 ) -> tuple[nn.Module, TrainRecord]:
-    """Call ``fit`` with the run's task, device and progress, on as many threads as the model's size is worth."""
+    """Call ``fit`` with the run's task, device and progress, on as many threads as the model's size is worth.
+
+    ``seed`` is the run's where none is given; ``folder`` is the stage's, which holds the checkpoint.
+    """
     before = torch.get_num_threads()
     work = count(model, *example(ctx.task)).macs * settings.batch_size
     torch.set_num_threads(1 if work < SMALL_WORK else usable_threads())
     try:
         return fit(
-            model, ctx.task, settings, seed=seed, device=ctx.device, lesson=lesson, title=title, section=section,
-            checkpoint=checkpoint, progress=ctx.console.progress,
+            model, ctx.task, settings, seed=ctx.config.seed if seed is None else seed, device=ctx.device, lesson=lesson,
+            title=title, section=section, checkpoint=folder and folder / CHECKPOINT, progress=ctx.console.progress,
         )  # fmt: skip
     finally:
         torch.set_num_threads(before)
@@ -131,9 +134,9 @@ def code_of(model: nn.Module) -> str:
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
 
-def state_hash(model: nn.Module) -> str:
-    """Return a hash of a model's weights and buffers."""
-    return hash_tensors(model.state_dict())[:16]
+def start_hash(model: nn.Module) -> str:
+    """Return a hash of a model as training finds it: the code of its classes, its weights and buffers."""
+    return digest(code_of(model), hash_tensors(model.state_dict()))
 
 
 def training_inputs(ctx: Context, size: int) -> Iterator[Inputs]:

@@ -15,30 +15,14 @@ from distill.config.loading import PruneSection
 from distill.distillation.settings import DistillSettings
 from distill.prune import prune_channels, recalibrate
 from distill.quantize import quantize as quantize_graph
-from distill.runtime.artifacts import (
-    Artifact,
-    Calibration,
-    example,
-    read_graph,
-    weights_hash,
-    write_onnx,
-    write_proto,
-)
+from distill.runtime.artifacts import Artifact, Calibration, example, read_graph, weights_hash, write_onnx, write_proto
 from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
 from distill.runtime.facts import Detail, StageFacts
-from distill.runtime.folder import CHECKPOINT
 from distill.runtime.timing import Shipped
-from distill.stages.making import (
-    TRAINING,
-    StageResult,
-    fit_here,
-    make_stage,
-    training_inputs,
-    write_model,
-)
+from distill.stages.making import TRAINING, StageResult, fit_here, make_stage, training_inputs, write_model
 from distill.stages.student import lesson_of
-from distill.tasks.base import Batch, Task
+from distill.tasks.base import Batch
 from distill.training.batches import shuffled
 from distill.training.lesson import Lesson, batch_loss
 from distill.training.settings import TrainSettings
@@ -64,13 +48,18 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
     def build(folder: Path) -> StageFacts:
         assert base.model is not None
         lesson = lesson_of(ctx, taught_by, distillation)
+        numbered = shuffled(ctx.task.data["train"], recovery.batch_size, seed=ctx.config.seed, epoch=0, view=0)
+
+        def loss(model: nn.Module, numbered: tuple[Tensor, Batch]) -> Tensor:
+            return batch_loss(model, ctx.task, *numbered, next(model.parameters()).device, lesson=lesson)
+
         with closing(shipped(ctx)) if timed and decided is None else nullcontext() as timer:
             narrow, record = prune_channels(
                 base.model,
                 settings,
                 example=example(ctx.task),
-                batches=_numbered(ctx, recovery.batch_size, settings.batches),
-                loss=partial(_distillation_loss, ctx.task, lesson),
+                batches=list(islice(numbered, settings.batches)),
+                loss=loss,
                 logits=ctx.task.logits,
                 device=None if timer is None else timer.device(ctx.folder.cache),
                 recover=partial(_between, ctx, settings, recovery, lesson),
@@ -82,15 +71,9 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
         if record.macs_after < record.macs_before:
             narrow = recalibrate(narrow, training_inputs(ctx, recovery.batch_size))
         if settings.epochs:
+            how, seed = "recovering from pruning", ctx.config.seed + 1
             narrow, trained = fit_here(
-                ctx,
-                narrow,
-                recovery,
-                seed=ctx.config.seed + 1,
-                lesson=lesson,
-                title="recovering from pruning",
-                section="prune",
-                checkpoint=folder / CHECKPOINT,
+                ctx, narrow, recovery, how, section="prune", seed=seed, lesson=lesson, folder=folder
             )
             detail = detail.trained(trained)
         return write_model(ctx, folder, narrow, base.recipe, detail, record.warnings)
@@ -110,16 +93,9 @@ def _between(
     narrow = recalibrate(narrow, training_inputs(ctx, recovery.batch_size))
     if not settings.between:
         return narrow
-    trained, _ = fit_here(
-        ctx,
-        narrow,
-        dataclasses.replace(recovery, epochs=settings.between),
-        seed=ctx.config.seed + 2 + step,
-        lesson=lesson,
-        title=f"recovering from step {step + 1} of pruning",
-        section="prune",
-    )
-    return trained
+    short, seed = dataclasses.replace(recovery, epochs=settings.between), ctx.config.seed + 2 + step
+    title = f"recovering from step {step + 1} of pruning"
+    return fit_here(ctx, narrow, short, title, section="prune", seed=seed, lesson=lesson)[0]
 
 
 def _number_format(ctx: Context) -> str:
@@ -149,13 +125,3 @@ def shipped(ctx: Context) -> Shipped:
         kernels="int8" if wanted == "int8" else "float32",
         settings=dataclasses.replace(ctx.benchmark, session_pairs=min(3, ctx.benchmark.session_pairs)),
     )
-
-
-def _numbered(ctx: Context, size: int, count: int) -> list[tuple[Tensor, Batch]]:
-    """Return the batches that importance is measured on, with their sample numbers."""
-    return list(islice(shuffled(ctx.task.data["train"], size, seed=ctx.config.seed, epoch=0, view=0), count))
-
-
-def _distillation_loss(task: Task, lesson: Lesson, model: nn.Module, numbered: tuple[Tensor, Batch]) -> Tensor:
-    """Return what training after pruning will lower, on a batch of the first view."""
-    return batch_loss(model, task, *numbered, next(model.parameters()).device, lesson=lesson)

@@ -23,6 +23,7 @@ from distill.runtime.artifacts import (
     Calibration,
     attach,
     core_feed,
+    graph_hash,
     read_graph,
     weights_hash,
     write_proto,
@@ -39,7 +40,7 @@ def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
     settings = ctx.config.quantize
     assert settings is not None
     parts = (dataclasses.asdict(settings), ctx.target.facts(), ctx.config.seed)
-    limit = (ctx.config.max_drop, teacher.graph_hash)
+    limit = (ctx.config.max_drop, graph_hash(teacher.onnx))
     key = ctx.key("quantize", parts, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
 
     def build(folder: Path) -> StageFacts:

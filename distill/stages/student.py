@@ -5,23 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from distill.config.loading import ModelSettings
 from distill.distillation.settings import DistillSettings
 from distill.distillation.teachers import CachedTeacher, teacher_for
 from distill.runtime.artifacts import Artifact, Recipe, weights_hash
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
-from distill.runtime.folder import CHECKPOINT, digest
-from distill.stages.making import (
-    TRAINING,
-    StageResult,
-    code_of,
-    fit_here,
-    make_stage,
-    state_hash,
-    train_settings,
-    write_model,
-)
+from distill.runtime.folder import digest
+from distill.stages.making import TRAINING, StageResult, fit_here, make_stage, start_hash, train_settings, write_model
 from distill.training.lesson import Lesson
 
 
@@ -36,12 +26,11 @@ def distilled(ctx: Context, taught_by: Artifact) -> StageResult:
 
 
 def _student(ctx: Context, name: str, taught_by: Artifact | None) -> StageResult:
-    settings, chosen = ctx.config.distill, ctx.config.student
-    assert settings is not None and isinstance(chosen, ModelSettings)
-    recipe = Recipe(chosen.model, dict(chosen.args), "student", ctx.config.seed)
+    settings, recipe = ctx.config.distill, Recipe.of(ctx.config, "student")
+    assert settings is not None
     model = recipe.build(ctx.task)
     train = train_settings(settings)
-    parts = [dataclasses.asdict(train), code_of(model), state_hash(model)]
+    parts = [dataclasses.asdict(train), start_hash(model)]
     if taught_by is not None:
         # Everything that the section says, so that no setting of a loss can be forgotten; the control is a stage apart.
         parts += [weights_hash(taught_by.folder), dataclasses.asdict(settings) | {"control": None}]
@@ -50,16 +39,8 @@ def _student(ctx: Context, name: str, taught_by: Artifact | None) -> StageResult
     def build(folder: Path) -> StageFacts:
         lesson = lesson_of(ctx, taught_by, settings) if taught_by is not None else None
         # The control sees a new view every epoch: it has no cache to save, and is not to be held back by ours.
-        trained, record = fit_here(
-            ctx,
-            model,
-            train,
-            seed=ctx.config.seed,
-            lesson=lesson,
-            title="distilling the student" if taught_by is not None else "training the control",
-            section="distill",
-            checkpoint=folder / CHECKPOINT,
-        )
+        title = "training the control" if lesson is None else "distilling the student"
+        trained, record = fit_here(ctx, model, train, title, section="distill", lesson=lesson, folder=folder)
         cached = lesson.views * isinstance(lesson.teacher, CachedTeacher) if lesson is not None else None
         return write_model(ctx, folder, trained, recipe, Detail(cached_views=cached).trained(record))
 

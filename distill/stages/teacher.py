@@ -13,31 +13,20 @@ from distill.references.weights import load_weights
 from distill.runtime.artifacts import Recipe
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
-from distill.runtime.folder import CHECKPOINT
-from distill.stages.making import (
-    TRAINING,
-    StageResult,
-    code_of,
-    fit_here,
-    make_stage,
-    state_hash,
-    train_settings,
-    write_model,
-)
+from distill.stages.making import TRAINING, StageResult, fit_here, make_stage, start_hash, train_settings, write_model
 from distill.training.forward import predict
 
 
 def make(ctx: Context) -> StageResult:
     """Load the teacher, or train it on the labels."""
     settings = ctx.config.teacher
-    recipe = Recipe(settings.model, dict(settings.args), "teacher", ctx.config.seed)
+    recipe = Recipe.of(ctx.config, "teacher")
     model = recipe.build(ctx.task)
     loaded = settings.weights is not None or settings.pretrained
     if settings.weights is not None:
         load_weights(model, settings.weights, field="teacher.weights")
-    start = state_hash(model)
     train = train_settings(settings)
-    how = [loaded, None if loaded else dataclasses.asdict(train), start, code_of(model)]
+    how = [loaded, None if loaded else dataclasses.asdict(train), start_hash(model)]
     key = ctx.key("teacher", dataclasses.asdict(recipe), how, modules=TRAINING)
 
     def build(folder: Path) -> StageFacts:
@@ -45,15 +34,7 @@ def make(ctx: Context) -> StageResult:
         if loaded:
             _require_finite(ctx, trained)
         else:
-            trained, record = fit_here(
-                ctx,
-                model,
-                train,
-                seed=ctx.config.seed,
-                title="training the teacher",
-                section="teacher",
-                checkpoint=folder / CHECKPOINT,
-            )
+            trained, record = fit_here(ctx, model, train, "training the teacher", section="teacher", folder=folder)
             detail = detail.trained(record)
         return write_model(ctx, folder, trained, recipe, detail)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distill.config.loading import ModelSettings, TeacherSettings
 from distill.distillation.settings import DistillSettings
 from distill.errors import NotMeasuredError
 from distill.models import MODELS
@@ -37,16 +36,14 @@ def try_models(ctx: Context) -> None:
         raise NotMeasuredError(
             f"prune.speedup: {ctx.unmeasured}, so no speed-up can be measured; ask for prune.macs or prune.ratio"
         )
-    chosen: dict[str, TeacherSettings | ModelSettings] = {"teacher": ctx.config.teacher}
-    if isinstance(ctx.config.student, ModelSettings) and ctx.config.distill is not None:
-        chosen["student"] = ctx.config.student
+    chosen = ctx.config.models
     taps = (ctx.config.distill or DistillSettings()).effective_loss.taps
     places = {field: [(getattr(tap, field), tap.part) for tap in taps] for field in ("teacher", "student")}
     if "student" not in chosen:  # pruning goes on from the teacher's own modules
         places["teacher"] += places["student"]
     batch = ctx.task.data["train"].fetch(torch.arange(2), None)
     for field, settings in chosen.items():
-        model = Recipe(settings.model, dict(settings.args), field, ctx.config.seed).build(ctx.task).eval()
+        model = Recipe.of(ctx.config, field).build(ctx.task).eval()
         with torch.no_grad():
             title = f"{field}.model={settings.model!r}"
             answers = answer(model, ctx.task, batch, torch.device("cpu"), places[field], title=title)

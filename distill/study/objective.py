@@ -53,9 +53,8 @@ def _sketched(ctx: Context, config: RunConfig, teacher: Artifact) -> nn.Module:
     epochs = max(1, math.ceil(config.distill.epochs * config.search.epochs))
     train = dataclasses.replace(config.distill, epochs=epochs)
     lesson, model = lesson_of(ctx, teacher, config.distill), _start(ctx, teacher)
-    seed = config.seed
     if isinstance(config.student, ModelSettings):
-        model, _ = fit_here(ctx, model, train, seed=seed, lesson=lesson, title="trial", section="distill")
+        model, _ = fit_here(ctx, model, train, "trial", section="distill", lesson=lesson)
     if config.prune is None:
         return model
     model, _ = prune_channels(
@@ -65,11 +64,11 @@ def _sketched(ctx: Context, config: RunConfig, teacher: Artifact) -> nn.Module:
         batches=None,
         loss=None,
         logits=ctx.task.logits,
-        seed=seed,
+        seed=config.seed,
     )
     model = recalibrate(model, training_inputs(ctx, train.batch_size), batches=20)
     short = dataclasses.replace(train, epochs=1, learning_rate=config.prune.learning_rate)
-    return fit_here(ctx, model, short, seed=seed, lesson=lesson, title="trial", section="distill")[0]
+    return fit_here(ctx, model, short, "trial", section="distill", lesson=lesson)[0]
 
 
 def _sketch(pruning: PruneSettings) -> PruneSettings:

@@ -19,7 +19,10 @@ def hash_words(*words: int) -> int:
     """Return a 64-bit hash of whole numbers (splitmix64, Steele, Lea and Flood 2014, applied word by word)."""
     state = 0
     for word in words:
-        state = _finish((state ^ (word & _MASK)) + _GAMMA)
+        state = ((state ^ (word & _MASK)) + _GAMMA) & _MASK
+        for shift, factor in _MIX:
+            state = ((state ^ (state >> shift)) * factor) & _MASK
+        state ^= state >> 31
     return state
 
 
@@ -56,13 +59,6 @@ def shift_and_flip(images: Tensor, index: Tensor, *, seed: int, view: int, paddi
         mirrored = draw(bits, 2, 2).bool()
         chosen[mirrored] = chosen[mirrored].flip(3)
     return chosen.permute(0, 2, 3, 1).contiguous()
-
-
-def _finish(value: int) -> int:
-    value &= _MASK
-    for shift, factor in _MIX:
-        value = ((value ^ (value >> shift)) * factor) & _MASK
-    return value ^ (value >> 31)
 
 
 def _signed(value: int) -> int:

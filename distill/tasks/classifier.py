@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ Graph = TypeVar("Graph", bound=Preprocess)
 
 
 class Classifier(Generic[Split, Graph]):
-    """Labels, logits, loss and metrics of a task whose batches end with class numbers, int64 [B]."""
+    """Labels, logits, loss and metrics of a task whose batches end with class numbers, int64 [B].
+
+    ``own`` are the splits that the data came with; train alone is none.
+    """
 
     available: tuple[str, ...] = ("accuracy", "f1")
     """The metrics that the task has."""
@@ -34,14 +37,14 @@ class Classifier(Generic[Split, Graph]):
         facts: Facts,
         settings: ImageSettings | BreastCancerSettings | CsvSettings,
         *,
-        given_splits: Sequence[str] = (),
+        own: Collection[str] = (),
         warnings: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.labels = tuple(labels)
         self.data: dict[str, Data] = dict(splits)
         self.facts: Facts = {"classes": len(labels), **facts}
-        self.given_splits = tuple(given_splits)
+        self.given_splits = tuple(own) if len(own) > 1 else ()
         self.graph_preprocess: Preprocess | None = preprocess
         self.module_preprocess: nn.Module | None = None
         self.open_axes: OpenAxes = ()

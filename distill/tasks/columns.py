@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +16,7 @@ from distill.tasks import numerals
 from distill.tasks.cells import Column
 from distill.tasks.settings import CsvSettings
 from distill.tasks.table import Table
+from distill.types import Array
 from distill.wording import first_of, quoted, yaml_list
 
 _MANY = 100
@@ -25,30 +24,21 @@ _IDENTIFIER = 50
 _FEW = 10
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """One array [N, 1] an input column, float32 with NaN or text with "" where missing, and what to do with them.
-
-    Text is an array of objects: NumPy's own would give every row the room of the longest cell.
-    """
-
-    raw: dict[str, NDArray[Any]]
-    preprocess: ColumnsPreprocess
-    warnings: tuple[str, ...]
-
-
-def fit_columns(table: Table, names: Sequence[str], train: NDArray[np.int64], settings: CsvSettings) -> Fitted:
+def fit_columns(
+    table: Table, names: Sequence[str], train: NDArray[np.int64], settings: CsvSettings, warnings: list[str]
+) -> tuple[dict[str, Array], ColumnsPreprocess]:
     """Decide for each column whether it holds numbers or categories, and fit its preprocessing on the rows ``train``.
 
     Numbers: missing becomes the mean, then mean 0 and deviation 1. Categories: those of the training rows. A column
-    that is constant over the training rows is left out, with a warning.
+    that is constant over the training rows is left out, with a warning. Returns one array [N, 1] an input column,
+    float32 with NaN, or text with "" where missing (of objects: NumPy's own would give every row the room of the
+    longest cell), and what to do with them.
 
     Raises:
         UserError: a column holds nothing, cells that cannot be read, or a name for nearly every row.
     """
-    raw: dict[str, NDArray[Any]] = {}
+    raw: dict[str, Array] = {}
     fitted: list[NumericColumn | CategoryColumn] = []
-    warnings: list[str] = []
     gaps: list[str] = []
     for name in names:
         column = Column(table, name, settings)
@@ -67,7 +57,7 @@ def fit_columns(table: Table, names: Sequence[str], train: NDArray[np.int64], se
         raise UserError(f"{table.origin[0][0]}: no column is left as input; every one is dropped or constant")
     if gaps:
         warnings.append(f"missing values among numbers, read as the training mean: {first_of(gaps)}; see data.missing")
-    return Fitted(raw, ColumnsPreprocess(tuple(fitted)), tuple(warnings))
+    return raw, ColumnsPreprocess(tuple(fitted))
 
 
 def class_numbers(

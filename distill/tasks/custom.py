@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from distill.tasks.custom_data import (
     CheckedData,
     ItemData,
     as_data,
-    batches,
+    naming,
     restored_random_state,
     seed_all,
     spread,
@@ -38,6 +38,7 @@ from distill.tasks.settings import CustomSettings
 from distill.tasks.splits import Rows, check_sizes, cut_off_train, missing_splits, unused_shares
 from distill.types import Feed, Progress
 
+_AT_ONCE = 256  # samples
 _SAMPLES_LOOKED_AT = 64
 _SAMPLES_COMPARED = 16  # one by one, to see whether they differ in length
 
@@ -102,7 +103,7 @@ class CustomTask:
         for split, data in self.data.items():
             count = len(data)
             whole = isinstance(self._splits[split], ArrayData)
-            for piece in batches(count) if whole else [spread(count, _SAMPLES_LOOKED_AT)]:
+            for piece in torch.split(torch.arange(count), _AT_ONCE) if whole else [spread(count, _SAMPLES_LOOKED_AT)]:
                 data.fetch(piece, None)
 
     def _facts(self) -> Facts:
@@ -208,18 +209,14 @@ def _read_splits(hooks: Hooks, seed: int) -> tuple[dict[str, Split], list[str]]:
 def _targets(data: Split, hooks: Hooks, progress: Progress | None) -> Rows:
     """Return the targets of every training sample, int64 [N]."""
     parts = []
-    for index in batches(len(data)):
-        parts.append(hooks.target(data.fetch(index, None), _numbering(int(index[0]))))
+    for index in torch.split(torch.arange(len(data)), _AT_ONCE):
+        parts.append(hooks.target(data.fetch(index, None), naming("train", index)))
         if progress is not None:
             progress("read targets", int(index[-1]) + 1, len(data))
     targets: Rows = torch.cat(parts).numpy()
     if len(targets) != len(data):
         raise UserError(f"{hooks.source}: {len(data)} samples of train have {len(targets)} targets")
     return targets
-
-
-def _numbering(start: int) -> Callable[[int], str]:
-    return lambda place: f"the train data, sample {start + place}"
 
 
 def _numbered(targets: Rows) -> tuple[str, ...]:

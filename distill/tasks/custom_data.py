@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from distill.errors import UserError
 from distill.references.loading import call_user
 from distill.tasks.augment import hash_words
 from distill.tasks.base import Batch, Data
-from distill.tasks.hooks import Hooks, named_inputs
+from distill.tasks.hooks import Hooks, Where, named_inputs
 
 _UNSEEN_VIEW = -1
 
@@ -72,6 +72,11 @@ class ItemData:
             return call_user(self.collate, "collate", items)
 
 
+def naming(split: str, index: Tensor) -> Where:
+    """Return what names a sample of a batch by its place: the batch holds the samples ``index`` of a split."""
+    return lambda place: f"the {split} data, sample {int(index[place])}"
+
+
 class CheckedData:
     """Looks at every sample the first time that it is fetched: targets in range, no NaN in the model's inputs."""
 
@@ -97,9 +102,7 @@ class CheckedData:
         return batch
 
     def _check(self, batch: Batch, index: Tensor) -> None:
-        def sample_name(place: int) -> str:
-            return f"the {self._split} data, sample {int(index[place])}"
-
+        sample_name = naming(self._split, index)
         target = self._hooks.target(batch, sample_name)
         if len(target) != len(index):
             raise UserError(f"the {self._split} data: {len(index)} samples were collated to {len(target)} targets")
@@ -202,8 +205,3 @@ def seed_all(value: int) -> None:
 def spread(count: int, most: int) -> Tensor:
     """Return at most ``most`` numbers spread evenly over 0..count-1, int64."""
     return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
-
-
-def batches(count: int, size: int = 256) -> Sequence[Tensor]:
-    """Return 0..count-1 cut into consecutive int64 pieces."""
-    return [torch.arange(start, min(start + size, count)) for start in range(0, count, size)]

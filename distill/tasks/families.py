@@ -73,7 +73,7 @@ def load_task(
     folder = folder or Path.cwd()
     if ":" not in (settings.metric or ""):
         return loader(settings, seed=seed, folder=folder, progress=progress)
-    from distill.tasks.scored import scored
+    from distill.tasks.metrics import scored
 
     task = loader(replace(settings, metric=None), seed=seed, folder=folder, progress=progress)
     return scored(task, str(settings.metric), folder)
@@ -114,9 +114,9 @@ def _family(section: Any) -> type[DataSettings]:
     """Return the class of a section, a mapping or settings; DataSettings where it has no family's keys."""
     if isinstance(section, DataSettings):
         return type(section)
-    source = section.get("source") if isinstance(section, Mapping) else None
-    keys = set(section) if isinstance(section, Mapping) else set()
-    if source is None and not any(keys & _defaults(family).keys() for family in FAMILIES):
+    keys: Mapping[str, Any] = section if isinstance(section, Mapping) else {}
+    source = keys.get("source")
+    if source is None and not any(keys.keys() & _defaults(family).keys() for family in FAMILIES):
         return DataSettings
     return SOURCES.get(source) or (CustomSettings if ":" in str(source) else _UnknownSettings)
 

@@ -83,44 +83,42 @@ class Hooks:
 
     def inputs(self, batch: Batch) -> Inputs:
         """Return the model's tensors: by the user's hook, or all parts of the batch but its last."""
-        hook = self.get("inputs")
-        return _as_inputs(call_user(hook, "inputs", batch) if hook else _first_parts(batch))
+        return _as_inputs(self._call("inputs", _first_parts, batch))
 
     def target(self, batch: Batch, sample_name: Where = "sample {} of the batch".format) -> Tensor:
         """Return the class numbers, int64 [B]: by the user's hook, or the last part of the batch.
 
         ``sample_name(i)`` names sample i in messages; without ``labels`` any number from 0 will do.
         """
-        hook = self.get("target")
-        target = call_user(hook, "target", batch) if hook else _parts(batch)[-1]
+        target = self._call("target", lambda batch: _parts(batch)[-1], batch)
         return _as_target(target, len(self.labels), sample_name)
 
     def logits(self, output: Any) -> Tensor:
         """Return the logits [B, classes]: by the user's hook, or the tensor itself, or its ``logits``."""
-        hook = self.get("logits")
-        return checked_logits(call_user(hook, "logits", output) if hook else plain_logits(output), len(self.labels))
+        return checked_logits(self._call("logits", plain_logits, output), len(self.labels))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the user's loss, a scalar, or the mean cross entropy."""
-        hook = self.get("loss")
-        if hook is None:
-            return cross_entropy(logits, target)
-        value = call_user(hook, "loss", logits, target)
+        value = self._call("loss", cross_entropy, logits, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UserError(f"loss returned {_kind(value)}; expected a scalar tensor")
         return value.reshape(())
 
     def metrics(self, logits: Array, target: Array) -> dict[str, float]:
         """Return the user's metrics, or accuracy and f1 (macro; of two classes that of the last)."""
-        hook = self.get("metrics")
-        if hook is None:
-            positive = positive_number(None, self.labels)
-            return {"accuracy": accuracy(logits, target), "f1": f1(logits, target, positive=positive)}
-        values = call_user(hook, "metrics", logits, target)
+        values = self._call("metrics", self._accuracy_and_f1, logits, target)
         try:
             return {str(name): float(value) for name, value in dict(values).items()}
         except (TypeError, ValueError):
             raise UserError(f"metrics returned {_kind(values)}; expected a dict of names and numbers") from None
+
+    def _accuracy_and_f1(self, logits: Array, target: Array) -> dict[str, float]:
+        positive = positive_number(None, self.labels)
+        return {"accuracy": accuracy(logits, target), "f1": f1(logits, target, positive=positive)}
+
+    def _call(self, key: str, default: Callable[..., Any], *args: Any) -> Any:
+        hook = self.get(key)
+        return call_user(hook, key, *args) if hook else default(*args)
 
 
 def as_function(data: Any) -> tuple[Callable[..., Any], str]:

@@ -139,8 +139,7 @@ def image_task(
     }
     preprocess = ImagePreprocess(height, width, channels, offset, scale)
     facts = {"channels": channels, "image_size": height}
-    own = tuple(pools) if len(pools) > 1 else ()
-    return ImageTask(name, splits, labels, preprocess, facts, settings, given_splits=own, warnings=notes)
+    return ImageTask(name, splits, labels, preprocess, facts, settings, own=pools, warnings=notes)
 
 
 def _normalisation(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.errors import UserError
 from distill.tasks.base import SPLITS
-from distill.tasks.splits import split_named
+from distill.tasks.splits import places_of_splits, split_named
 from distill.wording import did_you_mean, first_of
 
 EXTENSIONS = (
@@ -20,27 +20,15 @@ EXTENSIONS = (
 _HIDDEN = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"})
 
 
-@dataclass(frozen=True)
-class Files:
-    """The pictures of one split and the class number of each."""
-
-    paths: tuple[Path, ...]
-    target: tuple[int, ...]
+Files = list[tuple[Path, int]]
+"""The pictures of one split, each with its class number."""
 
 
-@dataclass(frozen=True)
-class PictureFolders:
-    """What a folder of pictures holds: its classes, the files of each split that it came with, and what to tell."""
-
-    labels: list[str]
-    files: dict[str, Files]
-    warnings: list[str]
-
-
-def find_pictures(root: Path) -> PictureFolders:
+def find_pictures(root: Path) -> tuple[list[str], dict[str, Files], list[str]]:
     """Find the pictures below ``root/<class>`` or ``root/<split>/<class>``, each file once, however often it is linked.
 
     Hidden files and folders are none. Links are followed, but not to a folder that is read anyway or lies above.
+    Returns the classes, the files of each split that the folder came with, and warnings.
 
     Raises:
         UserError: no such folder, no classes, a class without pictures, or folders that can be read in two ways.
@@ -50,10 +38,9 @@ def find_pictures(root: Path) -> PictureFolders:
     labels = _classes(homes["train"])
     walk = _Walk(root)
     for split in homes:
-        _check_classes(homes[split], labels)
         walk.add_classes(split, homes[split], labels)
     files = {split: walk.files(split, homes[split], labels) for split in homes}
-    return PictureFolders(labels, files, [*warnings, *walk.warnings(), *_split_inside_classes(homes, labels)])
+    return labels, files, [*warnings, *walk.warnings(), *_split_inside_classes(homes["train"], labels)]
 
 
 def _is_hidden(name: str) -> bool:
@@ -92,24 +79,13 @@ def _split_folders(root: Path, warnings: list[str]) -> dict[str, Path]:
         near = [place.name for place in sorted(root.parent.iterdir()) if place.is_dir()] if root.parent.is_dir() else []
         hint = did_you_mean(root.name, near)
         raise UserError(f"data.path={root}: {problem}; give a folder with one folder a class{hint}")
-    splits: dict[str, Path] = {}
-    others = []
-    for folder in _subfolders(root):
-        split = split_named(folder.name)
-        if split is None:
-            others.append(folder)
-        elif split in splits:
-            raise UserError(
-                f"{root}: holds both {splits[split].name} and {folder.name}, which both mean {split}; keep one, or "
-                "rename it"
-            )
-        else:
-            splits[split] = folder
+    folders = {folder.name: folder for folder in _subfolders(root)}
+    splits = places_of_splits(root, folders.items(), "keep one, or rename it")
     if not splits:
         return {"train": root}
     if "train" not in splits:
         raise UserError(f"{root}: has {first_of(home.name for home in splits.values())} but no train folder; add it")
-    unused = [folder.name for folder in others if _holds_pictures(folder)]
+    unused = [name for name, folder in folders.items() if not split_named(name) and _holds_pictures(folder)]
     train = splits["train"].name
     if unused and len(splits) == 1:
         if not _subfolders(splits["train"]):  # trains and cars, not training
@@ -143,29 +119,23 @@ def _classes(home: Path) -> list[str]:
     return labels
 
 
-def _check_classes(home: Path, labels: Sequence[str]) -> None:
-    strange = [folder.name for folder in _subfolders(home) if folder.name not in labels]
-    if strange:
-        raise UserError(f"{home / strange[0]}: no such class in train{did_you_mean(strange[0], labels)}")
-
-
-def _split_inside_classes(homes: Mapping[str, Path], labels: Sequence[str]) -> Iterator[str]:
+def _split_inside_classes(train: Path, labels: Sequence[str]) -> list[str]:
     """Warn of splits that lie in the classes, where they should be the other way round."""
-    for label in labels:
-        names = [folder.name for folder in _subfolders(homes["train"] / label) if split_named(folder.name)]
+    inside = {label: [folder.name for folder in _subfolders(train / label)] for label in labels}
+    for label, folders in inside.items():
+        names = list(filter(split_named, folders))
         if names:
-            yield (
-                f"{homes['train'] / label}: the folders {first_of(names)} in it are taken together; for splits of your "
+            return [
+                f"{train / label}: the folders {first_of(names)} in it are taken together; for splits of your "
                 f"own write {names[0]}/{label}"
-            )
-            return
-    inside = [{folder.name for folder in _subfolders(homes["train"] / label)} for label in labels]
-    shared = sorted(set.intersection(*inside))
-    if len(shared) > 1 and not any(_loose(homes["train"] / label) for label in labels):
-        yield (
-            f"{homes['train']}: the classes {first_of(labels)} all hold the folders {first_of(shared)}; if those are "
-            "the classes and these are splits, name them train, validation and test"
-        )
+            ]
+    shared = sorted(set.intersection(*map(set, inside.values())))
+    if len(shared) < 2 or any(_loose(train / label) for label in labels):
+        return []
+    return [
+        f"{train}: the classes {first_of(labels)} all hold the folders {first_of(shared)}; if those are the classes "
+        "and these are splits, name them train, validation and test"
+    ]
 
 
 @dataclass
@@ -191,14 +161,17 @@ class _Walk:
         """Take in the classes' own files; a split may lack a class."""
         self.folders.setdefault(os.path.realpath(home), home)
         self.loose += [home / name for name in _loose(home)]
-        starts = [(number, home / label) for number, label in enumerate(labels) if (home / label).is_dir()]
-        for _, folder in starts:
+        folders = _subfolders(home)
+        for folder in folders:
+            if folder.name not in labels:
+                raise UserError(f"{folder}: no such class in train{did_you_mean(folder.name, labels)}")
             before = self.folders.setdefault(os.path.realpath(folder), folder)
             if before != folder:
                 raise UserError(f"{folder}: is a link to {before}, which is read anyway; remove it")
-        for number, folder in starts:
-            self.pictures[split, number] = []
-            self._read((split, number), folder)
+        for folder in folders:
+            of_class = split, labels.index(folder.name)
+            self.pictures[of_class] = []
+            self._read(of_class, folder)
 
     def files(self, split: str, home: Path, labels: Sequence[str]) -> Files:
         """Return a split's pictures, sorted within each class, after following all links.
@@ -208,21 +181,17 @@ class _Walk:
         """
         while self.links:
             self._follow(*self.links.popleft())
-        paths: list[Path] = []
-        target: list[int] = []
-        for number, label in enumerate(labels):
-            if (split, number) not in self.pictures:
-                continue  # the splits' check warns about it
-            mine = sorted(self.pictures[split, number])
-            if not mine:
+        # A class that a split lacks is no error here: the splits' check warns of it.
+        found = {number: paths for (name, number), paths in self.pictures.items() if name == split}
+        for number, paths in found.items():
+            if not paths:
                 raise UserError(
-                    f"{home / label}: holds no images ({', '.join(EXTENSIONS[:3])}, …); add some or remove the folder"
+                    f"{home / labels[number]}: holds no images ({', '.join(EXTENSIONS[:3])}, …); add some or remove "
+                    "the folder"
                 )
-            paths += mine
-            target += [number] * len(mine)
-        if not paths:
+        if not found:
             raise UserError(f"{home}: holds no images; expected one folder a class")
-        return Files(tuple(paths), tuple(target))
+        return [(path, number) for number, paths in found.items() for path in sorted(paths)]
 
     def warnings(self) -> Iterator[str]:
         """Say what was left out."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,16 +34,12 @@ _ORIENTATION = 0x0112
 _DAMAGED = (OSError, SyntaxError, ValueError, struct.error, IndexError, Image.DecompressionBombError)
 
 
-@dataclass(frozen=True)
-class _Form:
-    """What every image is brought to: ``side`` pixels square, mode L or RGB."""
+class _Form(NamedTuple):
+    """What every image is brought to: ``side`` pixels square, mode L or RGB, as many channels."""
 
     side: int
-    mode: Literal["L", "RGB"]
-
-    @property
-    def channels(self) -> int:
-        return 1 if self.mode == "L" else 3
+    mode: str
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,9 @@ class _Header:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """One split's images, uint8 [N, side, side, C], with each file's digest and those that EXIF turns."""
+    """One split's images, [N, side, side, C], with each file's digest and those that EXIF turns."""
 
-    pixels: Pixels
+    pool: Pool
     digests: list[bytes]
     turned: list[Path]
 
@@ -75,30 +71,30 @@ def load_image_folder(
         UserError: the folder is missing or holds no images, a class is empty or alone, a file cannot be decoded.
     """
     root = folder / settings.path.expanduser()
-    pictures = find_pictures(root)
-    labels, files, warnings = pictures.labels, pictures.files, pictures.warnings
+    labels, files, warnings = find_pictures(root)
     if len(files) == 1:
-        few = [number for number in range(len(labels)) if files["train"].target.count(number) < 3]
+        counts = Counter(number for _, number in files["train"])
+        few = [label for number, label in enumerate(labels) if counts[number] < 3]
         if few:
             raise UserError(
-                f"{root / labels[few[0]]}: fewer than 3 images; each class needs one for train, validation and test "
+                f"{root / few[0]}: fewer than 3 images; each class needs one for train, validation and test "
                 "each. Add images or remove the folder"
             )
     else:
         missing = [split for split in SPLITS if split not in files]
         warnings += [f"{root} has no {split} folder: it is cut off train by seed" for split in missing]
-    headers = _headers([path for split in files.values() for path in split.paths])
+    headers = _headers([path for split in files.values() for path, _ in split])
     form = _form(headers, settings)
     warnings += _conversions(headers, form, settings)
-    decoded = {split: _decode(files[split].paths, form, progress) for split in files}
+    decoded = {split: _decode(files[split], form, progress) for split in files}
     turned = [path for split in decoded.values() for path in split.turned]
     if turned:
         warnings.append(
             f"{len(turned)} image(s) were turned upright by their EXIF orientation, such as {turned[0]}; what the "
             "shipped file is fed with must be turned as well (Pillow: ImageOps.exif_transpose)"
         )
-    warnings += _copies(files, decoded, labels)
-    pools = {split: Pool(images.pixels, np.asarray(files[split].target, np.int64)) for split, images in decoded.items()}
+    warnings += _copies(files, decoded)
+    pools = {split: images.pool for split, images in decoded.items()}
     return image_task("imagefolder", pools, labels, settings, seed=seed, warnings=warnings)
 
 
@@ -140,7 +136,7 @@ def _form(headers: Sequence[_Header], settings: ImageFolderSettings) -> _Form:
                 f"{first[0]}x{first[0]}; {for_example} {first[0]}"
             )
         side = first[0]
-    return _Form(side, "L" if grey else "RGB")
+    return _Form(side, "L", 1) if grey else _Form(side, "RGB", 3)
 
 
 def _conversions(headers: Sequence[_Header], form: _Form, settings: ImageFolderSettings) -> Iterator[str]:
@@ -160,8 +156,9 @@ def _conversions(headers: Sequence[_Header], form: _Form, settings: ImageFolderS
         yield f"{len(moving)} image(s) have several frames, such as {moving[0].path}: the first is taken"
 
 
-def _decode(paths: Sequence[Path], form: _Form, progress: Progress | None) -> _Decoded:
+def _decode(files: Files, form: _Form, progress: Progress | None) -> _Decoded:
     """Decode all images; beyond 1 GiB they lie in a temporary file, not in memory."""
+    paths, target = zip(*files, strict=True)
     pixels = _room((len(paths), form.side, form.side, form.channels))
     digests = [b""] * len(paths)
     turned: list[Path] = []
@@ -187,7 +184,7 @@ def _decode(paths: Sequence[Path], form: _Form, progress: Progress | None) -> _D
     if broken:
         broken.sort(key=lambda pair: pair[0])
         raise UserError(_undecodable([path for path, _ in broken], broken[0][1]))
-    return _Decoded(pixels, digests, sorted(turned))
+    return _Decoded(Pool(pixels, np.asarray(target, np.int64)), digests, sorted(turned))
 
 
 def _pixels(path: Path, data: bytes, form: _Form) -> tuple[Pixels, bool]:
@@ -221,11 +218,11 @@ def _orientation(image: Image.Image) -> int:
     return int(value) if value in range(1, 9) else 1
 
 
-def _copies(files: Mapping[str, Files], decoded: Mapping[str, _Decoded], labels: Sequence[str]) -> Iterator[str]:
+def _copies(files: Mapping[str, Files], decoded: Mapping[str, _Decoded]) -> Iterator[str]:
     """Warn of equal files: in two classes, in two splits, or where a split of ours may part them."""
     places: dict[bytes, list[tuple[str, int, Path]]] = defaultdict(list)
     for split, images in decoded.items():
-        for digest, number, path in zip(images.digests, files[split].target, files[split].paths, strict=True):
+        for digest, (path, number) in zip(images.digests, files[split], strict=True):
             places[digest].append((split, number, path))
     copies = [group for group in places.values() if len(group) > 1]
     mislabelled = [group for group in copies if len({number for _, number, _ in group}) > 1]

@@ -70,8 +70,7 @@ def locate(
     attempts = []
     warnings: tuple[str, ...] = ()
     if path is not None:
-        files = source.find(path)
-        if files is not None:
+        if (files := source.find(path)) is not None:
             return Location(files)
         attempts.append(f"data.path={path} {f'does not hold {source.holds}' if path.is_dir() else 'is no folder'}")
         warnings = (f"{attempts[0]}: {source.name} was taken from elsewhere",)
@@ -79,8 +78,7 @@ def locate(
         attempts.append(f"set data.path to a folder that holds {source.holds}")
     cache = cache_folder() / source.name
     for place in (*source.system, cache):
-        files = source.find(place)
-        if files is not None:
+        if (files := source.find(place)) is not None:
             return Location(files, tuple(f"{warning} ({place})" for warning in warnings))
     package = f" (Debian and Ubuntu: apt install {source.package})" if source.package else ""
     attempts.append(f"not in {' or '.join(map(str, (*source.system, cache)))}{package}")
@@ -88,8 +86,7 @@ def locate(
         attempts.append("data.download is off")
     else:
         problem = _download(source, cache, (mirror,) if mirror else source.urls, progress)
-        files = source.find(cache) if problem is None else None
-        if files is not None:
+        if problem is None and (files := source.find(cache)) is not None:
             return Location(files, tuple(f"{warning} ({cache})" for warning in warnings))
         attempts.append(f"download failed: {problem or 'files are missing'}")
     raise UserError(f"{source.name} was not found: " + "; ".join(attempts))

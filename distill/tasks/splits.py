@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +33,24 @@ def split_named(name: str) -> str | None:
     """Return the split that a folder, a file or a cell names, in any case, also as ``train_set`` or ``test-data``."""
     word = name.lower().replace("hold-out", "holdout").replace("hold_out", "holdout")
     return _SPLIT_OF.get(re.sub(r"[\s_-]*(set|data|split)$", "", word))
+
+
+def places_of_splits(home: Path, places: Iterable[tuple[str, Path]], mend: str) -> dict[str, Path]:
+    """Return those places in a folder whose name (the first of a pair) is a split's, by split.
+
+    Raises:
+        UserError: two mean the same split; ``mend`` ends the message.
+    """
+    splits: dict[str, Path] = {}
+    for name, place in places:
+        split = split_named(name)
+        if split in splits:
+            raise UserError(
+                f"{home}: holds both {splits[split].name} and {place.name}, which both mean {split}; {mend}"
+            )
+        if split is not None:
+            splits[split] = place
+    return splits
 
 
 def shuffled(count: int, seed: int, purpose: int = 0) -> Rows:
@@ -75,21 +94,18 @@ def cut_off_train(
 ) -> dict[str, Rows]:
     """Cut the missing splits off ``count`` samples; return sorted numbers of samples for them and for train.
 
-    Args:
-        count: how many samples train has before.
-        missing: what ``missing_splits`` returned.
-        settings: hold the shares that the user chose.
-        seed: decides who goes where.
-        target: class numbers int64 [count]; each split gets every class in proportion.
-        groups: one name a sample; no group is divided, and ``target`` does not count.
-        validation: the share of that split where the user chose none.
+    With ``target``, class numbers int64 [count], each split gets every class in proportion. With ``groups``, one name a
+    sample, no group is divided, and ``target`` does not count. ``validation`` is that split's share where the user
+    chose none.
     """
     defaults = {"test": 0.2, "validation": validation}
     sizes = [part_size(count, settings.shares[split], defaults[split]) for split in missing]
     if groups is not None:
         parts = by_group(groups, sizes, seed)
+    elif target is not None:
+        parts = stratified(target, sizes, seed)
     else:
-        parts = at_random(count, sizes, seed) if target is None else stratified(target, sizes, seed)
+        parts = _cut(shuffled(count, seed, purpose=2), sizes)
     return dict(zip([*missing, "train"], parts, strict=True))
 
 
@@ -106,11 +122,6 @@ def stratified(target: Rows, sizes: Sequence[int], seed: int) -> list[Rows]:
         quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
     ranked = order[np.argsort(quantile[order], kind="stable")]
     return _cut(ranked, sizes)
-
-
-def at_random(count: int, sizes: Sequence[int], seed: int) -> list[Rows]:
-    """Cut row numbers into parts of exactly ``sizes`` rows, then the rest. Returns sorted row numbers."""
-    return _cut(shuffled(count, seed, purpose=2), sizes)
 
 
 def by_group(groups: Sequence[str], sizes: Sequence[int], seed: int) -> list[Rows]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from distill.errors import UserError
-from distill.tasks.splits import split_named
+from distill.tasks.base import SPLITS
+from distill.tasks.splits import places_of_splits
 from distill.wording import did_you_mean
 
 DELIMITERS = ("\t", ";", ",")
@@ -70,32 +71,18 @@ def read_table(path: Path) -> Table:
     if not path.is_dir():
         near = sorted(file.name for file in path.parent.glob("*.csv")) if path.parent.is_dir() else []
         raise UserError(f"data.path={path}: no such file or folder{did_you_mean(path.name, near)}")
-    for split, file in _split_files(path).items():
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".csv" and file.is_file()]
+    named = [(file.stem, file) for file in files if not file.name.startswith(".")]
+    splits = places_of_splits(path, named, "rename one")
+    if "train" not in splits:
+        raise UserError(
+            f"data.path={path}: holds no train.csv; name a file, or put train.csv (and validation.csv, test.csv) there"
+        )
+    for split in filter(splits.get, SPLITS):
         start = len(table)
-        _append(table, file)
+        _append(table, splits[split])
         table.parts[split] = range(start, len(table))
     return table
-
-
-def _split_files(folder: Path) -> dict[str, Path]:
-    """Return the file of each split, train first."""
-    files: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() != ".csv" or file.name.startswith(".") or not file.is_file():
-            continue
-        split = split_named(file.stem)
-        if split in files:
-            raise UserError(
-                f"{folder}: holds both {files[split].name} and {file.name}, which both mean {split}; rename one"
-            )
-        if split is not None:
-            files[split] = file
-    if "train" not in files:
-        raise UserError(
-            f"data.path={folder}: holds no train.csv; name a file, or put train.csv (and validation.csv, test.csv) "
-            "there"
-        )
-    return {split: files[split] for split in ("train", "validation", "test") if split in files}
 
 
 def _append(table: Table, path: Path) -> None:

@@ -103,14 +103,11 @@ def load_csv(settings: CsvSettings, *, seed: int, folder: Path, progress: Progre
     if len(own_rows) == 1 and groups is None:
         _check_counts(settings.target, labels, target)
     rows, split_warnings = _split(own_rows, target, groups, settings, seed)
-    own = tuple(own_rows) if len(own_rows) > 1 else ()
     targets = {split: target[rows[split]] for split in SPLITS}
-    warnings += [*split_warnings, *check_splits(targets, labels, own=own, source="csv")]
-    columns = fit_columns(table, _input_names(table, settings), rows["train"], settings)
-    warnings += columns.warnings
-    preprocess = columns.preprocess
-    data, facts = _data(columns.raw, target, rows, preprocess)
-    return TabularTask("csv", data, labels, preprocess, facts, settings, given_splits=own, warnings=warnings)
+    warnings += [*split_warnings, *check_splits(targets, labels, own=own_rows, source="csv")]
+    raw, preprocess = fit_columns(table, _input_names(table, settings), rows["train"], settings, warnings)
+    data, facts = _data(raw, target, rows, preprocess)
+    return TabularTask("csv", data, labels, preprocess, facts, settings, own=own_rows, warnings=warnings)
 
 
 def _data(

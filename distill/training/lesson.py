@@ -66,18 +66,10 @@ def batch_loss(
     amp: Autocast = nullcontext,
     title: str = "model",
 ) -> Tensor:
-    """Return the loss of a batch: the task's own on the labels, or the lesson's.
+    """Return the loss of a batch: the lesson's, or the task's own on the labels where there is no lesson.
 
-    Args:
-        model: the student, on ``device``.
-        task: data, labels and the way through the model.
-        index: the samples' numbers, int64 [B].
-        batch: the samples.
-        device: where the model is.
-        lesson: what it learns from; the labels alone where None.
-        view: the number of the augmented view that ``batch`` is.
-        amp: context of the forward pass.
-        title: opens the message of an error.
+    ``batch`` is the augmented view number ``view`` of the samples ``index`` (int64 [B]); the model is on ``device``.
+    ``amp`` is the context of the forward pass, ``title`` opens the message of an error.
     """
     taps = lesson.loss.taps if lesson is not None else ()
     with amp():

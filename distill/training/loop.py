@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from distill.documents import Sparse
 from distill.errors import UserError
+from distill.intervals import Real
 from distill.references.loading import cause
 from distill.state import load_state
 from distill.tasks.base import Trainable
@@ -29,7 +31,7 @@ SAVE_EVERY_S = 20.0
 
 
 @dataclass(frozen=True)
-class TrainRecord:
+class TrainRecord(Sparse):
     """What training did: the loss and the deciding validation metric of each epoch, and the epoch that was kept."""
 
     epochs: int
@@ -37,7 +39,7 @@ class TrainRecord:
     kept_epoch: int
     precision: str
     device: str
-    curves: dict[str, list[float]] = field(default_factory=dict)
+    curves: dict[str, list[Real]] | None = None
 
 
 class DivergedError(UserError):

@@ -53,13 +53,7 @@ def answer(
 ) -> Answers:
     """Return what a model answers; of a tapped module that is called several times, the last call counts.
 
-    Args:
-        model: student or teacher.
-        task: the way through the model.
-        batch: of the task's data.
-        device: where the model is.
-        taps: modules of this model, and what of them is tapped.
-        title: opens the message of an error.
+    ``taps`` are names of modules of this model, and what of each is tapped; ``title`` opens the message of an error.
 
     Raises:
         UserError: as ``forward``; or a module is not there, was not called, or returned no tensor to tap.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from distill import clean
 from distill.benchmarks import runner
-from distill.benchmarks.parse import counts, fraction, named_values, positive, read_npz, sizes
-from distill.benchmarks.records import DAMAGED, Part, Report, load_part, message_of
+from distill.benchmarks.parse import counts, named_values, read_npz, sizes
+from distill.benchmarks.records import Part, Report, blaming, load_part
 from distill.benchmarks.target import Target, resolve_target, target_of_provider
 from distill.benchmarks.timing.jobs import Timing
 from distill.benchmarks.verdict import boards, manifest
@@ -22,27 +21,13 @@ from distill.benchmarks.verdict.gate import Limits, by_budget, outcome
 from distill.benchmarks.verdict.judging import accept, rejudge
 from distill.benchmarks.verdict.rule import Rule
 from distill.errors import UserError
-from distill.verbs.bench import BenchOptions
+from distill.verbs.bench_options import BenchOptions
 
 
-@contextmanager
-def blaming_files(options: BenchOptions) -> Iterator[None]:
-    """Tell what goes wrong with stored measurements as their fault: they are shown and judged, nothing else is done.
-
-    Raises:
-        UserError: a file of them holds something else than what was measured.
-    """
-    paths = [path for path in (options.rejudge, *options.merge, *options.import_) if path is not None]
-    if not paths:
-        yield
-        return
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)  # such as the mean of no calls
-            yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, Warning) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{', '.join(map(str, paths))}: a damaged benchmark ({why}); make it again") from error
+def blaming_files(options: BenchOptions) -> AbstractContextManager[None]:
+    """Blame stored measurements, where there are some, for what goes wrong: they are judged and shown, nothing else."""
+    paths = [str(path) for path in (options.rejudge, *options.merge, *options.import_) if path is not None]
+    return blaming(f"{', '.join(paths)}: a damaged benchmark") if paths else nullcontext()
 
 
 def export(options: BenchOptions) -> Path:
@@ -61,7 +46,7 @@ def reports_of(task: str, options: BenchOptions) -> tuple[list[Report], Part | N
         return manifest.merged(options.merge), None
     if task == "import":
         stored = [boards.import_result(path) for path in options.import_]
-        return _judged_again("--import", stored, options, accepted), None
+        return _judged_again(stored, options, accepted), None
     measuring, limits = _measuring(options), _limits(options, accepted)
     if task == "manifest":
         assert options.manifest is not None
@@ -90,21 +75,16 @@ def _rejudged(options: BenchOptions, accepted: Mapping[str, str]) -> tuple[list[
         raise UserError(f"--rejudge {options.rejudge}: holds no gate, so there is nothing to judge again")
     if options.max_regression is None:
         stored = [_with_remark(report, options.rejudge) for report in stored]
-    return _judged_again("--rejudge", stored, options, accepted), part
+    return _judged_again(stored, options, accepted), part
 
 
-def _judged_again(
-    flag: str, stored: Sequence[Report], options: BenchOptions, accepted: Mapping[str, str]
-) -> list[Report]:
+def _judged_again(stored: Sequence[Report], options: BenchOptions, accepted: Mapping[str, str]) -> list[Report]:
     """Judge what was measured before: by the limits of the options, and by those of then where there is none."""
     limits = _limits(options)
-    changed: dict[str, object] = {}
-    if options.max_regression is not None:
-        changed["tolerance"] = limits.rule.tolerance
-    if limits.max_p50_s is not None:
-        changed["max_p50_s"] = limits.max_p50_s
-    if limits.max_size_growth is not None:
-        changed["max_size_growth"] = limits.max_size_growth
+    own = {"max_p50_s": limits.max_p50_s, "max_size_growth": limits.max_size_growth}
+    own["tolerance"] = None if options.max_regression is None else limits.rule.tolerance
+    changed: dict[str, object] = {name: limit for name, limit in own.items() if limit is not None}
+    changed["accepted"] = None  # a file accepts nothing
     against = {"--max-regression": options.max_regression, "--max-size-growth": options.max_size_growth}
     needing_gate = [name for name, value in against.items() if value is not None]
     reports = []
@@ -118,10 +98,7 @@ def _judged_again(
                 )
             if limits.max_p50_s is not None:
                 gated = by_budget(report, limits, f"{report.models[-1].facts.name} by its budget")
-        try:
-            reports.append(rejudge(gated, **changed))
-        except DAMAGED as error:
-            raise UserError(f"{flag}: a damaged report ({message_of(error)}); make it again") from error
+        reports.append(rejudge(gated, **changed))
     return [accept(report, accepted) for report in manifest.corrected_for_family(reports)]
 
 
@@ -166,14 +143,10 @@ def _target(options: BenchOptions) -> Target:
 
 def _limits(options: BenchOptions, accepted: Mapping[str, str] | None = None) -> Limits:
     """Read what the gate allows. Raises UserError that names the option."""
-    growth, p50 = options.max_size_growth, options.max_p50_ms
-    regression = options.max_regression
-    return Limits(
-        rule=Rule() if regression is None else Rule(tolerance=fraction("--max-regression", regression)),
-        max_size_growth=None if growth is None else fraction("--max-size-growth", growth, zero=True),
-        max_p50_s=None if p50 is None else positive("--max-p50-ms", p50) / 1000,
-        accepted=accepted or {},
-        time_identical=options.time_identical,
+    return Limits(accepted=accepted or {}, time_identical=options.time_identical).narrowed(
+        ("--max-regression", options.max_regression),
+        ("--max-size-growth", options.max_size_growth),
+        ("--max-p50-ms", options.max_p50_ms),
     )
 
 

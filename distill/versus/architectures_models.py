@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.prune import recalibrate
-from distill.prune.examples import Example
+from distill.prune.modules import Example
 
 _SETTLING_ROWS = 8
 _VOCABULARY = 1000  # as many as every vocabulary has

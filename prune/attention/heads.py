@@ -31,10 +31,9 @@ from distill.prune.attention.sites import (
     sites,
 )
 from distill.prune.attention.stand_ins import needs_stand_in, stand_in_
-from distill.prune.examples import Example
 from distill.prune.graph.groups import ChannelGroup, Member
 from distill.prune.graph.verify import Checks, lifts_of, masked_copy, output_shapes, problem_with
-from distill.prune.modules import reason
+from distill.prune.modules import Example, reason, set_tensor
 
 Kind = Literal["heads", "head_dim"]
 
@@ -56,11 +55,8 @@ class AttentionGroup(ChannelGroup):
 def attention_groups(model: nn.Module, *, kinds: Mapping[str, Kind] | None = None) -> list[ChannelGroup]:
     """Return one group for each attention; those that cannot be cut say why in ``unprunable``.
 
-    Whether a cut would be right is told by running it only: ``verified_groups``.
-
-    Args:
-        model: any module; it is not changed.
-        kinds: what a unit is, by group, where it is decided already: by an earlier step, when there were more heads.
+    Whether a cut would be right is told by running it only: ``verified_groups``. ``kinds`` says what a unit is, by
+    group, where it is decided already: by an earlier step, when there were more heads.
     """
     return [_group(model, site, (kinds or {}).get(site.name)) for site in sites(model)]
 
@@ -87,7 +83,9 @@ def cut_attention(model: nn.Module, group_name: str, channels: Sequence[int]) ->
     keep = [head * site.head_dim + dim for head in heads for dim in dims]
     for slot in site.slots:
         _narrow(model.get_submodule(slot.module), slot, heads if slot.by == "heads" else keep)
-    if len(dims) < site.head_dim and _divides_by_root(site):
+    # A stored scale that is another one than the root's stays as it is, and so do the queries.
+    stored = [vars(site.module)[name] for name in SCALE if name in vars(site.module)]
+    if len(dims) < site.head_dim and all(_is_root(site, value) for value in stored):
         _scale_queries(model, site, math.sqrt(len(dims) / site.head_dim))
     _update_attributes(site, len(heads), len(dims))
     return consumers
@@ -181,22 +179,9 @@ def _narrow(owner: nn.Module, slot: Slot, keep: Sequence[int]) -> None:
     value = _tensor(owner, slot.tensor)
     size = value.shape[slot.axis] // len(slot.roles)
     index = torch.tensor([part * size + entry for part in range(len(slot.roles)) for entry in keep])
-    cut = value.detach().index_select(slot.axis, index.to(value.device)).clone()
-    if isinstance(value, nn.Parameter):
-        setattr(owner, slot.tensor, nn.Parameter(cut, requires_grad=value.requires_grad))
-    else:
-        setattr(owner, slot.tensor, cut)
+    set_tensor(owner, slot.tensor, value.detach().index_select(slot.axis, index.to(value.device)).clone())
     if isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = owner.weight.shape
-
-
-def _divides_by_root(site: Site) -> bool:
-    """Tell whether the scores are divided by the root of the dimension, as far as attributes say.
-
-    A stored scale that is another one stays as it is, and so do the queries.
-    """
-    stored = [vars(site.module)[name] for name in SCALE if name in vars(site.module)]
-    return all(_is_root(site, value) for value in stored)
 
 
 def _is_root(site: Site, value: object) -> bool:
@@ -215,9 +200,8 @@ def _scale_queries(model: nn.Module, site: Site, factor: float) -> None:
 def _update_attributes(site: Site, heads: int, dim: int) -> None:
     """Make the attributes say what is left; an attribute of another value than expected is not one of them."""
     module, attributes = site.module, vars(site.module)
-    either = tuple(name for name in EITHER if name in attributes and follows_heads(module, name))
-    if isinstance(module, nn.MultiheadAttention):
-        either = ()  # its embed_dim is the model's
+    is_torchs = isinstance(module, nn.MultiheadAttention)  # whose embed_dim is the model's
+    either = (name for name in EITHER if name in attributes and not is_torchs and follows_heads(module, name))
     for names, before, now in (
         (HEADS, site.heads, heads),
         (HEAD_DIM, site.head_dim, dim),
@@ -249,7 +233,7 @@ def verified_groups(
     groups = attention_groups(model, kinds=kinds)
     model = copy.deepcopy(model).eval()  # some models write down what they saw
     checks = Checks(example, logits, output_shapes(model, example, logits))
-    trial = {group.name: _every_second(group) for group in groups if not group.unprunable}
+    trial = {g.name: [channel for unit in g.units[::2] for channel in unit] for g in groups if not g.unprunable}
     if not trial or attention_problem(model, trial, checks) is None:
         return groups
     problems = {name: attention_problem(model, {name: channels}, checks) for name, channels in trial.items()}
@@ -291,7 +275,3 @@ def attention_problem(model: nn.Module, chosen: Mapping[str, Sequence[int]], che
     except Exception as error:  # whatever indexing a foreign module's tensors raises
         return reason(error)
     return problem_with(pruned, masked, checks, lifts, norms=True)
-
-
-def _every_second(group: ChannelGroup) -> list[int]:
-    return [channel for unit in group.units[::2] for channel in unit]

@@ -163,7 +163,7 @@ def _written_out(model: nn.Module, name: str, module: nn.Module, shares: Counter
         projections.append(("gate", ("",)))
     slots, unknown = _slots(name, module, projections, heads, width)
     slots += [Slot(output, "weight", 1, "channels")]
-    problem = problem or unknown or _why_not(model, slots, shares) or _alibi(module)
+    problem = problem or unknown or _why_not(model, module, slots, shares)
     named = tuple((_join(name, key), roles) for key, roles in projections)
     return Site(name, module, heads, width // heads, named, output, tuple(slots), problem, _fixed_dim(module))
 
@@ -246,7 +246,7 @@ def _counts_heads(value: Tensor, heads: int) -> bool:
     return heads in value.shape and heads > 1 and (isinstance(value, nn.Parameter) or value.numel() == heads)
 
 
-def _why_not(model: nn.Module, slots: list[Slot], shares: Counter[int]) -> str | None:
+def _why_not(model: nn.Module, module: nn.Module, slots: list[Slot], shares: Counter[int]) -> str | None:
     for slot in slots:
         owner = model.get_submodule(slot.module)
         value = getattr(owner, slot.tensor)
@@ -256,10 +256,6 @@ def _why_not(model: nn.Module, slots: list[Slot], shares: Counter[int]) -> str |
             return f"{slot.module} shares its weight with another layer"
         if isinstance(owner, nn.Linear) and "weight" not in owner._parameters:
             return f"the weight of {slot.module} is computed (a parametrization); remove it first"
-    return None
-
-
-def _alibi(module: nn.Module) -> str | None:
     if any("alibi" in name for name in signature(module.forward).parameters):
         return "its positions are biases that differ from head to head (ALiBi), made outside of it"
     return None

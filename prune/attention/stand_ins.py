@@ -156,15 +156,28 @@ class ShiftedWindowAttention(nn.Module):
         return table[self.relative_position_index].reshape(area, area, -1).permute(2, 0, 1).unsqueeze(0)
 
 
-class BeitAttention(nn.Module):
-    """timm's BEiT attention (timm.models.beit)."""
-
+class _TimmAttention(nn.Module):
     num_heads: int
-    window_size: Sequence[int] | None
     qkv: nn.Linear
     proj: nn.Linear
     attn_drop: nn.Dropout
     proj_drop: nn.Dropout
+
+    def _attend(self, x: Tensor, bias: Tensor | None, logit_scale: Tensor | None = None) -> Tensor:
+        """Attend with timm's biases of queries, keys and values, which are parameters of the attention."""
+        parts = [getattr(self, f"{role}_bias", None) for role in "qkv"]
+        biases = [part for part in parts if part is not None]
+        qkv: Tensor = self.qkv(x)
+        qkv = qkv + torch.cat(biases) if biases else qkv
+        dropout = self.attn_drop.p if self.training else 0.0
+        output: Tensor = self.proj_drop(self.proj(_attention(qkv, self.num_heads, bias, dropout, logit_scale)))
+        return output
+
+
+class BeitAttention(_TimmAttention):
+    """timm's BEiT attention (timm.models.beit)."""
+
+    window_size: Sequence[int] | None
     relative_position_index: Tensor
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
@@ -175,21 +188,13 @@ class BeitAttention(nn.Module):
             tokens = math.prod(self.window_size) + 1
             own = table[self.relative_position_index.flatten()].reshape(tokens, tokens, -1).permute(2, 0, 1)
             bias = own.unsqueeze(0) if bias is None else own.unsqueeze(0) + bias
-        dropout = self.attn_drop.p if self.training else 0.0
-        mixed = _attention(_projected(self, x), self.num_heads, bias, dropout)
-        output: Tensor = self.proj_drop(self.proj(mixed))
-        return output
+        return self._attend(x, bias)
 
 
-class WindowAttentionV2(nn.Module):
+class WindowAttentionV2(_TimmAttention):
     """timm's Swin attention, version 2 (timm.models.swin_transformer_v2)."""
 
-    num_heads: int
     window_size: Sequence[int]
-    qkv: nn.Linear
-    proj: nn.Linear
-    attn_drop: nn.Dropout
-    proj_drop: nn.Dropout
     logit_scale: Tensor
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -197,10 +202,7 @@ class WindowAttentionV2(nn.Module):
         bias = _continuous_bias(self, math.prod(self.window_size))
         if mask is not None:
             bias = (bias + mask[:, None]).repeat(x.shape[0] // mask.shape[0], 1, 1, 1)
-        dropout = self.attn_drop.p if self.training else 0.0
-        mixed = _attention(_projected(self, x), self.num_heads, bias, dropout, self.logit_scale)
-        output: Tensor = self.proj_drop(self.proj(mixed))
-        return output
+        return self._attend(x, bias, self.logit_scale)
 
 
 def _attention(
@@ -216,14 +218,6 @@ def _attention(
     weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
     mixed: Tensor = F.dropout(weights, dropout) @ v
     return mixed.transpose(1, 2).flatten(2)
-
-
-def _projected(module: BeitAttention | WindowAttentionV2, x: Tensor) -> Tensor:
-    """Return queries, keys and values in one; timm keeps their biases as parameters of the attention."""
-    parts = [getattr(module, f"{role}_bias", None) for role in "qkv"]
-    biases = [part for part in parts if part is not None]
-    projected: Tensor = module.qkv(x)
-    return projected + torch.cat(biases) if biases else projected
 
 
 def _continuous_bias(module: nn.Module, area: int) -> Tensor:

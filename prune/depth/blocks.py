@@ -20,11 +20,10 @@ from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
 from distill.prune.depth.skipped import Block, Returns, argument_names, by_name, skipping
-from distill.prune.examples import Example
 from distill.prune.graph.verify import Shapes, output_shapes
-from distill.prune.modules import copied, explained, hooked, seeded
+from distill.prune.modules import Example, copied, explained, hooked, seeded
 from distill.prune.record import by_reason
-from distill.prune.widths.counts import count
+from distill.prune.widths.sizes import count
 
 # A skipped block hands on a value that passed through one of these at most: the addition of a branch, the norm or the
 # activation behind it, and what changes neither values nor their order. A product is none: it is a gate, not a path.
@@ -38,12 +37,7 @@ _MIN_LAYERS = 2
 
 
 def removable_blocks(model: nn.Module, example: Example, logits: Callable[[Any], Tensor]) -> list[Block]:
-    """Return the blocks that can go one by one, in the order of the model's modules.
-
-    Args:
-        model: any module that autograd follows; it is not changed.
-        example: (args, kwargs) of one forward call; tensors hold the batch in their first axis.
-        logits: takes the logits from the model's output.
+    """Return the blocks that can go one by one, in the order of the model's modules; autograd must follow the model.
 
     Raises:
         UserError: the model does not run, or none of its blocks can go; the message says why.
@@ -99,8 +93,7 @@ class _Search:
                 self.refused[name] = "it is a sequence of blocks"
                 self.run(name)
                 continue
-            problem = self._try(name)
-            if problem:
+            if problem := self._try(name):
                 self.refused[name] = problem
                 self.run(name)
             else:
@@ -139,7 +132,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
-        self._inputs: dict[str, _Entry | None] = {}
+        self._inputs: dict[str, _Entry] = {}
         self._returns: dict[str, Returns] = {}
         self._refused: dict[str, str] = {}
 
@@ -159,7 +152,6 @@ class _Watch:
         names = (*list(arguments)[: len(args)], *_MAIN_NAMES, *kwargs)
         main = next((key for key in names if isinstance(arguments.get(key), Tensor)), None)
         value = arguments.get(main or "")
-        self._inputs[name] = None
         if main is not None and isinstance(value, Tensor):
             edge = get_gradient_edge(value) if value.requires_grad else None
             self._inputs[name] = _Entry(arguments, main, value.shape, value.dtype, edge)

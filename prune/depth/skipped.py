@@ -52,36 +52,29 @@ class Skipped(nn.Module):
 
     def __init__(self, block: nn.Module, returns: Returns) -> None:
         super().__init__()
+        self.returns = returns
         for name, value in vars(_plain_attributes(block)).items():
             if not hasattr(self, name):
                 setattr(self, name, value)
         self._arguments = argument_names(block)
-        self._returns = returns
         self.training = block.training
-
-    @property
-    def returns(self) -> Returns:
-        """The names of the arguments that are handed on."""
-        return self._returns
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the arguments that the block's output is replaced by."""
         arguments = by_name(self._arguments, args, kwargs)
-        if isinstance(self._returns, str):
-            return arguments[self._returns]
-        return tuple(None if name is None else arguments.get(name) for name in self._returns)
+        if isinstance(self.returns, str):
+            return arguments[self.returns]
+        return tuple(None if name is None else arguments.get(name) for name in self.returns)
 
     def extra_repr(self) -> str:
         """Show what is handed on."""
-        return f"returns={self._returns!r}"
+        return f"returns={self.returns!r}"
 
 
 def skip_blocks(model: nn.Module, blocks: Iterable[Block | SkippedBlock]) -> nn.Module:
     """Return a copy in which the blocks hand their inputs on; the names of all other modules stay.
 
-    Args:
-        model: any module; it is not changed.
-        blocks: from ``removable_blocks``, or the plain data of ``skipped_of``.
+    Blocks are those of ``removable_blocks``, or the plain data of ``skipped_of``.
 
     Raises:
         UserError: a block is unknown, lies in another one, or is skipped in another form.

@@ -195,12 +195,9 @@ class Reshape:
 
 
 def read_reshape(graph: Any, node: Any, axis: int | None) -> Reshape:
-    """Read what a reshape does; one that neither flattens nor undoes that keeps the channels where they are.
+    """Read what a reshape does, to channels on an axis of its input, where that is known.
 
-    Args:
-        graph: torch-pruning's, in which widths of layers are looked up.
-        node: the reshape.
-        axis: of the channels in its input, where that is known.
+    One that neither flattens nor undoes that keeps the channels where they are. Widths of layers come from the graph.
     """
     before, after = input_shape(node), output_shape(node)
     if before is None or after is None:

@@ -82,14 +82,16 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             pruning_fn = tp.prune_depthwise_conv_out_channels
         root = Edge(pruning_fn, pruning_fn, self.module2node[module], self.module2node[module])
         indices = [_HybridIndex(idx=index, root_idx=index) for index in idxs]
-        edges = {_place(root): (root, {index.idx: index for index in indices})}
+        # What of an edge tells whether indices have been there: the node, and which side of it is cut.
+        edges = {(root.target, root.handler): (root, {index.idx: index for index in indices})}
         stack = [(root, indices)]
         while stack:
             edge, indices = stack.pop()
             for following in edge.target.dependencies:
                 if following.is_triggered_by(edge.handler):
                     moved = _mapped(following, indices)
-                    seen = edges.setdefault(_place(following), (following, {}))[1] if moved else {}
+                    place = following.target, following.handler
+                    seen = edges.setdefault(place, (following, {}))[1] if moved else {}
                     new = [index for index in moved if index.idx not in seen]
                     if any(index.idx >= self._longest for index in new):
                         self.lost[following.target] = "its channels cannot be followed"
@@ -262,11 +264,6 @@ def _sizes(node: Any) -> Iterator[int]:
     if isinstance(node.module, nn.Module):
         for parameter in node.module.parameters(recurse=False):
             yield from parameter.shape
-
-
-def _place(edge: Any) -> tuple[Any, Any]:
-    """Return what of an edge tells whether indices have been there: the node, and which side of it is cut."""
-    return edge.target, edge.handler
 
 
 def _mapped(edge: Any, indices: Sequence[Any]) -> Sequence[Any]:

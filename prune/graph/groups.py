@@ -22,9 +22,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch_pruning import ops
 
 from distill.errors import UserError
-from distill.prune.examples import Example, run_alike, tensors_in
 from distill.prune.graph.dependency import Dependency
-from distill.prune.modules import explained, holders
+from distill.prune.modules import Example, explained, holders, run_alike, tensors_in
 
 # Layers whose cut is known to be right. Anything else in a group keeps the whole group as it is.
 _CUTTABLE = (_ConvNd, nn.Linear, _BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)

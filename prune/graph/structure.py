@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.prune.attention.heads import attributes_of
 from distill.prune.attention.stand_ins import is_stand_in, stand_in_
 from distill.prune.depth.skipped import skip_blocks_, skipped_of
+from distill.prune.modules import set_tensor
 from distill.prune.record import SkippedBlock
 
 FORMAT = 1
@@ -93,13 +94,8 @@ def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Modul
             setattr(module, key, tuple(value) if isinstance(value, list) else value)
         for key, tensor in _tensors(module).items():
             shape = tuple(entry["shapes"][key])
-            if tuple(tensor.shape) == shape:
-                continue
-            part = tensor.detach()[tuple(slice(size) for size in shape)].clone()
-            if isinstance(tensor, nn.Parameter):
-                setattr(module, key, nn.Parameter(part, requires_grad=tensor.requires_grad))
-            else:
-                setattr(module, key, part)
+            if tensor.shape != shape:
+                set_tensor(module, key, tensor.detach()[tuple(slice(size) for size in shape)].clone())
     return model
 
 

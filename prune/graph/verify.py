@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from distill.errors import UserError
-from distill.prune.examples import Example, at_batch, run_alike, tensors_in
 from distill.prune.graph.groups import Member
-from distill.prune.modules import explained, hooked
+from distill.prune.modules import Example, at_batch, explained, hooked, run_alike, tensors_in
 
 # Norms that mix channels. Without the removed channels their statistics are others, which is no mistake.
 _MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)

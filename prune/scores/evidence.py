@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune.batchnorm import refreshed
-from distill.prune.examples import tensors_in
 from distill.prune.graph.groups import ChannelGroup
-from distill.prune.modules import Loss, hooked, reason, require_scalar, seeded
+from distill.prune.modules import Loss, hooked, reason, require_scalar, seeded, tensors_in
 from distill.prune.scores.importance import DEFAULT, Importance
 from distill.prune.scores.means import Means, read_by, watching
 from distill.prune.scores.weights import Weights
@@ -80,8 +79,7 @@ class Evidence:
                 return {}
             for loss in self._losses(model, "channel means", limit=_FOR_MEANS):
                 for scalar, follows in self._scalars(model, loss, outputs, "logits", draws=1):
-                    with watch.listening():
-                        scalar.backward(retain_graph=follows)  # type: ignore[no-untyped-call]
+                    watch.backward(scalar, retain_graph=follows)
                 outputs.clear()
                 watch.forget()
         model.zero_grad(set_to_none=True)
@@ -127,12 +125,7 @@ class Evidence:
             yield torch.stack(parts).sum(), number + 1 < draws
 
     def mean_loss(self, model: nn.Module, limit: int | None = None) -> float:
-        """Return the mean loss over the batches, with batch-norm statistics of this very model; infinite if no number.
-
-        Args:
-            model: is not changed.
-            limit: batches at most.
-        """
+        """Return the mean loss, with batch-norm statistics of this very model, over ``limit`` batches; or infinity."""
         batches, loss = self.batches_and_loss
         batches = batches[:limit]
 

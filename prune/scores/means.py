@@ -36,22 +36,18 @@ Means = Mapping[str, Tensor]
 class Watch:
     """What layers read, averaged over rows (and tokens) by how much the outputs depend on what they make of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_idle: bool) -> None:
+        self.is_idle, self._listens = is_idle, False
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
         self._excluded: set[str] = set()
-        self._waiting: dict[int, Tensor] = {}
-        self._listens = False
-        self.is_idle = True
+        self._waiting: list[Tensor] = []
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Count the gradients that come inside."""
+    def backward(self, scalar: Tensor, *, retain_graph: bool) -> None:
+        """Go backward from a scalar, and count the gradients that come; those of other passes say nothing."""
         self._listens = True
-        try:
-            yield
-        finally:
-            self._listens = False
+        scalar.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        self._listens = False
 
     @property
     def means(self) -> dict[str, Tensor]:
@@ -74,7 +70,7 @@ class Watch:
             self._excluded.add(name)
         elif output.requires_grad:
             number = len(self._waiting)
-            self._waiting[number] = read.detach()  # not in the hook, which would hold it as long as the graph
+            self._waiting.append(read.detach())  # not in the hook, which would hold it as long as the graph
             output.register_hook(lambda gradient: self._add(name, convolves, number, gradient))
 
     def _add(self, name: str, convolves: bool, number: int, gradient: Tensor) -> None:
@@ -101,15 +97,13 @@ class Watch:
 @contextmanager
 def watching(model: nn.Module, names: Collection[str]) -> Iterator[Watch]:
     """Watch what the named layers read in backward passes, of those that have a bias for themselves."""
-    watch = Watch()
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-
     layers = {
         name: module
         for name, module in model.named_modules()
         if name in names and type(module).forward in _PLAIN and times[id(module._parameters.get("bias"))] == 1
     }
-    watch.is_idle = not layers
+    watch = Watch(is_idle=not layers)
     with hooked(layer.register_forward_hook(partial(watch.record, name)) for name, layer in layers.items()):
         yield watch
 
@@ -125,17 +119,13 @@ def with_constants(
 ) -> nn.Module | None:
     """Return a copy whose biases hold the means of what their layers are about to lose; None where that changes none.
 
-    Args:
-        model: with all channels; nothing is cut here.
-        groups: that lose channels, or not.
-        removed: root channels that go, by group.
-        means: of this model.
+    Nothing is cut here: the model and its means have all channels, ``removed`` names those that go, by group.
     """
     lost: dict[str, set[int]] = {}
     for group in groups:
         roots = set(removed.get(group.name, ()))
-        for member in group.members:
-            if roots and member.side == "in" and member.name in means:
+        for member in group.members if roots else ():
+            if member.side == "in" and member.name in means:
                 pairs = zip(member.indices, member.roots, strict=True)
                 lost.setdefault(member.name, set()).update(index for index, root in pairs if root in roots)
     if not lost:

@@ -105,13 +105,8 @@ def unit_scores(
 ) -> Scores | None:
     """Return the scores of a group's units; None if this kind of importance says nothing about the group.
 
-    Where nothing depends on a whole group, a comparable kind says so: all units score 1, and the mean is 0.
-
-    Args:
-        group: that is scored.
-        importance: how.
-        seed: of the kind that is chance.
-        evidence: what batches of data said about each group's channels, by its name, for kinds that need them.
+    Where nothing depends on a whole group, a comparable kind says so: all units score 1, and the mean is 0. Kinds that
+    need data take what batches said about each group's channels from ``evidence``, by the group's name.
     """
     channels = evidence.get(group.name) if importance.needs_batches else importance.score(Weights(group, seed))
     units = [] if channels is None else [float(channels[list(unit)].sum()) for unit in group.units]

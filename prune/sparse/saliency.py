@@ -72,9 +72,7 @@ def taylor(model: nn.Module, weights: Weights, batches: list[Any], loss: Loss | 
 
 
 SALIENCIES: dict[str, Callable[[nn.Module, Weights, list[Any], Loss | None], dict[str, Tensor]]] = {
-    "magnitude": magnitude,
-    "wanda": wanda,
-    "taylor": taylor,
+    kind.__name__: kind for kind in (magnitude, wanda, taylor)
 }
 
 

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distill.errors import UserError
-from distill.prune.examples import Example
-from distill.prune.modules import Loss, copied, eval_mode, explained, holders, hooked, inside
+from distill.prune.modules import Example, Loss, copied, eval_mode, explained, holders, hooked, inside
 from distill.prune.record import by_reason
 from distill.prune.sparse.saliency import SALIENCIES, SaliencyName, saliency
 from distill.prune.sparse.zeros import Pattern, in_groups, keep_zeros_, read_pattern, sparse_weights

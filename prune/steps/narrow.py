@@ -16,9 +16,9 @@ from distill.prune.graph.groups import prepare
 from distill.prune.graph.verify import output_shapes
 from distill.prune.scores.evidence import Evidence
 from distill.prune.steps.step import Job, Narrowed, Step, cheapest, scored
-from distill.prune.widths.counts import count
 from distill.prune.widths.latency import choose_seconds, given_back, snap
 from distill.prune.widths.selection import Units, choose, choose_until
+from distill.prune.widths.sizes import count
 
 _CORRECTIONS = 5  # cuts at most, until what was reached is what was asked for
 _CLOSE = 0.01  # shares this near are reached
@@ -135,10 +135,10 @@ def _counted(step: Step, share: float, move: Callable[[Units], Units]) -> Cut:
 
     most = choose(candidates, ratio=max_ratio, round_to=round_to, max_ratio=max_ratio)
     exhausted = left(most) > goal
-    aim, cuts = goal, dict[_Key, Cut]()
+    aim, cuts = goal, dict[object, Cut]()
     for _ in range(_CORRECTIONS):
         units = move(choose_until(candidates, goal=aim, left=left, round_to=round_to, max_ratio=max_ratio))
-        key = _key({group: len(chosen) for group, chosen in units.items()})
+        key = frozenset(units.items())
         if key in cuts:
             break
         pruned = step.cut(units)
@@ -160,14 +160,14 @@ def _by_seconds(step: Step, state: Narrowed, share: float) -> Cut:
     ladders = [*by_name.values()]
     # Pairs of what the layers take together, and what the whole took.
     readings = [(step.costs.total({}), state.after_s or before_s)]
-    cuts = dict[_Key, Cut]()
+    cuts = dict[object, Cut]()
     for attempt in range(_CORRECTIONS):
         step.job.tell("cutting and timing", attempt, _CORRECTIONS)
         aim_s = _aim(readings, goal_s, exact=device.layers is not None)
         removed = choose_seconds(ladders, step.costs, aim_s)
         if device.layers is not None:
             removed = given_back(ladders, step.costs, snap(ladders, step.costs, removed), aim_s)
-        if _key(removed) in cuts:
+        if (key := frozenset(removed.items())) in cuts:
             break
         units = cheapest(by_name, removed)
         pruned = step.cut(units)
@@ -175,20 +175,12 @@ def _by_seconds(step: Step, state: Narrowed, share: float) -> Cut:
         if _is_near(seconds, goal_s):
             # One reading in reach may be luck: the more files are tried, the likelier one of them is.
             seconds = math.sqrt(seconds * device.measure(pruned))
-        cuts[_key(removed)] = Cut(units, pruned, seconds=seconds)
+        cuts[key] = Cut(units, pruned, seconds=seconds)
         if _is_near(seconds, goal_s):
             break
         readings.append((step.costs.total(removed), seconds))
     step.job.tell("cutting and timing", _CORRECTIONS, _CORRECTIONS)
     return _best([*cuts.values()], goal_s)
-
-
-_Key = tuple[tuple[str, int], ...]
-
-
-def _key(removed: dict[str, int]) -> _Key:
-    """Return what tells two cuts apart: how many units go of each group."""
-    return tuple(sorted(removed.items()))
 
 
 def _best(cuts: Sequence[Cut], goal_s: float) -> Cut:

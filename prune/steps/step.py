@@ -8,13 +8,12 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from distill.errors import UserError
 from distill.prune.attention.heads import AttentionGroup, Kind, attention_groups, verified_groups
 from distill.prune.depth.skipped import Block
 from distill.prune.graph.cutting import BrokenError, cut
-from distill.prune.graph.groups import ChannelGroup, Graph, is_depthwise
+from distill.prune.graph.groups import ROOTS, ChannelGroup, Graph, Member, is_depthwise
 from distill.prune.graph.verify import Checks
 from distill.prune.record import Decision, GroupRecord
 from distill.prune.scores.evidence import FEW, Evidence
@@ -22,10 +21,9 @@ from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.scores.means import Means, with_constants
 from distill.prune.scores.weights import Scores, unit_scores
 from distill.prune.settings import PruneSettings
-from distill.prune.widths.counts import Counts
 from distill.prune.widths.latency import Device, Ladder, LayerCosts, by_macs, ladder, shapes_of, snap
 from distill.prune.widths.selection import Candidate, Units
-from distill.prune.widths.sizes import Sizes
+from distill.prune.widths.sizes import Counts, Sizes
 from distill.types import Progress
 
 _BINS = 20  # of histograms of scores
@@ -278,9 +276,8 @@ def _is_stream(group: ChannelGroup, projections: Collection[str]) -> bool:
     return any(member.side == "in" and member.name in projections for member in group.members)
 
 
-def _makes(member: object) -> bool:
-    side, module = getattr(member, "side", ""), getattr(member, "module", None)
-    return side == "out" and isinstance(module, _ConvNd | nn.Linear) and not is_depthwise(module)
+def _makes(member: Member) -> bool:
+    return member.side == "out" and isinstance(member.module, ROOTS) and not is_depthwise(member.module)
 
 
 def _is_ignored(group: ChannelGroup, ignore: tuple[str, ...]) -> bool:

@@ -8,18 +8,19 @@ widths that save nothing, and never ends on one that is as slow as a wider one.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from distill.prune.examples import Example, at_batch
 from distill.prune.graph.groups import is_depthwise
-from distill.prune.modules import hooked
+from distill.prune.modules import Example, at_batch, hooked
 from distill.prune.widths.selection import Candidate, blocks
 from distill.prune.widths.sizes import Removed, Sizes
 from distill.prune.widths.staircase import LayerShape
@@ -47,16 +48,13 @@ def shapes_of(model: nn.Module, example: Example, batch: int) -> dict[str, list[
     """Return the shapes that each Conv and Linear layer is called with, by its name, in order of the calls."""
     shapes: dict[str, list[LayerShape]] = {}
 
-    def watch(name: str, module: nn.Module) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
-            if inputs and isinstance(inputs[0], Tensor):
-                shapes.setdefault(name, []).append(_shape(module, inputs[0], batch))
-
-        return module.register_forward_hook(hook)
+    def watch(name: str, module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
+        if inputs and isinstance(inputs[0], Tensor):
+            shapes.setdefault(name, []).append(_shape(module, inputs[0], batch))
 
     args, kwargs = at_batch(example, batch)
     handles = (
-        watch(name, module)
+        module.register_forward_hook(partial(watch, name))
         for name, module in model.named_modules()
         if isinstance(module, _ConvNd | nn.Linear) and not getattr(module, "transposed", False)
     )
@@ -190,14 +188,10 @@ def _best_move(
     for rungs in ladders:
         now = removed.get(rungs.name, 0)
         before = costs.of_group(rungs.name, removed)
-        for count in rungs.stops:
-            if count <= now:
-                continue
+        for count in (stop for stop in rungs.stops if stop > now):
             saved = before - costs.of_group(rungs.name, {**removed, rungs.name: count})
-            if saved <= 0:
-                continue
-            price = (rungs.harm[count] - rungs.harm[now]) / saved
-            if best is None or price < best[0]:
+            price = (rungs.harm[count] - rungs.harm[now]) / saved if saved > 0 else math.inf
+            if price < (best[0] if best else math.inf):
                 best = price, rungs, count, saved
     return None if best is None else best[1:]
 
@@ -221,18 +215,14 @@ def given_back(ladders: Sequence[Ladder], costs: LayerCosts, removed: Removed, g
 def _prefetch_all(ladders: Sequence[Ladder], costs: LayerCosts) -> None:
     """Have every layer timed at all widths that its groups may stop at: one group at a time, then two together."""
     stops = {rungs.name: (0, *rungs.stops) for rungs in ladders}
-    of_layer: dict[str, list[str]] = {}
+    of_layer = defaultdict[str, list[str]](list)
     for rungs in ladders:
         for name in costs.sizes.touched(rungs.name):
-            of_layer.setdefault(name, []).append(rungs.name)
+            of_layer[name].append(rungs.name)
     states: list[tuple[str, Removed]] = [(name, {}) for name in costs.shapes]
     for name, groups in of_layer.items():
-        first, second = groups[0], groups[1] if len(groups) > 1 else None
-        states += [
-            (name, {first: number} | ({second: other} if second else {}))
-            for number in stops[first]
-            for other in (stops[second] if second else (0,))
-        ]
+        pair = groups[:2]
+        states += [(name, dict(zip(pair, counts, strict=True))) for counts in product(*(stops[g] for g in pair))]
     costs.prefetch(states)
 
 
@@ -240,8 +230,7 @@ def snap(ladders: Sequence[Ladder], costs: LayerCosts, removed: Removed) -> dict
     """Widen each narrowed group to the widest count that costs no more: to the end of its step, or off a slow width."""
     result = {name: count for name, count in removed.items() if count}
     for rungs in ladders:
-        now = result.get(rungs.name, 0)
-        if not now:
+        if not (now := result.get(rungs.name, 0)):
             continue
         wider = [count for count in (0, *rungs.fine) if count < now][-_WIDER:]
         costs.prefetch(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .convert import to_half
+from .convert import HalfRecord, Kind, to_half
 from .narrow import emulate
-from .record import HalfRecord, Kind
 
 __all__ = ["HalfRecord", "Kind", "emulate", "to_half"]

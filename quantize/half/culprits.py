@@ -6,18 +6,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, helper
 from onnxruntime import InferenceSession
 
-from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
-from distill.export.graph import copy_of, initializers, only_outputs
+from distill.export.graph import copy_of, only_outputs
 from distill.export.parity_check import session_of
 from distill.types import Feed
 
 from ..calibrate import run_batch
 from .magnitudes import touching
 from .narrow import emulate, narrow
+from .operands import float_tensors
 
 FAR = 0.05  # of the largest float32 answer: ten times what rounding to fp16 does to a healthy network
 _ROUNDS = 8  # nodes that are sought before it is given up
@@ -49,24 +49,18 @@ def find_culprits(
     """Compare the graph of 16-bit floats with the float32 one, and find the nodes to leave in float32 where it is off.
 
     Where something becomes infinite or NaN it is the nodes around the first such tensor; where answers are merely far
-    off, or all zero, bisection finds the last node that float32 has to reach for them to come near.
-
-    Args:
-        model: a float32 graph whose nodes all have names, in the order of their data.
-        float32_nodes: names of nodes that stay float32 already.
-        element: TensorProto.FLOAT16 or BFLOAT16.
-        types: what `element_types` says of ``model``.
-        rows: batches, which are run many times where something is off.
+    off, or all zero, bisection finds the last node that float32 has to reach for them to come near. All nodes of the
+    graph have names, and ``rows`` are run many times where something is off.
 
     Raises:
         UserError: float32 has no finite answer either.
     """
     names = [node.name for node in model.graph.node]
-    float32 = session_of(model, threads=usable_threads())
+    float32 = session_of(model)
 
     def distance(floats: Collection[str]) -> float:
         small = emulate(narrow(model, floats, element, types))
-        return _distance(float32, session_of(small, threads=usable_threads()), rows)
+        return _distance(float32, session_of(small), rows)
 
     first = current = distance(float32_nodes)
     culprits: dict[str, str] = {}
@@ -127,9 +121,7 @@ def _around_first_spoilt(
     model: ModelProto, floats: set[str], element: int, types: Mapping[str, int], rows: Sequence[Feed]
 ) -> dict[str, str]:
     """Find the nodes that make and read the first tensor that is finite in float32 only; node name -> why."""
-    constants = initializers(model.graph)
-    computed = [value.name for value in model.graph.input] + [name for node in model.graph.node for name in node.output]
-    tensors = [name for name in computed if types.get(name) == TensorProto.FLOAT and name not in constants]
+    tensors = float_tensors(model, types)
     small = emulate(narrow(model, floats, element, types))
     wide_flags, small_flags = (_spoilt(graph, tensors, rows) for graph in (model, small))
     for name in tensors:
@@ -148,7 +140,7 @@ def _spoilt(model: ModelProto, tensors: Sequence[str], rows: Sequence[Feed]) -> 
     probed.graph.node.extend(nodes)
     flags = [f"flag/{number}" for number in range(len(tensors))]
     only_outputs(probed, flags)
-    session = session_of(probed, threads=usable_threads())
+    session = session_of(probed)
     spoilt: set[str] = set()
     for feed in rows:
         values = run_batch(session, flags, feed)

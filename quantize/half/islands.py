@@ -69,13 +69,8 @@ def islands(
     """Choose the nodes that stay float32 without running the graph, node name -> why.
 
     These are normalisations, written out or whole, softmax and the like; what computes shapes; for fp16 the readers of
-    constants out of its range; what has no form in 16 bits; and what is asked for.
-
-    Args:
-        model: a float32 graph whose nodes all have names, in the order of their data.
-        types: what `element_types` says of it.
-        element: TensorProto.FLOAT16 or BFLOAT16.
-        keep_float: outputs of nodes that stay float32, by name.
+    constants out of its range; what has no form in 16 bits; and what is asked for, by names of outputs. All nodes of
+    the graph have names; ``element`` is TensorProto.FLOAT16 or BFLOAT16.
     """
     graph = model.graph
     reasons = {node.name: SHAPE for node in _shape_nodes(graph)}
@@ -91,8 +86,9 @@ def islands(
             reasons[node.name] = BY_KIND
         if set(node.output) & set(keep_float):
             reasons[node.name] = ASKED
-    floats = {node.name for node in graph.node if _touches_float(node, types)}
-    return {name: why for name, why in reasons.items() if name in floats}
+    floats = {name for name, element_type in types.items() if element_type == TensorProto.FLOAT}
+    with_floats = {node.name for node in graph.node if floats & {*node.input, *node.output}}
+    return {name: why for name, why in reasons.items() if name in with_floats}
 
 
 def fill_gaps(model: ModelProto, types: Mapping[str, int], float32_nodes: Collection[str]) -> dict[str, str]:
@@ -141,10 +137,6 @@ def _sizes(graph: GraphProto) -> Iterator[tuple[str, np.ndarray]]:
 
 def _reading(graph: GraphProto, names: set[str], why: str) -> dict[str, str]:
     return {node.name: why for node in graph.node if set(node.input) & names}
-
-
-def _touches_float(node: NodeProto, types: Mapping[str, int]) -> bool:
-    return any(types.get(name) == TensorProto.FLOAT for name in (*node.input, *node.output))
 
 
 def _is_square(node: NodeProto) -> bool:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from distill.benchmarks.timing.machine import usable_threads
-from distill.export.graph import add_constant, copy_of, initializers, only_outputs, operator
+from distill.export.graph import add_constant, copy_of, only_outputs, operator
 from distill.export.parity_check import session_of
 from distill.types import Feed
 
 from ..calibrate import run_batch
 from .islands import LARGEST, SMALLEST
+from .operands import float_tensors
 
 HEADROOM = 4.0  # other data go beyond the samples: a tensor has to stay this far within both ends of the range
 _EXACT = 2048.0  # fp16 leaves out every second integer above
@@ -39,18 +39,13 @@ class Magnitude:
 def magnitudes(model: ModelProto, types: Mapping[str, int], feeds: Iterable[Feed]) -> dict[str, Magnitude]:
     """Run a float32 graph over samples and return the magnitude of each float tensor, graph inputs included.
 
-    Minima and maxima are taken inside the graph, so that memory does not grow with the number of samples.
-
-    Args:
-        model: a float32 graph; it is not changed.
-        types: what `element_types` says of it.
-        feeds: batches as the graph takes them, read once.
+    Minima and maxima are taken inside a copy of the graph, so that memory does not grow with the number of samples.
 
     Raises:
         UserError: a batch that the graph refuses.
     """
     augmented, probes = _with_probes(model, types)
-    session = session_of(augmented, threads=usable_threads())
+    session = session_of(augmented)
     outputs = [probe.output for probe in probes]
     sizes = dict.fromkeys((probe.tensor for probe in probes), Magnitude())
     for feed in feeds:
@@ -64,7 +59,9 @@ def magnitudes(model: ModelProto, types: Mapping[str, int], feeds: Iterable[Feed
 def unfit(model: ModelProto, types: Mapping[str, int], sizes: Mapping[str, Magnitude]) -> dict[str, str]:
     """Find the nodes that have to stay float32 by the magnitudes, with a margin of `HEADROOM`; node name -> why."""
     large, small = LARGEST / HEADROOM, SMALLEST * HEADROOM
-    integers = _from_integers(model.graph, types)
+    # Positions and counts, of which every one matters.
+    casts = [node for node in model.graph.node if operator(node) == "Cast" and types.get(node.input[0]) in _INTEGERS]
+    integers = {node.output[0] for node in casts}
     tensors = {}
     for name, magnitude in sizes.items():
         if magnitude.largest > large:
@@ -107,16 +104,14 @@ class _Probe:
 def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProto, list[_Probe]]:
     """Add reductions of every float tensor to a copy of the graph, as its only outputs."""
     augmented = copy_of(model)
-    graph = augmented.graph
-    constants = initializers(graph)
-    names = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
-    tensors = [name for name in names if types.get(name) == TensorProto.FLOAT and name not in constants]
+    graph, tensors = augmented.graph, float_tensors(model, types)
     probes, nodes = list[_Probe](), list[NodeProto]()
     for reduction in ("ReduceMin", "ReduceMax"):
         for tensor in tensors:
             probes.append(_Probe(tensor, f"probe/{len(probes)}", "largest"))
             nodes.append(helper.make_node(reduction, [tensor], [probes[-1].output], keepdims=0))
-    for tensor in _magnified(graph, tensors):
+    read = [node.input[_MAGNIFY[operator(node)]] for node in graph.node if operator(node) in _MAGNIFY]
+    for tensor in [name for name in dict.fromkeys(read) if name in set(tensors)]:
         probes.append(_Probe(tensor, f"probe/{len(probes)}", "smallest"))
         nodes += _smallest(graph, tensor, probes[-1].output)
     for node in graph.node:
@@ -126,11 +121,6 @@ def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProt
     graph.node.extend(nodes)
     only_outputs(augmented, [probe.output for probe in probes])
     return augmented, probes
-
-
-def _magnified(graph: GraphProto, tensors: Sequence[str]) -> list[str]:
-    read = [node.input[_MAGNIFY[operator(node)]] for node in graph.node if operator(node) in _MAGNIFY]
-    return [name for name in dict.fromkeys(read) if name in set(tensors)]
 
 
 def _smallest(graph: GraphProto, tensor: str, output: str) -> list[NodeProto]:
@@ -151,9 +141,3 @@ def _sums(mean: NodeProto, output: str) -> list[NodeProto]:
     total.op_type, total.name = "ReduceL1", ""
     total.output[:] = [f"{output}/sums"]
     return [total, helper.make_node("ReduceMax", [f"{output}/sums"], [output], keepdims=0)]
-
-
-def _from_integers(graph: GraphProto, types: Mapping[str, int]) -> set[str]:
-    """Name what is cast from integers: positions and counts, of which every one matters."""
-    casts = [node for node in graph.node if operator(node) == "Cast" and types.get(node.input[0]) in _INTEGERS]
-    return {node.output[0] for node in casts}

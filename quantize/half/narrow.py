@@ -20,13 +20,8 @@ def narrow(model: ModelProto, float32_nodes: Collection[str], element: int, type
     A tensor keeps its name as float32, and has a twin in 16 bits where a node wants one: neighbours that stay float32
     hand each other float32, and nested graphs find what they read. Inputs and outputs of the graph stay float32. What
     computes in 16 bits is cast back whether anything reads it or not, so that every tensor can be looked at; `strip`
-    takes away what is not read.
-
-    Args:
-        model: a float32 graph whose nodes all have names; it is not changed.
-        float32_nodes: names of nodes that stay so.
-        element: TensorProto.FLOAT16 or BFLOAT16.
-        types: what `element_types` says of ``model``.
+    takes away what is not read. All nodes of the graph, which is not changed, have names; ``element`` is
+    TensorProto.FLOAT16 or BFLOAT16.
     """
     small = copy_of(model)
     graph = small.graph
@@ -84,10 +79,7 @@ def emulate(model: ModelProto) -> ModelProto:
     Every tensor of 16 bits becomes one of float32 that is rounded to 16 bits behind the node that makes it: products
     and sums accumulate in float32, as on a GPU, and their results round, overflow and underflow. onnxruntime's CPU
     provider does not show that: it takes fp16 graphs to float32 as a whole, where nothing overflows, and refuses
-    bfloat16.
-
-    Args:
-        model: a graph with float32 inputs and outputs, as `to_half` makes it; it is not changed.
+    bfloat16. The graph has float32 inputs and outputs, as `to_half` makes it, and is not changed.
     """
     wide = copy_of(model)
     graph = wide.graph

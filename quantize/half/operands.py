@@ -11,7 +11,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, defs
 
 from distill.errors import NotMeasuredError, UserError
-from distill.export.graph import attribute, attribute_graphs, copy_of, opset_of, tensor_types
+from distill.export.graph import attribute, attribute_graphs, copy_of, initializers, opset_of, tensor_types
 from distill.export.parity_check import session_of
 
 _TYPE_NAMES: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
@@ -51,14 +51,15 @@ def _asked(model: ModelProto, names: Sequence[str]) -> dict[str, int]:
     return {value.name: _TYPES.get(value.type, 0) for value in outputs}
 
 
-def operands(node: NodeProto, types: Mapping[str, int], element: int, model: ModelProto) -> Operands | None:
-    """Say which float32 operands of a node can become 16-bit floats; None where none can.
+def float_tensors(model: ModelProto, types: Mapping[str, int]) -> list[str]:
+    """List the inputs and computed tensors that hold float32, in the order of their data."""
+    constants, graph = initializers(model.graph), model.graph
+    names = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
+    return [name for name in names if types.get(name) == TensorProto.FLOAT and name not in constants]
 
-    Args:
-        node: of the main graph of ``model``.
-        types: what `element_types` found for the float32 graph.
-        element: TensorProto.FLOAT16 or BFLOAT16.
-        model: it says which opsets are meant.
+
+def operands(node: NodeProto, types: Mapping[str, int], element: int, model: ModelProto) -> Operands | None:
+    """Say which float32 operands of a node can become 16-bit floats, of the opset of ``model``; None where none can.
 
     A node that holds graphs stays float32 with them, and so does one that reads or writes a sequence or an optional:
     whoever takes the tensors out of it expects them as they were.

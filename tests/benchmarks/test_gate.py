@@ -165,7 +165,7 @@ def test_an_accepted_file_passes_with_its_reason(conv: Conv, options: Any) -> No
 def test_a_stored_report_is_judged_again_and_reads_back_as_it_was(conv: Conv, options: Any, tmp_path: Path) -> None:
     found = gate.gate(conv(layers=120, name="large.onnx"), conv(layers=1, name="small.onnx"), options, ask())
     records.save_reports(tmp_path / "r.json", [found])
-    (back,) = records.load_reports(tmp_path / "r.json")
+    ((back,), _) = records.load_part(tmp_path / "r.json")
     assert back == dataclasses.replace(found)
     assert judging.rejudge(back) == found
     assert judging.rejudge(back, tolerance=999.0).gates[0].verdict == "pass"

@@ -39,7 +39,7 @@ from distill.prune.attention.heads import (
     verified_groups,
 )
 from distill.prune.attention.stand_ins import is_stand_in, stand_in_
-from distill.prune.examples import at_batch, tensors_in
+from distill.prune.modules import at_batch, tensors_in
 from distill.prune.scores.importance import IMPORTANCES
 from distill.prune.scores.weights import Weights, unit_scores
 

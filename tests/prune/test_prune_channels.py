@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune import PruneRecord, PruneSettings, count, prune_channels
-from distill.prune.examples import at_batch, tensors_in
+from distill.prune.modules import at_batch, tensors_in
 
 ALL = {**MAIN, **HARD}
 

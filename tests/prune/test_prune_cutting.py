@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune import PruneSettings, prune_channels
-from distill.prune.examples import at_batch
 from distill.prune.graph.cutting import BrokenError, cut
 from distill.prune.graph.groups import Graph, prepare
 from distill.prune.graph.verify import Checks, output_shapes
+from distill.prune.modules import at_batch
 
 
 class Fragile(nn.Module):

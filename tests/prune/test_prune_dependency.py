@@ -11,9 +11,9 @@ import torch_pruning as tp
 from prune_zoo import HARD, MAIN, make
 from torch import Tensor, nn
 
-from distill.prune.examples import at_batch
 from distill.prune.graph.dependency import Dependency
 from distill.prune.graph.groups import ROOTS, Graph, prepare
+from distill.prune.modules import at_batch
 
 ALL = {**MAIN, **HARD}
 

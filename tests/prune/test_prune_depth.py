@@ -23,7 +23,7 @@ from distill.prune import PruneSettings, count, prune_channels
 from distill.prune.depth.blocks import examine_blocks, removable_blocks
 from distill.prune.depth.shallow import rank_blocks
 from distill.prune.depth.skipped import Block, Skipped, skip_blocks, skip_blocks_, skipped_of
-from distill.prune.examples import at_batch
+from distill.prune.modules import at_batch
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.prune import PruneSettings, apply_structure, apply_structure_, prune_channels, structure_of
-from distill.prune.examples import tensors_in
+from distill.prune.modules import tensors_in
 
 SETTINGS = PruneSettings(importance="group_norm", ratio=0.4, round_to=4)
 ALL = {**MAIN, **HARD}
@@ -26,7 +26,7 @@ import torch
 from prune_zoo import MAIN, make
 from safetensors.torch import load_file, save_file
 from distill.prune import apply_structure
-from distill.prune.examples import tensors_in
+from distill.prune.modules import tensors_in
 torch.set_num_threads(1)
 found = {}
 for index, (name, case) in enumerate(MAIN.items()):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.prune import PruneRecord, PruneSettings, apply_structure, count, prune_channels, structure_of
-from distill.prune.examples import at_batch
+from distill.prune.modules import at_batch
 from distill.prune.scores.importance import ImportanceName
 from distill.prune.widths.latency import Device
 from distill.prune.widths.sizes import Sizes

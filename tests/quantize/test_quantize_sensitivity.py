@@ -17,9 +17,16 @@ from torch import nn
 from distill.errors import UserError
 from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings
-from distill.quantize.sensitivity import Sensitivity, divergence, fewest_float, layers_of, sensitivities
+from distill.quantize.sensitivity import (
+    Sensitivity,
+    divergence,
+    fewest_float,
+    layer_seconds,
+    layers_of,
+    saved_seconds,
+    sensitivities,
+)
 from distill.quantize.static import CalibratedGraph, calibrate_graph, write
-from distill.quantize.timing import layer_seconds, saved_seconds
 
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="times x86 kernels")
 LOUD = 2  # the layer in front of which one channel is a thousand times larger than the others
@@ -99,7 +106,7 @@ def test_the_fewest_layers_go_back_to_float(loud: Any) -> None:
 @settings(deadline=None)
 def test_the_search_finds_the_threshold_and_takes_the_worst_first(costs: list[float], enough: int) -> None:
     measured = [Sensitivity(f"layer{number}", "Conv", cost) for number, cost in enumerate(costs)]
-    best = fewest_float(measured, lambda floats: floats, lambda floats: len(floats) >= enough)  # type: ignore[arg-type]
+    best = fewest_float(measured, lambda floats: floats, lambda floats: len(floats) >= enough)
     if enough >= len(costs):
         assert best is None
         return

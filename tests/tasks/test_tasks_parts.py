@@ -13,7 +13,7 @@ from distill.errors import UserError
 from distill.references.digest import Digest
 from distill.tasks import metrics
 from distill.tasks.augment import counter_hash, draw, hash_words, shift_and_flip
-from distill.tasks.splits import at_random, by_group, check_splits, part_size, shuffled, stratified
+from distill.tasks.splits import by_group, check_splits, part_size, shuffled, stratified
 
 MASK = (1 << 64) - 1
 words = st.integers(min_value=-(2**63), max_value=2**63 - 1)
@@ -147,7 +147,6 @@ def test_no_group_lies_in_two_parts(groups: list[str], seed: int) -> None:
 def test_seeds_decide_the_order() -> None:
     assert sorted(shuffled(100, 3).tolist()) == list(range(100))
     assert not np.array_equal(shuffled(100, 3), shuffled(100, 4))
-    assert not np.array_equal(at_random(100, [10], 3)[0], at_random(100, [10], 4)[0])
 
 
 def test_shares_round_up_and_the_default_gives_at_least_ten() -> None:

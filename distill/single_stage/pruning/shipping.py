@@ -11,7 +11,7 @@ from torch import nn
 
 from distill.benchmarks import Comparison, compare
 from distill.export import export_onnx, to_bytes
-from distill.prune.examples import Example, at_batch
+from distill.prune.modules import Example, at_batch
 from distill.quantize import QuantizeSettings, quantize
 from distill.runtime.timing import Shipped
 from distill.single_stage.inputs import Inputs
