@@ -76,9 +76,7 @@ def prune_model(model: ModuleLike, *, progress: Progress | None = None, **option
 def run(options: PruneOptions, progress: Progress | None = None) -> Pruned:
     """Prune, teach, measure, and write the folder where the goal is reached and the file is not slower.
 
-    Raises:
-        UserError: the model, the rows or an option is at fault.
-        NotMeasuredError: a speed-up is asked for, and the target is not at hand; or its provider does not load.
+    Raises what ``prune_model`` raises.
     """
     request = read_request(options)
     if options.out is not None:

@@ -77,9 +77,7 @@ def run(options: QuantizeOptions, progress: Progress | None = None) -> Quantized
     """Quantise, judge, measure, choose and write.
 
     Where no other precision keeps the budget no model is written. Where float32 is the fastest it is written as it is.
-
-    Raises:
-        UserError: the model, the samples or an option is at fault.
+    Raises UserError as ``quantize_model`` does.
     """
     target, settings, answers = _settle(options)
     core, rows = _read(options)

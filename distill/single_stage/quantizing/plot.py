@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from distill.benchmarks import units
@@ -36,16 +37,10 @@ _STYLE = """
 
 
 def sensitivity_svg(layers: Sequence[Sensitivity], floats: Collection[str], *, unit: str, rows: int) -> str:
-    """Draw a horizontal bar a layer, in the order of the graph: how far answers move with it alone in int8.
+    """Return an SVG file with a bar a layer, in the order of the graph: how far answers move with it alone in int8.
 
-    Args:
-        layers: what was measured, one at least.
-        floats: outputs of the layers that stayed float; their bars are outlined, and it is written beside them.
-        unit: of the divergence.
-        rows: in the call whose time is compared.
-
-    Returns:
-        The text of an SVG file; the axis is logarithmic, and a divergence of 0 has no bar.
+    The axis is logarithmic in ``unit``, and a divergence of 0 has no bar. The bars of layers whose outputs stayed float
+    are outlined. ``rows`` are those of the call whose time is compared.
     """
     sizes = [layer.divergence for layer in layers if 0 < layer.divergence < math.inf]
     top = math.ceil(math.log10(max(sizes, default=1.0)))
@@ -86,11 +81,11 @@ def sensitivity_svg(layers: Sequence[Sensitivity], floats: Collection[str], *, u
     return tostring(root, encoding="unicode") + "\n"
 
 
-class _Axis:
+class _Axis(NamedTuple):
     """A logarithmic axis from 10^low to 10^top."""
 
-    def __init__(self, low: int, top: int) -> None:
-        self.low, self.top = low, top
+    low: int
+    top: int
 
     def length(self, value: float) -> float:
         """Return a bar's length in pixels: none for 0, all for what is not finite."""

@@ -116,15 +116,7 @@ def _warnings(choice: Choice, report: Report | None) -> list[str]:
 
 
 def to_json(choice: Choice, *, model: str, target: str, max_drop: float, rows: int) -> str:
-    """Write down what was tried and chosen; drops are fractions, and what is not finite is null.
-
-    Args:
-        choice: what was tried and chosen.
-        model: what it was made from, as it was said.
-        target: what it ships to.
-        max_drop: the budget.
-        rows: how many were judged.
-    """
+    """Write down what was tried and chosen by ``rows``; drops are fractions, and what is not finite is null."""
     record = {
         "model": model,
         "target": target,
