@@ -182,16 +182,16 @@ class _Walk:
         while self.links:
             self._follow(*self.links.popleft())
         # A class that a split lacks is no error here: the splits' check warns of it.
-        found = {number: paths for (name, number), paths in self.pictures.items() if name == split}
-        for number, paths in found.items():
+        of_class = {number: paths for (name, number), paths in self.pictures.items() if name == split}
+        for number, paths in of_class.items():
             if not paths:
                 raise UserError(
                     f"{home / labels[number]}: holds no images ({', '.join(EXTENSIONS[:3])}, …); add some or remove "
                     "the folder"
                 )
-        if not found:
+        if not of_class:
             raise UserError(f"{home}: holds no images; expected one folder a class")
-        return [(path, number) for number, paths in found.items() for path in sorted(paths)]
+        return [(path, number) for number, paths in of_class.items() for path in sorted(paths)]
 
     def warnings(self) -> Iterator[str]:
         """Say what was left out."""
