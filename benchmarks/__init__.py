@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distill.benchmarks.onnx_file.inputs import make_inputs
+from distill.benchmarks.onnxruntime_wheels import conflicting_wheels
 from distill.benchmarks.timing.machine import fingerprint, machine, usable_threads
 from distill.benchmarks.timing.measure import Comparison, Latency, compare, measure
 from distill.benchmarks.timing.profile import Profile, profile
@@ -16,7 +17,6 @@ from distill.benchmarks.verdict.rule import Rule
 from .records import Report
 from .settings import BenchmarkSettings
 from .target import TARGETS, Target, resolve_target, why_unmeasurable
-from .wheels import conflicting_wheels
 
 __all__ = [
     "TARGETS",

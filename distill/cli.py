@@ -16,12 +16,12 @@ from distill.errors import DistillError, Exit
 from distill.verbs.bench import verb as bench
 from distill.verbs.doctor import doctor
 from distill.verbs.init import init
-from distill.verbs.options import command
 from distill.verbs.presets import presets
 from distill.verbs.prune import prune
 from distill.verbs.quantize import quantize
 from distill.verbs.run import RunOptions, run
 from distill.verbs.schema import schema
+from distill.verbs.signature import command
 from distill.verbs.validate import ValidateOptions, validate
 
 # Typer brings its own copy of click from 0.20 or so on; its errors are found here, whichever it uses.

@@ -17,7 +17,7 @@ from distill.runtime.context import Context
 from distill.runtime.decisions import SHIP
 from distill.runtime.facts import Quality, Verdict
 from distill.runtime.records import RunResult, StageRecord, Total
-from distill.stages.making import StageResult
+from distill.stages.common import StageResult
 
 STAGES = ("teacher", "control", "student", "prune", "quantize", "export")
 

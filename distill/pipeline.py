@@ -30,8 +30,8 @@ from distill.runtime.folder import RunFolder, digest, write_text
 from distill.runtime.records import RunResult, StageRecord, Status
 from distill.runtime.smoke import smoke_config, smoke_task
 from distill.stages import prune, quantize, student, teacher
-from distill.stages.making import StageResult
-from distill.stages.trial import try_models
+from distill.stages.common import StageResult
+from distill.stages.model_check import try_models
 from distill.study import study as search
 from distill.study.space import require_allowed
 from distill.tasks import load_task

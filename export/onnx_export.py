@@ -16,8 +16,8 @@ from distill.errors import UserError
 from distill.export.parity_check import first_line, parity, run_onnx
 from distill.export.simplification import simplify
 from distill.export.stripping import strip
+from distill.export.wrapped_model import OUTPUT, Core, Tensors, prepare, quiet
 
-from .core_module import OUTPUT, Core, Tensors, prepare, quiet
 from .graph import input_shape, opset_of
 from .settings import ExportSettings
 

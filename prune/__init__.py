@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from distill.prune.scores.importance import IMPORTANCES as IMPORTANCES
     from distill.prune.settings import PruneSettings as PruneSettings
     from distill.prune.widths.latency import Device as Device
+    from distill.prune.widths.layer_costs import Staircase as Staircase
     from distill.prune.widths.sizes import Counts as Counts
     from distill.prune.widths.sizes import count as count
-    from distill.prune.widths.staircase import Staircase as Staircase
 
 _HOME = {
     **dict.fromkeys(("apply_structure", "apply_structure_", "structure_of"), "graph.structure"),
@@ -37,7 +37,7 @@ _HOME = {
     "IMPORTANCES": "scores.importance",
     "PruneSettings": "settings",
     "Device": "widths.latency",
-    "Staircase": "widths.staircase",
+    "Staircase": "widths.layer_costs",
 }
 __all__ = [*_HOME]
 

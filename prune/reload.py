@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from distill.documents import read_json
 from distill.errors import UserError
 from distill.prune.graph.structure import apply_structure, structure_of
-from distill.prune.trust import approved, at_most
+from distill.prune.trusted_references import approved, at_most
 from distill.references.models import build, recipe
-from distill.state import load_state
+from distill.state_dicts import load_state
 
 FORMAT = "distill pruned model 1"
 WEIGHTS, ABOUT = "model.safetensors", "model.json"

@@ -25,10 +25,10 @@ from distill.export.graph import (
     operator,
     producers,
 )
+from distill.quantize.select_nodes import output_axis
 from distill.types import Array, Feed, Progress
 
 from .calibrate import channel_reduction, observed
-from .select import output_axis
 from .settings import QuantizeSettings
 
 _ROWS = 32

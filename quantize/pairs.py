@@ -19,8 +19,7 @@ from distill.export.graph import (
     replace_input,
     replace_reads,
 )
-
-from .select import MOVERS
+from distill.quantize.select_nodes import MOVERS
 
 _POOLS = frozenset({"GlobalAveragePool", "AveragePool"})
 

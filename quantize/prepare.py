@@ -24,10 +24,10 @@ from distill.export.graph import (
     remove_nodes,
     use_counts,
 )
+from distill.quantize.select_nodes import COMPUTE, is_depthwise, output_axis
 
 from .float_graph import float_graph
 from .half.operands import element_types
-from .select import COMPUTE, is_depthwise, output_axis
 
 _IMAGE_RANK = 4
 # As onnxruntime's quantiser reads them, by a weight's name.

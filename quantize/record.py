@@ -11,8 +11,7 @@ from onnx import ModelProto
 from distill.benchmarks.onnx_file.saturation import saturating_share
 from distill.export.graph import initializers
 from distill.export.stripping import to_bytes
-
-from .select import count_float, is_compute
+from distill.quantize.select_nodes import count_float, is_compute
 
 
 @dataclass(frozen=True)

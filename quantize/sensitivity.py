@@ -20,9 +20,9 @@ from distill.errors import UserError
 from distill.export.graph import consumers
 from distill.export.parity_check import run_onnx
 from distill.outputs import Output, of_shape
+from distill.quantize.select_nodes import COMPUTE
 from distill.types import Array, Feed, Progress
 
-from .select import COMPUTE
 from .settings import QuantizeSettings
 from .static import CalibratedGraph, integer_graph
 

@@ -14,17 +14,17 @@ from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import copy_of, initializers, operator, producers, sort_nodes
 from distill.export.stripping import strip
+from distill.quantize.integer_kernels import fuses_here, unfused_nodes
+from distill.quantize.repairs import REPAIRS
+from distill.quantize.select_nodes import COMPUTE, QUANTIZED_OPERATORS, count_float, select_nodes
 from distill.types import Feed, Progress
 
 from .bias import correct_biases, rounded_weights
 from .calibrate import calibrate, twice
-from .executed import fuses_here, unfused_nodes
 from .float_graph import silent
-from .ladder import REPAIRS
 from .pairs import free_float_readers
 from .prepare import prepare, products_to_gemm, weight_overrides
 from .record import QuantizeRecord
-from .select import COMPUTE, QUANTIZED_OPERATORS, count_float, select_nodes
 from .settings import QuantizeSettings
 from .weights import narrow_tables
 

@@ -18,9 +18,9 @@ from test_wrong_inputs import call, forget
 from wrong.corpus import write_config
 from wrong.hostile import BOMB, DECISIONS, DOCUMENTS, EVIL, TOUCH, pickled
 
-from distill.benchmarks import wheels
+from distill.benchmarks import onnxruntime_wheels as wheels
 from distill.benchmarks.timing.callables import TorchCallable
-from distill.sealed import write_sealed
+from distill.sealed_files import write_sealed
 
 COMMAND = ("run", "config.yaml", "--smoke", "--out", "run")
 TEACHER = Path("run/stages/01-teacher")

@@ -16,7 +16,7 @@ from torch import nn
 from distill.errors import UserError
 from distill.export import export_onnx, run_onnx
 from distill.export.graph import input_shape
-from distill.tasks.open_axes import seen_axes, stated_axes
+from distill.tasks.dynamic_axes import seen_axes, stated_axes
 
 TEXTS = '''
 import torch

@@ -12,7 +12,7 @@ from torch import nn
 
 from distill.prune import load, save
 from distill.references.weights import load_weights
-from distill.state import load_state
+from distill.state_dicts import load_state
 
 
 class Versioned(nn.Module):

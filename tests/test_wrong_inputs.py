@@ -17,8 +17,8 @@ import pytest
 from wrong import configs, data, models, places
 from wrong.corpus import Wrong, contents, write_config
 
+from distill.benchmarks import onnxruntime_wheels as wheels
 from distill.benchmarks import target as targets
-from distill.benchmarks import wheels
 from distill.cli import main
 
 CASES: list[Wrong] = [*configs.CASES, *models.CASES, *data.CASES, *places.CASES]

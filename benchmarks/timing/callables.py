@@ -37,7 +37,7 @@ class TorchCallable:
 
     def arm(self, feeds: Feed, device: str) -> ArmSpec:
         """Return it as something to be timed, in a process of its own that is told what to run."""
-        command = (sys.executable, "-m", "distill.benchmarks.timing.torch_arm")
+        command = (sys.executable, "-m", "distill.benchmarks.timing.torch_process")
         spec = {"reference": self.reference, "form": self.form, "device": device}
         return ArmSpec(Path(self.reference), feeds, command, spec)
 

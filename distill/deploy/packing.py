@@ -29,7 +29,7 @@ from distill.runtime.artifacts import (
 from distill.runtime.context import Context
 from distill.runtime.facts import FileParity
 from distill.runtime.folder import digest, sources, versions
-from distill.sealed import altered, file_sha256, hashes_of
+from distill.sealed_files import altered, file_sha256, hashes_of
 from distill.training.forward import predict
 
 VECTORS = 16

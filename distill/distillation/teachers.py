@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.sealed import Tell, sealed_array
+from distill.sealed_files import Tell, sealed_array
 from distill.tasks.base import Batch, Task
 from distill.training.forward import predict
 from distill.training.lesson import Teacher

@@ -3,6 +3,13 @@
 This package imports numpy and the leaves only; every package of the product may import it.
 """
 
+from distill.outputs.recognition import UNKNOWN as UNKNOWN
+from distill.outputs.recognition import Evidence as Evidence
+from distill.outputs.recognition import Tail as Tail
+from distill.outputs.recognition import note as note
+from distill.outputs.recognition import tell as tell
+from distill.outputs.recognition import tell_or_numbers as tell_or_numbers
+
 from .drops import Comparison as Comparison
 from .drops import Metric as Metric
 from .drops import degenerate as degenerate
@@ -11,9 +18,3 @@ from .kinds import Kind as Kind
 from .kinds import Output as Output
 from .kinds import of_shape as of_shape
 from .labels import checked_labels as checked_labels
-from .telling import UNKNOWN as UNKNOWN
-from .telling import Evidence as Evidence
-from .telling import Tail as Tail
-from .telling import note as note
-from .telling import tell as tell
-from .telling import tell_or_numbers as tell_or_numbers

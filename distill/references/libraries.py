@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from distill.errors import UserError
-from distill.references.loading import cause
+from distill.references.functions import cause
 
 Arguments = Mapping[str, Any]
 # What only decides which weights a model begins with; one that is built again gets its own.

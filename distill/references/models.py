@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
+from distill.references.functions import call_user, cause, label, load_reference
 from distill.references.libraries import LIBRARIES, OF_TASK, OF_WEIGHTS, Arguments
-from distill.references.loading import call_user, cause, label, load_reference
 from distill.references.objects import PREFIX, held_object
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
-from distill.references.loading import label
+from distill.references.functions import label
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ def load_weights(model: nn.Module, path: Path, *, field: str) -> nn.Module:
     """
     import torch
 
-    from distill.state import load_state
+    from distill.state_dicts import load_state
 
     subject = label(path, field)
     if not path.is_file():

@@ -30,7 +30,7 @@ from distill.export.settings import ExportSettings
 from distill.models import build
 from distill.prune import apply_structure, structure_of
 from distill.runtime.folder import damaged, file_sha256
-from distill.state import load_state
+from distill.state_dicts import load_state
 from distill.tasks.base import Batch, Data, Inputs, Task
 from distill.training.batches import batches
 from distill.training.forward import as_inputs

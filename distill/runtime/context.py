@@ -35,7 +35,7 @@ from distill.runtime.budget import Constraint, Figures, Timed, budget_of
 from distill.runtime.facts import Quality, StageLatency
 from distill.runtime.folder import RunFolder, digest, sources, versions
 from distill.runtime.quality import quality, weak_evidence, weak_splits
-from distill.sealed import sealed_array
+from distill.sealed_files import sealed_array
 from distill.tasks.base import Task
 from distill.training.batches import batches
 from distill.types import Array

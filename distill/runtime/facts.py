@@ -16,7 +16,7 @@ from distill.export import Parity
 from distill.intervals import Estimate, Real
 from distill.prune.record import PruneRecord
 from distill.quantize import QuantizeRecord
-from distill.quantize.half.islands import Island
+from distill.quantize.half.float32_nodes import Island
 from distill.training.loop import TrainRecord
 
 Verdict = Literal["met", "missed", "unresolved"]

@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 from distill import files
 from distill.documents import plain
 from distill.errors import UserError
-from distill.sealed import AlteredError, altered, hashes_of, read_sealed, remove, write_sealed
-from distill.sealed import file_sha256 as file_sha256  # others take both from here
-from distill.sealed import write_text as write_text
+from distill.sealed_files import AlteredError, altered, hashes_of, read_sealed, remove, write_sealed
+from distill.sealed_files import file_sha256 as file_sha256  # others take both from here
+from distill.sealed_files import write_text as write_text
 
 _VERSIONS = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning")
 

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from distill.benchmarks import TARGETS, conflicting_wheels, providers_that_load, usable_threads
 from distill.benchmarks.target import CPU, CUDA
 from distill.benchmarks.timing.machine import affinity_cores, cgroup_cores, cpu_flags, cpu_model, family, gpus
-from distill.references.loading import cause
+from distill.references.functions import cause
 
 _PACKAGES = (
     *("distill", "torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "torch-pruning", "optuna"),

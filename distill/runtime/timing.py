@@ -13,7 +13,7 @@ from torch import nn
 
 from distill.benchmarks import BenchmarkSettings, Target, compare, measure
 from distill.prune.widths.latency import Device
-from distill.prune.widths.staircase import Precision, Staircase
+from distill.prune.widths.layer_costs import Precision, Staircase
 
 
 @dataclass

@@ -24,9 +24,9 @@ from distill.outputs import (
     tell_or_numbers,
 )
 from distill.quantize.half.narrow import SIXTEEN_BITS, emulate
-from distill.quantize.repair import Loss
-from distill.references.loading import load_reference
-from distill.single_stage.graph_rows import GraphRows
+from distill.quantize.repair_loop import Loss
+from distill.references.functions import load_reference
+from distill.single_stage.calibration_rows import GraphRows
 from distill.single_stage.options import PruneOptions, QuantizeOptions
 from distill.types import Array, Feed
 

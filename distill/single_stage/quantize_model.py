@@ -22,14 +22,14 @@ from distill.errors import Exit, UserError
 from distill.export.metadata import write_metadata
 from distill.export.stripping import to_bytes
 from distill.intervals import Estimate
-from distill.places import require_apart, require_places, write_output
-from distill.quantize.choose import FLOAT, Candidate, Choice, Precision, choose, decide
-from distill.quantize.repair import Loss
+from distill.output_paths import require_apart, require_places, write_output
+from distill.quantize.choose_precision import FLOAT, Candidate, Choice, Precision, choose, decide
+from distill.quantize.repair_loop import Loss
 from distill.quantize.sensitivity import saved_seconds, sensitivities
 from distill.quantize.settings import CALIBRATIONS, QuantizeSettings
 from distill.quantize.static import calibrate_graph
 from distill.references.models import build
-from distill.single_stage.graph_rows import GraphRows, inputs_of, part_rows
+from distill.single_stage.calibration_rows import GraphRows, inputs_of, part_rows
 from distill.single_stage.inputs import built, parameters_of
 from distill.single_stage.judge import AnswerSettings, GraphJudge
 from distill.single_stage.options import GraphLike, QuantizeOptions, Rows, require_bounds, shown

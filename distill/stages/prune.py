@@ -20,7 +20,7 @@ from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
 from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.timing import Shipped
-from distill.stages.making import TRAINING, StageResult, fit_here, make_stage, training_inputs, write_model
+from distill.stages.common import TRAINING, StageResult, fit_here, make_stage, training_inputs, write_model
 from distill.stages.student import lesson_of
 from distill.tasks.base import Batch
 from distill.training.batches import shuffled

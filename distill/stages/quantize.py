@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from distill.export import run_onnx
 from distill.quantize import QuantizeSettings
 from distill.quantize import quantize as quantize_graph
-from distill.quantize.repair import Attempt, Loss, repair
+from distill.quantize.repair_loop import Attempt, Loss, repair
 from distill.quantize.sensitivity import divergence
 from distill.runtime.artifacts import (
     Artifact,
@@ -30,7 +30,7 @@ from distill.runtime.artifacts import (
 )
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, Quantization, StageFacts
-from distill.stages.making import StageResult, make_stage
+from distill.stages.common import StageResult, make_stage
 from distill.training.batches import batches
 from distill.types import Feed
 

@@ -11,7 +11,7 @@ from distill.runtime.artifacts import Artifact, Recipe, weights_hash
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.folder import digest
-from distill.stages.making import TRAINING, StageResult, fit_here, make_stage, start_hash, train_settings, write_model
+from distill.stages.common import TRAINING, StageResult, fit_here, make_stage, start_hash, train_settings, write_model
 from distill.training.lesson import Lesson
 
 

@@ -13,7 +13,7 @@ from distill.references.weights import load_weights
 from distill.runtime.artifacts import Recipe
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
-from distill.stages.making import TRAINING, StageResult, fit_here, make_stage, start_hash, train_settings, write_model
+from distill.stages.common import TRAINING, StageResult, fit_here, make_stage, start_hash, train_settings, write_model
 from distill.training.forward import predict
 
 

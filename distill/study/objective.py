@@ -16,7 +16,7 @@ from distill.prune.scores.importance import WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.runtime.artifacts import Artifact, Recipe, example
 from distill.runtime.context import Context
-from distill.stages.making import fit_here, training_inputs
+from distill.stages.common import fit_here, training_inputs
 from distill.stages.student import lesson_of
 from distill.study.space import LEARNING_RATE, space, with_values
 from distill.training.forward import predict

@@ -21,8 +21,8 @@ from distill.config.loading import RunConfig
 from distill.runtime.artifacts import Artifact, weights_hash
 from distill.runtime.context import Context
 from distill.runtime.folder import RunFolder, damaged, digest, sources
-from distill.sealed import remove
-from distill.stages.making import TRAINING
+from distill.sealed_files import remove
+from distill.stages.common import TRAINING
 from distill.study.objective import pick, score
 from distill.study.space import require_allowed, with_values
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import UserError
-from distill.tasks import numerals
+from distill.tasks import number_parsing as numerals
 from distill.tasks.settings import CsvSettings
-from distill.tasks.table import Table
+from distill.tasks.table_file import Table
 from distill.wording import quoted, yaml_list
 
 _MOSTLY = 0.9

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from distill.errors import UserError
 from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn
-from distill.tasks import numerals
+from distill.tasks import number_parsing as numerals
 from distill.tasks.cells import Column
 from distill.tasks.settings import CsvSettings
-from distill.tasks.table import Table
+from distill.tasks.table_file import Table
 from distill.types import Array
 from distill.wording import first_of, quoted, yaml_list
 

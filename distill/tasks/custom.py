@@ -16,7 +16,7 @@ from torch import nn
 from distill.errors import UserError
 from distill.export.preprocess import Preprocess
 from distill.references.digest import Digest
-from distill.references.loading import call_user, load_reference, source_hash
+from distill.references.functions import call_user, load_reference, source_hash
 from distill.references.objects import PREFIX
 from distill.tasks import metrics as measure
 from distill.tasks.augment import hash_words
@@ -32,8 +32,8 @@ from distill.tasks.custom_data import (
     spread,
     to_single,
 )
+from distill.tasks.dynamic_axes import seen_axes, stated_axes
 from distill.tasks.hooks import Hooks
-from distill.tasks.open_axes import seen_axes, stated_axes
 from distill.tasks.settings import CustomSettings
 from distill.tasks.splits import Rows, check_sizes, cut_off_train, missing_splits, unused_shares
 from distill.types import Feed, Progress

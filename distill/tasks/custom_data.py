@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from distill.errors import UserError
-from distill.references.loading import call_user
+from distill.references.functions import call_user
 from distill.tasks.augment import hash_words
 from distill.tasks.base import Batch, Data
 from distill.tasks.hooks import Hooks, Where, named_inputs

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from distill.errors import UserError
-from distill.references.loading import call_user
+from distill.references.functions import call_user
 from distill.tasks.base import SPLITS, Batch, Facts, Inputs
 from distill.tasks.metrics import accuracy, f1, positive_number
 from distill.tasks.outputs import checked_logits, cross_entropy, plain_logits

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from distill.tasks.base import Task
-from distill.tasks.binary import read_cifar, read_idx_pair
 from distill.tasks.image import Pool, image_task
+from distill.tasks.image_formats import read_cifar, read_idx_pair
 from distill.tasks.settings import DigitsSettings, PublishedSettings
 from distill.tasks.sources import Remote, Source, locate
 from distill.types import Progress

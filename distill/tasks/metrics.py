@@ -11,7 +11,7 @@ import numpy as np
 
 from distill.errors import UserError
 from distill.references.digest import Digest
-from distill.references.loading import call_user, load_reference, source_hash
+from distill.references.functions import call_user, load_reference, source_hash
 from distill.tasks.base import Task
 from distill.types import Array
 from distill.wording import did_you_mean

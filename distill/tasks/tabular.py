@@ -19,7 +19,7 @@ from distill.tasks.columns import class_numbers, fit_columns, named_cells
 from distill.tasks.custom_data import ArrayData
 from distill.tasks.settings import BreastCancerSettings, CsvSettings, DataSettings
 from distill.tasks.splits import Rows, check_splits, cut_off_train, missing_splits, split_named, unused_shares
-from distill.tasks.table import Table, read_table
+from distill.tasks.table_file import Table, read_table
 from distill.types import Array, Feed, Progress
 
 RowBatch = tuple[Tensor, Tensor, Tensor]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import files
-from distill.state import hash_tensors, load_state
+from distill.state_dicts import hash_tensors, load_state
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError, UserError
-from distill.references.loading import call_user, cause
+from distill.references.functions import call_user, cause
 from distill.tasks.base import Batch, Data, Inputs, Trainable
 from distill.training.batches import batches
 from distill.types import Array

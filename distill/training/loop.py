@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from distill.documents import Sparse
 from distill.errors import UserError
 from distill.intervals import Real
-from distill.references.loading import cause
-from distill.state import load_state
+from distill.references.functions import cause
+from distill.state_dicts import load_state
 from distill.tasks.base import Trainable
 from distill.training.batches import shuffled
 from distill.training.checkpoint import TrainState, resume, save

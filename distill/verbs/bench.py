@@ -12,9 +12,9 @@ import typer
 
 from distill import clean
 from distill.errors import Exit, UserError
-from distill.places import require_apart, require_places, write_output
+from distill.output_paths import require_apart, require_places, write_output
 from distill.verbs.bench_options import BenchOptions, flag_of, task_of
-from distill.verbs.options import command
+from distill.verbs.signature import command
 
 if TYPE_CHECKING:
     from distill.benchmarks.records import Part, Report

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from distill.errors import UserError
-from distill.verbs.options import Debug
+from distill.verbs.signature import Debug
 
 _option = typer.Option
 

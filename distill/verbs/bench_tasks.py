@@ -14,7 +14,8 @@ from distill.benchmarks.parse import counts, named_values, read_npz, sizes
 from distill.benchmarks.records import Part, Report, blaming, load_part
 from distill.benchmarks.target import Target, resolve_target, target_of_provider
 from distill.benchmarks.timing.jobs import Timing
-from distill.benchmarks.verdict import boards, manifest
+from distill.benchmarks.verdict import manifest
+from distill.benchmarks.verdict import remote_boards as boards
 from distill.benchmarks.verdict.baseline import read_accepted, save_baseline
 from distill.benchmarks.verdict.bench import Options, bench
 from distill.benchmarks.verdict.gate import Limits, by_budget, outcome

@@ -8,7 +8,7 @@ import typer
 
 from distill import clean
 from distill.errors import Exit
-from distill.verbs.options import AsJson, Debug, echo_json
+from distill.verbs.signature import AsJson, Debug, echo_json
 
 if TYPE_CHECKING:
     from distill.runtime.installation import DataSet, Gpu, Installation

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from distill import clean
-from distill.verbs.options import Debug
+from distill.verbs.signature import Debug
 
 
 def init(folder: Annotated[Path, typer.Argument(help="a new folder")], debug: Debug = False) -> None:

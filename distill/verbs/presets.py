@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from distill.verbs.options import AsJson, echo_json
+from distill.verbs.signature import AsJson, echo_json
 
 
 def presets(as_json: AsJson = False) -> None:

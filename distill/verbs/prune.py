@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from distill.single_stage.options import PruneOptions
-from distill.verbs.options import AsJson, Debug, Quiet, command
+from distill.verbs.signature import AsJson, Debug, Quiet, command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from distill.single_stage.options import QuantizeOptions
-from distill.verbs.options import Debug, command
+from distill.verbs.signature import Debug, command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import typer
 
 from distill import clean
 from distill.errors import NotMeasuredError
-from distill.verbs.options import AsJson, Debug, Quiet
+from distill.verbs.signature import AsJson, Debug, Quiet
 
 
 def _configs(incomplete: str) -> list[str]:
@@ -100,7 +100,7 @@ def run(options: RunOptions) -> None:
 
 
 def _check_wheels() -> None:
-    from distill.benchmarks.wheels import conflicting_wheels
+    from distill.benchmarks.onnxruntime_wheels import conflicting_wheels
 
     mend = conflicting_wheels()
     if mend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill.verbs.options import echo_json
+from distill.verbs.signature import echo_json
 
 
 def schema() -> None:

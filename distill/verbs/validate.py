@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distill import clean
-from distill.verbs.options import AsJson, Debug, echo_json
 from distill.verbs.run import Config, Set
+from distill.verbs.signature import AsJson, Debug, echo_json
 
 if TYPE_CHECKING:
     from distill.estimate.forecast import Forecast

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.export import export_onnx, run_onnx, to_bytes
 from distill.prune import PruneSettings, apply_structure, count, prune_channels, structure_of
-from distill.state import load_state
+from distill.state_dicts import load_state
 
 from .architectures_models import Case, built, logits_of
 from .architectures_peer import has_extras, searched, with_defaults, with_extras

@@ -28,8 +28,8 @@ from distill.benchmarks.timing.jobs import Timing
 from distill.export.parity_check import run_onnx
 from distill.export.stripping import to_bytes
 from distill.intervals import Estimate, paired_drop
-from distill.quantize.choose import choose
-from distill.quantize.repair import Loss
+from distill.quantize.choose_precision import choose
+from distill.quantize.repair_loop import Loss
 from distill.quantize.sensitivity import divergence
 from distill.quantize.settings import QuantizeSettings
 from distill.types import Array, Feed

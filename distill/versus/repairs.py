@@ -23,9 +23,9 @@ from distill.distillation.imitation import Imitation
 from distill.errors import UserError
 from distill.export.graph import attribute, consumers, initializers
 from distill.export.parity_check import run_onnx
-from distill.quantize.aware import train_aware
 from distill.quantize.prepare import prepare
-from distill.quantize.repair import Loss, repair
+from distill.quantize.quantization_aware import train_aware
+from distill.quantize.repair_loop import Loss, repair
 from distill.quantize.sensitivity import divergence
 from distill.quantize.settings import QuantizeSettings
 from distill.quantize.static import calibrate_graph, write

@@ -16,7 +16,7 @@ from distill.prune.batchnorm import refreshed
 from distill.prune.graph.groups import ChannelGroup
 from distill.prune.modules import Loss, hooked, reason, require_scalar, seeded, tensors_in
 from distill.prune.scores.importance import DEFAULT, Importance
-from distill.prune.scores.means import Means, read_by, watching
+from distill.prune.scores.input_means import Means, read_by, watching
 from distill.prune.scores.weights import Weights
 from distill.prune.settings import PruneSettings
 from distill.types import Progress

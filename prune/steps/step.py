@@ -18,7 +18,7 @@ from distill.prune.graph.verify import Checks
 from distill.prune.record import Decision, GroupRecord
 from distill.prune.scores.evidence import FEW, Evidence
 from distill.prune.scores.importance import IMPORTANCES
-from distill.prune.scores.means import Means, with_constants
+from distill.prune.scores.input_means import Means, with_constants
 from distill.prune.scores.weights import Scores, unit_scores
 from distill.prune.settings import PruneSettings
 from distill.prune.widths.latency import Device, Ladder, LayerCosts, by_macs, ladder, shapes_of, snap

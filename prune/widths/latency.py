@@ -21,9 +21,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from distill.prune.graph.groups import is_depthwise
 from distill.prune.modules import Example, at_batch, hooked
+from distill.prune.widths.layer_costs import LayerShape
 from distill.prune.widths.selection import Candidate, blocks
 from distill.prune.widths.sizes import Removed, Sizes
-from distill.prune.widths.staircase import LayerShape
 
 LayerCost = Callable[[Iterable[LayerShape]], Mapping[LayerShape, float]]
 _STOPS = 8  # widths of a group that are looked at: each layer is timed at up to the square of it

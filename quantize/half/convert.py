@@ -14,14 +14,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from distill.errors import UserError
 from distill.export.graph import opset_of
 from distill.export.stripping import strip
-from distill.types import Feed
-
-from ..calibrate import slices
-from ..float_graph import float_graph
-from ..record import QuantizeRecord
-from ..select import COMPUTE
-from .culprits import DECIDES, NOT_FINITE, Verdict, find_culprits
-from .islands import (
+from distill.quantize.half.damaging_nodes import DECIDES, NOT_FINITE, Verdict, find_culprits
+from distill.quantize.half.float32_nodes import (
     LARGEST,
     NO_TYPE,
     REASONS,
@@ -32,6 +26,12 @@ from .islands import (
     too_large,
     too_small,
 )
+from distill.quantize.select_nodes import COMPUTE
+from distill.types import Feed
+
+from ..calibrate import slices
+from ..float_graph import float_graph
+from ..record import QuantizeRecord
 from .magnitudes import magnitudes, unfit
 from .narrow import narrow
 from .operands import element_types, first_opset

@@ -10,10 +10,10 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from distill.export.graph import add_constant, copy_of, only_outputs, operator
 from distill.export.parity_check import session_of
+from distill.quantize.half.float32_nodes import LARGEST, SMALLEST
 from distill.types import Feed
 
 from ..calibrate import run_batch
-from .islands import LARGEST, SMALLEST
 from .operands import float_tensors
 
 HEADROOM = 4.0  # other data go beyond the samples: a tensor has to stay this far within both ends of the range

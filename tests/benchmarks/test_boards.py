@@ -14,7 +14,8 @@ import pytest
 from distill.benchmarks import BenchmarkSettings, Target, compare, make_inputs, profile, resolve_target
 from distill.benchmarks.timing import jobs
 from distill.benchmarks.verdict import bench as bench_module
-from distill.benchmarks.verdict import boards, gate
+from distill.benchmarks.verdict import gate
+from distill.benchmarks.verdict import remote_boards as boards
 from distill.benchmarks.verdict.rule import Rule
 from distill.errors import NotMeasuredError, UserError
 

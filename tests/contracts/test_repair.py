@@ -14,8 +14,8 @@ from torch import nn
 from distill.benchmarks import Target
 from distill.export import export_onnx, run_onnx, to_bytes
 from distill.quantize import QuantizeSettings, quantize_onnx
-from distill.quantize.ladder import REPAIRS, name_of
 from distill.quantize.prepare import prepare
+from distill.quantize.repairs import REPAIRS, name_of
 from distill.types import Feed
 
 X86 = Target("x86", "CPUExecutionProvider", "int8", "u8s8", reduce_range=True)

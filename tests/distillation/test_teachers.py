@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill import sealed
+from distill import sealed_files as sealed
 from distill.distillation import teachers
 from distill.distillation.teachers import (
     CachedTeacher,

@@ -29,7 +29,8 @@ STEPS: dict[str, Step] = {
     "mean of ones": lambda x: x.mean(next((i for i, size in enumerate(x.shape) if size != CHANNELS), 0), keepdim=True),
     "sum away": lambda x: x.sum(next(i for i, size in enumerate(x.shape) if size != CHANNELS)) if x.ndim > 2 else x,
     "select": lambda x: x.select(next(i for i, size in enumerate(x.shape) if size != CHANNELS), 0) if x.ndim > 2 else x,
-    "pad": lambda x: nn.functional.pad(x, (0, 1)) if x.shape[-1] != CHANNELS else x,
+    # No other axis becomes as long as there are channels: the steps here tell them by their length.
+    "pad": lambda x: nn.functional.pad(x, (0, 1)) if x.shape[-1] not in (CHANNELS - 1, CHANNELS) else x,
     "roll": lambda x: torch.roll(x, 1, 0),
     "merge others": lambda x: x.flatten(0, 1) if x.ndim > 2 and CHANNELS not in x.shape[:2] else x,
     "split another": lambda x: x.unflatten(0, (1, -1)) if x.shape[0] != CHANNELS else x,

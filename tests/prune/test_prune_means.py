@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill.prune import PruneRecord, PruneSettings, prune_channels
 from distill.prune.graph.groups import ChannelGroup, Graph, prepare
 from distill.prune.scores.evidence import Evidence
-from distill.prune.scores.means import Means, with_constants
+from distill.prune.scores.input_means import Means, with_constants
 
 
 def groups_of(model: nn.Module, rows: Tensor) -> list[ChannelGroup]:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from distill.benchmarks import resolve_target
-from distill.prune.widths import staircase
+from distill.prune.widths import layer_costs as staircase
 from distill.prune.widths.latency import shapes_of
-from distill.prune.widths.staircase import LayerShape, Precision, Staircase, probes
+from distill.prune.widths.layer_costs import LayerShape, Precision, Staircase, probes
 
 DENSE = LayerShape("conv", 16, 32, (6, 6), 1, (3, 3), (1, 1), (1, 1), (1, 1))
 DEPTHWISE = LayerShape("conv", 16, 16, (6, 6), 2, (3, 3), (2, 2), (1, 1), (1, 1), 0)

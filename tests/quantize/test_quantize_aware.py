@@ -13,7 +13,7 @@ from distill.benchmarks import Target
 from distill.distillation.imitation import Imitation
 from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings
-from distill.quantize.aware import AwareModule, train_aware
+from distill.quantize.quantization_aware import AwareModule, train_aware
 from distill.quantize.sensitivity import divergence
 from distill.quantize.static import calibrate_graph, integer_graph, write
 

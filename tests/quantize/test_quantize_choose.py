@@ -11,8 +11,8 @@ from distill.errors import UserError
 from distill.export import run_onnx
 from distill.intervals import Estimate
 from distill.quantize import QuantizeSettings
-from distill.quantize.choose import FLOAT, Candidate, choose, decide
-from distill.quantize.repair import Loss
+from distill.quantize.choose_precision import FLOAT, Candidate, choose, decide
+from distill.quantize.repair_loop import Loss
 from distill.quantize.sensitivity import divergence
 
 
@@ -82,7 +82,7 @@ def test_one_file_serves_every_batch_size(others: list[Candidate], wins: str, sa
 @pytest.fixture(autouse=True)
 def no_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no kernel's time on this machine decide what is tried."""
-    monkeypatch.setattr("distill.quantize.repair.saved_seconds", lambda *_, **__: None)
+    monkeypatch.setattr("distill.quantize.repair_loop.saved_seconds", lambda *_, **__: None)
 
 
 def chosen_of(core: ModelProto, rows: Any, ratios: Sequence[float], **asked: Any) -> Any:

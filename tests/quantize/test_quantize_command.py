@@ -143,7 +143,7 @@ def test_answers_that_are_none_do_not_ship_under_any_budget(
                 tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims, value, np.float32), tensor.name))
         return model, replace(record, precision="int4")
 
-    monkeypatch.setattr("distill.quantize.choose.to_blocks", broken)
+    monkeypatch.setattr("distill.quantize.choose_precision.to_blocks", broken)
     words = (*PLAIN, "--record", "q.json", "--max-drop", budget)
     assert typed(*words, "--precision", "int4") == 1
     said = warned(capsys)

@@ -16,7 +16,7 @@ from distill.benchmarks.timing.profile import FLOAT, INTEGER
 from distill.errors import UserError
 from distill.export import run_onnx
 from distill.quantize import QuantizeSettings, quantize_onnx
-from distill.quantize.executed import unfused_nodes
+from distill.quantize.integer_kernels import unfused_nodes
 from distill.quantize.static import calibrate_graph, integer_graph
 
 pytestmark = pytest.mark.skipif(resolve_target(None).name != "x86", reason="U8S8 kernels are those of x86")

@@ -10,7 +10,7 @@ from small_graphs import CLASSES, FEATURES, GEMM, floats, graph, linear, rows, w
 from distill.errors import UserError
 from distill.intervals import paired_drop, wilson
 from distill.outputs import Output
-from distill.single_stage.graph_rows import GraphRows
+from distill.single_stage.calibration_rows import GraphRows
 from distill.single_stage.judge import AnswerSettings, GraphJudge
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from distill.distillation.imitation import Imitation
 from distill.export import export_onnx, run_onnx
 from distill.quantize import QuantizeSettings
-from distill.quantize.repair import Loss, Repairs, repair
+from distill.quantize.repair_loop import Loss, Repairs, repair
 from distill.quantize.sensitivity import divergence, layers_of
 
 BUDGET = 0.05  # of a network with random weights, whose classes lie close together
@@ -78,7 +78,7 @@ def test_first_layers_that_integers_slow_down_are_offered_in_float(
         times = [-3e-6, 1e-6, 5e-6]
         return {output: times[min(number, 2)] for number, (output, _) in enumerate(layers_of(found))}
 
-    monkeypatch.setattr("distill.quantize.repair.saved_seconds", saved)
+    monkeypatch.setattr("distill.quantize.repair_loop.saved_seconds", saved)
     done = repaired(resnet, QuantizeSettings(), rows, budget=1.0)
     (late,) = done.faster
     assert late.name == "int8, the first 1 of 10 layers float"
@@ -92,7 +92,7 @@ def test_first_layers_that_integers_slow_down_are_offered_in_float(
 
 def test_a_network_whose_first_layers_gain_is_offered_as_it_is(resnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for times in ({}, None):
-        monkeypatch.setattr("distill.quantize.repair.saved_seconds", lambda *_, found=times, **__: found)
+        monkeypatch.setattr("distill.quantize.repair_loop.saved_seconds", lambda *_, found=times, **__: found)
         assert repaired(resnet, QuantizeSettings(), [{"x": PIXELS.apply({"image": pixels()})}], budget=1.0).faster == []
 
 

@@ -5,7 +5,7 @@ import pytest
 from small_graphs import FEATURES, floats, graph, rows
 
 from distill.errors import UserError
-from distill.single_stage.graph_rows import GraphRows, inputs_of, part_rows
+from distill.single_stage.calibration_rows import GraphRows, inputs_of, part_rows
 from distill.tasks.rows import label_name
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.benchmarks.target import resolve_target
 from distill.export import export_onnx, run_onnx, to_bytes
 from distill.quantize import QuantizeSettings, quantize_onnx, to_blocks, to_dynamic
-from distill.quantize.repair import Loss, repair
+from distill.quantize.repair_loop import Loss, repair
 from distill.quantize.weights import narrow_tables, round_rows, tables_of
 
 WORDS, WIDTH = 2000, 32

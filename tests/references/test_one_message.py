@@ -14,7 +14,7 @@ import pytest
 
 import distill
 from distill.benchmarks.runner import RunnerError
-from distill.benchmarks.timing.torch_arm import TorchArm
+from distill.benchmarks.timing.torch_process import TorchArm
 from distill.cli import main
 from distill.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 import task_samples as samples
 
 from distill.errors import UserError
-from distill.references.loading import call_user, load_reference, source_hash
+from distill.references.functions import call_user, load_reference, source_hash
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_a_file_with_the_name_of_a_loaded_library_does_not_replace_it(tmp_path: 
 def test_the_users_module_names_stay_theirs(tmp_path: Path) -> None:
     code = (
         "import distill.benchmarks, distill.export, distill.tasks.base\n"
-        "from distill.references.loading import load_reference as load\n"
+        "from distill.references.functions import load_reference as load\n"
     )
     for name in ("export", "benchmarks", "prune", "tests"):
         write(tmp_path / f"{name}.py", f"def make(): return 'my {name}'")

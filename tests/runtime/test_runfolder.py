@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from distill.errors import UserError
 from distill.runtime.folder import CHECKPOINT, RunFolder, digest, file_sha256, sources, versions, write_text
-from distill.sealed import AlteredError, read_sealed, sealed_array, write_sealed
+from distill.sealed_files import AlteredError, read_sealed, sealed_array, write_sealed
 
 
 class KilledError(Exception):

@@ -19,7 +19,8 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn, export_onnx
-from distill.tasks import data_settings, load_task, numerals
+from distill.tasks import data_settings, load_task
+from distill.tasks import number_parsing as numerals
 from distill.tasks.base import SPLITS
 from distill.tasks.settings import CsvSettings
 from distill.tasks.tabular import TabularTask

@@ -17,7 +17,7 @@ import task_samples as samples
 
 from distill.errors import UserError
 from distill.tasks import data_settings, load_task
-from distill.tasks.binary import read_cifar, read_idx
+from distill.tasks.image_formats import read_cifar, read_idx
 from distill.tasks.image_sets import CIFAR, FASHION
 from distill.tasks.sources import Remote, locate
 

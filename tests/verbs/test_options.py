@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from distill.verbs.options import Debug, command
+from distill.verbs.signature import Debug, command
 
 
 @dataclass(frozen=True, kw_only=True)

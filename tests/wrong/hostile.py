@@ -114,7 +114,7 @@ FOLDERS = (
     calls("shutil:rmtree", path="."),
     calls("distill.cli:main", arguments=["run"]),
     calls("distill.prune:load", folder="there", trust="./evil.py:make"),
-    calls("distill.references.loading:load_reference", reference="./evil.py:make"),
+    calls("distill.references.functions:load_reference", reference="./evil.py:make"),
     calls("evil:make"),
     calls("evil.py:make"),
     calls("./evil.py:make"),

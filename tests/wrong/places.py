@@ -77,7 +77,7 @@ def _gpu_without_provider(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def _two_wheels(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    from distill.benchmarks import wheels
+    from distill.benchmarks import onnxruntime_wheels as wheels
 
     patch.setattr(wheels, "_wheels", lambda: {"onnxruntime": "1.22.0", "onnxruntime-gpu": "1.22.0"})
 
@@ -112,7 +112,7 @@ CASES = [
     ),
     Wrong(
         name="interrupted",
-        prepare=_raising("distill.stages.making:fit", KeyboardInterrupt),
+        prepare=_raising("distill.stages.common:fit", KeyboardInterrupt),
         settings={"seed": 5},
         says=("interrupted", "same command"),
         code=130,
@@ -130,19 +130,19 @@ CASES = [
     Wrong(
         name="file-denied",
         settings={"seed": 5},
-        prepare=_raising("distill.sealed:write_text", _denied),
+        prepare=_raising("distill.sealed_files:write_text", _denied),
         says=("run/stages", "Permission denied", "--out"),
     ),
     Wrong(
         name="out-of-memory",
         settings={"seed": 5},
-        prepare=_raising("distill.stages.making:fit", _no_memory),
+        prepare=_raising("distill.stages.common:fit", _no_memory),
         says=("out of memory", "batch_size"),
     ),
-    _full_at("notes", "distill.sealed:write_text"),
+    _full_at("notes", "distill.sealed_files:write_text"),
     _full_at("weights", "distill.runtime.artifacts:save_file", _full_safetensors),
-    _full_at("logits", "distill.sealed:save_file", _full_safetensors, quantize="on"),
-    _full_at("checkpoint", "distill.stages.making:fit", _full_torch),
+    _full_at("logits", "distill.sealed_files:save_file", _full_safetensors, quantize="on"),
+    _full_at("checkpoint", "distill.stages.common:fit", _full_torch),
     _full_at("onnx", "distill.runtime.artifacts:write_proto"),
     _full_at("vectors", "numpy:savez", max_drop=0.5),
 ]

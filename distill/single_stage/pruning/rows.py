@@ -19,7 +19,7 @@ from distill.single_stage.judge import Judge, require_finite_answers
 from distill.single_stage.options import shown
 from distill.single_stage.pruning.outcome import CHECKPOINT, Quality
 from distill.single_stage.pruning.request import PruneRequest
-from distill.state import hash_tensors
+from distill.state_dicts import hash_tensors
 from distill.tasks.rows import LABELS, RowsTask, count_rows, label_name, moved, read_rows, tensor_of
 from distill.training.lesson import Lesson, Loss
 from distill.training.loop import fit

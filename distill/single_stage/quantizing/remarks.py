@@ -7,7 +7,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from distill.benchmarks import units
 from distill.benchmarks.target import Target
-from distill.quantize.choose import FLOAT, Choice
+from distill.quantize.choose_precision import FLOAT, Choice
 
 _SMALLEST = float(np.finfo(np.float32).smallest_normal)
 

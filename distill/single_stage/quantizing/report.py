@@ -9,8 +9,8 @@ from distill.benchmarks import Report, units
 from distill.benchmarks.records import Model, Row
 from distill.benchmarks.units import DASH
 from distill.documents import plain
-from distill.quantize.choose import Candidate, Choice
-from distill.quantize.repair import Loss
+from distill.quantize.choose_precision import Candidate, Choice
+from distill.quantize.repair_loop import Loss
 from distill.rendering.document import Block, Document, Note, Notes, Section, Table, Text
 
 _MOST = 10  # layers

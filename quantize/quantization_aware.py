@@ -22,12 +22,11 @@ from torch.nn import functional
 from distill.benchmarks.target import Target
 from distill.export.graph import initializers, operator
 from distill.outputs import Output, of_shape
+from distill.quantize.select_nodes import is_depthwise, output_axis
+from distill.quantize.settings import QuantizeSettings
+from distill.quantize.static import CalibratedGraph, integer_graph, resolve
+from distill.quantize.torch_graph import GraphModule
 from distill.types import Feed
-
-from .select import is_depthwise, output_axis
-from .settings import QuantizeSettings
-from .static import CalibratedGraph, integer_graph, resolve
-from .torch_graph import GraphModule
 
 
 class Train(Protocol):

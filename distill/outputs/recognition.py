@@ -9,10 +9,9 @@ from typing import Literal
 import numpy as np
 
 from distill.errors import UserError
+from distill.outputs.kinds import KINDS, Kind, Output
+from distill.outputs.labels import fitting_axes, is_binary, one_hot, shown, squeezed, whole
 from distill.types import Array
-
-from .kinds import KINDS, Kind, Output
-from .labels import fitting_axes, is_binary, one_hot, shown, squeezed, whole
 
 _SUM = 1e-3  # how far probabilities of classes may add up beside 1; of 16 bits ten times as far
 

@@ -9,9 +9,8 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from distill.export.graph import consumers, initializers, operator, producers
-
-from ..select import COMPUTE
-from .operands import operands
+from distill.quantize.half.operands import operands
+from distill.quantize.select_nodes import COMPUTE
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_normal)

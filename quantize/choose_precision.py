@@ -16,17 +16,16 @@ from distill.export.graph import initializers, operator
 from distill.export.stripping import strip, to_bytes
 from distill.intervals import Estimate
 from distill.outputs import Output
+from distill.quantize.half import to_half
+from distill.quantize.record import QuantizeRecord
+from distill.quantize.repair_loop import Attempt, Judge, Loss, Repairs, repair
+from distill.quantize.sensitivity import Sensitivity
+from distill.quantize.settings import QuantizeSettings
+from distill.quantize.weights import to_blocks, to_dynamic
 from distill.types import Feed, Progress
 
-from .half import to_half
-from .record import QuantizeRecord
-from .repair import Attempt, Judge, Loss, Repairs, repair
-from .sensitivity import Sensitivity
-from .settings import QuantizeSettings
-from .weights import to_blocks, to_dynamic
-
 if TYPE_CHECKING:
-    from .aware import Train
+    from distill.quantize.quantization_aware import Train
 
 FLOAT = "float32"
 _BLOCK_BYTES = 1 << 20  # of product weights, below which reading them takes no time to speak of

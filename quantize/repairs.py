@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from onnx import GraphProto, ModelProto
 
 from distill.export.graph import operator
+from distill.quantize.calibrate import twice
+from distill.quantize.equalize import equalize
+from distill.quantize.settings import QuantizeSettings
+from distill.quantize.smooth import smooth
+from distill.quantize.weights import tables_of
 from distill.types import Feed, Progress
-
-from .calibrate import twice
-from .equalize import equalize
-from .settings import QuantizeSettings
-from .smooth import smooth
-from .weights import tables_of
 
 Changes = Mapping[str, object]
 Rewrite = Callable[[ModelProto, QuantizeSettings, Iterable[Feed], Progress | None], ModelProto]

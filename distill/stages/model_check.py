@@ -15,7 +15,7 @@ from distill.models import MODELS
 from distill.runtime.artifacts import Recipe, write_onnx
 from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
-from distill.stages.making import code_of
+from distill.stages.common import code_of
 from distill.tasks.outputs import refuse_probabilities
 from distill.training.taps import answer
 

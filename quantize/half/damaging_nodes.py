@@ -12,12 +12,11 @@ from onnxruntime import InferenceSession
 from distill.errors import UserError
 from distill.export.graph import copy_of, only_outputs
 from distill.export.parity_check import session_of
+from distill.quantize.calibrate import run_batch
+from distill.quantize.half.magnitudes import touching
+from distill.quantize.half.narrow import emulate, narrow
+from distill.quantize.half.operands import float_tensors
 from distill.types import Feed
-
-from ..calibrate import run_batch
-from .magnitudes import touching
-from .narrow import emulate, narrow
-from .operands import float_tensors
 
 FAR = 0.05  # of the largest float32 answer: ten times what rounding to fp16 does to a healthy network
 _ROUNDS = 8  # nodes that are sought before it is given up

@@ -18,17 +18,16 @@ from distill.benchmarks.target import Target
 from distill.export.graph import operator
 from distill.intervals import Estimate
 from distill.outputs import Output
+from distill.quantize.calibrate import open_batch
+from distill.quantize.record import QuantizeRecord
+from distill.quantize.repairs import REPAIRS, name_of
+from distill.quantize.sensitivity import Sensitivity, at_batch, fewest_float, layers_of, saved_seconds, sensitivities
+from distill.quantize.settings import QuantizeSettings
+from distill.quantize.static import CalibratedGraph, calibrate_graph, write
 from distill.types import Feed, Progress
 
-from .calibrate import open_batch
-from .ladder import REPAIRS, name_of
-from .record import QuantizeRecord
-from .sensitivity import Sensitivity, at_batch, fewest_float, layers_of, saved_seconds, sensitivities
-from .settings import QuantizeSettings
-from .static import CalibratedGraph, calibrate_graph, write
-
 if TYPE_CHECKING:
-    from .aware import Train
+    from distill.quantize.quantization_aware import Train
 
 Judge = Callable[[ModelProto], "Loss"]
 
@@ -166,7 +165,7 @@ class _Climb:
 
     def trained(self, settings: QuantizeSettings, train: Train) -> Attempt:
         """Let the graph learn to keep its answers; corrected biases are part of what it learns."""
-        from .aware import train_aware
+        from distill.quantize.quantization_aware import train_aware
 
         plain = replace(settings, bias_correction=False)
         batches = list(self.calibration)

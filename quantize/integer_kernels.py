@@ -15,8 +15,7 @@ from distill.benchmarks.timing.machine import family
 from distill.benchmarks.timing.profile import FLOAT
 from distill.export.graph import initializers, producers
 from distill.export.stripping import to_bytes
-
-from .select import COMPUTE
+from distill.quantize.select_nodes import COMPUTE
 
 _SILENT = 4
 

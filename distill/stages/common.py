@@ -24,7 +24,7 @@ from distill.runtime.artifacts import Artifact, Recipe, example, load_model, mod
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, StageFacts
 from distill.runtime.folder import CHECKPOINT, damaged, digest
-from distill.state import hash_tensors
+from distill.state_dicts import hash_tensors
 from distill.tasks.base import Inputs
 from distill.training.batches import shuffled
 from distill.training.lesson import Lesson
