@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from distill.tasks.base import Task
 
 
+# Few tests that take long: they come first, so that no worker is left alone with one of them in the end.
+LONG = ("test_readme.py", "test_resume.py", "test_vision.py", "test_own_modules.py", "test_own_task.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """The models here are too small to share out: threads only wait for each other."""
