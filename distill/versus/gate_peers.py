@@ -5,7 +5,7 @@
     python -m distill.versus.gate_peers report peers.jsonl
 
 Each gate asks at 5 % whether a file is slower than another: once than itself, once with 10 % more of the same work.
-Like `campaign.py` it appends after every gate and goes on where it was stopped.
+Like `gate.py` it appends after every gate and goes on where it was stopped.
 """
 
 from __future__ import annotations
