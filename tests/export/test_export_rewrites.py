@@ -118,10 +118,12 @@ def test_stripping_twice_is_stripping_once_with_many_constants_inside() -> None:
 
 
 def test_a_half_of_gelu_that_is_an_output_stays_what_it_is() -> None:
-    body = """{{ s = Div (x, r) e = Erf (s) a = Add (e, one) h = Mul (half, a) y = Mul (x, h) }}"""
-    constants = "<float r = {1.4142135}, float one = {1.0}, float half = {0.5}>"
-    model = parsed(f"(float[b, 6] x) => (float[b, 6] y, float[b, 6] h) {constants} {body[1:-1]}")
-    same(model, simplify, x=X)
+    body = "<float r = {1.4142135}, float one = {1.0}, float half = {0.5}> "
+    body += "{ s = Div (x, r) e = Erf (s) a = Add (e, one) h = Mul (half, a) y = Mul (x, h) }"
+    inner = same(parsed(f"(float[b, 6] x) => (float[b, 6] y) {body}"), simplify, x=X)
+    assert [list(node.input) for node in inner.graph.node[-2:]] == [["x", "a"], ["h", "half"]]
+    shown = same(parsed(f"(float[b, 6] x) => (float[b, 6] y, float[b, 6] h) {body}"), simplify, x=X)
+    assert [list(node.input) for node in shown.graph.node[-2:]] == [["half", "a"], ["x", "h"]]
 
 
 @pytest.mark.parametrize("place", ["value_info", "output"])
