@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # OpenMP threads that spin while they wait make training up to 20 times slower as soon as anything else runs on the
     # machine; this has to be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Libraries that load a model for us would draw bars of their own between our lines.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Where the locale cannot write a sign it is spelled out, as on standard error, rather than ending the command.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -80,6 +80,9 @@ def run(options: RunOptions) -> None:
     """Train, distill, prune, quantize, export, and measure before and after."""
     _check_wheels()
     from distill.console import Console
+
+    console = Console("quiet" if options.quiet else "auto")
+    console.say(f"{options.config or 'digits'}: loading torch and the configuration …")  # seconds on a slow machine
     from distill.pipeline import run as run_pipeline
 
     result = run_pipeline(
@@ -88,7 +91,7 @@ def run(options: RunOptions) -> None:
         out=options.out,
         decisions=options.decisions,
         smoke=options.smoke,
-        console=Console("quiet" if options.quiet else "auto"),
+        console=console,
     )
     if options.as_json:
         sys.stdout.write(clean.json_text(result.to_json()))
