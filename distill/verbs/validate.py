@@ -29,7 +29,7 @@ def validate(options: ValidateOptions) -> None:
     from distill.config.loading import load_config
     from distill.estimate.forecast import estimate
 
-    forecast = estimate(load_config(options.config, options.set_))
+    forecast = estimate(load_config(options.config, options.set_, find=True))
     if options.as_json:
         echo_json(forecast)
     else:
