@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +33,7 @@ def _prune(options: _Options) -> None:
     from distill.single_stage.prune_model import run
     from distill.single_stage.pruning.report import document
 
-    with console:
+    with redirect_stdout(sys.stderr), console:
         outcome = run(options, console.progress).outcome
     if options.as_json:
         sys.stdout.write(clean.json_text(outcome.to_json()))
