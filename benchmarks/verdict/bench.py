@@ -197,7 +197,7 @@ def case_of(answer: Mapping[str, Any], batch: int, threads: int, shapes: list[di
         shapes=shapes,
         rows=tuple(_row(pairs, arms, arm) for arm in range(arms)),
         contended_share=contended_share([(int(turn[0]), float(turn[1])) for turn in turns], lost),
-        seconds=float(answer.get("seconds", math.nan)),
+        seconds=answer["seconds"],
         pairs=pairs,
         joules=sum(joules) / calls if calls and None not in joules else None,
         warnings=remarks.of_case(pairs),
