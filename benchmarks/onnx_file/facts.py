@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
+from distill.benchmarks.onnx_file.drawn_values import whole_attribute
 from distill.benchmarks.onnx_file.external_data import external_files
-from distill.benchmarks.onnx_file.inputs import Signature, load_proto, signature, whole_attribute
 from distill.benchmarks.onnx_file.saturation import saturating_share
+from distill.benchmarks.onnx_file.signature import Signature, load_proto, signature
 from distill.types import Count, Share
 
 # Not of float16: a CPU calculates with those in float32, where they are normal, and a GPU takes them at full speed.
