@@ -203,8 +203,19 @@ def add_constant(graph: GraphProto, name: str, value: NDArray[np.generic]) -> st
 
 def fresh_name(graph: GraphProto, name: str) -> str:
     """Return ``name``, or ``name`` with a number behind it where the graph uses it already."""
-    used = {defined for part in all_graphs(graph) for defined in defined_names(part)}
+    used = names_of(graph)
     return next(free for number in count() if (free := f"{name}_{number}" if number else name) not in used)
+
+
+def free_prefix(names: Collection[str], word: str) -> str:
+    """Return ``word``, with a number behind it where one of the names begins with it, for a family of new names."""
+    numbered = (f"{word}{number}" if number else word for number in count())
+    return next(free for free in numbered if not any(name.startswith(free) for name in names))
+
+
+def names_of(graph: GraphProto) -> set[str]:
+    """Return the names of all tensors that a graph and its nested ones define."""
+    return {name for part in all_graphs(graph) for name in defined_names(part)}
 
 
 def remove_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
