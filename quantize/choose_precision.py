@@ -12,6 +12,7 @@ from onnx import ModelProto
 from distill.benchmarks import units
 from distill.benchmarks.target import Target
 from distill.errors import UserError
+from distill.export.canonical import canonical
 from distill.export.graph import initializers, operator
 from distill.export.stripping import strip, to_bytes
 from distill.intervals import Estimate
@@ -101,6 +102,7 @@ def choose(
         UserError: nothing of what was asked for can be made of this graph; the message says why of each.
     """
     candidates, repairs, refused = [_float(core)], Repairs(), list[str]()
+    core = canonical(core)  # whose constants are none of its inputs
     for kind in _kinds(core, target) if precision == "auto" else (precision,):
         try:
             if kind == "int8":
