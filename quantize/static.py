@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +12,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.graph import initializers, operator, producers, refill, sort_nodes
+from distill.export.graph import initializers, layer_names, operator, producers, refill, sort_nodes
 from distill.export.plain_names import PlainNames
 from distill.export.stripping import strip
 from distill.quantize.integer_kernels import fuses_here, unfused_nodes
@@ -72,7 +72,7 @@ class CalibratedGraph:
 
     Every node of ``model`` has a name, and every layer weights and bias of its own; `nodes` are those that may become
     integer kernels, in order. ``samples`` is how many were read of ``calibration``, which is read again where settings
-    ask for bias correction.
+    ask for bias correction. ``layers`` says what people call the layer that computes a tensor, where that is known.
     """
 
     model: ModelProto
@@ -81,6 +81,7 @@ class CalibratedGraph:
     samples: int
     target: Target
     calibration: Iterable[Feed]
+    layers: Mapping[str, str] = field(default_factory=dict)
 
 
 def calibrate_graph(
@@ -109,7 +110,8 @@ def calibrate_graph(
     ranges, samples = calibrate(
         model, _float_activations(inferred.graph, chosen), calibration, settings, progress=progress
     )
-    return CalibratedGraph(inferred, tuple(node.name for node in chosen), ranges, samples, target, calibration)
+    names = tuple(node.name for node in chosen)
+    return CalibratedGraph(inferred, names, ranges, samples, target, calibration, layer_names(core.graph))
 
 
 def write(

@@ -5,9 +5,7 @@ Tables are most of the bytes of a small transformer, and take none of its time.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from distill import scratch
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import (
@@ -58,8 +57,8 @@ def to_dynamic(
 
     model, chosen = _with_products(core, keep_float)
     plain = PlainNames.of(model.graph)
-    with tempfile.TemporaryDirectory(prefix="distill-dynamic-") as folder, silent():
-        written = Path(folder, "dynamic.onnx")
+    with scratch.folder("dynamic") as folder, silent():
+        written = folder / "dynamic.onnx"
         quantize_dynamic(
             plain.hide(model),
             written,

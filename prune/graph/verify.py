@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from distill.errors import UserError
 from distill.prune.graph.groups import Member
+from distill.prune.graph.statistics import Recorded, Repeated
 from distill.prune.modules import Example, at_batch, explained, hooked, run_alike, tensors_in
+from distill.state_dicts import twin
 
 # Norms that mix channels. Without the removed channels their statistics are others, which is no mistake.
 _MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -66,8 +67,9 @@ def problem_with(
     """Return what is wrong with a cut model, or None.
 
     It must run at batch 1 and 2, keep every output's shape, and compute what ``masked`` does: the model before the
-    cut, in which nothing reads the channels that went. Norms that mix channels are bypassed in both for the last,
-    unless ``norms`` says that they see as many as before; ``pruned`` is lifted as ``masked`` has been (`lifts_of`).
+    cut, in which nothing reads the channels that went. Norms that mix channels are bypassed in both for the last, and
+    other statistics over channels are of those that remain (`statistics`), unless ``norms`` says that they see as many
+    as before; ``pruned`` is lifted as ``masked`` has been (`lifts_of`).
     """
     try:
         shapes = output_shapes(pruned, checks.example, checks.logits)
@@ -78,10 +80,14 @@ def problem_with(
             return f"the shape of {name} changes from {before} to {after}"
     mixing = () if norms else _MIXING
     outputs = []
-    for model in (masked, _lifted(pruned, lifts)):
-        with torch.no_grad(), _bypassed(model, mixing):
+    recorded = Recorded()
+    for model, watch in (
+        (_lifted(pruned, lifts), recorded),
+        (masked, nullcontext() if norms else Repeated(recorded.calls)),
+    ):
+        with torch.no_grad(), _bypassed(model, mixing), watch:
             outputs.append(compared(run_alike(model, at_batch(checks.example, 2)), checks.logits))
-    wanted, got = outputs
+    got, wanted = outputs
     for (name, want), (_, have) in zip(wanted, got, strict=True):
         if want.is_floating_point() and differs(want, have):
             return f"{name} does not follow from its remaining channels (it reads the removed ones in another way)"
@@ -129,7 +135,7 @@ def lifts_of(model: nn.Module) -> dict[str, float]:
 @torch.no_grad()
 def _lifted(model: nn.Module, lifts: Mapping[str, float]) -> nn.Module:
     """Return a copy to whose weights is added what `lifts_of` says."""
-    result = copy.deepcopy(model)
+    result = twin(model)
     for name, value in result.named_parameters():
         value.add_(lifts.get(name, 0))
     return result
