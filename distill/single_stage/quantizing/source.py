@@ -34,10 +34,13 @@ def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
     """
     proto = load_proto(path)
     why = why_not_quantizable(proto)
+    domains = [imported.domain for imported in proto.opset_import]
+    if proto.ir_version < 1 or len(domains) != len(set(domains)):
+        raise UserError(f"{path}: its IR version is {proto.ir_version}, its operator sets {domains}; export it again")
+    if any(tensor.HasField("segment") for tensor in proto.graph.initializer):
+        raise UserError(f"{path}: a constant of its lies in segments, which nothing reads; export it again")
     if why is not None:
         raise UserError(f"{path}: {why}; give the float32 export")
-    if not proto.graph.output:
-        raise UserError(f"{path}: its graph has no output; export it again")
     extra = external_files(path, proto)
     tensors = [(tensor, part_of(path, tensor)) for tensor in external_tensors(proto)]
     size = sum(file.stat().st_size for file in (path, *extra))
