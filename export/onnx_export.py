@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
 from distill.errors import UserError
@@ -19,7 +20,7 @@ from distill.export.simplification import simplify
 from distill.export.stripping import strip
 from distill.export.wrapped_model import OUTPUT, Core, Tensors, prepare, quiet
 
-from .graph import input_shape, opset_of
+from .graph import input_shape, layer_names, opset_of
 from .settings import ExportSettings
 
 BATCH = "batch"
@@ -48,6 +49,8 @@ def export_onnx(
 ) -> ModelProto:
     """Export a module in evaluation mode as a float32 graph with the one output ``logits``, stripped.
 
+    Nodes are named by the modules that they come from.
+
     Args:
         model: any module, on any device, in any mode; it is not changed. Its hooks take part only where they change
             the output.
@@ -74,7 +77,9 @@ def export_onnx(
         raise UserError(
             f"model={core.name}: two calls in eval mode differ, so nothing can be verified; remove the randomness"
         )
-    proto = strip(_lower(simplify(_export(core, tensors, axes, settings.opset)), settings.opset))
+    proto = simplify(_export(core, tensors, axes, settings.opset))
+    _name_nodes(proto.graph)
+    proto = strip(_lower(proto, settings.opset), node_names=True)
     _require_open_axes(core, proto, tensors, axes)
     for size, probe in _probes(core, tensors, axes):
         _verify(core, proto, size, probe, settings)
@@ -121,6 +126,17 @@ def _export(core: Core, tensors: Tensors, axes: Mapping[str, Axes], opset: int) 
         raise UserError(f"model={core.name}: {_explain(error)}") from error
     assert program is not None
     return program.model_proto
+
+
+def _name_nodes(graph: GraphProto) -> None:
+    """Name each node by the module that it comes from, in place; a second one of a module by its operator, too."""
+    names, counts = layer_names(graph), Counter[str]()
+    for node in graph.node:
+        root, _, module = names.get(node.output[0], "").partition(".")
+        known = module and root == "model"  # as Core calls it
+        again = f"/{node.op_type}_{counts[module]}" if counts[module] else ""
+        node.name = module + again if known else ""
+        counts[module] += 1
 
 
 def _explain(error: BaseException) -> str:

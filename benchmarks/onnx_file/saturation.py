@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from distill.benchmarks.onnx_file.inputs import whole_attribute
+from distill.benchmarks.onnx_file.drawn_values import whole_attribute
 from distill.types import Array
 
 _LARGEST_ACTIVATION = 255  # of an unsigned byte: values beyond the calibrated range end there, whatever it is

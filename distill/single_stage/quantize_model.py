@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any, get_args
 
 from onnx import ModelProto
 
+from distill import scratch
 from distill.benchmarks import Options, Report, bench, resolve_target, why_unmeasurable
 from distill.benchmarks.parse import counts, positive
 from distill.benchmarks.target import Target
@@ -274,8 +274,8 @@ class _Job:
         options = self.options
         if why_unmeasurable(self.target) is not None:
             return None
-        with tempfile.TemporaryDirectory(prefix="distill-quantize-") as folder:
-            paths = [Path(folder, f"{_TIMED.format(number)}.onnx") for number in range(len(models))]
+        with scratch.folder("quantize") as folder:
+            paths = [folder / f"{_TIMED.format(number)}.onnx" for number in range(len(models))]
             for path, model in zip(paths, models, strict=True):
                 path.write_bytes(to_bytes(model))
             return bench(

@@ -19,6 +19,7 @@ from torch_pruning.dependency import shape_infer
 
 _SECOND = (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm, nn.PReLU)
 _LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+_NO_ENDS = ("select", "unbind", "view", "reshape", "index", "bmm", "matmul", "attention")  # of an axis
 _NEGATIVE = 2**63  # from here on autograd's unsigned integers stand for negative axes
 
 
@@ -50,6 +51,30 @@ class Axes:
         for other in node.inputs:
             if (axis := self.at(other)) is not None:
                 return axis
+        return None
+
+    def is_single(self, node: Any) -> bool:
+        """Tell a node whose output holds one channel: a map that gates all others, or a statistic over them."""
+        axis, shape = self.at(node), output_shape(node)
+        return axis is not None and shape is not None and shape[axis] == 1
+
+    def is_end(self, node: Any) -> bool:
+        """Tell a node that takes the axis of the channels away, and so their number: a mean over them, say."""
+        before = self._before(node)
+        after = output_shape(node)
+        if before is None or after is None or _fixed(node):
+            return False
+        (axis, shape), kind = before, node.grad_fn.name().lower()
+        if "topk" in kind:
+            return axis_of(node, len(shape)) == axis
+        removed = None if any(name in kind for name in _NO_ENDS) else _removed(node.grad_fn, len(shape), shape, after)
+        return removed is not None and axis in removed
+
+    def _before(self, node: Any) -> tuple[int, tuple[int, ...]] | None:
+        for other in node.inputs:
+            axis, shape = self.at(other), input_shape(node) or output_shape(other)
+            if axis is not None and shape is not None and axis < len(shape):
+                return axis, shape
         return None
 
     def _of(self, node: Any) -> int | None:

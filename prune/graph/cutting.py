@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
@@ -12,6 +11,7 @@ from distill.prune.attention.heads import cut_attention, mask_attention
 from distill.prune.graph.groups import ROOTS, Graph, prepare
 from distill.prune.graph.verify import Checks, lifts_of, masked_copy, problem_with
 from distill.prune.modules import reason
+from distill.state_dicts import twin
 from distill.types import Progress
 
 Channels = Mapping[str, Sequence[int]]
@@ -102,7 +102,7 @@ def _first_broken(trouble: Callable[[int], str | None], most: int, why: str) -> 
 
 def _attempt(model: nn.Module, chosen: Channels, checks: Checks) -> tuple[nn.Module, str | None]:
     """Cut a copy; return it and what is wrong with it."""
-    pruned = copy.deepcopy(model)
+    pruned = twin(model)
     if not chosen:
         return pruned, None
     lifts = lifts_of(model)

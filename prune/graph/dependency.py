@@ -16,6 +16,7 @@ from typing import Any
 
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.conv import _ConvNd
 from torch_pruning import ops
 from torch_pruning._helpers import GroupItem, _HybridIndex
@@ -25,6 +26,22 @@ from torch_pruning.dependency.group import Group
 
 from distill.prune.graph.axes import Axes, Flattened, Reshape, axis_of, input_shape, output_shape, read_reshape
 
+_SHAPES = tuple(
+    f"{name}Backward"
+    for name in (
+        "T",
+        "Transpose",
+        "Permute",
+        "View",
+        "UnsafeView",
+        "ReshapeAlias",
+        "Unsqueeze",
+        "Squeeze",
+        "Expand",
+        "Clone",
+    )
+)
+_PRODUCTS = tuple(f"{name}Backward" for name in ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Mv", "Addmv"))
 _LOCK = RLock()  # torch-pruning's functions are those of the whole process
 
 
@@ -32,11 +49,13 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
     """torch-pruning's graph with our reading of reshapes and splits.
 
     ``lost`` says of nodes why the channels that go through them cannot be followed: their groups must stay as they are.
+    ``bare`` are the parameters that multiply channels though no layer of torch's holds them, by name.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.lost: dict[Any, str] = {}
+        self.bare: list[str] = []
         self._reshapes: dict[Any, Reshape] = {}
         self._joined: dict[Any, list[tuple[Any, int]] | None] = {}
         self._axes = Axes()
@@ -55,8 +74,46 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
                 id(weight) not in called for weight in _weights(node.grad_fn)
             ):
                 self.lost[node] = "its channels meet a weight that is applied outside of its layer's own call"
+        self._meet_bare_parameters()
+        self._let_go()
         self._longest = max((size for node in self.module2node.values() for size in _sizes(node)), default=0)
         return built
+
+    def _meet_bare_parameters(self) -> None:
+        for node in list(self.module2node.values()):
+            if node.type != ops.OPTYPE.PARAMETER or node.module.ndim < 2:
+                continue
+            products = [product for product in _first_uses(node) if _is_product(product.grad_fn)]
+            name = self._param_to_name.get(node.module, "a parameter")
+            if products:
+                self.bare.append(name)
+            for product in products:
+                self.lost[product] = f"its channels meet {name}, a parameter that no layer of torch.nn applies"
+
+    def runs_along(self, module: nn.Module) -> bool:
+        """Tell a layer that reads another axis than that of the channels which come in: each meets the others in it."""
+        node = self.module2node[module]
+        into, shape = self._axes.into(node), next(map(output_shape, node.inputs), None)
+        if into is None or shape is None or not isinstance(module, _ConvNd | nn.Linear):
+            return False
+        return into != (1 if isinstance(module, _ConvNd) else len(shape) - 1)
+
+    def _let_go(self) -> None:
+        """Take away the edges on which no channel goes on: behind a statistic over them, and where there is one only.
+
+        What is broadcast over the channels of another tensor would be cut with its first channel.
+        """
+        nodes = list(self.module2node.values())
+        ends = {node for node in nodes if node.type != ops.OPTYPE.PARAMETER and self._axes.is_end(node)}
+        single = {node for node in nodes if node.type != ops.OPTYPE.PARAMETER and self._axes.is_single(node)}
+        for node in nodes:
+            node.dependencies = [
+                edge
+                for edge in node.dependencies
+                if edge.target is node
+                or ops.OPTYPE.OUTPUT in (node.type, edge.target.type)
+                or not (ends | single) & {node if edge.target in node.outputs else edge.target}
+            ]
 
     def _trace_computational_graph(
         self, module2node: Any, output: Any, gradfn2module: Any, *args: Any, **kw: Any
@@ -261,6 +318,25 @@ def _weights(function: Any) -> Iterator[Tensor]:
         variable = getattr(source, "variable", None)
         if variable is not None and variable.ndim == 2:
             yield variable
+
+
+def _first_uses(node: Any) -> Iterator[Any]:
+    """Yield what reads a tensor, behind copies of another shape."""
+    stack, visited = list(node.outputs), set()
+    while stack:
+        reader = stack.pop()
+        if reader in visited:
+            continue
+        visited.add(reader)
+        if reader.grad_fn.name().startswith(_SHAPES):
+            stack.extend(reader.outputs)
+        else:
+            yield reader
+
+
+def _is_product(function: Any) -> bool:
+    """Tell a matrix product, a convolution, or a function of the user's own, which may be one."""
+    return function.name().startswith(_PRODUCTS) or isinstance(function, BackwardCFunction)
 
 
 def _sizes(node: Any) -> Iterator[int]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -94,8 +95,26 @@ class Graph:
         return [
             self._describe(group, members, shared)
             for group, members in described
-            if not any(member.side == "out" and member.name in without for member in members)
+            if len(group[0].idxs) > 1  # a single channel stays
+            and not any(member.side == "out" and member.name in without for member in members)
         ]
+
+    def unseen(self) -> dict[str, str]:
+        """Say of layers and of bare parameters why no group holds their channels, by their names."""
+        seen = self._dependency.module2node
+        layers = {
+            name: "autograd does not see it in forward: it runs under torch.no_grad or in a function that hides its "
+            "layers, or another module applies its weight"
+            for name, module in self._model.named_modules()
+            if isinstance(module, ROOTS) and module not in seen
+        }
+        scripted = {
+            name: "is TorchScript, which cannot be cut"
+            for name, module in self._model.named_modules()
+            if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters(recurse=False))
+        }
+        bare = "a parameter that forward multiplies with itself (F.linear, F.conv2d, @, einsum): only layers of "
+        return layers | scripted | dict.fromkeys(self._dependency.bare, f"{bare}torch.nn are cut")
 
     def cut(self, chosen: Mapping[str, Sequence[int]]) -> list[Member]:
         """Remove the given root channels of the named groups in place; return the consumers that lost inputs.
@@ -184,7 +203,8 @@ class Graph:
             if item.dep.target.type == ops.OPTYPE.OUTPUT
         ]
         units, unprunable = self._units(root, members, self._split_into(group))
-        unprunable = unprunable or _why_unprunable(members, shared)
+        along = {m.name for m in members if m.side == "in" and self._dependency.runs_along(m.module)}
+        unprunable = unprunable or _why_unprunable(members, shared, along)
         hidden = any(member.side == "in" for member in members)
         unprunable = next(filter(None, (self._dependency.lost.get(item.dep.target) for item in group)), unprunable)
         if outputs and hidden and "logits" not in outputs:
@@ -255,9 +275,11 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
     return width, width
 
 
-def _why_unprunable(members: list[Member], shared: set[int]) -> str | None:
+def _why_unprunable(members: list[Member], shared: set[int], along: Collection[str]) -> str | None:
     for member in members:
         module = member.module
+        if member.name in along:
+            return f"{member.name} is a {type(module).__name__} along its channels, in which each meets the others"
         if not isinstance(module, _CUTTABLE):
             return f"{member.name} is a {type(module).__name__}, which cannot be cut"
         if isinstance(module, _InstanceNorm) and module.track_running_stats:
@@ -271,11 +293,14 @@ def _why_unprunable(members: list[Member], shared: set[int]) -> str | None:
         if width is not None and max(member.indices) >= width:
             return f"its channels cannot be followed into {member.name}, which has fewer"
         own = dict(module.named_parameters(recurse=False))
+        if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in own:
+            return (
+                f"the weight of {member.name} is computed (by a mask, a weight or spectral norm, or another "
+                "parametrization); remove that first"
+            )
         beside = sorted(own.keys() - {"weight", "bias"})
         if beside and width is not None and any(width in own[name].shape for name in beside):
             return f"a {type(module).__name__} has a {beside[0]} of its own for each channel, which would not be cut"
-        if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in own:
-            return f"the weight of {member.name} is computed (a parametrization); remove it first"
         if any(id(parameter) in shared for parameter in own.values()):
             return f"{member.name} shares its weight with another layer"
     return None
@@ -284,7 +309,8 @@ def _why_unprunable(members: list[Member], shared: set[int]) -> str | None:
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
     """Give modules back the attributes that they had: a tensor with a history that one keeps could not be copied."""
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    modules = (module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule))
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
     try:
         yield
     finally:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
 from distill.prune.graph.groups import Member
+from distill.prune.graph.statistics import Recorded, Repeated
 from distill.prune.modules import Example, at_batch, explained, hooked, run_alike, tensors_in
+from distill.state_dicts import twin
 
 # Norms that mix channels. Without the removed channels their statistics are others, which is no mistake.
 _MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -69,8 +70,9 @@ def problem_with(
     """Return what is wrong with a cut model, or None.
 
     It must run at batch 1 and 2, keep every output's shape, and compute what ``masked`` does: the model before the
-    cut, in which nothing reads the channels that went. Norms that mix channels are bypassed in both for the last,
-    unless ``norms`` says that they see as many as before; ``pruned`` is lifted as ``masked`` has been (`lifts_of`).
+    cut, in which nothing reads the channels that went. Norms that mix channels are bypassed in both for the last, and
+    other statistics over channels are of those that remain (`statistics`), unless ``norms`` says that they see as many
+    as before; ``pruned`` is lifted as ``masked`` has been (`lifts_of`).
 
     Both compute in float64, so that neither the number of threads nor the order of a sum decides; where forward makes
     tensors of another type, they compute in their own.
@@ -82,13 +84,12 @@ def problem_with(
     for (name, before), (_, after) in zip(checks.shapes, shapes, strict=True):
         if before != after:
             return f"the shape of {name} changes from {before} to {after}"
-    mixing, models = () if norms else _MIXING, (masked, _lifted(pruned, lifts))
-    trial = _Trial(checks, mixing, torch.float64)
+    trial, lifted = _Trial(checks, norms, torch.float64), _lifted(pruned, lifts)
     try:
-        wanted, got = map(trial.answers, models)
+        got, wanted = trial.of_pruned(lifted), trial.of_masked(masked)
     except Exception:  # whatever forward raises where its own tensors meet those in float64, or no memory for both
-        trial = _Trial(checks, mixing)
-        wanted, got = map(trial.answers, models)
+        trial = _Trial(checks, norms)
+        got, wanted = trial.of_pruned(lifted), trial.of_masked(masked)
     if not any(differs(want, got[name]) for name, want in wanted.items()):
         return None
     noise = trial.noise(masked, wanted)
@@ -100,30 +101,41 @@ def problem_with(
 
 @dataclass(frozen=True)
 class _Trial:
-    """A way to compare models: with modules of the classes ``mixing`` bypassed, in ``dtype`` or in their own."""
+    """A way to compare a cut model with a masked one: in ``dtype`` or in their own, with ``norms`` as they are or not.
+
+    ``recorded`` are the statistics of the cut one, which is asked first.
+    """
 
     checks: Checks
-    mixing: tuple[type[nn.Module], ...]
+    norms: bool
     dtype: torch.dtype | None = None
+    recorded: Recorded = field(default_factory=Recorded)
+
+    def of_pruned(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the floating-point outputs of the cut model at batch 2, by name."""
+        return self._answers(model, self.recorded)
+
+    def of_masked(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return those of the masked one, with the statistics of the cut one."""
+        return self._answers(model, nullcontext() if self.norms else Repeated(self.recorded.calls))
 
     @torch.no_grad()
-    def answers(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return the floating-point outputs of a model at batch 2, by name."""
-        model, example = copy.deepcopy(model), at_batch(self.checks.example, 2)
+    def _answers(self, model: nn.Module, watch: AbstractContextManager[Any]) -> dict[str, Tensor]:
+        model, example = twin(model), at_batch(self.checks.example, 2)
         if self.dtype is not None:
             model, example = model.to(self.dtype), tree_map(self._converted, example)
-        with _bypassed(model, self.mixing):
+        with _bypassed(model, () if self.norms else _MIXING), watch:
             outputs = compared(run_alike(model, example), self.checks.logits)
         return {name: tensor for name, tensor in outputs if tensor.is_floating_point()}
 
     def _converted(self, leaf: Any) -> Any:
         return leaf.to(self.dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
-    def noise(self, model: nn.Module, answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def noise(self, masked: nn.Module, answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return how far answers move where every weight is off by a rounding: nobody can tell a cut by less."""
         moved = {name: torch.zeros_like(answer) for name, answer in answers.items()}
         for seed in range(_NUDGES):
-            for name, answer in self.answers(_nudged(model, seed)).items():
+            for name, answer in self.of_masked(_nudged(masked, seed)).items():
                 moved[name] = torch.maximum(moved[name], (answer - answers[name]).abs().nan_to_num())
         return moved
 
@@ -131,7 +143,7 @@ class _Trial:
 @torch.no_grad()
 def _nudged(model: nn.Module, seed: int) -> nn.Module:
     """Return a copy in which every weight is larger or smaller by the rounding of its own type."""
-    result, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    result, generator = twin(model), torch.Generator().manual_seed(seed)
     for value in result.parameters():
         if value.is_floating_point():
             up = torch.randint(2, value.shape, generator=generator).to(value)
@@ -188,7 +200,7 @@ def lifts_of(model: nn.Module) -> dict[str, float]:
 @torch.no_grad()
 def _lifted(model: nn.Module, lifts: Mapping[str, float]) -> nn.Module:
     """Return a copy to whose weights is added what `lifts_of` says."""
-    result = copy.deepcopy(model)
+    result = twin(model)
     for name, value in result.named_parameters():
         value.add_(lifts.get(name, 0))
     return result

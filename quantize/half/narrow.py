@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from distill.export.graph import all_graphs, copy_of, defined_names, initializers, operator, sort_nodes
+from distill.export.graph import copy_of, free_prefix, initializers, names_of, operator, sort_nodes
 
 from .operands import element_types, operands
 
@@ -55,7 +55,7 @@ class _Twins:
 
     def __init__(self, graph: GraphProto) -> None:
         self.names: dict[str, str] = {}
-        self._taken = {name for part in all_graphs(graph) for name in defined_names(part)}
+        self._taken = names_of(graph)
 
     def of(self, name: str) -> str:
         if name not in self.names:
@@ -84,13 +84,13 @@ def emulate(model: ModelProto) -> ModelProto:
     wide = copy_of(model)
     graph = wide.graph
     types = element_types(wide)
-    casts = []
+    casts, prefix = list[NodeProto](), free_prefix(names_of(graph), "wide")
     for node in graph.node:
         for place, name in enumerate(node.output):
             element = types.get(name, 0)
             if element not in SIXTEEN_BITS:
                 continue
-            exact, rounded = f"{name}/exact", f"{name}/rounded"
+            exact, rounded = f"{prefix}/{name}/exact", f"{prefix}/{name}/rounded"
             if operator(node) == "Cast":
                 node.output[place] = rounded
             else:

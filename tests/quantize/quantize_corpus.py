@@ -237,7 +237,7 @@ DATA = [
     data("objects", ("--data", "plain arrays"), arrays(x=np.array([rows(), "a"], object))),
     data("no-arrays", ("has nothing", "the model takes x"), arrays()),
     data("no-rows", ("rows {'x': 0}", "one at least"), arrays(x=rows(0))),
-    data("one-number", ("one at least",), arrays(x=np.float32(1))),
+    data("one-number", ("x has the shape []", "[rows, 6]"), arrays(x=np.float32(1))),
     data("other-names", ("has image", "the model takes x"), arrays(image=rows())),
     data("more-names", ("has x, mask", "the model takes x"), arrays(x=rows(), mask=rows())),
     data("float64", ("x is float64", ".astype('float32')"), arrays(x=rows().astype(float))),

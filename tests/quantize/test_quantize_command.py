@@ -255,7 +255,7 @@ def test_layers_are_measured_and_drawn_on_request(files: Path, capsys: Any) -> N
     layers = json.loads(Path("q.json").read_text())["sensitivity"]
     assert len(layers) == 3
     assert all(one["divergence"] >= 0 for one in layers)
-    assert all(one["output"] in Path("p.svg").read_text() for one in layers)
+    assert all(one["name"] in Path("p.svg").read_text() for one in layers)
 
 
 @pytest.mark.usefixtures("untimed")

@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 
 from distill.benchmarks.onnx_file.external_data import external_file, external_files, external_tensors, part_of
-from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.errors import UserError
 from distill.export.parity_check import first_line
 from distill.quantize.float_graph import why_not_quantizable
