@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.export.parity_check import first_line, parity, run_onnx
+from distill.export.rewritten_calls import RewrittenCalls
 from distill.export.simplification import simplify
 from distill.export.stripping import strip
 from distill.export.wrapped_model import OUTPUT, Core, Tensors, prepare, quiet
@@ -178,7 +179,7 @@ def _export(core: Core, tensors: Tensors, axes: Mapping[str, Axes], opset: int) 
     """Run the exporter, silently; explain what stopped it."""
     batch = torch.export.Dim(BATCH)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), RewrittenCalls():
             program = torch.onnx.export(
                 core,
                 tuple(tensors.values()),
