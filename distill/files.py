@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import glob
 import os
 import secrets
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks, and keeps what a killed process left
+    fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
 """How the names of files end that are not whole yet; only a killed process leaves one."""
@@ -18,6 +27,8 @@ PARTIAL = ".partial"
 _HIDDEN = ".distill-"
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _MOST_LINKS = 40
+_CURRENT_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_NEW_S = 60.0  # longer than a process takes from making a file to holding it
 
 
 def write_whole(path: Path, content: bytes | str, *, follow: bool = True) -> None:
@@ -62,18 +73,71 @@ def _synced(path: Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that takes its place at the end; after an error nothing is left of it."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.absolute().parent) as room:
-        new, old = Path(room, "new"), Path(room, "old")
+    settle_folder(path)
+    _sweep_left(path.absolute().parent, f".{glob.escape(path.name)}.*{PARTIAL}")
+    parent, prefix = path.absolute().parent, f".{path.name}."
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=PARTIAL, dir=parent) as room, held(Path(room)):
+        new = Path(room, "new")
         new.mkdir()
         yield new
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(new, path)
-        except BaseException:
-            if old.exists():
-                os.replace(old, path)
-            raise
+        replace_folder(path, new)
+
+
+def replace_folder(final: Path, building: Path, *, ours: Collection[str] | None = None) -> None:
+    """Let a folder take the place of another; what is in the other and not in ``ours`` (None: all) moves over.
+
+    Where the system can, and nothing has to move, it is one step; ``settle_folder`` finishes two that were cut off.
+    """
+    old = _old(final)
+    if final.is_dir() and not final.is_symlink():
+        if (ours is None or all(path.name in ours for path in final.iterdir())) and _exchanged(final, building):
+            remove(building)
+            return
+        final.rename(old)
+    else:
+        remove(final)
+    building.rename(final)
+    for path in list(old.iterdir()) if old.is_dir() else []:
+        if ours is None or path.name in ours:
+            remove(path)
+    settle_folder(final)
+
+
+def settle_folder(final: Path) -> None:
+    """Finish a replacement of a folder that was cut off."""
+    old = _old(final)
+    if old.is_symlink():
+        remove(old)
+    if not old.is_dir():
+        return
+    if not final.exists():
+        old.rename(final)
+        return
+    for path in list(old.iterdir()):
+        if not os.path.lexists(final / path.name):
+            path.rename(final / path.name)
+    remove(old)
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
+def _exchanged(path: Path, other: Path) -> bool:
+    """Let two paths change places in one step; returns whether the system could, as Linux can."""
+    try:
+        exchange = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(exchange(_CURRENT_FOLDER, os.fsencode(path), _CURRENT_FOLDER, os.fsencode(other), _EXCHANGE) == 0)
+
+
+def remove(path: Path) -> None:
+    """Remove whatever is at a path, if anything is; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -87,12 +151,14 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be written.
     """
     partial = path.with_name(f"{_HIDDEN}{secrets.token_hex(8)}{PARTIAL}")
+    _sweep_left(path.absolute().parent, f"{_HIDDEN}*{PARTIAL}")
     # Exclusive, so that no link that somebody laid there is followed.
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         with suppress(FileNotFoundError):
             _take_over(path.stat(), partial)
-        yield partial
+        with held(partial):
+            yield partial
         try:
             os.replace(partial, path)
         except OSError as error:
@@ -105,6 +171,49 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Lock a file or a folder while the context, and this process, last; where locks are known."""
+    opened = -1
+    with suppress(OSError):
+        opened = hold(path)
+    try:
+        yield
+    finally:
+        if opened >= 0:
+            os.close(opened)
+
+
+def hold(path: Path) -> int:
+    """Lock a file or a folder, for as long as the open file that is returned is open; -1 where locks are unknown.
+
+    Raises:
+        OSError: another process holds it, or the file system knows no locks.
+    """
+    if fcntl is None:
+        return -1
+    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(opened)
+        raise
+    return opened
+
+
+def _sweep_left(folder: Path, pattern: str) -> None:
+    """Remove what a killed process left beside a file of the user's: what is not new, and held by no process."""
+    if fcntl is None:
+        return
+    for left in list(folder.glob(pattern)):
+        # What is gone by now, is a link, or is held, is nothing that was left.
+        with suppress(OSError):
+            if left.lstat().st_mtime < time.time() - _NEW_S:
+                opened = hold(left)
+                remove(left)
+                os.close(opened)
 
 
 def why_unwritable(path: Path) -> str | None:

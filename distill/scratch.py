@@ -18,11 +18,6 @@ from pathlib import Path
 from distill import files
 from distill.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks, and keeps what a killed process left
-    fcntl = None  # type: ignore[assignment]
-
 _SUFFIX = ".scratch"
 _OURS = re.compile(rf"distill-[a-z]+-\w+{re.escape(_SUFFIX)}")
 _LITTLE = 1 << 20
@@ -71,7 +66,7 @@ def _make(purpose: str) -> Path:
         final = room.with_name(room.name + _SUFFIX)
         _held[final] = -1
         with suppress(OSError):  # a file system without locks: nothing there is ever swept
-            _held[final] = _hold(room)
+            _held[final] = files.hold(room)
         return room.rename(final)
     except OSError as error:
         raise UserError(f"{place}: no folder for temporary files can be made ({error.strerror}); {_mend()}") from error
@@ -86,18 +81,6 @@ def _is_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and files.disk_is_full(error)) or os.strerror(errno.ENOSPC) in str(error)
 
 
-def _hold(path: Path) -> int:
-    """Lock a folder for as long as this process lives; returns the open file. Raises BlockingIOError where one does."""
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) if fcntl else -1
-    try:
-        if fcntl:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(opened)
-        raise
-    return opened
-
-
 def _remove(room: Path) -> None:
     shutil.rmtree(room, ignore_errors=True)
     opened = _held.pop(room, -1)
@@ -107,12 +90,11 @@ def _remove(room: Path) -> None:
 
 def _sweep(place: Path) -> None:
     """Remove the folders of this user that no process holds any more."""
-    if fcntl is None:
-        return
     for path in list(place.glob(f"distill-*{_SUFFIX}")):
         # A folder that is gone by now, is a link, is somebody else's, or is held, is none that was left.
         with suppress(OSError):
             if _OURS.fullmatch(path.name) and path.lstat().st_uid == os.geteuid():
-                opened = _hold(path)
-                shutil.rmtree(path, ignore_errors=True)
-                os.close(opened)
+                opened = files.hold(path)
+                if opened >= 0:
+                    shutil.rmtree(path, ignore_errors=True)
+                    os.close(opened)

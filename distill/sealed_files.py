@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,6 @@ def file_sha256(path: Path) -> str:
     """Return the sha256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remove(path: Path) -> None:
-    """Remove whatever is at a path, if anything is; what a link leads to stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,7 +98,7 @@ def sealed_array(path: Path, compute: Callable[[], NDArray[Any]], tell: Tell) ->
             return _read_array(path)
     except AlteredError as error:
         tell(f"{path} {error}: computed again")
-        remove(path)
+        files.remove(path)
     values = np.ascontiguousarray(compute())
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as partial:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from distill import files
-from distill.benchmarks.onnx_file.external_data import copy_beside, external_files
-from distill.benchmarks.onnx_file.signature import load_proto
 from distill.benchmarks.parse import document
 from distill.benchmarks.records import Report, save_reports
-from distill.benchmarks.verdict.gate import model_beside
-from distill.errors import UserError
+from distill.benchmarks.verdict.baseline_files import model_beside, replacing_model, settle
+from distill.errors import NotComparableError, UserError
 
 _HEX = 64
 
@@ -44,32 +42,26 @@ def require_own_place(path: Path, model: Path) -> None:
 def save_baseline(path: Path, report: Report, model: Path) -> None:
     """Write the report of the measured file, and the file itself beside it, under one name.
 
-    A file with external data is kept in a folder of that name, so that several baselines never share them. The file is
-    written first: a JSON that is there always has its file.
+    One takes the place of the other as a whole: whenever the process is killed, there is the old baseline or the new.
 
     Raises:
         UserError: the place is not its own, or cannot be written.
     """
-    require_own_place(path, model)
-    model_path, folder = path.with_suffix(".onnx"), path.with_suffix(".model")
-    before = model_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if before is None or not before.samefile(model):
-            extra = external_files(model, load_proto(model))
-            if extra:
-                with files.new_folder(folder) as new:
-                    shutil.copyfile(model, new / "model.onnx")
-                    copy_beside(model, extra, new)
-                model_path.unlink(missing_ok=True)
-            else:
-                with model.open("rb") as source, files.whole(model_path) as file:
-                    shutil.copyfileobj(source, file)
-                if before is not None and before != model_path:
-                    shutil.rmtree(folder)
+        if path.exists():
+            with suppress(UserError, NotComparableError):  # damaged: it is replaced
+                for measured in Report.load(path).models[-1:]:
+                    settle(path, measured.facts.sha256)
+        require_own_place(path, model)
+        before = model_beside(path)
+        is_kept = before is not None and before.samefile(model)
+        with nullcontext() if is_kept else replacing_model(path, model):
+            save_reports(path, [only_last(report)])
     except OSError as error:
+        if files.disk_is_full(error):
+            raise
         raise UserError(f"--save-baseline {path}: cannot be written ({error.strerror})") from error
-    save_reports(path, [only_last(report)])
 
 
 def only_last(report: Report) -> Report:

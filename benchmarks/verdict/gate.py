@@ -21,6 +21,7 @@ from distill.benchmarks.onnx_file.facts import Facts, read_facts
 from distill.benchmarks.parse import fraction, positive
 from distill.benchmarks.records import Before, Case, Gate, Mode, Report
 from distill.benchmarks.timing.machine import machine
+from distill.benchmarks.verdict.baseline_files import model_of
 from distill.benchmarks.verdict.bench import Options, bench, inspect, report_on, settled, time_case
 from distill.benchmarks.verdict.judging import session_medians, with_gate
 from distill.benchmarks.verdict.rule import Rule, Verdict
@@ -92,9 +93,7 @@ def gate(
             raise UserError(f"{baseline}: the baseline does not exist; only a .json may be yet to be saved")
         return _first(candidate, baseline, options, limits, name)
     stored = Report.load(baseline) if baseline.suffix == ".json" else None
-    if stored is not None and not stored.models:
-        raise UserError(f"{baseline}: holds no measurement of a file; make it again with --save-baseline")
-    model = baseline if stored is None else stored_model(baseline, stored)
+    model = baseline if stored is None else _stored_model(baseline, stored)
     new = read_facts(candidate, "candidate" if Path(candidate).stem == baseline.stem else None)
     if model is not None:
         old = read_facts(model, "baseline" if new.name in ("candidate", model.stem) else None)
@@ -140,31 +139,20 @@ def _alone(options: Options) -> Options:
     return dataclasses.replace(options, commands={})
 
 
-def stored_model(path: Path, stored: Report) -> Path | None:
-    """Find the file that a report was saved with, beside it; None where it was not kept.
-
-    Raises UserError where another file has its name.
-    """
-    beside = model_beside(path)
-    if beside is not None and read_facts(beside).sha256 != stored.models[-1].facts.sha256:
-        raise UserError(f"{beside}: not the file that {path} was measured with (another sha256); remove one of them")
-    return beside
-
-
 def baseline_file(path: Path) -> Path:
     """Return the .onnx file that a baseline stands for. Raises UserError where it was not kept."""
     if path.suffix != ".json":
         return path
-    model = model_beside(path)
+    model = _stored_model(path, Report.load(path))
     if model is None:
         raise UserError(f"{path}: its .onnx file is not beside it, and only files can be sent")
     return model
 
 
-def model_beside(path: Path) -> Path | None:
-    """Find the model of a baseline: `main.onnx` beside `main.json`, or with its external data in `main.model/`."""
-    places = (path.with_suffix(".onnx"), path.with_suffix(".model") / "model.onnx")
-    return next((place for place in places if place.is_file()), None)
+def _stored_model(path: Path, stored: Report) -> Path | None:
+    if not stored.models:
+        raise UserError(f"{path}: holds no measurement of a file; make it again with --save-baseline")
+    return model_of(path, stored.models[-1].facts.sha256)
 
 
 def require_same_inputs(old: Facts, new: Facts) -> None:

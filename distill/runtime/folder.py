@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -21,7 +20,8 @@ from filelock import FileLock, Timeout
 from distill import files
 from distill.documents import plain
 from distill.errors import UserError
-from distill.sealed_files import AlteredError, altered, hashes_of, read_sealed, remove, write_sealed
+from distill.files import remove
+from distill.sealed_files import AlteredError, altered, hashes_of, read_sealed, write_sealed
 from distill.sealed_files import file_sha256 as file_sha256  # others take both from here
 from distill.sealed_files import write_text as write_text
 
@@ -144,7 +144,7 @@ class RunFolder:
             The folder, the facts, and whether they were there already.
         """
         final, building = self.stages / name, self.stages / f".{name}-{key}"
-        settle(final)
+        files.settle_folder(final)
         record = self._record(final)
         if record is not None and record["key"] == key:
             different = altered(final, record["files"])
@@ -164,13 +164,13 @@ class RunFolder:
                 remove(path)
         # A stage that is whole but bears its hidden name was killed on the last step: it only wants renaming.
         built = self._record(building)
-        if built is None or altered(building, built["files"]):
+        if built is None or built["key"] != key or altered(building, built["files"]):
             facts = build(building)
             for left in building.glob(f"{Path(CHECKPOINT).stem}.*"):
                 left.unlink()
             remove(building / RECORD)
             built = write_sealed(building / RECORD, {"key": key, "facts": facts, "files": hashes_of(building)})
-        replace_folder(final, building, ours=None if record is None else {*record["files"], RECORD})
+        files.replace_folder(final, building, ours=None if record is None else {*record["files"], RECORD})
         return final, built["facts"], False
 
     def hashes(self, stage: Path) -> dict[str, str]:
@@ -221,51 +221,17 @@ class RunFolder:
             ours: names of what goes with the old folder; the rest of it is the user's and stays. None for all of it.
         """
         final, building = self.path / name, self.path / f".{name}.tmp"
-        settle(final)
+        files.settle_folder(final)
         remove(building)
         building.mkdir()
         build(building)
-        replace_folder(final, building, ours=ours)
+        files.replace_folder(final, building, ours=ours)
         return final
 
 
 def _is_hashes(value: object) -> bool:
     """Whether a record says the hashes of files by their names."""
     return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
-
-
-def replace_folder(final: Path, building: Path, *, ours: Collection[str] | None) -> None:
-    """Let a folder take the place of another; what is in the other and not in ``ours`` (None: all) moves over."""
-    old = _old(final)
-    if final.is_dir() and not final.is_symlink():
-        final.rename(old)
-    else:
-        remove(final)
-    building.rename(final)
-    for path in list(old.iterdir()) if old.is_dir() else []:
-        if ours is None or path.name in ours:
-            remove(path)
-    settle(final)
-
-
-def settle(final: Path) -> None:
-    """Finish a replacement of a folder that was cut off."""
-    old = _old(final)
-    if old.is_symlink():
-        remove(old)
-    if not old.is_dir():
-        return
-    if not final.exists():
-        old.rename(final)
-        return
-    for path in list(old.iterdir()):
-        if not os.path.lexists(final / path.name):
-            path.rename(final / path.name)
-    remove(old)
-
-
-def _old(final: Path) -> Path:
-    return final.with_name(f".{final.name}.old")
 
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -18,10 +18,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from distill.config.loading import RunConfig
+from distill.files import remove
 from distill.runtime.artifacts import Artifact, weights_hash
 from distill.runtime.context import Context
 from distill.runtime.folder import RunFolder, damaged, digest, sources
-from distill.sealed_files import remove
 from distill.stages.common import TRAINING
 from distill.study.objective import pick, score
 from distill.study.space import require_allowed, with_values
