@@ -59,6 +59,11 @@ def yaml_list(name: str) -> str:
     return f"[{name if bare else json.dumps(name, ensure_ascii=False)}]"
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether a text, such as a file's name, can be written as UTF-8; Python has surrogates for other bytes."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def shortened(text: str, limit: int = 60) -> str:
     """Return a text, the middle of a long one left out."""
     return text if len(text) <= limit else f"{text[: limit - 10]}…{text[-9:]}"
