@@ -64,10 +64,11 @@ def parse_json(text: str, *, finite: bool = False) -> Any:
     """Return the value of a JSON text; with ``finite``, NaN and infinities are refused, as the standard has it.
 
     Raises:
-        ValueError: it is no JSON, or is nested too deeply.
+        ValueError: it is no JSON, is nested too deeply, or says a key of a mapping twice.
     """
+    numbers: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _number} if finite else {}
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_number) if finite else json.loads(text)
+        value = json.loads(text, object_pairs_hook=_mapping, **numbers)
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
     require_shallow(value)
@@ -93,6 +94,14 @@ def read_json(path: Path, *, finite: bool = False) -> Any:
         ValueError: it is no JSON, or what ``read_text`` refuses.
     """
     return parse_json(read_text(path), finite=finite)
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)[:40]!r} comes twice")
+    return mapping
 
 
 def _number(text: str) -> float:
@@ -123,8 +132,8 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
-def read_as(record: type[T], value: Any) -> T:
-    """Read a record, a dataclass, from what `plain` made of it.
+def read_as(record: type[T], value: Any, *, place: str = "") -> T:
+    """Read a record, a dataclass or a TypedDict, from what `plain` made of it; ``place`` is what messages call it.
 
     Raises:
         ValueError: a value is of another type than its field, or a field is missing or unknown.
@@ -135,7 +144,8 @@ def read_as(record: type[T], value: Any) -> T:
         records: list[T] = _adapter(record).validate_json(json.dumps([value]))  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'][1:])) or 'the whole'}: {first['msg']}") from error
+        way = ".".join(map(str, (*([place] if place else ()), *first["loc"][1:])))
+        raise ValueError(f"{way or 'the whole'}: {first['msg']}") from error
     return records[0]
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from distill.benchmarks import runner
-from distill.benchmarks.onnx_file.inputs import load_proto, make_inputs
+from distill.benchmarks.onnx_file.inputs import make_inputs
 from distill.benchmarks.onnx_file.saturation import saturating_share
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.benchmarks.records import Case
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import CPU, TARGETS, Target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -47,13 +46,15 @@ def build(
     """
     import torch
 
+    from distill.state_dicts import twin
+
     subject = label(reference, field)
     if isinstance(reference, torch.nn.Module):
         return reference
     if isinstance(reference, str) and reference.startswith(PREFIX):
         value = held_object(reference, subject)
         if isinstance(value, torch.nn.Module):  # a run builds it again for every stage, and changes what it built
-            copied: nn.Module = call_user(copy.deepcopy, f"{subject}: copying it", value)
+            copied: nn.Module = call_user(twin, f"{subject}: copying it", value)
             return copied
     factory = _factory(reference, subject, field, builtin or {})
     keywords = {**_from_task(reference, factory, facts or {}), **(arguments or {})}

@@ -83,11 +83,14 @@ class RunOptions:
 def run(options: RunOptions) -> None:
     """Train, distill, prune, quantize, export, and measure before and after."""
     _check_wheels()
-    from distill.console import Console
-    from distill.pipeline import run as run_pipeline
-
     if options.strict and options.smoke:
         raise UserError("--strict: a --smoke run proves nothing, so it has no verdict; leave one of them out")
+    from distill.console import Console
+
+    console = Console("quiet" if options.quiet else "auto")
+    console.say(f"{options.config or 'digits'}: loading torch and the configuration …")  # seconds on a slow machine
+    from distill.pipeline import run as run_pipeline
+
     with redirect_stdout(sys.stderr):  # what the user's own code prints is no result
         result = run_pipeline(
             options.config,
@@ -95,7 +98,7 @@ def run(options: RunOptions) -> None:
             out=options.out,
             decisions=options.decisions,
             smoke=options.smoke,
-            console=Console("quiet" if options.quiet else "auto"),
+            console=console,
         )
     if options.as_json:
         sys.stdout.write(clean.json_text(result.to_json()))
