@@ -15,6 +15,7 @@ from distill.documents import parse_json, read_text
 from distill.errors import UserError
 from distill.plain_yaml import parse_yaml
 from distill.types import Array
+from distill.wording import shortened
 
 
 def fraction(option: str, text: str, *, zero: bool = False) -> float:
@@ -25,7 +26,9 @@ def fraction(option: str, text: str, *, zero: bool = False) -> float:
     except ValueError:
         value = math.nan
     if not (value > 0 or (zero and value == 0)) or math.isinf(value):
-        raise UserError(f"{option} {text}: must be a share such as 5% or 0.05, {'0 or more' if zero else 'above 0'}")
+        raise UserError(
+            f"{option} {shortened(text)}: must be a share such as 5% or 0.05, {'0 or more' if zero else 'above 0'}"
+        )
     if value >= 1 and not per_cent:
         raise UserError(f"{option} {text}: is {100 * value:g} %; write {text}% or {value / 100:g} if that is meant")
     return value
@@ -38,18 +41,15 @@ def positive(option: str, value: object) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise UserError(f"{option} {value}: must be a number above 0")
+        raise UserError(f"{option} {shortened(str(value))}: must be a number above 0")
     return number
 
 
-def counts(option: str, text: str) -> tuple[int, ...]:
-    """Read 1,8,32. Raises UserError for what is no list of whole numbers from 1 on."""
-    try:
-        numbers = tuple(dict.fromkeys(int(word) for word in text.split(",")))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise UserError(f"{option} {text}: must be whole numbers from 1 on, as 1,8")
+def counts(option: str, text: str, most: int) -> tuple[int, ...]:
+    """Read 1,8,32. Raises UserError for what is no list of whole numbers from 1 to ``most``."""
+    numbers = tuple(dict.fromkeys(whole(word.strip()) for word in text.split(",")))
+    if min(numbers) < 1 or max(numbers) > most:
+        raise UserError(f"{option} {shortened(text)}: must be whole numbers from 1 to {most}, as 1,8")
     return numbers
 
 
@@ -59,7 +59,7 @@ def sizes(option: str, entries: Sequence[str]) -> dict[str, int]:
     for name, value in named_values(option, entries).items():
         numbers[name] = whole(value)
         if numbers[name] < 1:
-            raise UserError(f"{option} {name}={value}: the size must be a whole number from 1 on")
+            raise UserError(f"{option} {name}={shortened(value)}: the size must be a whole number from 1 on")
     return numbers
 
 

@@ -24,6 +24,7 @@ from distill.files import remove
 from distill.sealed_files import AlteredError, altered, hashes_of, read_sealed, write_sealed
 from distill.sealed_files import file_sha256 as file_sha256  # others take both from here
 from distill.sealed_files import write_text as write_text
+from distill.wording import is_utf8
 
 _VERSIONS = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning")
 
@@ -95,6 +96,8 @@ class RunFolder:
             UserError: the folder cannot be written, or another process holds it.
         """
         folder = cls(path)
+        if not is_utf8(str(path)):
+            raise UserError(f"run folder {str(path)!r}: its name is not UTF-8; choose another with --out")
         try:
             absent = [place for place in (path, *path.parents) if not place.exists()]
             is_new = bool(absent) or (path.is_dir() and not any(path.iterdir()))

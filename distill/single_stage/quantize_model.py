@@ -17,6 +17,7 @@ from distill.benchmarks.parse import counts, positive
 from distill.benchmarks.target import Target
 from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import Timing
+from distill.bounds import MOST_ROWS
 from distill.distillation.imitation import Imitation
 from distill.errors import Exit, UserError
 from distill.export.graph import copy_of, opset_of, refill
@@ -201,7 +202,7 @@ def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, A
 def _batch_sizes(options: QuantizeOptions, rows: GraphRows) -> tuple[int, ...]:
     """Return the batch sizes to time: what the user says, or the one that the model is fixed at, or 1."""
     text = options.batch or str(rows.batch or 1)
-    sizes = counts("--batch", text)
+    sizes = counts("--batch", text, MOST_ROWS)
     if rows.batch is not None and sizes != (rows.batch,):
         model = shown(options.model)
         raise UserError(f"--batch {text}: {model} is fixed at a batch of {rows.batch}; leave --batch out")
