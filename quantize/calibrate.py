@@ -11,7 +11,16 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from distill.benchmarks.onnx_file.axes import batch_axes, take
 from distill.benchmarks.onnx_file.signature import signature
 from distill.errors import UserError
-from distill.export.graph import add_constant, copy_of, initializers, input_shape, only_outputs, opset_of
+from distill.export.graph import (
+    add_constant,
+    copy_of,
+    free_prefix,
+    initializers,
+    input_shape,
+    names_of,
+    only_outputs,
+    opset_of,
+)
 from distill.export.parity_check import first_line, session_of
 from distill.types import Array, Feed, Progress
 
@@ -73,9 +82,10 @@ def _min_max(
     """
     average = settings.calibration == "average"
     model, outputs = copy_of(proto), list[str]()
+    prefix = free_prefix(names_of(model.graph), "calibrate")
     for op in ("ReduceMin", "ReduceMax"):
         for number, name in enumerate(tensors):
-            outputs.append(f"calibrate/{op}/{number}")
+            outputs.append(f"{prefix}/{op}/{number}")
             model.graph.node.append(helper.make_node(op, [name], [outputs[-1]], keepdims=0))
     only_outputs(model, outputs)
     low = np.full(len(tensors), 0.0 if average else np.inf, np.float64)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill import scratch
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
 from distill.benchmarks.records import Report, blaming, report_of
 from distill.benchmarks.timing.answers import sound_answer
@@ -55,10 +55,10 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
     jobs: list[dict[str, Any]] = []
     cases: list[dict[str, Any]] = []
     first = dataclasses.replace(options.target, threads=options.threads[0])
-    with tempfile.TemporaryDirectory(prefix="distill-bundle-") as place:
+    with scratch.folder("bundle") as place:
         for batch in options.batches:
             arms = [ArmSpec(path, feeds_of(path, options, batch)) for path in paths]
-            specs = stored(arms, options.target, Path(place, str(batch)))
+            specs = stored(arms, options.target, place / str(batch))
             if batch == options.batches[0]:
                 jobs += [inspect_job(spec, first) for spec in specs]
             for threads in options.threads:
