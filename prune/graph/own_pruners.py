@@ -94,7 +94,7 @@ def recurrent_in_one_step(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, nn.RNNBase):
                 stack.callback(module.__dict__.pop, "forward", None)
-                module.forward = _in_one_step(module.forward)  # type: ignore[method-assign]
+                module.forward = _in_one_step(module.forward)
         yield
 
 
