@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,6 +17,12 @@ from distill.errors import UserError
 from distill.plain_yaml import parse_yaml
 from distill.types import Array
 from distill.wording import shortened
+
+DAMAGED_ARRAYS = (
+    *(ValueError, LookupError, EOFError, RuntimeError, TypeError),
+    *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+)
+"""What numpy ends in where an .npy or .npz file is damaged."""
 
 
 def fraction(option: str, text: str, *, zero: bool = False) -> float:
@@ -102,5 +109,5 @@ def read_npz(path: Path) -> dict[str, Array]:
             return {name: stored[name] for name in stored.files}
     except OSError as error:
         raise UserError(f"--inputs {path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAYS as error:
         raise UserError(f"--inputs {path}: must be an .npz of plain arrays ({' '.join(str(error).split())})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,8 +57,6 @@ def _read_npz(path: Path) -> dict[str, Array]:
         return read_npz(path)
     except UserError as error:  # its words are those of `bench`
         raise UserError(str(error).replace("--inputs", "--data", 1)) from error
-    except (zlib.error, NotImplementedError) as error:
-        raise UserError(f"--data {path}: is damaged ({error}); write it again with np.savez") from error
 
 
 def _by_name(rows: Any, first_input: str) -> dict[str, Array]:
