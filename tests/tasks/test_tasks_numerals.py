@@ -371,7 +371,7 @@ def test_byte_order_marks_say_the_encoding(tmp_path: Path, encoding: str) -> Non
     ("data", "said"),
     [
         ("x,y\n1,où\n".encode("latin-1"), "line 2: not UTF-8; save the file as UTF-8"),
-        ("x,y\n1,a\n".encode("utf-16-le"), "line 1: holds a NUL character; save the file as UTF-8"),
+        (b"x,y\n1,a\x00\n", "line 2: holds a NUL character; save the file as UTF-8"),
         (b'x,y\n1,a\n"2,b\n3,c\n', "line 3: the row that begins here cannot be read: a quote is not closed"),
         (b"sep=;\nx;y\n1;a\n", "line 1: one column only"),
         (b"x,y\n1,a,b\n", "line 2: 3 values; the header has 2 columns"),
