@@ -148,7 +148,7 @@ def test_codes_stay_text_and_are_told(tmp_path: Path, texts: tuple[str, ...], wh
     found = column(task)
     assert isinstance(found, CategoryColumn)
     assert found.categories == tuple(sorted(texts))
-    (said,) = task.warnings
+    (said,) = (text for text in task.warnings if "alone tells the class" not in text)
     assert said.startswith(f"column 'x' is read as {len(texts)} categories")
     assert "data.numeric: [x] reads numbers" in said
     assert re.search(why, said)
