@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.export.parity_check import first_line, parity, run_onnx
+from distill.export.rewritten_calls import RewrittenCalls
 from distill.export.simplification import simplify
 from distill.export.stripping import strip
 from distill.export.wrapped_model import OUTPUT, Core, Tensors, prepare, quiet
 
 from .front_graph import Halves, boundary_name, cut
-from .graph import input_shape, opset_of
+from .graph import input_shape, layer_names, opset_of
 from .preprocessed import Preprocessed
 from .settings import ExportSettings
 
@@ -48,6 +50,8 @@ def export_onnx(
     settings: ExportSettings | None = None,
 ) -> ModelProto:
     """Export a module in evaluation mode as a float32 graph with the one output ``logits``, stripped.
+
+    Nodes are named by the modules that they come from.
 
     Args:
         model: any module, on any device, in any mode; it is not changed. Its hooks take part only where they change
@@ -145,7 +149,9 @@ def _halves(core: Core, tensors: Tensors, proto: ModelProto, settings: ExportSet
 
 
 def _slim(proto: ModelProto, settings: ExportSettings) -> ModelProto:
-    return strip(_lower(simplify(proto), settings.opset))
+    slim = simplify(proto)
+    _name_nodes(slim.graph)
+    return strip(_lower(slim, settings.opset), node_names=True)
 
 
 def _checked_axes(open_axes: Mapping[str, Axes], tensors: Tensors) -> dict[str, Axes]:
@@ -173,7 +179,7 @@ def _export(core: Core, tensors: Tensors, axes: Mapping[str, Axes], opset: int) 
     """Run the exporter, silently; explain what stopped it."""
     batch = torch.export.Dim(BATCH)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), RewrittenCalls():
             program = torch.onnx.export(
                 core,
                 tuple(tensors.values()),
@@ -188,6 +194,17 @@ def _export(core: Core, tensors: Tensors, axes: Mapping[str, Axes], opset: int) 
         raise UserError(f"model={core.name}: {_explain(error)}") from error
     assert program is not None
     return program.model_proto
+
+
+def _name_nodes(graph: GraphProto) -> None:
+    """Name each node by the module that it comes from, in place; a second one of a module by its operator, too."""
+    names, counts = layer_names(graph), Counter[str]()
+    for node in graph.node:
+        root, _, module = names.get(node.output[0], "").partition(".")
+        known = module and root == "model"  # as Core calls it
+        again = f"/{node.op_type}_{counts[module]}" if counts[module] else ""
+        node.name = module + again if known else ""
+        counts[module] += 1
 
 
 def _explain(error: BaseException) -> str:

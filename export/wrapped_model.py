@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.export.parity_check import first_line
+from distill.state_dicts import twin
 
 from .preprocessed import Arguments, Preprocessed
 
@@ -101,14 +101,14 @@ def prepare(
         )
     with quiet():
         try:
-            twin = copy.deepcopy(model, _computed_tensors(model)).cpu().float().eval()
+            copied = twin(model).cpu().float().eval()
         except Exception as error:
             raise UserError(
                 f"model={type(model).__name__}: cannot be copied for export: {first_line(error)}"
             ) from error
     with contextlib.suppress(Exception):  # transformers: other attention forms export badly or not at all
-        twin.set_attn_implementation("eager")  # type: ignore[operator]
-    core = Core(twin, args, kwargs, logits or _only_tensor).eval()
+        copied.set_attn_implementation("eager")  # type: ignore[operator]
+    core = Core(copied, args, kwargs, logits or _only_tensor).eval()
     example = {name: _example(tensor) for name, tensor in zip(input_names, tensors, strict=True)}
     _drop_idle_hooks(core, example)
     return core, example
@@ -118,12 +118,6 @@ def _only_tensor(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     raise UserError(f"model output is {type(output).__name__}, not a tensor: name the logits in it with logits=…")
-
-
-def _computed_tensors(model: nn.Module) -> dict[int, Any]:
-    """Prepare a deepcopy to take values for tensors with a history, as old-style weight_norm leaves on its modules."""
-    tensors = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return {id(value): value.detach().clone() for value in tensors if value.grad_fn is not None}
 
 
 def _example(tensor: Tensor) -> Tensor:

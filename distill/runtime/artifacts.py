@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.benchmarks.onnx_file.external_data import external_tensors
-from distill.benchmarks.onnx_file.inputs import signature
+from distill.benchmarks.onnx_file.signature import signature
 from distill.config.loading import RunConfig
 from distill.documents import read_json
 from distill.errors import UserError

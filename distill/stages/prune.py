@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from contextlib import closing, nullcontext
 from functools import partial
 from itertools import islice
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from distill import scratch
 from distill.config.loading import PruneSection
 from distill.distillation.settings import DistillSettings
 from distill.prune import prune_channels, recalibrate
@@ -108,9 +108,9 @@ def shipped(ctx: Context) -> Shipped:
     wanted, batch = _number_format(ctx), ctx.target.batch_sizes[0]
 
     def write(model: nn.Module, path: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            write_onnx(Path(folder), model, ctx.task, ctx.export)
-            halves = read_halves(Path(folder))
+        with scratch.folder("export") as folder:
+            write_onnx(folder, model, ctx.task, ctx.export)
+            halves = read_halves(folder)
         core = halves.core
         if wanted != "float32":
             inputs = tuple(value.name for value in core.graph.input)
