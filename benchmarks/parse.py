@@ -98,7 +98,7 @@ def document(option: str, path: Path) -> tuple[str, Any]:
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """Read inputs by name. Raises UserError for what is no .npz, or holds pickled objects."""
+    """Read inputs by name, in this machine's byte order. Raises UserError for what is no .npz, or holds objects."""
     if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
         raise UserError(f"--inputs {path}: is a pipe or a device, not an .npz")
     try:
@@ -106,8 +106,13 @@ def read_npz(path: Path) -> dict[str, Array]:
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise UserError(f"--inputs {path}: is a single array; write it by name, as np.savez(file, input=rows)")
-            return {name: stored[name] for name in stored.files}
+            return {name: native(stored[name]) for name in stored.files}
     except OSError as error:
         raise UserError(f"--inputs {path}: cannot be read ({error.strerror or error})") from error
     except DAMAGED_ARRAYS as error:
         raise UserError(f"--inputs {path}: must be an .npz of plain arrays ({' '.join(str(error).split())})") from error
+
+
+def native(values: Array) -> Array:
+    """Return an array in this machine's byte order, itself where it is."""
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
