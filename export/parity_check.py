@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import onnx
@@ -17,6 +20,8 @@ from distill.benchmarks.target import CPU
 from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import NotMeasuredError, UserError
 from distill.types import Array, Feed
+
+_LIMIT_S = ContextVar("seconds that a batch may take", default=600.0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def run_onnx(
     `session_of`.
 
     Raises:
-        NotMeasuredError: the provider did not load.
+        NotMeasuredError: the provider did not load, or a batch did not end in time.
         UserError: the model or a batch is not accepted by onnxruntime, or there is no batch.
     """
     session = session_of(model, provider=provider, threads=threads)
@@ -97,12 +102,47 @@ def run_onnx(
     outputs = []
     for feed in feeds:
         try:
-            outputs.append(session.run([name], feed)[0])
+            outputs.append(run_session(session, [name], feed)[0])
+        except NotMeasuredError:
+            raise
         except Exception as error:  # onnxruntime raises its own classes, ValueError and RuntimeError
             raise UserError(f"onnxruntime refuses the inputs {_describe(feed)}: {first_line(error)}") from error
     if not outputs:
         raise UserError("no batch to run the model on")
     return np.concatenate(outputs)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Let every batch inside have so many seconds to end in."""
+    token = _LIMIT_S.set(seconds)
+    try:
+        yield
+    finally:
+        _LIMIT_S.reset(token)
+
+
+def run_session(session: ort.InferenceSession, names: list[str], feed: Feed) -> list[Array]:
+    """Run a batch and return these outputs; what onnxruntime raises is passed on.
+
+    Raises:
+        NotMeasuredError: it did not end within the time limit, as a Loop without an end does not.
+    """
+    options, limit_s = ort.RunOptions(), _LIMIT_S.get()
+    timer = Timer(limit_s, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        return list(session.run(names, feed, options))
+    except Exception as error:
+        if options.terminate:
+            raise NotMeasuredError(
+                f"a batch of {_describe(feed)} did not end within {limit_s:g} s and was stopped; --timeout gives it "
+                "longer, if no Loop of the model runs for ever"
+            ) from error
+        raise
+    finally:
+        timer.cancel()
 
 
 def output_distances(before: ort.InferenceSession, after: ort.InferenceSession, feed: Feed) -> dict[str, float]:
@@ -116,8 +156,10 @@ def output_distances(before: ort.InferenceSession, after: ort.InferenceSession, 
     """
     names = [value.name for value in before.get_outputs() if value.type.startswith("tensor(")]
     try:
-        pairs = zip(names, before.run(names, feed), after.run(names, feed), strict=True)
+        pairs = zip(names, run_session(before, names, feed), run_session(after, names, feed), strict=True)
         return {name: _distance(np.asarray(first), np.asarray(second)) for name, first, second in pairs}
+    except NotMeasuredError:
+        raise
     except Exception as error:  # as in run_onnx
         raise UserError(f"onnxruntime refuses the inputs {_describe(feed)}: {first_line(error)}") from error
 

@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from distill.benchmarks.onnx_file.axes import batch_axes, take
 from distill.benchmarks.onnx_file.signature import signature
-from distill.errors import UserError
+from distill.errors import NotMeasuredError, UserError
 from distill.export.graph import (
     add_constant,
     copy_of,
@@ -21,7 +21,7 @@ from distill.export.graph import (
     only_outputs,
     opset_of,
 )
-from distill.export.parity_check import first_line, session_of
+from distill.export.parity_check import first_line, run_session, session_of
 from distill.types import Array, Feed, Progress
 
 from .histogram import Histogram
@@ -178,7 +178,9 @@ def observed(
 def run_batch(session: Any, outputs: list[str], feed: Feed) -> list[Array]:
     """Run a batch; raises UserError where the graph refuses it."""
     try:
-        return list(session.run(outputs, feed))
+        return run_session(session, outputs, feed)
+    except NotMeasuredError:
+        raise
     except Exception as error:  # onnxruntime raises its own classes, ValueError and RuntimeError
         shapes = ", ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in feed.items())
         raise UserError(f"calibration: the model refuses a batch ({shapes}): {first_line(error)}") from error

@@ -138,6 +138,9 @@ class QuantizeOptions(_Options):
     metric: _Metric = None
     target: _Target = None
     precision: Annotated[str, typer.Option(help="auto, or only one of int8, dynamic, int4, fp16, bf16")] = "auto"
+    objective: Annotated[
+        str, typer.Option(help="latency: the fastest that keeps the budget; size: the smallest, whatever its speed")
+    ] = "latency"
     calibration: Annotated[str, typer.Option(help="where to begin: minmax, average, percentile, entropy, mse")] = (
         "minmax"
     )
@@ -165,6 +168,7 @@ class QuantizeOptions(_Options):
     measure: _Measure = None
     pairs: Annotated[int, typer.Option(help="fresh session pairs of the timing", min=2, max=64)] = 6
     seconds: _Seconds = 1.0
+    timeout: Annotated[float, typer.Option(help="seconds until a batch that does not end is stopped", min=0.01)] = 600
     seed: Annotated[int, typer.Option(help="of which rows find ranges and which judge", min=0, max=MOST_SEED)] = 0
     record: Annotated[Path | None, typer.Option(help="write what was tried as JSON")] = None
     plot: Annotated[
