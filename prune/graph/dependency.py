@@ -158,9 +158,15 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
                         stack.append((following, new))
         return self._group(edges.values())
 
-    def forget_widths(self) -> None:
-        """Have indices mapped anew: something was cut."""
-        self._mapped = False
+    def joined(self, groups: Iterable[Any]) -> Any:
+        """Return one group that takes of every layer what these take together, each channel once."""
+        edges: dict[Any, tuple[Any, dict[int, Any]]] = {}
+        for group in groups:
+            for item in group:
+                indices = edges.setdefault((item.dep.target, item.dep.handler), (item.dep, {}))[1]
+                pairs = zip(item.idxs, item.root_idxs, strict=True)
+                indices |= {index: _HybridIndex(idx=index, root_idx=root) for index, root in pairs}
+        return self._group(edges.values())
 
     def _group(self, edges: Iterable[tuple[Any, dict[int, Any]]]) -> Any:
         group = Group()

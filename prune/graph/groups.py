@@ -123,16 +123,19 @@ class Graph:
 
         The members returned carry indices in the coordinates of the model before the cut.
         """
-        groups = [self._group(name, indices) for name, indices in chosen.items()]
-        consumers = [m for group in groups for m in self._members(group) if m.side == "in"]
-        for name, indices in chosen.items():
-            group = self._group(name, indices)
+        groups = {name: self._group(name, indices) for name, indices in chosen.items()}
+        consumers = [m for group in groups.values() for m in self._members(group) if m.side == "in"]
+        for name, group in groups.items():
             if not self._dependency.check_pruning_group(group):
                 raise UserError(
                     f"cutting {name!r} would leave a layer, or a parameter outside of layers, without channels"
                 )
-            group.prune()
-            self._dependency.forget_widths()
+        # At once, while all indices are still those of the trace: after a cut torch-pruning moves the starts of slices
+        # in a way of its own.
+        joined = self._dependency.joined(groups.values())
+        if not self._dependency.check_pruning_group(joined):
+            raise UserError("cutting these groups together would leave a layer without channels")
+        joined.prune(record_history=False)
         return consumers
 
     def _trace(self, example: Example, logits: Callable[[Any], Tensor]) -> Dependency:
