@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.export.parity_check import first_line
 from distill.state_dicts import twin
+
+from .preprocessed import Arguments, Preprocessed
 
 OUTPUT = "logits"
 _MIN_BATCH = 2  # torch.export takes a batch of 0 or 1 for a constant
@@ -31,19 +33,31 @@ class Core(nn.Module):
         self.model = model
         self._args = [None if isinstance(value, Tensor) else (value,) for value in args]
         self._kwargs = {key: None if isinstance(value, Tensor) else (value,) for key, value in kwargs.items()}
-        self._logits = logits
+        self.logits = logits
 
     @property
     def name(self) -> str:
         """How errors name the module."""
+        if isinstance(self.model, Preprocessed):
+            return f"{type(self.model.model).__name__} behind preprocess={type(self.model.preprocess).__name__}"
         return type(self.model).__name__
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Call the model with the tensors in the order of the example call."""
+        args, kwargs = self._arguments(tensors)
+        return self.logits(self.model(*args, **kwargs))
+
+    def _arguments(self, tensors: Iterable[Tensor]) -> Arguments:
         queue = iter(tensors)
-        args = [next(queue) if fixed is None else fixed[0] for fixed in self._args]
-        kwargs = {key: next(queue) if fixed is None else fixed[0] for key, fixed in self._kwargs.items()}
-        return self._logits(self.model(*args, **kwargs))
+        args = tuple(next(queue) if fixed is None else fixed[0] for fixed in self._args)
+        return args, {key: next(queue) if fixed is None else fixed[0] for key, fixed in self._kwargs.items()}
+
+    def inner(self, tensors: Tensors) -> Arguments:
+        """Return what the preprocessing in front of the model makes of the inputs."""
+        assert isinstance(self.model, Preprocessed)
+        args, kwargs = self._arguments(tensors.values())
+        with torch.no_grad(), quiet():
+            return self.model.inner(*args, **kwargs)
 
     def eager(self, tensors: Tensors) -> Tensor:
         """Call the module, on copies of the inputs so that one that writes into them changes nothing."""

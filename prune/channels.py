@@ -177,7 +177,10 @@ def _judged(record: PruneRecord, state: Narrowed, settings: PruneSettings, warni
         reasons += by_reason(dict.fromkeys(narrow, too_narrow), most=_NAMED)
         why = "; ".join(reasons) or "the model has no channels that could go"
         shortfall = f"{name}={amount:g}: nothing was removed: {why}"
-        warnings = (*warnings, "nothing was removed" + (f": {reasons[-1]}" if narrow else ""))
+        warnings = (
+            *warnings,
+            "nothing was removed" + (f": {reasons[-1]}" if narrow else f": {why}" if not reasons else ""),
+        )
     elif miss := record.goal.miss(amount, achieved, bounds):
         if miss.is_final:
             shortfall = "; left whole: ".join([miss.text, *(["; ".join(reasons)] if reasons else [])])

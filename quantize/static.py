@@ -13,6 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import initializers, layer_names, operator, producers, refill, sort_nodes
+from distill.export.plain_names import PlainNames
 from distill.export.stripping import strip
 from distill.quantize.integer_kernels import fuses_here, unfused_nodes
 from distill.quantize.repairs import REPAIRS
@@ -23,7 +24,6 @@ from .bias import correct_biases, rounded_weights
 from .calibrate import calibrate, twice
 from .float_graph import silent
 from .pairs import free_float_readers
-from .plain_names import PlainNames
 from .prepare import prepare, products_to_gemm, weight_overrides
 from .record import QuantizeRecord
 from .settings import QuantizeSettings

@@ -28,10 +28,10 @@ from distill.export.graph import (
     remove_nodes,
     sort_nodes,
 )
+from distill.export.plain_names import PlainNames
 from distill.export.stripping import strip
 
 from .float_graph import float_graph, name_nodes, silent
-from .plain_names import PlainNames
 from .record import QuantizeRecord
 
 _LEAST_BYTES = 1 << 16  # below which a table is not worth the three nodes
@@ -50,7 +50,8 @@ def to_dynamic(
     graph that is given is not changed.
 
     Raises:
-        UserError: the graph is quantised already, too old, or without a product of constant weights.
+        UserError: the graph is quantised already, of an opset that cannot be converted, or without a product of
+            constant weights.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -90,7 +91,8 @@ def to_blocks(
     ``block`` weights, a power of two from 16 on, share a scale. The graph that is given is not changed.
 
     Raises:
-        UserError: the graph is quantised already, too old, or without a product of constant weights.
+        UserError: the graph is quantised already, of an opset that cannot be converted, or without a product of
+            constant weights.
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
@@ -114,7 +116,7 @@ def to_blocks(
 
 def _with_products(core: ModelProto, keep_float: Collection[str]) -> tuple[ModelProto, list[str]]:
     """Return an equal graph in which every Gemm is a MatMul and a sum, and the names of the products to convert."""
-    model = float_graph(core, needs="13 or newer is needed")
+    model = float_graph(core, newer=True)
     # Shapes that name constants trip onnxruntime's dynamic quantiser.
     del model.graph.value_info[:]
     split = [(node.output[0], _as_product(model.graph, node)) for node in model.graph.node if node.output]

@@ -59,14 +59,14 @@ def told_apart(inputs: Sequence[Signature], rows: Mapping[str, Array]) -> tuple[
     for (name, axis), called in open_axes(inputs):
         if called is not None and _NUMBERED.fullmatch(called) and name in rows and rows[name].ndim > axis:
             sizes.setdefault(called, {}).setdefault(rows[name].shape[axis], f"{name}:{axis}")
-    apart = {called: places for called, places in sizes.items() if len(places) > 1}
+    unequal = {called: places for called, places in sizes.items() if len(places) > 1}
     remarks = [
         f"axes that are all called {called!r} are {', '.join(f'{size} in {place}' for size, place in places.items())} "
         "of the given rows, and were taken as axes of their own"
-        for called, places in apart.items()
+        for called, places in unequal.items()
     ]
     return [
-        dataclasses.replace(item, shape=item.shape and tuple(None if size in apart else size for size in item.shape))
+        dataclasses.replace(item, shape=item.shape and tuple(None if size in unequal else size for size in item.shape))
         for item in inputs
     ], remarks
 

@@ -14,9 +14,10 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from distill.benchmarks.onnx_file.drawn_values import whole_attribute
-from distill.benchmarks.onnx_file.external_data import external_files
+from distill.benchmarks.onnx_file.external_data import external_files, unknown_entries_ignored
 from distill.benchmarks.onnx_file.saturation import saturating_share
-from distill.benchmarks.onnx_file.signature import Signature, load_proto, signature
+from distill.benchmarks.onnx_file.signature import Signature, element_name, load_proto, signature
+from distill.errors import UserError
 from distill.types import Count, Share
 
 # Not of float16: a CPU calculates with those in float32, where they are normal, and a GPU takes them at full speed.
@@ -60,6 +61,10 @@ def read_facts(path: str | Path, name: str | None = None) -> Facts:
     path = Path(path)
     proto = load_proto(path)
     extra = external_files(path, proto)
+    try:
+        inputs = [_described(item) for item in signature(proto)]
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     digest = hashlib.sha256()
     for file in (path, *extra):
         with file.open("rb") as opened:
@@ -75,7 +80,7 @@ def read_facts(path: str | Path, name: str | None = None) -> Facts:
         ir_version=proto.ir_version,
         parameters=sum(math.prod(tensor.dims) for tensor in _weights(proto)),
         macs=count_macs(proto),
-        inputs=[_described(item) for item in signature(proto)],
+        inputs=inputs,
         outputs=[_output(value) for value in proto.graph.output],
         made_for=metadata.get("target"),
         isa=metadata.get("isa"),
@@ -91,7 +96,7 @@ def _described(item: Signature) -> Described:
 
 def _output(value: onnx.ValueInfoProto) -> Described:
     tensor = value.type.tensor_type
-    kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+    kind = element_name(tensor.elem_type).lower()
     shape = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim]
     return value.name, kind, shape if tensor.HasField("shape") else None
 
@@ -109,6 +114,7 @@ def _weights(proto: ModelProto) -> Iterator[TensorProto]:
             yield tensor
 
 
+@unknown_entries_ignored()
 def _subnormal(proto: ModelProto, folder: Path) -> int:
     """Count the subnormal weights; external data that cannot be read count as none."""
     count = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from distill.benchmarks.onnx_file.drawn_values import draw
 from distill.benchmarks.onnx_file.signature import Signature, load_proto, signature
 from distill.errors import UserError
 from distill.types import Array, Feed
+
+_MOST_VALUES = 2**31  # of an input that is drawn: more are a damaged file, or a slip of the pen
 
 
 def make_inputs(
@@ -75,7 +78,12 @@ def inputs_and_assumptions(
         if item.name not in feeds:
             # The name is in the seed, so that two files get equal values for equal inputs in any order.
             rng = np.random.default_rng([seed, zlib.crc32(item.name.encode())])
-            feeds[item.name] = values = draw(proto, item, _shape(item, sizes, settled), rng)
+            shape = _shape(item, sizes, settled)
+            if math.prod(shape) > _MOST_VALUES:
+                raise UserError(
+                    f"input {item.name!r}: {list(shape)} is too large to draw; {_MOST_VALUES} values are most"
+                )
+            feeds[item.name] = values = draw(proto, item, shape, rng)
             if item.shape in ((), (1,)):  # one number may decide what the graph does, as a sampling rate
                 assumed.append(f"its input {item.name!r} was drawn as {values.item()!r}; give yours with --inputs")
     return {item.name: feeds[item.name] for item in inputs}, assumed

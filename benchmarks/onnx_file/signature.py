@@ -39,9 +39,16 @@ def load_proto(path: str | Path) -> onnx.ModelProto:
         raise UserError(f"{path}: not an ONNX file, or a truncated one ({error}); export it again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if not proto.graph.node and not proto.graph.output:
-        raise UserError(f"{path}: holds no graph; export it again")
+    if not proto.graph.output:
+        problem = "its graph has no output" if proto.graph.node else "holds no graph"
+        raise UserError(f"{path}: {problem}; export it again")
     return proto
+
+
+def element_name(kind: int) -> str:
+    """Return what ONNX calls an element type, or its number where that is of none."""
+    known = kind in onnx.TensorProto.DataType.values()
+    return str(onnx.TensorProto.DataType.Name(kind)) if known else f"{kind}, which is none of ONNX"
 
 
 def signature(proto: onnx.ModelProto) -> list[Signature]:
@@ -65,7 +72,7 @@ def _signature_of(value: onnx.ValueInfoProto) -> Signature:
         except KeyError:
             dtype = np.dtype(np.void)
         if dtype.kind not in "fiub":
-            name = onnx.TensorProto.DataType.Name(tensor.elem_type)
+            name = element_name(tensor.elem_type)
             raise UserError(f"input {value.name!r} has the type {name}, which numpy cannot hold: feed another type")
     if not tensor.HasField("shape"):
         return Signature(value.name, dtype, None)

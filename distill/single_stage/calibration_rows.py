@@ -63,7 +63,8 @@ def part_rows(
     """Part samples into those that calibrate and those that judge; from 200 rows on they are not the same.
 
     Arrays are [n, …] by input name, with the samples along every axis of the batch, and labels, if there are any;
-    without a name these may have a usual one. An input without such an axis, as a scalar, has one value for all.
+    without a name these may have a usual one. An input without such an axis, as a scalar, has one value for all, and so
+    has one with a single row, as a state.
     ``samples`` rows calibrate, at most, and ``seed`` decides which.
 
     Raises:
@@ -79,6 +80,7 @@ def part_rows(
         _require_fitting(value, rows[value.name], axes[value.name], source_name)
     # Inputs whose rows come first stand first, since the first input tells how many there are.
     rows = {name: rows[name] for name in sorted(rows, key=lambda name: (axes[name] or (9,))[0])}
+    rows, repeated = _repeated(rows, axes)
     lead = {name: np.moveaxis(rows[name], own[0], 0) for name, own in axes.items() if own}
     total = count_rows(lead | ({} if key is None else {key: arrays[key]}), source_name, fewest=1)
     order = np.random.default_rng(seed).permutation(total)
@@ -98,7 +100,10 @@ def part_rows(
         judged=_batches(rows, axes, judging, batch),
         labels=None if key is None else arrays[key][judging],
         batch=batch,
-        remarks=_remarks(lead, source_name, total, disjoint=disjoint),
+        remarks=(
+            *(f"{source_name}: {name} is one row, which was taken for all {total}" for name in repeated),
+            *_remarks({k: v for k, v in lead.items() if k not in repeated}, source_name, total, disjoint=disjoint),
+        ),
     )
 
 
@@ -120,6 +125,14 @@ def _sample_axes(
     }
     batch = next((value.shape[0] for value in inputs if value.shape and value.name not in constant), None)
     return {name: () if name in constant else (0,) for name in axes}, batch if isinstance(batch, int) else None
+
+
+def _repeated(rows: Mapping[str, Array], axes: Mapping[str, Sequence[int]]) -> tuple[dict[str, Array], list[str]]:
+    """Take a single row of an input, such as a state, for all rows that the others have; name such inputs."""
+    most = max((rows[name].shape[own[0]] for name, own in axes.items() if own), default=1)
+    single = [name for name, own in axes.items() if own and most > 1 and rows[name].shape[own[0]] == 1]
+    index = np.zeros(most, np.int64)
+    return {name: take(value, index, axes[name]) if name in single else value for name, value in rows.items()}, single
 
 
 def _require_fitting(expected: Signature, values: Array, axes: Sequence[int], source_name: str) -> None:

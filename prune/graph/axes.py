@@ -18,7 +18,7 @@ from torch_pruning._helpers import _HybridIndex
 from torch_pruning.dependency import shape_infer
 
 _SECOND = (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm, nn.PReLU)
-_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase)
 _NO_ENDS = ("select", "unbind", "view", "reshape", "index", "bmm", "matmul", "attention")  # of an axis
 _NEGATIVE = 2**63  # from here on autograd's unsigned integers stand for negative axes
 
@@ -206,6 +206,27 @@ class Flattened:
         if self.channels is None:
             return range(index * self.positions, (index + 1) * self.positions)
         return range(index, self.channels * self.positions, self.channels)
+
+
+@dataclass(frozen=True)
+class Halved:
+    """Maps channels to those of a gated linear unit, of which each is made of two, or back.
+
+    Args:
+        half: how many the unit has.
+        back: from its channels to those of both halves.
+    """
+
+    half: int
+    back: bool
+
+    def __call__(self, indices: Sequence[Any]) -> list[Any]:
+        """Map torch-pruning's pairs of an index and the index of the root that it comes from."""
+        roots: dict[int, Any] = {}
+        for index in indices:
+            for other in (index.idx, index.idx + self.half) if self.back else (index.idx % self.half,):
+                roots.setdefault(other, index.root_idx)
+        return [_HybridIndex(idx=index, root_idx=root) for index, root in roots.items()]
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,21 @@ from itertools import accumulate, cycle
 from threading import RLock
 from typing import Any
 
+import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 from torch_pruning import ops
 from torch_pruning._helpers import GroupItem, _HybridIndex
 from torch_pruning.dependency import index_mapping, shape_infer
 from torch_pruning.dependency.dependency import Dependency as Edge
 from torch_pruning.dependency.group import Group
 
-from distill.prune.graph.axes import Axes, Flattened, Reshape, axis_of, input_shape, output_shape, read_reshape
+from distill.prune.graph.axes import Axes, Flattened, Halved, Reshape, axis_of, input_shape, output_shape, read_reshape
 
+_CATS = (torch.cat, torch.concat, torch.concatenate)
 _SHAPES = tuple(
     f"{name}Backward"
     for name in (
@@ -57,6 +60,7 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         self.lost: dict[Any, str] = {}
         self.bare: list[str] = []
         self._reshapes: dict[Any, Reshape] = {}
+        self._parts: dict[Any, list[int]] = {}
         self._joined: dict[Any, list[tuple[Any, int]] | None] = {}
         self._axes = Axes()
         self._mapped = False
@@ -66,8 +70,9 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
 
     def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
         """Trace a model, as torch-pruning does."""
-        with self._reads_shapes():
+        with self._reads_shapes(), _Joins(self._parts):
             built = super().build_dependency(*args, **kwargs)
+        self._map_halves()
         called = {id(node.module.weight) for node in self.module2node.values() if isinstance(node.module, nn.Linear)}
         for node in self.module2node.values():
             if node.type == ops.OPTYPE.ELEMENTWISE and any(
@@ -134,6 +139,7 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         if not self._mapped:
             with self._reads_shapes():
                 index_mapping.update_index_mapping(self)
+            self._map_halves()
             self._mapped = True
         if isinstance(module, _ConvNd) and module.groups == module.out_channels > 1:
             pruning_fn = tp.prune_depthwise_conv_out_channels
@@ -246,6 +252,9 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             else (None, 0)
             for function, number in functions
         ]
+        lengths = self._parts.get(node.grad_fn, [])
+        if len(lengths) == len(sizes):
+            return [(function, length) for (function, _), length in zip(sizes, lengths, strict=True)]
         remaining = whole[axis] - sum(size for _, size in sizes)
         strange = sum(function is None for function, _ in sizes)
         if strange > 1:
@@ -265,6 +274,20 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         for other in dict.fromkeys(node.inputs):
             _set(other, node, *there[other], second=True)
             _set(node, other, *back[other], second=True)
+
+    def _map_halves(self) -> None:
+        """Map channels through gated linear units, which multiply the first half of them by the second."""
+        for node in self.module2node.values():
+            if not node.grad_fn.name().startswith("GluBackward"):
+                continue
+            shape = output_shape(node)
+            if shape is None or self._axes.into(node) != axis_of(node, len(shape)):
+                continue
+            for other in node.inputs:
+                width = shape_infer.infer_out_channels_recursively(self, other, [0])
+                if width:
+                    _set(node, other, Halved(width // 2, back=True))
+                    _set(other, node, Halved(width // 2, back=False))
 
     def _map_split(self, _: Any, node: Any) -> None:
         sizes = node.module.split_sizes
@@ -306,6 +329,24 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             return False
         channels = self._axes.into(node)
         return axis == (channels if channels is not None else len(shape) - 1 if len(shape) == 3 else 1)
+
+
+class _Joins(TorchFunctionMode):
+    """Notes how long the parts are that tensors are joined from: of those that no layer made autograd knows nothing."""
+
+    def __init__(self, parts: dict[Any, list[int]]) -> None:
+        super().__init__()
+        self._parts = parts
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call, and note the lengths along the joined axis by autograd's node."""
+        result = function(*args, **kwargs or {})
+        if function in _CATS and result.grad_fn is not None:
+            options = dict(zip(("tensors", "dim"), args, strict=False)) | dict(kwargs or {})
+            axis = options.get("dim", options.get("axis", 0))
+            if isinstance(axis, int):
+                self._parts[result.grad_fn] = [int(tensor.shape[axis]) for tensor in options["tensors"]]
+        return result
 
 
 def _weights(function: Any) -> Iterator[Tensor]:

@@ -24,10 +24,12 @@ from torch_pruning import ops
 
 from distill.errors import UserError
 from distill.prune.graph.dependency import Dependency
+from distill.prune.graph.own_pruners import PRUNERS, recurrent_in_one_step
 from distill.prune.modules import Example, explained, holders, run_alike, tensors_in
 
 # Layers whose cut is known to be right. Anything else in a group keeps the whole group as it is.
-_CUTTABLE = (_ConvNd, nn.Linear, _BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
+_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_CUTTABLE = (_ConvNd, nn.Linear, *_NORMS, nn.PReLU, nn.Embedding, nn.RNNBase)
 ROOTS = (_ConvNd, nn.Linear)
 _NORM_WIDTHS = ("num_features", "num_channels", "normalized_shape")
 
@@ -160,7 +162,7 @@ class Graph:
 
         dependency = Dependency()
         traced = explained("the model cannot be traced for pruning")
-        with traced, warnings.catch_warnings(), _attributes_kept(self._model):
+        with traced, warnings.catch_warnings(), _attributes_kept(self._model), recurrent_in_one_step(self._model):
             warnings.simplefilter("ignore")  # about parameters outside of layers; every cut is verified
             dependency.build_dependency(
                 self._model,
@@ -168,7 +170,7 @@ class Graph:
                 forward_fn=lambda model, _: run_alike(model, example),
                 output_transform=named_outputs,
                 unwrapped_parameters=[],
-                customized_pruners={},
+                customized_pruners=dict(PRUNERS),
                 ignored_layers=[],
                 ignored_params=[],
                 verbose=False,
@@ -267,7 +269,11 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
-    if isinstance(module, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm):  # they may have no parameters
+    if isinstance(module, nn.RNNBase):
+        return module.input_size, (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+    if isinstance(
+        module, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm
+    ):  # they may have no parameters
         width = next(vars(module)[name] for name in _NORM_WIDTHS if name in vars(module))
         width = int(width[-1] if isinstance(width, tuple) else width)
     else:
@@ -282,11 +288,13 @@ def _why_unprunable(members: list[Member], shared: set[int], along: Collection[s
             return f"{member.name} is a {type(module).__name__} along its channels, in which each meets the others"
         if not isinstance(module, _CUTTABLE):
             return f"{member.name} is a {type(module).__name__}, which cannot be cut"
+        if isinstance(module, nn.RNNBase) and member.side == "out":
+            return f"its channels are joined to those of {member.name}, a {type(module).__name__}, which cannot be cut"
         if isinstance(module, _InstanceNorm) and module.track_running_stats:
             return f"{member.name} keeps running statistics of instances, which cannot be cut"
         if isinstance(module, _ConvNd) and module.transposed and module.groups > 1:
             return f"{member.name} is a grouped transposed convolution, which cannot be cut"
-        if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
             return f"{member.name} normalises over several axes, which cannot be cut"
         one_for_all = isinstance(module, nn.PReLU) and module.num_parameters == 1
         width = None if one_for_all else widths_of(module)[member.side == "out" or isinstance(module, nn.Embedding)]
@@ -299,7 +307,12 @@ def _why_unprunable(members: list[Member], shared: set[int], along: Collection[s
                 "parametrization); remove that first"
             )
         beside = sorted(own.keys() - {"weight", "bias"})
-        if beside and width is not None and any(width in own[name].shape for name in beside):
+        if (
+            beside
+            and width is not None
+            and not isinstance(module, nn.RNNBase)
+            and any(width in own[name].shape for name in beside)
+        ):
             return f"a {type(module).__name__} has a {beside[0]} of its own for each channel, which would not be cut"
         if any(id(parameter) in shared for parameter in own.values()):
             return f"{member.name} shares its weight with another layer"

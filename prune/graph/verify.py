@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from distill.errors import UserError
 from distill.prune.graph.groups import Member
+from distill.prune.graph.own_pruners import ignore_inputs
 from distill.prune.graph.statistics import Recorded, Repeated
 from distill.prune.modules import Example, at_batch, explained, hooked, run_alike, tensors_in
 from distill.state_dicts import twin
@@ -214,6 +215,8 @@ def masked_copy(model: nn.Module, consumers: Sequence[Member], lifts: Mapping[st
         layer, indices = result.get_submodule(member.name), list(member.indices)
         if isinstance(layer, nn.Linear):
             layer.weight[:, indices] = 0
+        elif isinstance(layer, nn.RNNBase):
+            ignore_inputs(layer, indices)
         elif isinstance(layer, _ConvNd) and layer.transposed:
             layer.weight[indices] = 0
         elif isinstance(layer, _ConvNd):

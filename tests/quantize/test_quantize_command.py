@@ -213,7 +213,7 @@ def test_only_the_first_of_several_outputs_is_judged_which_is_said(files: Path, 
     onnx.save(graph(nodes, outputs=[LOGITS, floats("positive", "batch", CLASSES)]), "two.onnx")
     np.savez("few.npz", x=rows())
     assert typed("two.onnx", "--data", "few.npz", "--out", "q.onnx", "--max-drop", "0.5") == 0
-    assert "only the first output, logits, is judged; nothing compares positive" in warned(capsys)
+    assert "output logits is judged; --output NAME judges another: positive" in warned(capsys)
     assert [one.name for one in onnx.load("q.onnx").graph.output] == ["logits", "positive"]
 
 

@@ -1,6 +1,7 @@
-"""Numbers in place of tensors' names, while a quantiser of onnxruntime's makes names of its own.
+"""Numbers in place of tensors' names, while a tool makes names of its own.
 
-Those quantisers call the scale of `x` `x_scale`, whether a tensor of the user's is called that already or not.
+onnxruntime's quantisers call the scale of `x` `x_scale`, and onnx's converter of opsets counts `_v_1`, `_v_2`, …,
+whether a tensor of the user's is called that already or not.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto
 
-from distill.export.graph import all_graphs, copy_of, defined_names, free_prefix, rename_all
+from .graph import all_graphs, copy_of, defined_names, free_prefix, rename_all
 
 
 @dataclass(frozen=True)
 class PlainNames:
-    """The number of each tensor of a graph and its nested ones, by its name; no number goes into another's new name."""
+    """The number of each tensor of a graph and its nested ones, by its name; a tool's new name is never a number."""
 
     numbers: Mapping[str, str]
 
@@ -34,5 +35,5 @@ class PlainNames:
     def reveal(self, graph: GraphProto) -> None:
         """Give the tensors their names back, in place; what was added gets a name that none of them has."""
         names = {number: name for name, number in self.numbers.items()}
-        prefix = free_prefix(self.numbers, "quantized")
+        prefix = free_prefix(self.numbers, "new")
         rename_all(graph, lambda name: names.get(name, f"{prefix}/{name}"))
