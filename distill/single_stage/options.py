@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 from typer.models import ParameterInfo
 
-from distill.bounds import MOST_COUNT, MOST_ROWS, MOST_SEED, MOST_THREADS
+from distill.bounds import MOST_COUNT, MOST_ROWS, MOST_SECONDS, MOST_SEED, MOST_THREADS
 from distill.errors import UserError
 from distill.prune.scores.importance import DEFAULT, IMPORTANCES, WITHOUT_BATCHES
 
@@ -168,7 +168,9 @@ class QuantizeOptions(_Options):
     measure: _Measure = None
     pairs: Annotated[int, typer.Option(help="fresh session pairs of the timing", min=2, max=64)] = 6
     seconds: _Seconds = 1.0
-    timeout: Annotated[float, typer.Option(help="seconds until a batch that does not end is stopped", min=0.01)] = 600
+    timeout: Annotated[
+        float, typer.Option(help="seconds until a batch that does not end is stopped", min=0.01, max=MOST_SECONDS)
+    ] = 600
     seed: Annotated[int, typer.Option(help="of which rows find ranges and which judge", min=0, max=MOST_SEED)] = 0
     record: Annotated[Path | None, typer.Option(help="write what was tried as JSON")] = None
     plot: Annotated[

@@ -23,7 +23,7 @@ from distill.benchmarks.target import Target, why_unmeasurable
 from distill.benchmarks.timing.kernels import kernel_seconds
 from distill.benchmarks.timing.machine import fingerprint
 from distill.documents import read_as, read_json
-from distill.sealed_files import Tell, remove
+from distill.sealed_files import Tell
 from distill.types import AboveZero
 
 Precision = Literal["float32", "int8"]
@@ -252,7 +252,7 @@ def _read(path: Path, tell: Tell) -> dict[str, float]:
         return {}
     except (OSError, ValueError) as error:
         tell(f"{path} is damaged ({getattr(error, 'strerror', None) or error}): layers are timed again")
-        remove(path)
+        files.remove(path)
         return {}
 
 
