@@ -11,8 +11,6 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch_pruning import ops
 
-from distill.prune.graph.axes import output_shape
-
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 _SHAPES = tuple(
     f"{name}Backward"
@@ -84,10 +82,10 @@ def is_product(function: Any) -> bool:
 
 def within(layer: Any) -> set[Any]:
     """Return the nodes between a linear layer's product, which is among them, and its output."""
-    inner, stack = set[Any](), [layer]
+    inner, stack = set[Any](), [] if is_product(layer.grad_fn) else [layer]
     while stack:
         for other in stack.pop().inputs:
-            if other.type in _STEPS and output_shape(other) is not None and other not in inner:
+            if other.type in _STEPS and other.grad_fn.name().startswith((*_SHAPES, *_PRODUCTS)) and other not in inner:
                 inner.add(other)
                 if not is_product(other.grad_fn):
                     stack.append(other)
