@@ -335,7 +335,7 @@ def test_a_manifest_neither_waits_nor_grows(capfd: pytest.CaptureFixture[str]) -
 def test_a_value_on_the_command_line_is_plain_too(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for value in (f"!!python/object/apply:os.system [{TOUCH}]", "[" * 5000, "0000-99-99"):
         assert call("validate", "config.yaml", "--set", f"teacher.args={value}") == 2
-        assert "--set" in said(capfd)
+        assert "teacher.args" in said(capfd)
 
 
 def test_a_file_is_no_function_whatever_its_name(place: Path) -> None:

@@ -24,20 +24,20 @@ def validate(root: type[Config], raw: Mapping[str, Any], **required: Any) -> tup
         raw: sections by their keys.
         required: what stands for a section that must not be left out.
     """
-    kept, lines = copy.deepcopy(dict(raw)), dict[str, Place]()
+    left, lines = copy.deepcopy(dict(raw)), dict[str, Place]()
     adapter = TypeAdapter(root)
     for _ in range(_MOST_ROUNDS):
         try:
-            config = adapter.validate_python(kept)
+            config = adapter.validate_python(left)
             break
         except ValidationError as error:
             aside = list(lines.values())
-            for line, place in explain(error, root, kept).items():
+            for line, place in explain(error, root, left).items():
                 # What lacks a field that was set aside lacks nothing.
                 if place not in aside and place[:1] not in aside:
                     lines[line] = place
             for problem in error.errors():
-                _set_aside(kept, place_of(problem), problem["type"], required)
+                _set_aside(left, place_of(problem), problem["type"], required)
     else:
         config = adapter.validate_python(required)
     for line, place in _switches(raw, config, ()):

@@ -58,10 +58,10 @@ def explain(error: ValidationError, root: type[Any], raw: Mapping[str, Any]) -> 
 def place_of(problem: ErrorDetails) -> Place:
     """Return where an error is, without the branches of unions on the way."""
     *parts, last = problem["loc"] or ("",)
-    kept = [*(part for part in parts if not _is_branch(part)), last]
+    keys = [*(part for part in parts if not _is_branch(part)), last]
     if problem["type"] not in _UNKNOWN and _is_branch(last):
-        kept.pop()
-    return tuple(map(str, kept))
+        keys.pop()
+    return tuple(map(str, keys))
 
 
 def _is_branch(part: str | int) -> bool:
