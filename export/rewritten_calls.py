@@ -80,7 +80,7 @@ def _conv2d(
     rows, channels, kernel = input.shape[0], weight.shape[1], tuple(weight.shape[2:])
     stride, padding, dilation = (_many(value, 2) for value in (stride, padding, dilation))
     sizes = zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)
-    places = [(size + 2 * pad - apart * (length - 1) - 1) // step + 1 for size, length, step, pad, apart in sizes]
+    places = [(size + 2 * pad - gap * (length - 1) - 1) // step + 1 for size, length, step, pad, gap in sizes]
     parts = input.reshape(rows * groups, channels, *input.shape[2:])
     patches = functional.unfold(parts, kernel, dilation, padding, stride)
     kernels = weight.reshape(1, groups, -1, channels * math.prod(kernel))

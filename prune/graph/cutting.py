@@ -95,8 +95,8 @@ def _first_broken(trouble: Callable[[int], str | None], most: int, why: str) -> 
     sound = 0
     while most - sound > 1:
         middle = (sound + most) // 2
-        found = trouble(middle)
-        sound, most, why = (middle, most, why) if found is None else (sound, middle, found)
+        problem = trouble(middle)
+        sound, most, why = (middle, most, why) if problem is None else (sound, middle, problem)
     return most, why
 
 
