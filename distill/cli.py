@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -41,6 +41,24 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from distill.verbs.version import versions
+
+        typer.echo(versions())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="versions of what decides a file"),
+    ] = False,
+) -> None:
+    """Take what stands before a verb."""
+
+
 for _verb in (
     command(run, RunOptions),
     command(validate, ValidateOptions),
@@ -54,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # OpenMP threads that spin while they wait make training up to 20 times slower as soon as anything else runs on the
     # machine; this has to be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Libraries that load a model for us would draw bars of their own between our lines.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     _open_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # A shell completes the first word of a line, so completion is for the command `distill`, however it was asked for.

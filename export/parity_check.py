@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +18,10 @@ from distill.benchmarks.onnx_file.external_data import external_files, external_
 from distill.benchmarks.target import CPU
 from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import NotMeasuredError, UserError
-from distill.types import Array
+from distill.types import Array, Feed
+
+CALL_LIMIT_S = 600.0
+"""How long one call of a model may take in this process; calls that are timed have limits of their own."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,67 @@ def run_onnx(
     for feed in feeds:
         try:
             outputs.append(session.run([name], feed)[0])
+        except NotMeasuredError:
+            raise
         except Exception as error:  # onnxruntime raises its own classes, ValueError and RuntimeError
             raise UserError(f"onnxruntime refuses the inputs {_describe(feed)}: {first_line(error)}") from error
     if not outputs:
         raise UserError("no batch to run the model on")
     return np.concatenate(outputs)
+
+
+def output_distances(before: ort.InferenceSession, after: ort.InferenceSession, feed: Feed) -> dict[str, float]:
+    """Return how far each tensor of two models' outputs lies from the first's, by name.
+
+    Of floats it is the largest distance over the largest number of the first model's, infinite where another shape, or
+    only one of them, is finite; of anything else the share that differs. Sequences are left out.
+
+    Raises:
+        UserError: onnxruntime refuses the inputs.
+    """
+    names = [value.name for value in before.get_outputs() if value.type.startswith("tensor(")]
+    try:
+        pairs = zip(names, before.run(names, feed), after.run(names, feed), strict=True)
+        return {name: _distance(np.asarray(first), np.asarray(second)) for name, first, second in pairs}
+    except NotMeasuredError:
+        raise
+    except Exception as error:  # as in run_onnx
+        raise UserError(f"onnxruntime refuses the inputs {_describe(feed)}: {first_line(error)}") from error
+
+
+def _distance(before: Array, after: Array) -> float:
+    if before.shape != after.shape:
+        return float("inf")
+    if before.dtype.kind != "f" or not before.size:
+        return float((before != after).mean()) if before.size else 0.0
+    finite = np.isfinite(before)
+    if (finite != np.isfinite(after)).any():
+        return float("inf")
+    gap = np.abs(before.astype(np.float64)[finite] - after.astype(np.float64)[finite]).max(initial=0)
+    return float(gap / np.abs(before[finite]).max(initial=0)) if gap else 0.0
+
+
+class _LimitedSession(ort.InferenceSession):  # type: ignore[misc]
+    """A session whose calls end: a graph may hold a loop that never does."""
+
+    def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
+        """Run as any session does. Raises NotMeasuredError where a call takes longer than `CALL_LIMIT_S`."""
+        options = run_options or ort.RunOptions()
+        options.log_severity_level = 4
+        timer = threading.Timer(CALL_LIMIT_S, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return super().run(output_names, input_feed, options)
+        except Exception as error:
+            if options.terminate:
+                raise NotMeasuredError(
+                    f"one call did not end within {CALL_LIMIT_S:g} s and was stopped; look for a loop in the model "
+                    "that never ends, or give fewer rows"
+                ) from error
+            raise
+        finally:
+            timer.cancel()
 
 
 def session_of(
@@ -135,7 +196,7 @@ def session_of(
         )
     content = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
     try:
-        session = ort.InferenceSession(content, options, providers=[provider])
+        session = _LimitedSession(content, options, providers=[provider])
     except Exception as error:  # as above
         raise UserError(f"onnxruntime {ort.__version__} cannot load the model: {first_line(error)}") from error
     if session.get_providers()[0] != provider:

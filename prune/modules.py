@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,9 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
 from distill.errors import UserError
+from distill.state_dicts import twin
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> a scalar that depends on the model's parameters."""
@@ -34,7 +35,19 @@ def copied(model: nn.Module, *, to_be: str) -> nn.Module:
     if hasattr(model, "_orig_mod"):
         raise UserError(f"a compiled module cannot be {to_be}; give the module that was passed to torch.compile")
     with explained(f"the model cannot be copied, so not {to_be}"):
-        return copy.deepcopy(model)
+        return twin(model)
+
+
+@contextmanager
+def never_recomputed() -> Iterator[None]:
+    """Let what is checkpointed, in the way that hides its layers from autograd (``use_reentrant=True``), just run."""
+    function: Any = CheckpointFunction
+    hidden = function.apply
+    function.apply = lambda call, preserves_random_state, *args: call(*args)
+    try:
+        yield
+    finally:
+        function.apply = hidden
 
 
 @contextmanager

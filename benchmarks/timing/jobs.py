@@ -12,7 +12,7 @@ import numpy as np
 
 from distill import scratch
 from distill.benchmarks.onnx_file.external_data import external_files
-from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import Target, why_unmeasurable
 from distill.benchmarks.timing.process import run_job

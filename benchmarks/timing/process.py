@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from distill import scratch
+from distill.benchmarks.timing.answers import sound_answer
 from distill.benchmarks.timing.bundle import RESULT, RUNNER, write_bundle
 from distill.documents import parse_json
 from distill.errors import NotMeasuredError, UserError
@@ -109,7 +110,12 @@ def _on_board(job: Mapping[str, Any], folder: Path, measure: str, timeout_s: flo
     if left.is_file() and left.stat().st_size > MOST_PRINTED:
         raise NotMeasuredError(f"{subject}: not measured, `{measure}` brought back more than {MOST_PRINTED >> 20} MiB")
     text = left.read_text(encoding="utf-8", errors="replace") if left.is_file() else printed
-    return read_result(text, f"{subject}: not measured, what `{measure}` brought back")
+    origin = f"{subject}: not measured, what `{measure}` brought back"
+    answer = read_result(text, origin)
+    try:
+        return sound_answer(job, answer) if answer["status"] == "ok" else answer
+    except (ValueError, KeyError) as error:
+        raise NotMeasuredError(f"{origin} is no answer to what was asked ({error})") from error
 
 
 def read_result(text: str, subject: str) -> Answer:

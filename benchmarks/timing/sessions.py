@@ -10,7 +10,7 @@ import onnx
 from distill import scratch
 from distill.benchmarks import runner
 from distill.benchmarks.onnx_file.external_data import external_files
-from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.benchmarks.target import TARGETS, Target, target_of_provider
 from distill.benchmarks.timing.process import run_job
 from distill.errors import NotMeasuredError, UserError

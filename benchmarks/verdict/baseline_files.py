@@ -14,7 +14,7 @@ from pathlib import Path
 from distill import files
 from distill.benchmarks.onnx_file.external_data import copy_beside, external_files
 from distill.benchmarks.onnx_file.facts import read_facts
-from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.errors import UserError
 
 

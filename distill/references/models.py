@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
 from distill.references.functions import call_user, cause, label, load_reference
-from distill.references.libraries import LIBRARIES, OF_TASK, OF_WEIGHTS, Arguments
+from distill.references.libraries import LIBRARIES, OF_TASK, OF_WEIGHTS, Arguments, require_name
 from distill.references.objects import PREFIX, held_object
+from distill.wording import did_you_mean, nearest_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,13 +46,15 @@ def build(
     """
     import torch
 
+    from distill.state_dicts import twin
+
     subject = label(reference, field)
     if isinstance(reference, torch.nn.Module):
         return reference
     if isinstance(reference, str) and reference.startswith(PREFIX):
         value = held_object(reference, subject)
         if isinstance(value, torch.nn.Module):  # a run builds it again for every stage, and changes what it built
-            copied: nn.Module = call_user(copy.deepcopy, f"{subject}: copying it", value)
+            copied: nn.Module = call_user(twin, f"{subject}: copying it", value)
             return copied
     factory = _factory(reference, subject, field, builtin or {})
     keywords = {**_from_task(reference, factory, facts or {}), **(arguments or {})}
@@ -114,6 +115,34 @@ def require_storable(model: nn.Module, reference: object, field: str = "") -> No
         )
 
 
+def require_known(
+    reference: str, arguments: Arguments, *, field: str, builtin: Mapping[str, Callable[..., Any]]
+) -> None:
+    """Find out, without building it, whether there is such a model, and whether it takes these arguments.
+
+    Raises:
+        UserError: there is no such package, file or function, or it has no parameter of a name.
+    """
+    subject = label(reference, field)
+    kind, _, name = reference.partition(":")
+    if kind in LIBRARIES and name:
+        try:
+            require_name(kind, name)
+        except UserError as error:
+            raise UserError(f"{subject}: {error}") from error
+        return
+    factory = _factory(reference, subject, field, builtin)
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # built in, or without a signature
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    unknown = [argument for argument in arguments if argument not in parameters]
+    if unknown:
+        raise UserError(f"{subject}: has no parameter {unknown[0]!r}{did_you_mean(unknown[0], parameters)}")
+
+
 def _factory(
     reference: str | Callable[..., Any], subject: str, field: str, builtin: Mapping[str, Callable[..., Any]]
 ) -> Callable[..., Any]:
@@ -122,7 +151,7 @@ def _factory(
         if not colon and reference in builtin:
             return builtin[reference]
         if not colon or not kind or not name:
-            near = difflib.get_close_matches(reference, builtin, 1)
+            near = nearest_names(reference, builtin, 1)
             hint = f"; did you mean {near[0]}?" if near else "."
             names = f" Built in: {', '.join(builtin)}; or" if builtin else " Write"
             raise UserError(f"{subject}: no such model{hint}{names} {FORMS}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.modules import Example, reason
+from distill.prune.modules import Example, reason, run_alike
 from distill.references.models import build, require_storable
 from distill.references.weights import load_weights
 from distill.single_stage.options import ModuleLike
+from distill.state_dicts import twin
 
 Take = Callable[[Any], Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -85,7 +85,7 @@ def built(reference: ModuleLike, arguments: Mapping[str, Any], weights: Path | N
     """
     model = build(reference, arguments, field="--model", seed=seed)
     require_storable(model, reference, "--model")
-    model = (copy.deepcopy(model) if model is reference else model).cpu()
+    model = (twin(model) if model is reference else model).cpu()
     if weights is not None:
         load_weights(model, weights, field="--weights")
     return model.eval()
@@ -193,7 +193,7 @@ def logits_of(model: nn.Module, example: Example, take: Take) -> Tensor:
     args, kwargs = example
     try:
         with torch.no_grad():
-            output = model(*args, **kwargs)
+            output = run_alike(model, example)
     except Exception as error:  # it is the user's own forward
         tensors = (*args, *kwargs.values())
         shapes = ", ".join(f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.") for tensor in tensors)

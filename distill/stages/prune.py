@@ -15,7 +15,7 @@ from distill.config.loading import PruneSection
 from distill.distillation.settings import DistillSettings
 from distill.prune import prune_channels, recalibrate
 from distill.quantize import quantize as quantize_graph
-from distill.runtime.artifacts import Artifact, Calibration, example, read_graph, weights_hash, write_onnx, write_proto
+from distill.runtime.artifacts import Artifact, Calibration, example, read_halves, weights_hash, write_onnx, write_proto
 from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
 from distill.runtime.facts import Detail, StageFacts
@@ -110,13 +110,14 @@ def shipped(ctx: Context) -> Shipped:
     def write(model: nn.Module, path: Path) -> None:
         with scratch.folder("export") as folder:
             write_onnx(folder, model, ctx.task, ctx.export)
-            core = read_graph(folder / "core.onnx")
+            halves = read_halves(folder)
+        core = halves.core
         if wanted != "float32":
             inputs = tuple(value.name for value in core.graph.input)
             # Which ranges it finds is no matter of time.
             samples = Calibration(ctx.task, inputs, _FEW, ctx.config.seed)
             core, _ = quantize_graph(core, ctx.config.quantize, target=ctx.target, calibration=samples)
-        write_proto(path, core)
+        write_proto(path, dataclasses.replace(halves, core=core).whole)
 
     return Shipped(
         write,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from distill.documents import Sparse
 from distill.errors import UserError
 from distill.intervals import Real
 from distill.references.functions import cause
-from distill.state_dicts import load_state
+from distill.state_dicts import load_state, twin
 from distill.tasks.base import Trainable
 from distill.training.batches import shuffled
 from distill.training.checkpoint import TrainState, resume, save
@@ -177,7 +176,7 @@ class _Training:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return twin(model)
     except Exception as error:  # whatever the model holds decides
         raise UserError(
             f"model: {type(model).__name__} cannot be copied ({cause(error)}); keep what is no tensor, number or text "

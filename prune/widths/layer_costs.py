@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -244,6 +245,7 @@ def _read(path: Path) -> dict[str, float]:
 
 def _write(path: Path, seconds: Mapping[str, float]) -> None:
     """Keep what was measured; another process may write at the same time, and what it adds is kept too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**_read(path), **seconds}, indent=0)
-    files.write_whole(path, text)
+    with suppress(OSError):  # a full or closed place costs the next run time, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_whole(path, text)
