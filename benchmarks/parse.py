@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -15,6 +16,13 @@ from distill.documents import parse_json, read_text
 from distill.errors import UserError
 from distill.plain_yaml import parse_yaml
 from distill.types import Array
+from distill.wording import shortened
+
+DAMAGED_ARRAYS = (
+    *(ValueError, LookupError, EOFError, RuntimeError, TypeError),
+    *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+)
+"""What numpy ends in where an .npy or .npz file is damaged."""
 
 
 def fraction(option: str, text: str, *, zero: bool = False) -> float:
@@ -25,7 +33,9 @@ def fraction(option: str, text: str, *, zero: bool = False) -> float:
     except ValueError:
         value = math.nan
     if not (value > 0 or (zero and value == 0)) or math.isinf(value):
-        raise UserError(f"{option} {text}: must be a share such as 5% or 0.05, {'0 or more' if zero else 'above 0'}")
+        raise UserError(
+            f"{option} {shortened(text)}: must be a share such as 5% or 0.05, {'0 or more' if zero else 'above 0'}"
+        )
     if value >= 1 and not per_cent:
         raise UserError(f"{option} {text}: is {100 * value:g} %; write {text}% or {value / 100:g} if that is meant")
     return value
@@ -38,18 +48,15 @@ def positive(option: str, value: object) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise UserError(f"{option} {value}: must be a number above 0")
+        raise UserError(f"{option} {shortened(str(value))}: must be a number above 0")
     return number
 
 
-def counts(option: str, text: str) -> tuple[int, ...]:
-    """Read 1,8,32. Raises UserError for what is no list of whole numbers from 1 on."""
-    try:
-        numbers = tuple(dict.fromkeys(int(word) for word in text.split(",")))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise UserError(f"{option} {text}: must be whole numbers from 1 on, as 1,8")
+def counts(option: str, text: str, most: int) -> tuple[int, ...]:
+    """Read 1,8,32. Raises UserError for what is no list of whole numbers from 1 to ``most``."""
+    numbers = tuple(dict.fromkeys(whole(word.strip()) for word in text.split(",")))
+    if min(numbers) < 1 or max(numbers) > most:
+        raise UserError(f"{option} {shortened(text)}: must be whole numbers from 1 to {most}, as 1,8")
     return numbers
 
 
@@ -59,7 +66,7 @@ def sizes(option: str, entries: Sequence[str]) -> dict[str, int]:
     for name, value in named_values(option, entries).items():
         numbers[name] = whole(value)
         if numbers[name] < 1:
-            raise UserError(f"{option} {name}={value}: the size must be a whole number from 1 on")
+            raise UserError(f"{option} {name}={shortened(value)}: the size must be a whole number from 1 on")
     return numbers
 
 
@@ -91,7 +98,7 @@ def document(option: str, path: Path) -> tuple[str, Any]:
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """Read inputs by name. Raises UserError for what is no .npz, or holds pickled objects."""
+    """Read inputs by name, in this machine's byte order. Raises UserError for what is no .npz, or holds objects."""
     if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
         raise UserError(f"--inputs {path}: is a pipe or a device, not an .npz")
     try:
@@ -99,8 +106,13 @@ def read_npz(path: Path) -> dict[str, Array]:
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise UserError(f"--inputs {path}: is a single array; write it by name, as np.savez(file, input=rows)")
-            return {name: stored[name] for name in stored.files}
+            return {name: native(stored[name]) for name in stored.files}
     except OSError as error:
         raise UserError(f"--inputs {path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAYS as error:
         raise UserError(f"--inputs {path}: must be an .npz of plain arrays ({' '.join(str(error).split())})") from error
+
+
+def native(values: Array) -> Array:
+    """Return an array in this machine's byte order, itself where it is."""
+    return values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from distill import files
+from distill.documents import read_json
 from distill.errors import UserError
 
 SEAL = "seal"
@@ -63,12 +64,12 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     """
     _require_file(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise AlteredError(f"cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise AlteredError("is damaged") from error
     if not isinstance(values, dict):
         raise AlteredError("is damaged")

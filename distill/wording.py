@@ -59,9 +59,16 @@ def yaml_list(name: str) -> str:
     return f"[{name if bare else json.dumps(name, ensure_ascii=False)}]"
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether a text, such as a file's name, can be written as UTF-8; Python has surrogates for other bytes."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    """Return a text, the middle of a long one left out."""
+    return text if len(text) <= limit else f"{text[: limit - 10]}…{text[-9:]}"
+
+
 def quoted(value: object, limit: int = 60) -> str:
     """Return a value as Python writes it, a text in quotes and on one line; the middle of a long one is left out."""
-    if not isinstance(value, str):
-        written = repr(value)
-        return written if len(written) <= limit else f"{written[: limit - 10]}…{written[-9:]}"
-    return repr(value if len(value) <= limit else f"{value[: limit - 10]}…{value[-9:]}")
+    return repr(shortened(value, limit)) if isinstance(value, str) else shortened(repr(value), limit)

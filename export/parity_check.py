@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Timer
 
 import numpy as np
 import onnx
@@ -20,8 +21,7 @@ from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import NotMeasuredError, UserError
 from distill.types import Array, Feed
 
-CALL_LIMIT_S = 600.0
-"""How long one call of a model may take in this process; calls that are timed have limits of their own."""
+_LIMIT_S = ContextVar("seconds that a batch may take", default=600.0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run_onnx(
     `session_of`.
 
     Raises:
-        NotMeasuredError: the provider did not load.
+        NotMeasuredError: the provider did not load, or a batch did not end in time.
         UserError: the model or a batch is not accepted by onnxruntime, or there is no batch.
     """
     session = session_of(model, provider=provider, threads=threads)
@@ -102,7 +102,7 @@ def run_onnx(
     outputs = []
     for feed in feeds:
         try:
-            outputs.append(session.run([name], feed)[0])
+            outputs.append(run_session(session, [name], feed)[0])
         except NotMeasuredError:
             raise
         except Exception as error:  # onnxruntime raises its own classes, ValueError and RuntimeError
@@ -110,6 +110,39 @@ def run_onnx(
     if not outputs:
         raise UserError("no batch to run the model on")
     return np.concatenate(outputs)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Let every batch inside have so many seconds to end in."""
+    token = _LIMIT_S.set(seconds)
+    try:
+        yield
+    finally:
+        _LIMIT_S.reset(token)
+
+
+def run_session(session: ort.InferenceSession, names: list[str], feed: Feed) -> list[Array]:
+    """Run a batch and return these outputs; what onnxruntime raises is passed on.
+
+    Raises:
+        NotMeasuredError: it did not end within the time limit, as a Loop without an end does not.
+    """
+    options, limit_s = ort.RunOptions(), _LIMIT_S.get()
+    timer = Timer(limit_s, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        return list(session.run(names, feed, options))
+    except Exception as error:
+        if options.terminate:
+            raise NotMeasuredError(
+                f"a batch of {_describe(feed)} did not end within {limit_s:g} s and was stopped; --timeout gives it "
+                "longer, if no Loop of the model runs for ever"
+            ) from error
+        raise
+    finally:
+        timer.cancel()
 
 
 def output_distances(before: ort.InferenceSession, after: ort.InferenceSession, feed: Feed) -> dict[str, float]:
@@ -123,7 +156,7 @@ def output_distances(before: ort.InferenceSession, after: ort.InferenceSession, 
     """
     names = [value.name for value in before.get_outputs() if value.type.startswith("tensor(")]
     try:
-        pairs = zip(names, before.run(names, feed), after.run(names, feed), strict=True)
+        pairs = zip(names, run_session(before, names, feed), run_session(after, names, feed), strict=True)
         return {name: _distance(np.asarray(first), np.asarray(second)) for name, first, second in pairs}
     except NotMeasuredError:
         raise
@@ -141,29 +174,6 @@ def _distance(before: Array, after: Array) -> float:
         return float("inf")
     gap = np.abs(before.astype(np.float64)[finite] - after.astype(np.float64)[finite]).max(initial=0)
     return float(gap / np.abs(before[finite]).max(initial=0)) if gap else 0.0
-
-
-class _LimitedSession(ort.InferenceSession):  # type: ignore[misc]
-    """A session whose calls end: a graph may hold a loop that never does."""
-
-    def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
-        """Run as any session does. Raises NotMeasuredError where a call takes longer than `CALL_LIMIT_S`."""
-        options = run_options or ort.RunOptions()
-        options.log_severity_level = 4
-        timer = threading.Timer(CALL_LIMIT_S, setattr, (options, "terminate", True))
-        timer.daemon = True
-        timer.start()
-        try:
-            return super().run(output_names, input_feed, options)
-        except Exception as error:
-            if options.terminate:
-                raise NotMeasuredError(
-                    f"one call did not end within {CALL_LIMIT_S:g} s and was stopped; look for a loop in the model "
-                    "that never ends, or give fewer rows"
-                ) from error
-            raise
-        finally:
-            timer.cancel()
 
 
 def session_of(
@@ -196,7 +206,7 @@ def session_of(
         )
     content = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
     try:
-        session = _LimitedSession(content, options, providers=[provider])
+        session = ort.InferenceSession(content, options, providers=[provider])
     except Exception as error:  # as above
         raise UserError(f"onnxruntime {ort.__version__} cannot load the model: {first_line(error)}") from error
     if session.get_providers()[0] != provider:

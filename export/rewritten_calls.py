@@ -78,7 +78,8 @@ def _conv2d(
     if not _follows_batch(groups, padding) or input.ndim != 4:
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     rows, channels, kernel = input.shape[0], weight.shape[1], tuple(weight.shape[2:])
-    sizes = zip(input.shape[2:], kernel, _many(stride, 2), _many(padding, 2), _many(dilation, 2), strict=True)
+    stride, padding, dilation = (_many(value, 2) for value in (stride, padding, dilation))
+    sizes = zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)
     places = [(size + 2 * pad - apart * (length - 1) - 1) // step + 1 for size, length, step, pad, apart in sizes]
     parts = input.reshape(rows * groups, channels, *input.shape[2:])
     patches = functional.unfold(parts, kernel, dilation, padding, stride)

@@ -21,7 +21,7 @@ from distill.export.graph import (
     only_outputs,
     opset_of,
 )
-from distill.export.parity_check import first_line, session_of
+from distill.export.parity_check import first_line, run_session, session_of
 from distill.types import Array, Feed, Progress
 
 from .histogram import Histogram
@@ -178,7 +178,7 @@ def observed(
 def run_batch(session: Any, outputs: list[str], feed: Feed) -> list[Array]:
     """Run a batch; raises UserError where the graph refuses it."""
     try:
-        return list(session.run(outputs, feed))
+        return run_session(session, outputs, feed)
     except NotMeasuredError:
         raise
     except Exception as error:  # onnxruntime raises its own classes, ValueError and RuntimeError

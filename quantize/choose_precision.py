@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FLOAT = "float32"
 _BLOCK_BYTES = 1 << 20  # of product weights, below which reading them takes no time to speak of
 _SAME_SIZE = 1.02
+_AS_FAST = 0.95  # of float32's time: a gain below that is none to go on timing for
 Precision = Literal["auto", "int8", "dynamic", "int4", "fp16", "bf16"]
 Objective = Literal["latency", "size"]
 Measure = Callable[[Sequence[ModelProto]], Sequence[Sequence[Estimate]]]
@@ -161,7 +162,7 @@ def decide(candidates: Sequence[Candidate], max_drop: float, objective: Objectiv
         return least, f"{least.name} is the smallest that keeps the budget; nothing was timed"
     faster = [pair for pair in timed if pair[0].high < 1 and all(each.low <= 1 for each in pair[1].ratios)]
     if not faster:
-        return plain, _nothing_faster(timed)
+        return plain, _nothing_faster(candidates, timed)
     faster = [(ratio, candidate) for ratio, candidate in faster if _nowhere_slower(candidate, faster[0][1])]
     first = min((ratio for ratio, _ in faster), key=lambda ratio: ratio.value)
     equal = [(ratio, candidate) for ratio, candidate in faster if ratio.low <= first.high]
@@ -173,20 +174,32 @@ def decide(candidates: Sequence[Candidate], max_drop: float, objective: Objectiv
     return best, f"{best.name} is {1 / ratio.value:.2f}× as fast as float32{tied}"
 
 
-def _nothing_faster(timed: Sequence[tuple[Estimate, Candidate]]) -> str:
-    """Say that nothing is faster than float32, or that the timing could not tell."""
+def unresolved(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return what may be faster than float32, of the candidates that keep the budget, where the timing cannot tell.
+
+    None where something is surely faster, or nothing can be by more than 5 %.
+    """
+    timed = [each for each in candidates[1:] if each.within and each.ratio is not None]
+    can_ship = [each for each in timed if all(ratio.low <= 1 for ratio in each.ratios)]
+    if any(each.ratio.high < 1 for each in can_ship if each.ratio):
+        return None
+    open_ended = [each for each in can_ship if each.ratio and each.ratio.low < _AS_FAST]
+    return min(open_ended, key=lambda each: each.ratio.value if each.ratio else 1.0, default=None)
+
+
+def _nothing_faster(candidates: Sequence[Candidate], timed: Sequence[tuple[Estimate, Candidate]]) -> str:
+    """Say that nothing is faster than float32, or that the timing cannot tell."""
     ratio, best = min(timed, key=lambda pair: pair[0].value)
-    slow = [each for each in best.ratios if each.low > 1]
     places = " at each batch size" if len(best.ratios) > 1 else ""
-    open_ones = [(ratio, each) for ratio, each in timed if not any(size.low > 1 for size in each.ratios)]
-    if open_ones:
-        ratio, nearest = min(open_ones, key=lambda pair: pair[0].value)
+    nearest = unresolved(candidates)
+    if nearest is not None:
+        speed = units.faster(nearest.ratio, "{:.2f}".format)
         return (
-            f"whether {nearest.name} is faster than float32{places} could not be resolved: it is "
-            f"{units.faster(ratio, '{:.2f}'.format)} as fast; more --pairs or --seconds, or a quieter machine, may tell"
+            f"whether {nearest.name} is faster{places} could not be resolved, since {speed} as fast fits what was "
+            "timed; more --pairs or --seconds, or a quieter machine, may tell"
         )
-    worst = min(slow, key=lambda each: each.value)
-    speed = units.faster(worst, "{:.2f}".format)
+    slow = [each for each in best.ratios if each.low > 1]
+    speed = units.faster(min(slow, key=lambda each: each.value) if slow else ratio, "{:.2f}".format)
     return f"nothing that keeps the budget is faster{places}: {best.name} is {speed} as fast"
 
 

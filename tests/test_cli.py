@@ -59,6 +59,19 @@ def test_signs_that_the_locale_cannot_write_are_spelled_out(encoding: str, says:
     assert (spelt.returncode, spelt.stdout) == (0, says), spelt.stderr
 
 
+def test_versions_are_one_line_and_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from distill import cli\n"
+        "try: cli.main(['--version'])\n"
+        "except SystemExit as e: print(e.code, sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
+    )
+    (line, end) = python("-c", code).stdout.splitlines()
+    assert line.startswith("distill ")
+    for name in ("Python 3.", "torch 2.", "onnx 1.", "onnxruntime"):
+        assert name in line
+    assert end == "0 []"
+
+
 def complete(line: str, folder: Path) -> list[str]:
     words = line.split(" ")
     told = subprocess.run(

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 from test_wrong_inputs import call, forget
+from wrong import damage
 from wrong.corpus import write_config
 from wrong.hostile import BOMB, DECISIONS, DOCUMENTS, EVIL, TOUCH, pickled
 
@@ -244,6 +245,56 @@ def test_a_linked_folder_of_a_run_is_refused(name: str, tmp_path: Path, capfd: p
     assert call(*COMMAND) == 2
     assert f"run/{name}: is a link" in said(capfd)
     assert sorted(path.name for path in outside.rglob("*")) == before
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+LOSSES: dict[str, Callable[[Path], Any]] = {
+    **{kind: partial(damage.in_its_place, kind=kind) for kind in damage.IN_PLACE},
+    "cut": _cut,
+    "a bit": _bit,
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+def _lost(names: Sequence[str], place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Damage every file of a run, one at a time, in these ways by turns; the same command makes the same model."""
+    whole = Path("run/deploy/model.onnx").read_bytes()
+    shutil.copytree("run", "whole")
+    files = sorted(path for path in Path("whole").rglob("*") if path.is_file() and path.name != ".lock")
+    assert len(files) >= 12
+    for number, file in enumerate(files):
+        shutil.rmtree("run")
+        shutil.copytree("whole", "run")
+        name = names[number % len(names)]
+        LOSSES[name](Path("run") / file.relative_to("whole"))
+        code, said_of = call(*COMMAND), f"{file}: {name}"
+        text = said(capfd)
+        assert code in (0, 2), (said_of, text)
+        if code:
+            assert f"run/{file.relative_to('whole')}" in text, (said_of, text)
+        else:
+            assert Path("run/deploy/model.onnx").read_bytes() == whole, said_of
+
+
+def test_a_file_of_a_run_that_is_damaged_is_made_again(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    _lost(list(LOSSES), place, capfd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_file_of_a_run_that_is_damaged_is_made_again(
+    name: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _lost([name], place, capfd)
 
 
 @pytest.mark.usefixtures("place")

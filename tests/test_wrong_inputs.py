@@ -14,12 +14,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from wrong import configs, data, models, places
 from wrong.corpus import Wrong, contents, write_config
 
+import distill
 from distill.benchmarks import onnxruntime_wheels as wheels
 from distill.benchmarks import target as targets
 from distill.cli import main
+from distill.config.loading import load_config
+from distill.errors import UserError
 
 CASES: list[Wrong] = [*configs.CASES, *models.CASES, *data.CASES, *places.CASES]
 INSTALLED = cache(wheels._wheels)
@@ -133,6 +137,102 @@ def test_a_defect_shows_its_traceback_on_request(
     assert call(*COMMAND, "--debug") == 70
     assert "ZeroDivisionError" in (err := capfd.readouterr().err)
     assert "Traceback" in err
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"prune": {"ratio": 1.2}}, {"data": {"source": "./gone.py:data"}}, {"teacher": {"model": "./mine.py:make"}}],
+)
+@pytest.mark.parametrize("out", ["new/er/run", "empty"])
+def test_what_is_refused_leaves_nothing(settings: dict[str, object], out: str, place: Path) -> None:
+    (place / "mine.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(5, 2)\n")
+    write_config(place, settings)
+    (place / "empty").mkdir()
+    before = sorted(path for path in place.rglob("*") if "__pycache__" not in str(path))
+    assert call(*COMMAND[:-1], out) == 2
+    with pytest.raises(UserError):
+        distill.run("config.yaml", out=out)
+    assert sorted(path for path in place.rglob("*") if "__pycache__" not in str(path)) == before
+
+
+def test_a_users_file_sees_no_arguments_and_leaves_the_process_as_it_was(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rude = """import argparse, os, signal, sys
+import torch
+from tiny import model as make_tiny
+print("imported as", __name__, sys.argv)
+assert sys.argv == [__file__]
+OPTIONS = argparse.ArgumentParser()
+OPTIONS.add_argument("--width", type=int, default=16)
+OPTIONS.parse_args()
+os.chdir("/")
+torch.set_default_dtype(torch.float64)
+torch.set_default_device("meta")
+torch.set_grad_enabled(False)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def make():
+    OPTIONS.parse_args()
+    print("made")
+    return make_tiny()
+"""
+    (place / "rude.py").write_text(rude)
+    write_config(place, {"teacher": {"model": "./rude.py:make"}})
+    arguments, handler = list(sys.argv), signal.getsignal(signal.SIGTERM)
+    assert call(*COMMAND, "--json") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["task"] == "tiny"
+    assert "imported as rude" in err
+    assert "made" in err
+    assert (sys.argv, signal.getsignal(signal.SIGTERM)) == (arguments, handler)
+    assert Path.cwd() == place
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.ones(1).device.type == "cpu"
+    assert torch.is_grad_enabled()
+
+
+def test_a_users_file_that_ends_the_process_is_told_where_that_belongs(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (place / "ends.py").write_text(
+        "import argparse\np = argparse.ArgumentParser()\np.add_argument('x')\np.parse_args()\n"
+    )
+    write_config(place, {"teacher": {"model": "./ends.py:make"}})
+    assert call(*COMMAND) == 2
+    err = capfd.readouterr().err
+    assert "importing it raised SystemExit: 2" in err
+    assert "if __name__ == '__main__':" in err
+
+
+def test_strict_ends_with_3_where_a_verdict_is_open(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(*COMMAND, "--strict") == 2
+    assert "--smoke" in capfd.readouterr().err
+    run = ("run", "config.yaml", "--out", "whole")
+    assert call(*run) == 0
+    assert call(*run, "--strict") == 3
+    assert "--strict: the verdict on the drop is open" in capfd.readouterr().err
+    assert call(*run, "--strict", "--max-drop", "1") == 0
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "a\udcff/b"], ids=["latin-1", "below"])
+@pytest.mark.parametrize("words", [["run", "config.yaml", "--out"], ["validate"], ["bench"], ["quantize", "--out"]])
+def test_a_name_that_is_not_utf8_is_refused(
+    words: list[str], name: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*words, name, *(["m.onnx", "--data", "d.npz"] if "quantize" in words else [])) == 2
+    assert "is not UTF-8" in capfd.readouterr().err
+    with pytest.raises(UserError, match="not UTF-8"):
+        distill.run("config.yaml", out=name)
+
+
+@pytest.mark.parametrize("name", ["naïve 🎉", "new\nline", '100%s "q"', "\u202eabc", "-dash", "n" * 200], ids=range(6))
+def test_a_folder_may_have_any_name_that_is_utf8(name: str, place: Path) -> None:
+    folder = place / name
+    folder.mkdir()
+    for file in ("tiny.py", "config.yaml"):
+        shutil.copy(file, folder)
+    assert call("validate", f"./{name}/config.yaml") == 0
+    load_config(f"./{name}/config.yaml", [f"teacher.weights={name}.pt"])
 
 
 def test_a_run_that_is_interrupted_goes_on_with_the_same_command(

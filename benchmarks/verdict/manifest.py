@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from distill.benchmarks.onnx_file.facts import read_facts
-from distill.benchmarks.parse import counts, document, positive, read_npz, sizes
+from distill.benchmarks.parse import counts, document, positive, read_npz, sizes, whole
 from distill.benchmarks.records import Gate, Part, Report, load_part
 from distill.benchmarks.verdict.bench import Options
 from distill.benchmarks.verdict.gate import Limits, outcome, unread
 from distill.benchmarks.verdict.judging import accept, conclude, rejudge, verdict_of
 from distill.benchmarks.verdict.rule import ALPHA, LOOKS, holm
+from distill.bounds import MOST_ROWS, MOST_THREADS
 from distill.errors import UserError
 
 _ROW_KEYS = (
@@ -101,9 +102,9 @@ def _row(home: Path, place: str, entry: Any, whole: Mapping[str, Any], options: 
     if not baseline.exists() and baseline.suffix != ".json":
         raise UserError(f"{place}: {baseline}: the baseline does not exist; only a .json may be yet to be saved")
     changed: dict[str, Any] = {}
-    for key, field in (("batch", "batches"), ("threads", "threads")):
+    for key, field, most in (("batch", "batches", MOST_ROWS), ("threads", "threads", MOST_THREADS)):
         if key in entry:
-            changed[field] = counts(f"{place}: {key}", str(entry[key]))
+            changed[field] = counts(f"{place}: {key}", str(entry[key]), most)
     if "dims" in entry:
         if not isinstance(entry["dims"], dict):
             raise UserError(f"{place}: dims: must be names with sizes, as {{sequence: 128}}")
@@ -120,9 +121,9 @@ def _row(home: Path, place: str, entry: Any, whole: Mapping[str, Any], options: 
 def part(manifest: Manifest, shard: str | None) -> Part:
     """Read which part is meant: `2/3` is the second of three, nothing is the whole. Raises UserError for no part."""
     number, _, count = (shard or "1/1").partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    if not 1 <= whole(number) <= whole(count):
         raise UserError(f"--shard {shard}: must be as 1/3, from 1/3 to 3/3")
-    return Part(int(number), int(count), manifest.digest)
+    return Part(whole(number), whole(count), manifest.digest)
 
 
 def run(manifest: Manifest, mine: Part, say: Callable[[str], None]) -> list[Report]:

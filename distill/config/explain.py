@@ -44,6 +44,8 @@ def explain(error: ValidationError, root: type[Any], raw: Mapping[str, Any]) -> 
             line = f"student={quoted(value)}: must be a model, `teacher` or `off`"
         elif kind in _BOUNDED and _interval(bounds):
             line = f"{path}={quoted(value)}: must be {_interval(bounds)}{tail}"
+        elif kind == "string_unicode":
+            line = f"{path}={quoted(value)}: is not UTF-8; give the file or folder another name"
         elif kind == "value_error":
             # Of a section as a whole: the message names the fields and their values.
             line = f"{path}: {message}"

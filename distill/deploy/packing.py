@@ -56,6 +56,14 @@ CARD = """# {task}
 
 
 @dataclass(frozen=True)
+class _Packing:
+    """What ``deploy/`` was packed from, and the sha256 of each file that was written."""
+
+    key: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Packed:
     """What was packed."""
 
@@ -88,18 +96,18 @@ def pack(ctx: Context, final: Artifact, teacher: Artifact, *, deployable: bool) 
         graph_hash(final.onnx), weights_hash(teacher.folder), config_hash(ctx.config), deployable, ctx.data_key
     )
     key = digest(key, sources("distill.deploy.packing", "distill.export"), versions())
-    place, noted = ctx.folder.path / "deploy", ctx.folder.noted("export.json")
-    different = altered(place, noted.get("files", {}))
-    reused = noted.get("key") == key and not different
+    place, noted = ctx.folder.path / "deploy", ctx.folder.noted("export.json", _Packing) or _Packing("", {})
+    different = altered(place, noted.files)
+    reused = noted.key == key and not different
     if not reused:
-        for name, how in different if noted.get("key") == key else ():
+        for name, how in different if noted.key == key else ():
             ctx.folder.tell(f"{place / name} {how}: packed again")
         ctx.folder.publish("deploy", build, ours=FILES)
-        noted = {"key": key, "files": hashes}
+        noted = _Packing(key, hashes)
         ctx.folder.note("export.json", noted)
     distance = shipped_parity(ctx, final)
     warnings = () if distance.ok else (f"parity: {distance.why}",)
-    return Packed(place / "model.onnx", noted["files"], distance, reused, time.monotonic() - begun, warnings)
+    return Packed(place / "model.onnx", noted.files, distance, reused, time.monotonic() - begun, warnings)
 
 
 def torch_parity(ctx: Context, artifact: Artifact) -> FileParity | None:

@@ -6,7 +6,6 @@ view only, so the cache's key holds everything that the logits depend on but the
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.benchmarks.parse import DAMAGED_ARRAYS
 from distill.errors import UserError
 from distill.sealed_files import Tell, sealed_array
 from distill.state_dicts import twin
@@ -93,10 +93,13 @@ class StoredTeacher:
         Raises:
             UserError: the file cannot be read, or holds something else than finite numbers [samples, classes].
         """
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path}: is no regular file; write the logits with numpy.save")
         try:
-            content = np.load(path, allow_pickle=False)
-            logits = content if isinstance(content, np.ndarray) else content["logits"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            with path.open("rb") as file:
+                content = np.load(file, allow_pickle=False)
+                logits = content if isinstance(content, np.ndarray) else content["logits"]
+        except (OSError, *DAMAGED_ARRAYS) as error:
             raise UserError(f"{path}: no logits can be read ({error}); write them with numpy.save") from error
         if logits.shape != (samples, classes):
             raise UserError(

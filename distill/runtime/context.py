@@ -26,7 +26,6 @@ from distill.benchmarks import (
 from distill.benchmarks.target import CPU
 from distill.config.loading import RunConfig
 from distill.console import Console
-from distill.documents import plain, read_as
 from distill.export import run_onnx
 from distill.export.settings import ExportSettings
 from distill.intervals import Estimate
@@ -205,8 +204,8 @@ class Context:
         timings = {}
         for batch in self.target.batch_sizes:
             parts = (graph_hash(path), graph_hash(other), self.target.facts(), batch, settings)
-            memo = self.folder.memo(name, digest(parts, self.measured_with), lambda: plain(measured(batch)))  # noqa: B023
-            timings[batch] = read_as(_Timing, memo)
+            key = digest(parts, self.measured_with)
+            timings[batch] = self.folder.memo(name, key, partial(measured, batch), _Timing)
         return timings
 
     def profile(self, path: Path) -> Profile | None:
@@ -215,8 +214,7 @@ class Context:
             return None
         key = digest(graph_hash(path), self.target.facts(), self.measured_with)
         rows = self._rows(path, 1)
-        raw = self.folder.memo("profile", key, lambda: dataclasses.asdict(profile(path, self.target, rows)))
-        return read_as(Profile, raw)
+        return self.folder.memo("profile", key, lambda: profile(path, self.target, rows), Profile)
 
     def _time(self, path: Path, teacher: Path, batch: int) -> _Timing:
         """Time a file against the teacher's, or alone where it is the teacher's."""

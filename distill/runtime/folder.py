@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from distill import files
-from distill.documents import plain
+from distill.documents import plain, read_as
 from distill.errors import UserError
 from distill.files import remove
 from distill.sealed_files import AlteredError, altered, hashes_of, read_sealed, write_sealed
 from distill.sealed_files import file_sha256 as file_sha256  # others take both from here
 from distill.sealed_files import write_text as write_text
+from distill.wording import is_utf8
 
+T = TypeVar("T")
 _VERSIONS = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning")
 
 
@@ -95,6 +97,8 @@ class RunFolder:
             UserError: the folder cannot be written, or another process holds it.
         """
         folder = cls(path)
+        if not is_utf8(str(path)):
+            raise UserError(f"run folder {str(path)!r}: its name is not UTF-8; choose another with --out")
         try:
             absent = [place for place in (path, *path.parents) if not place.exists()]
             is_new = bool(absent) or (path.is_dir() and not any(path.iterdir()))
@@ -192,25 +196,32 @@ class RunFolder:
             self.tell(f"{path} {error}: {then}")
             return None
 
-    def memo(self, name: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> Record:
-        """Return what was found out once under this key, and find it out when it was not."""
+    def memo(self, name: str, key: str, compute: Callable[[], T], record: type[T]) -> T:
+        """Return what was found out once under this key, a record of this type, and find it out when it was not."""
         path = self.memos / f"{name}-{key}.json"
-        values = self._sealed(path, "found out again")
-        if values is None:
+        stored = self._sealed_record(path, record, "found out again")
+        if stored is None:
             computed = compute()
             remove(path)
-            values = write_sealed(path, computed)
-        return values
+            stored = read_as(record, write_sealed(path, plain(computed)))
+        return stored
 
-    def note(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write what a later run has to know."""
+    def note(self, name: str, record: Any) -> None:
+        """Write a record that a later run has to know."""
         remove(self.memos / name)
-        write_sealed(self.memos / name, values)
+        write_sealed(self.memos / name, plain(record))
 
-    def noted(self, name: str) -> Record:
-        """Return what ``note`` wrote; empty where nothing was, or something else is there."""
-        values = self._sealed(self.memos / name, "made again") or {}
-        return values if _is_hashes(values.get("files", {})) else {}
+    def noted(self, name: str, record: type[T]) -> T | None:
+        """Return the record that ``note`` wrote; None where it wrote none, or something else is there."""
+        return self._sealed_record(self.memos / name, record, "made again")
+
+    def _sealed_record(self, path: Path, record: type[T], then: str) -> T | None:
+        values = self._sealed(path, then)
+        try:
+            return None if values is None else read_as(record, values)
+        except ValueError as error:
+            self.tell(f"{path} is damaged ({error}): {then}")
+            return None
 
     def publish(self, name: str, build: Callable[[Path], None], *, ours: Collection[str] | None = None) -> Path:
         """Replace the folder ``name`` by what ``build`` writes, whole or not at all.

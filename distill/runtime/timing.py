@@ -15,6 +15,7 @@ from distill import scratch
 from distill.benchmarks import BenchmarkSettings, Target, compare, measure
 from distill.prune.widths.latency import Device
 from distill.prune.widths.layer_costs import Precision, Staircase
+from distill.sealed_files import Tell
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Shipped:
         self._stack.close()
         self._folder = None
 
-    def device(self, cache: Path | None = None) -> Device:
+    def device(self, cache: Path | None = None, tell: Tell = lambda text: None) -> Device:
         """Return what pruning asks of the target; layers are timed alone where that can be done here."""
-        layers = None if Staircase.why_not(self.target) else Staircase(self.target, self.kernels, cache)
+        layers = None if Staircase.why_not(self.target) else Staircase(self.target, self.kernels, cache, tell)
         return Device(self, layers, self.batch)

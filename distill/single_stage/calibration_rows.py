@@ -23,7 +23,7 @@ class GraphRows:
     """Samples: `calibration` to find ranges, `judged` to compare answers on, and the labels of the latter, if any.
 
     `source_name` is what messages call them. `batch` is the batch that the graph is fixed at, None where it takes any.
-    `remarks` say what is odd about them.
+    `remarks` say what is odd about them. ``axis`` is that of the first input along which they lie.
     """
 
     source_name: str
@@ -33,11 +33,12 @@ class GraphRows:
     labels: Array | None
     batch: int | None
     remarks: tuple[str, ...]
+    axis: int = 0
 
     @property
     def count(self) -> int:
         """How many are judged."""
-        return sum(len(next(iter(feed.values()))) for feed in self.judged)
+        return sum(next(iter(feed.values())).shape[self.axis] for feed in self.judged)
 
 
 def inputs_of(core: ModelProto) -> list[Signature]:
@@ -100,6 +101,7 @@ def part_rows(
         judged=_batches(rows, axes, judging, batch),
         labels=None if key is None else arrays[key][judging],
         batch=batch,
+        axis=next((axes[name][0] for name in rows if axes[name]), 0),
         remarks=(
             *(f"{source_name}: {name} is one row, which was taken for all {total}" for name in repeated),
             *_remarks({k: v for k, v in lead.items() if k not in repeated}, source_name, total, disjoint=disjoint),

@@ -91,6 +91,18 @@ def built(reference: ModuleLike, arguments: Mapping[str, Any], weights: Path | N
     return model.eval()
 
 
+def drawn_parameter(reference: Any, arguments: Mapping[str, Any], model: nn.Module, seed: int) -> str | None:
+    """Name a parameter that has other values with another seed: it was drawn, and nobody trained it.
+
+    A module that is given as such has the weights that it has, whoever made them: None.
+    """
+    if isinstance(reference, nn.Module):
+        return None
+    other = dict(built(reference, arguments, None, seed + 1).named_parameters())
+    drawn = (key for key, value in model.named_parameters() if key in other and not value.equal(other[key]))
+    return next(drawn, None)
+
+
 def named_inputs(model: nn.Module, names: Sequence[str], take: Take) -> Inputs:
     """Say how inputs of these names are passed: those of forward's parameters by name, the others in their order.
 

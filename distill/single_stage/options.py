@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 from typer.models import ParameterInfo
 
+from distill.bounds import MOST_COUNT, MOST_ROWS, MOST_SECONDS, MOST_SEED, MOST_THREADS
 from distill.errors import UserError
 from distill.prune.scores.importance import DEFAULT, IMPORTANCES, WITHOUT_BATCHES
 
@@ -44,7 +45,7 @@ _Metric = Annotated[
     typer.Option(help="file.py:function, called with outputs and labels; more is better, a drop is its difference"),
 ]
 _Target = Annotated[str | None, typer.Option(help="x86, arm, cuda or tensorrt; this machine when left out")]
-_Threads = Annotated[int, typer.Option(help="threads to time with", min=1)]
+_Threads = Annotated[int, typer.Option(help="threads to time with", min=1, max=MOST_THREADS)]
 _Measure = Annotated[str | None, typer.Option(help="command that has it timed elsewhere, as of `bench`")]
 _Seconds = Annotated[float, typer.Option(help="that a session pair is timed for", min=0.01, max=60)]
 
@@ -87,7 +88,7 @@ class PruneOptions(_Options):
         str | None,
         typer.Option(help=f"{', '.join(IMPORTANCES)}; {DEFAULT} with --data, else {WITHOUT_BATCHES}"),
     ] = None
-    round_to: Annotated[int, typer.Option(help="widths end on multiples of this")] = 8
+    round_to: Annotated[int, typer.Option(help="widths end on multiples of this", min=1, max=MOST_COUNT)] = 8
     max_ratio: Annotated[float, typer.Option(help="most that a layer may lose")] = 0.7
     steps: Annotated[int, typer.Option(help="equal steps, each with importance anew")] = 1
     uniform: Annotated[bool, typer.Option("--uniform", help="every layer loses the same share")] = False
@@ -100,22 +101,22 @@ class PruneOptions(_Options):
     output: _Output = None
     axis: _Axis = None
     metric: _Metric = None
-    epochs: Annotated[int, typer.Option(help="of distillation from the unpruned model", min=0)] = 0
-    learning_rate: Annotated[float, typer.Option(help="of that distillation")] = 1e-3
+    epochs: Annotated[int, typer.Option(help="of distillation from the unpruned model", min=0, max=MOST_COUNT)] = 0
+    learning_rate: Annotated[float, typer.Option(help="of that distillation", min=1e-12, max=100)] = 1e-3
     loss: Annotated[str, typer.Option(help="of that distillation, as `distill.loss` of a run")] = "kd"
     temperature: Annotated[float, typer.Option(help="that softens both models' answers in it", min=0.1, max=100)] = 2.0
     weight: Annotated[float, typer.Option(help="of the unpruned model's answers beside labels", min=0, max=1)] = 0.9
-    batch_size: Annotated[int, typer.Option(help="rows in a batch", min=2)] = 32
+    batch_size: Annotated[int, typer.Option(help="rows in a batch", min=2, max=MOST_COUNT)] = 32
     device: Annotated[str, typer.Option(help="what learns: auto, cpu or cuda")] = "auto"
     target: _Target = None
     format: Annotated[str, typer.Option(help="what is timed: float32, or int8 (fp16 on cuda)")] = "float32"
-    batch: Annotated[int, typer.Option(help="rows in a call that is timed", min=1)] = 1
+    batch: Annotated[int, typer.Option(help="rows in a call that is timed", min=1, max=MOST_ROWS)] = 1
     threads: _Threads = 1
     measure: _Measure = None
     pairs: Annotated[int, typer.Option(help="fresh session pairs of the comparison", min=2, max=64)] = 6
     seconds: _Seconds = 1.0
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="time it")] = True
-    seed: Annotated[int, typer.Option(help="of weights, made-up rows and their order", min=0)] = 0
+    seed: Annotated[int, typer.Option(help="of weights, made-up rows and their order", min=0, max=MOST_SEED)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,9 @@ class QuantizeOptions(_Options):
     metric: _Metric = None
     target: _Target = None
     precision: Annotated[str, typer.Option(help="auto, or only one of int8, dynamic, int4, fp16, bf16")] = "auto"
+    objective: Annotated[
+        str, typer.Option(help="latency: the fastest that keeps the budget; size: the smallest, whatever its speed")
+    ] = "latency"
     calibration: Annotated[str, typer.Option(help="where to begin: minmax, average, percentile, entropy, mse")] = (
         "minmax"
     )
@@ -148,10 +152,10 @@ class QuantizeOptions(_Options):
             show_default=False,
         ),
     ] = None
-    samples: Annotated[int, typer.Option(help="rows to find ranges on, at most", min=1)] = 512
+    samples: Annotated[int, typer.Option(help="rows to find ranges on, at most", min=1, max=MOST_COUNT)] = 512
     epochs: Annotated[
         int,
-        typer.Option(help="of training while rounding, where no other repair keeps the budget", min=0),
+        typer.Option(help="of training while rounding, where no other repair keeps the budget", min=0, max=MOST_COUNT),
     ] = 0
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="measure every layer alone in int8, also where the budget holds")
@@ -162,9 +166,12 @@ class QuantizeOptions(_Options):
     ] = None
     threads: _Threads = 1
     measure: _Measure = None
-    pairs: Annotated[int, typer.Option(help="fresh session pairs of the timing", min=2)] = 6
+    pairs: Annotated[int, typer.Option(help="fresh session pairs of the timing", min=2, max=64)] = 6
     seconds: _Seconds = 1.0
-    seed: Annotated[int, typer.Option(help="of which rows find ranges and which judge", min=0)] = 0
+    timeout: Annotated[
+        float, typer.Option(help="seconds until a batch that does not end is stopped", min=0.01, max=MOST_SECONDS)
+    ] = 600
+    seed: Annotated[int, typer.Option(help="of which rows find ranges and which judge", min=0, max=MOST_SEED)] = 0
     record: Annotated[Path | None, typer.Option(help="write what was tried as JSON")] = None
     plot: Annotated[
         Path | None, typer.Option(help="write the sensitivity of layers, where it was measured, as a chart (.svg)")

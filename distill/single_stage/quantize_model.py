@@ -17,16 +17,17 @@ from distill.benchmarks.parse import counts, positive
 from distill.benchmarks.target import Target
 from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import Timing
+from distill.bounds import MOST_ROWS
 from distill.distillation.imitation import Imitation
 from distill.errors import Exit, NotMeasuredError, UserError
 from distill.export.graph import copy_of, opset_of, refill
 from distill.export.metadata import write_metadata
 from distill.export.newer_opset import with_opset
-from distill.export.parity_check import output_distances, session_of
+from distill.export.parity_check import output_distances, session_of, time_limit
 from distill.export.stripping import to_bytes
 from distill.intervals import Estimate
 from distill.output_paths import require_apart, require_places, write_output
-from distill.quantize.choose_precision import FLOAT, Candidate, Choice, Precision, choose, decide
+from distill.quantize.choose_precision import FLOAT, Candidate, Choice, Objective, Precision, choose, decide
 from distill.quantize.float_graph import MIN_OPSET
 from distill.quantize.repair_loop import Loss
 from distill.quantize.sensitivity import saved_seconds, sensitivities
@@ -40,7 +41,7 @@ from distill.single_stage.options import GraphLike, QuantizeOptions, Rows, requi
 from distill.single_stage.quantizing import remarks
 from distill.single_stage.quantizing.plot import sensitivity_svg
 from distill.single_stage.quantizing.report import kept_float, to_json
-from distill.single_stage.quantizing.source import export_module, read_graph
+from distill.single_stage.quantizing.source import drawn_weights, export_module, read_graph, without_preprocessing
 from distill.tasks.rows import read_rows
 from distill.types import Array, Progress
 
@@ -52,13 +53,16 @@ _TIMED = "candidate-{:02}"  # what a candidate is called while it is timed
 class Quantized:
     """What came of quantisation: the graph that was chosen, what was tried, and what was measured, if anything was.
 
-    Where no other precision keeps the budget `onnx` is the float32 graph, and `exit_code` says so.
+    Where no other precision keeps the budget `onnx` is the float32 graph, and `exit_code` says so. ``record`` is all
+    that was tried, as JSON; ``unproven`` says what rows or timing could not resolve.
     """
 
     onnx: ModelProto
     choice: Choice
     report: Report | None
     exit_code: Exit
+    record: str
+    unproven: tuple[str, ...] = ()
 
 
 def quantize_model(model: GraphLike, *, data: Rows, progress: Progress | None = None, **options: Any) -> Quantized:
@@ -87,7 +91,7 @@ def run(options: QuantizeOptions, progress: Progress | None = None) -> Quantized
     target, settings, answers = _settle(options)
     as_read, rows = _read(options)
     target = replace(target, batch_sizes=_batch_sizes(options, rows))
-    with _told_of(options):
+    with _told_of(options), time_limit(options.timeout):
         core = judged_first(as_read, answers.name)
         job = _Job(options, core, rows, GraphJudge.of(core, rows, answers), target, settings, progress)
         converted = job.conversion()
@@ -100,18 +104,19 @@ def run(options: QuantizeOptions, progress: Progress | None = None) -> Quantized
     choice = replace(choice, warnings=(*choice.warnings, *warnings), judged=job.judge.note)
     within = any(candidate.within for candidate in choice.candidates[1:])
     graph = _labelled(choice.chosen, as_read, target)
-    _write(options, job, choice, graph if within else None)
-    return Quantized(graph, choice, report, Exit.OK if within else Exit.VERDICT_NO)
+    record = to_json(choice, model=shown(options.model), target=target.name, max_drop=options.max_drop, rows=rows.count)
+    _write(options, job, choice, graph if within else None, record)
+    timed_for = None if options.objective == "size" else choice.candidates
+    unproven = remarks.unproven(choice, timed_for or (), rows=rows.count, max_drop=options.max_drop)
+    return Quantized(graph, choice, report, Exit.OK if within else Exit.VERDICT_NO, record, tuple(unproven))
 
 
-def _write(options: QuantizeOptions, job: _Job, choice: Choice, graph: ModelProto | None) -> None:
+def _write(options: QuantizeOptions, job: _Job, choice: Choice, graph: ModelProto | None, record: str) -> None:
     """Write what has a place: the graph, where one keeps the budget, what was tried, and the chart."""
     if options.out is not None and graph is not None:
         write_output("--out", options.out, to_bytes(graph))
     if options.record is not None:
-        model, rows = shown(options.model), job.rows.count
-        text = to_json(choice, model=model, target=job.target.name, max_drop=options.max_drop, rows=rows)
-        write_output("--record", options.record, text)
+        write_output("--record", options.record, record)
     if options.plot is not None and choice.sensitivity:
         called = len(next(iter(job.rows.judged[0].values())))
         svg = sensitivity_svg(
@@ -136,6 +141,7 @@ def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerS
     for name, value, choices in (
         ("--precision", options.precision, get_args(Precision)),
         ("--calibration", options.calibration, CALIBRATIONS),
+        ("--objective", options.objective, get_args(Objective)),
     ):
         if value not in choices:
             raise UserError(f"{name} {value}: must be one of {', '.join(choices)}")
@@ -159,10 +165,10 @@ def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerS
 
 def _read(options: QuantizeOptions) -> tuple[ModelProto, GraphRows]:
     """Read or export the model, and read the samples; refuse to write over either."""
-    core, arrays = _graph_and_arrays(options)
+    core, arrays, said = _graph_and_arrays(options)
     with _told_of(options):
         inputs = inputs_of(core)
-    return core, part_rows(
+    rows = part_rows(
         arrays,
         inputs,
         source_name=f"--data {shown(options.data)}",
@@ -170,17 +176,22 @@ def _read(options: QuantizeOptions) -> tuple[ModelProto, GraphRows]:
         samples=options.samples,
         seed=options.seed,
     )
+    return core, replace(rows, remarks=(*said, *rows.remarks))
 
 
-def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, Array]]:
-    """Return the float graph, and the rows by input name."""
+def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, Array], list[str]]:
+    """Return the float graph, the rows by input name, and remarks on which model that is."""
     model, data = options.model, options.data
     if isinstance(model, ModelProto):
-        return model, read_rows(data, next((value.name for value in model.graph.input), "x"))
+        return model, read_rows(data, next((value.name for value in model.graph.input), "x")), []
     if not isinstance(model, str | Path):
         module = built(model, {}, None, options.seed)
         arrays = read_rows(data, next(iter(parameters_of(module)), "x"))
-        return export_module(module, arrays, options.labels, shown(model)), arrays
+        return (
+            export_module(module, arrays, options.labels, shown(model)),
+            arrays,
+            drawn_weights(model, module, options),
+        )
     reference = TorchCallable.named(str(model))
     path = Path(model if reference is None else reference.reference.rpartition(":")[0])
     read = [("the model itself", path)] + ([("the data", data)] if isinstance(data, Path) else [])
@@ -190,18 +201,21 @@ def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, A
             name = f"{reference.form}:{reference.reference}"
             raise UserError(f"{name}: an export has no {reference.form} form; give {reference.reference}")
         arrays = read_rows(data, "x")
-        return export_module(build(reference.reference), arrays, options.labels, reference.reference), arrays
+        name = reference.reference
+        module = build(name, seed=options.seed)
+        return export_module(module, arrays, options.labels, name), arrays, drawn_weights(name, module, options)
     if path.suffix == ".py" and path.is_file():
         raise UserError(f"{path}: name the function in it that makes the module, as {path}:make")
+    path, said = without_preprocessing(path)
     core, extra = read_graph(path)
     require_apart(options.outputs, [("external data of the model", file) for file in extra])
-    return core, read_rows(data, next((value.name for value in core.graph.input), "x"))
+    return core, read_rows(data, next((value.name for value in core.graph.input), "x")), said
 
 
 def _batch_sizes(options: QuantizeOptions, rows: GraphRows) -> tuple[int, ...]:
     """Return the batch sizes to time: what the user says, or the one that the model is fixed at, or 1."""
     text = options.batch or str(rows.batch or 1)
-    sizes = counts("--batch", text)
+    sizes = counts("--batch", text, MOST_ROWS)
     if rows.batch is not None and sizes != (rows.batch,):
         model = shown(options.model)
         raise UserError(f"--batch {text}: {model} is fixed at a batch of {rows.batch}; leave --batch out")
@@ -258,6 +272,7 @@ class _Job:
             measure=measure,
             max_drop=options.max_drop,
             precision=options.precision,  # type: ignore[arg-type]
+            objective=options.objective,  # type: ignore[arg-type]
             train=Imitation(epochs=options.epochs, progress=self.progress) if options.epochs else None,
             output=self.judge.comparison.output,
             progress=self.progress,
@@ -265,7 +280,7 @@ class _Job:
         report = None
         if reports:
             report = _named(reports[0], [candidate.name for candidate in choice.candidates if candidate.within])
-            choice = _finite_on_target(choice, report, options.max_drop)
+            choice = _finite_on_target(choice, report, options)
         if all(candidate.loss.fault for candidate in choice.candidates[1:]):
             choice = replace(choice, why="no other precision gives answers that can be used")
         if options.sensitivity and not choice.sensitivity:
@@ -330,7 +345,7 @@ def _named(report: Report, names: Sequence[str]) -> Report:
     return replace(report, models=models, cases=cases, warnings=renamed(report.warnings))
 
 
-def _finite_on_target(choice: Choice, report: Report, max_drop: float) -> Choice:
+def _finite_on_target(choice: Choice, report: Report, options: QuantizeOptions) -> Choice:
     """Choose again without what gives no answers on the target itself: candidates are judged on the CPU.
 
     There fp16 is calculated in 32 bits, which hold numbers that 16 bits do not.
@@ -343,14 +358,15 @@ def _finite_on_target(choice: Choice, report: Report, max_drop: float) -> Choice
         replace(candidate, within=False, loss=lost) if candidate.name in broken else candidate
         for candidate in choice.candidates
     )
-    best, why = decide(candidates, max_drop)
+    best, why = decide(candidates, options.max_drop, options.objective)  # type: ignore[arg-type]
     return replace(choice, chosen=best, why=why, candidates=candidates)
 
 
 def _labelled(candidate: Candidate, core: ModelProto, target: Target) -> ModelProto:
     """Say in the file what it was made for, and what it relies on."""
-    if candidate.name == FLOAT or candidate.record is None:
-        return core
+    if candidate.record is None:
+        why = "no other precision was kept: none is within the budget and surely better"
+        return write_metadata(core, {"target": target.name, "precision": FLOAT, "why": why})
     entries = {"target": target.name, "precision": candidate.record.precision}
     isa = target.relied_on(candidate.record.saturation_risk)
     if isa is not None:

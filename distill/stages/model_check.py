@@ -49,7 +49,7 @@ def try_models(ctx: Context) -> None:
             refuse_probabilities(answers.logits, title)
         if settings.model not in MODELS or ctx.task.module_preprocess is not None:
             key = ctx.key(settings.model, settings.args, code_of(model), modules=())
-            ctx.folder.memo("exports", key, partial(_try_export, ctx, model))
+            ctx.folder.memo("exports", key, partial(_try_export, ctx, model), dict[str, bool])
 
 
 def _try_export(ctx: Context, model: nn.Module) -> dict[str, bool]:

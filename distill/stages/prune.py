@@ -61,7 +61,7 @@ def make(ctx: Context, base: Artifact, taught_by: Artifact) -> StageResult:
                 batches=list(islice(numbered, settings.batches)),
                 loss=loss,
                 logits=ctx.task.logits,
-                device=None if timer is None else timer.device(ctx.folder.cache),
+                device=None if timer is None else timer.device(ctx.folder.cache, ctx.folder.tell),
                 recover=partial(_between, ctx, settings, recovery, lesson),
                 decided=decided,
                 seed=ctx.config.seed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,18 @@ from distill.runtime.folder import RunFolder, damaged, digest, sources
 from distill.stages.common import TRAINING
 from distill.study.objective import pick, score
 from distill.study.space import require_allowed, with_values
+from distill.types import Count
 
 JOURNAL = "study.journal"
 _NOTE = "study.json"
+
+
+@dataclass(frozen=True)
+class _Journal:
+    """The journal as the last finished trial left it."""
+
+    length: Count
+    sha256: str
 
 
 def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
@@ -46,7 +56,7 @@ def choose(ctx: Context, teacher: Artifact) -> tuple[RunConfig, dict[str, Any]]:
         trial = study.ask()
         study.tell(trial, score(ctx, teacher, trial))
         journal = (ctx.folder.path / JOURNAL).read_bytes()
-        ctx.folder.note(_NOTE, {"bytes": len(journal), "sha256": hashlib.sha256(journal).hexdigest()})
+        ctx.folder.note(_NOTE, _Journal(len(journal), hashlib.sha256(journal).hexdigest()))
     ctx.console.progress("searching", trials, trials)
     finished = _finished(study)[:trials]
     best = pick(finished, goal)
@@ -111,10 +121,10 @@ def _require_own(folder: RunFolder) -> None:
 
     What a killed trial added after it does not count.
     """
-    path, noted = folder.path / JOURNAL, folder.noted(_NOTE)
+    path, noted = folder.path / JOURNAL, folder.noted(_NOTE, _Journal)
     if noted and path.is_file() and not path.is_symlink():
-        begun = path.read_bytes()[: noted["bytes"]]
-        if hashlib.sha256(begun).hexdigest() == noted["sha256"]:
+        begun = path.read_bytes()[: noted.length]
+        if hashlib.sha256(begun).hexdigest() == noted.sha256:
             return
     if noted:
         folder.tell(f"{path} is not what the search left: its trials are repeated")

@@ -15,6 +15,7 @@ from distill.export import CategoryColumn, ColumnsPreprocess, NumericColumn
 from distill.tasks import number_parsing as numerals
 from distill.tasks.cells import Column
 from distill.tasks.settings import CsvSettings
+from distill.tasks.suspicious import suspicions
 from distill.tasks.table_file import Table
 from distill.types import Array
 from distill.wording import first_of, quoted, yaml_list
@@ -25,7 +26,12 @@ _FEW = 10
 
 
 def fit_columns(
-    table: Table, names: Sequence[str], train: NDArray[np.int64], settings: CsvSettings, warnings: list[str]
+    table: Table,
+    names: Sequence[str],
+    train: NDArray[np.int64],
+    settings: CsvSettings,
+    warnings: list[str],
+    target: NDArray[np.int64],
 ) -> tuple[dict[str, Array], ColumnsPreprocess]:
     """Decide for each column whether it holds numbers or categories, and fit its preprocessing on the rows ``train``.
 
@@ -52,9 +58,11 @@ def fit_columns(
         fit = _category(column, train, warnings) if values is None else _numeric(name, values, train, warnings)
         if fit is not None:
             fitted.append(fit)
+            seen = [cells[row] for row in train] if values is None else values[train]
+            warnings += suspicions(name, seen, target[train])
             raw[name] = (np.asarray(cells, object) if values is None else values.astype(np.float32)).reshape(-1, 1)
     if not fitted:
-        raise UserError(f"{table.origin[0][0]}: no column is left as input; every one is dropped or constant")
+        raise UserError(f"{table.files[0][1]}: no column is left as input; every one is dropped or constant")
     if gaps:
         warnings.append(f"missing values among numbers, read as the training mean: {first_of(gaps)}; see data.missing")
     return raw, ColumnsPreprocess(tuple(fitted))

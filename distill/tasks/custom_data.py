@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from distill.errors import UserError
 from distill.references.functions import call_user
+from distill.tasks.arrays import as_array, as_tensor
 from distill.tasks.augment import hash_words
 from distill.tasks.base import Batch, Data
 from distill.tasks.hooks import Hooks, Where, named_inputs
@@ -162,13 +163,13 @@ def _arrays(value: tuple[Any, ...] | Mapping[str, Any], split: str) -> ArrayData
 
 def _tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
-        tensor = value.detach().cpu()
+        tensor = as_tensor(name, value)
     else:
-        array = np.asarray(value)
+        array = as_array(name, value)
         if array.dtype.kind not in "biuf":
             raise UserError(f"{name}: an array of type {array.dtype}; expected numbers")
         # A copy: the user's array may be read-only, and must not be changed by us.
-        tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+        tensor = torch.from_numpy(np.array(array))
     if tensor.ndim == 0:
         raise UserError(f"{name}: a single number; expected an array with one row a sample")
     return tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from distill.benchmarks.parse import read_npz
 from distill.errors import UserError
 from distill.outputs import Output
+from distill.tasks.arrays import as_array
 from distill.tasks.base import Inputs
 from distill.types import Array
 
@@ -58,22 +58,24 @@ def _read_npz(path: Path) -> dict[str, Array]:
         return read_npz(path)
     except UserError as error:  # its words are those of `bench`
         raise UserError(str(error).replace("--inputs", "--data", 1)) from error
-    except (zlib.error, NotImplementedError) as error:
-        raise UserError(f"--data {path}: is damaged ({error}); write it again with np.savez") from error
 
 
 def _by_name(rows: Any, first_input: str) -> dict[str, Array]:
     """Return the arrays of a mapping, of (inputs, labels), or of inputs alone."""
     if isinstance(rows, Mapping):
-        return {str(name): np.asarray(value) for name, value in rows.items()}
+        return {str(name): _array(str(name), value) for name, value in rows.items()}
     if isinstance(rows, tuple | list) and len(rows) == 2:
         inputs, labels = rows
-        return _by_name(inputs, first_input) | {LABELS: np.asarray(labels)}
+        return _by_name(inputs, first_input) | {LABELS: _array(LABELS, labels)}
     if isinstance(rows, tuple | list):
         raise UserError(
             f"--data: rows are a {type(rows).__name__} of {len(rows)}; give (inputs, labels), or arrays by input name"
         )
-    return {first_input: np.asarray(rows)}
+    return {first_input: _array(first_input, rows)}
+
+
+def _array(name: str, values: Any) -> Array:
+    return as_array(f"--data: {name}", values)
 
 
 def label_name(arrays: Collection[str], name: str | None, inputs: Collection[str]) -> str | None:

@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
+from array import array
+from bisect import bisect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
 
 from distill.errors import UserError
 from distill.tasks.base import SPLITS
 from distill.tasks.splits import places_of_splits
+from distill.tasks.table_text import PACKED, TableText
 from distill.wording import did_you_mean
 
 DELIMITERS = ("\t", ";", ",")
 _SAMPLE = 100
 """Records that decide which delimiter a file has."""
 _LONGEST_CELL = 1 << 27
-_BYTE_ORDER_MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
+_NAMES = (".csv", ".tsv")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of text, without white space around it; ``origin[row]`` is the file and the line where the row begins.
+    """Columns of text, without white space around it; ``lines[row]`` is the line of its file where the row begins.
 
-    ``parts`` says which rows each split's file held; it is empty for a single file. ``delimiters`` are the files' own.
+    ``files`` are the files, each with the number of its first row. ``parts`` says which rows each split's file held; it
+    is empty for a single file. ``delimiters`` are the files' own.
     """
 
     columns: dict[str, list[str]] = field(default_factory=dict)
-    origin: list[tuple[Path, int]] = field(default_factory=list)
+    lines: array[int] = field(default_factory=lambda: array("q"))
+    files: list[tuple[int, Path]] = field(default_factory=list)
     parts: dict[str, range] = field(default_factory=dict)
     delimiters: set[str] = field(default_factory=set)
 
     def __len__(self) -> int:
-        return len(self.origin)
+        return len(self.lines)
 
     def where(self, row: int) -> str:
         """Return "FILE line N"."""
-        return f"{self.origin[row][0]} line {self.origin[row][1]}"
+        place = bisect([first for first, _ in self.files], row) - 1
+        return f"{self.files[place][1]} line {self.lines[row]}"
 
     def column(self, name: str, field: str) -> list[str]:
         """Return a column that the config names in ``field``; UserError if there is none."""
@@ -58,8 +56,8 @@ class Table:
 def read_table(path: Path) -> Table:
     """Read one CSV file, or train.csv with validation.csv and test.csv in a folder.
 
-    Comma, semicolon or tab, whichever gives the rows as many cells as the header; UTF-8, or what a byte order mark
-    says. A cell in quotes may hold delimiters, doubled quotes and line breaks. No cell is interpreted.
+    Comma, semicolon or tab, whichever gives the rows as many cells as the header; packed and coded as ``TableText``
+    takes it. A cell in quotes may hold delimiters, doubled quotes and line breaks. No cell is interpreted.
 
     Raises:
         UserError: a file is missing, empty, ragged, or has another header than train.csv.
@@ -69,10 +67,9 @@ def read_table(path: Path) -> Table:
         _append(table, path)
         return table
     if not path.is_dir():
-        near = sorted(file.name for file in path.parent.glob("*.csv")) if path.parent.is_dir() else []
+        near = sorted(file.name for file in path.parent.glob("*.[ct]sv*")) if path.parent.is_dir() else []
         raise UserError(f"data.path={path}: no such file or folder{did_you_mean(path.name, near)}")
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".csv" and file.is_file()]
-    named = [(file.stem, file) for file in files if not file.name.startswith(".")]
+    named = [(_stem(file), file) for file in sorted(path.iterdir()) if _stem(file) and file.is_file()]
     splits = places_of_splits(path, named, "rename one")
     if "train" not in splits:
         raise UserError(
@@ -85,39 +82,32 @@ def read_table(path: Path) -> Table:
     return table
 
 
+def _stem(path: Path) -> str:
+    """Return the name of a table's file without its endings; "" for a hidden file, or one of another kind."""
+    name = path.with_suffix("") if path.suffix.lower() in PACKED else path
+    return name.stem if name.suffix.lower() in _NAMES and not path.name.startswith(".") else ""
+
+
 def _append(table: Table, path: Path) -> None:
     """Add a file's rows to the table's columns, by name."""
     try:
-        with path.open(encoding=_encoding(path), newline="") as lines, _long_cells():
-            delimiter = _delimiter(path, lines)
+        text = TableText(path)
+        with _long_cells():
+            delimiter = _delimiter(text)
             table.delimiters.add(delimiter)
-            reader = _records(path, lines, delimiter)
-            header = _header(path, next(reader)[1])
-            if not table.columns:
-                table.columns.update({name: [] for name in header})
-            _same_columns(path, header, table)
-            _append_rows(table, path, header, reader)
+            with closing(text.lines()) as lines:
+                reader = _records(path, lines, delimiter)
+                header = _header(path, next(reader)[1])
+                if not table.columns:
+                    table.columns.update({name: [] for name in header})
+                _same_columns(path, header, table)
+                _append_rows(table, path, header, reader)
     except UnicodeError as error:
-        raise UserError(f"{path}{_undecodable_line(path)}: not UTF-8; save the file as UTF-8") from error
+        code = "UTF-8" if text.encoding.startswith("utf-8") else text.encoding.upper()
+        line = text.undecodable_line() if code == "UTF-8" else ""
+        raise UserError(f"{path}{line}: not {code}; save the file as UTF-8") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(4)
-    return next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8")
-
-
-def _undecodable_line(path: Path) -> str:
-    """Return " line N" of the first byte that is not UTF-8."""
-    data = path.read_bytes()
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        return f" line {line}"
-    return ""
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 @contextmanager
@@ -130,13 +120,12 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _records(path: Path, lines: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record's first line number and its cells, from the file's start.
+def _records(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each record's first line number and its cells, from the lines of a file.
 
     Raises:
         UserError: a quote is out of place or not closed; it names the line where the record begins.
     """
-    lines.seek(0)
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
     line = 1
     try:
@@ -155,6 +144,7 @@ def _append_rows(table: Table, path: Path, header: list[str], reader: Iterator[t
     texts: dict[str, str] = {}
     columns = [table.columns[name] for name in header]
     before = len(table)
+    table.files.append((before, path))
     for line, cells in reader:
         if len(cells) < 2 and not any(cells):
             continue
@@ -163,21 +153,24 @@ def _append_rows(table: Table, path: Path, header: list[str], reader: Iterator[t
             raise UserError(f"{path} line {line}: {len(cells)} values; the header has {len(header)} columns")
         for column, text in zip(columns, cells, strict=False):
             column.append(texts.setdefault(text, text))
-        table.origin.append((path, line))
+        table.lines.append(line)
     if len(table) == before:
         raise UserError(f"{path}: has a header and no rows")
 
 
-def _delimiter(path: Path, lines: TextIO) -> str:
+def _delimiter(text: TableText) -> str:
     """Return the delimiter that gives most of the first rows as many cells as the header, and the most cells."""
-    if not lines.readline().strip():
-        raise UserError(f"{path}: is empty, or its first line is; expected a header")
+    path = text.path
+    with closing(text.lines()) as lines:
+        if not next(lines, "").strip():
+            raise UserError(f"{path}: is empty, or its first line is; expected a header")
     fits: dict[str, tuple[float, int]] = {}
     problem: UserError | None = None
     for delimiter in DELIMITERS:
         lengths: list[int] = []
         try:
-            lengths.extend(len(cells) for _, cells in islice(_records(path, lines, delimiter), _SAMPLE))
+            with closing(text.lines()) as lines:
+                lengths.extend(len(cells) for _, cells in islice(_records(path, lines, delimiter), _SAMPLE))
         except UserError as error:  # a damaged row further down is told when it is read
             problem = error
         if lengths and lengths[0] > 1:

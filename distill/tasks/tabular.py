@@ -52,8 +52,7 @@ class TabularTask(Classifier[RowData, Preprocess]):
     def raw(self, batch: RowBatch) -> Feed:
         """Return the rows as they were before any preprocessing: one array an input of the shipped file."""
         rows = batch[2].cpu().numpy()
-        cells = {name: column[rows] for name, column in self._splits["train"].raw.items()}
-        return {name: column.astype(str) if column.dtype == object else column for name, column in cells.items()}
+        return {name: column[rows] for name, column in self._splits["train"].raw.items()}
 
     def _hash(self, digest: Digest) -> Digest:
         train = self._splits["train"]
@@ -105,7 +104,7 @@ def load_csv(settings: CsvSettings, *, seed: int, folder: Path, progress: Progre
     rows, split_warnings = _split(own_rows, target, groups, settings, seed)
     targets = {split: target[rows[split]] for split in SPLITS}
     warnings += [*split_warnings, *check_splits(targets, labels, own=own_rows, source="csv")]
-    raw, preprocess = fit_columns(table, _input_names(table, settings), rows["train"], settings, warnings)
+    raw, preprocess = fit_columns(table, _input_names(table, settings), rows["train"], settings, warnings, target)
     data, facts = _data(raw, target, rows, preprocess)
     return TabularTask("csv", data, labels, preprocess, facts, settings, own=own_rows, warnings=warnings)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from distill.bounds import MOST_SECONDS, MOST_SEED
 from distill.errors import UserError
 from distill.verbs.signature import Debug
 
@@ -28,10 +29,12 @@ class BenchOptions:
     target: Annotated[str | None, _option(help="x86, arm, cuda or tensorrt; this machine when left out")] = None
     provider: Annotated[str | None, _option(help="another execution provider of this onnxruntime")] = None
     provider_option: Annotated[tuple[str, ...], _option(help="name=value, passed to the provider")] = ()
-    pairs: Annotated[int, _option(help="fresh session pairs of a measurement without a gate", min=2)] = 6
+    pairs: Annotated[int, _option(help="fresh session pairs of a measurement without a gate", min=2, max=64)] = 6
     seconds: Annotated[float, _option(help="that a session pair is timed for", min=0.01, max=60)] = 1.0
-    seed: Annotated[int, _option(help="of inputs and of the order of turns", min=0)] = 0
-    timeout: Annotated[float | None, _option(help="seconds until a timing process is stopped", min=0.01)] = None
+    seed: Annotated[int, _option(help="of inputs and of the order of turns", min=0, max=MOST_SEED)] = 0
+    timeout: Annotated[
+        float | None, _option(help="seconds until a timing process is stopped", min=0.01, max=MOST_SECONDS)
+    ] = None
     baseline: Annotated[Path | None, _option(help="an .onnx file, or what --save-baseline wrote")] = None
     save_baseline: Annotated[
         Path | None, _option(help="keep this measurement and its model (.json) unless it fails")
@@ -42,7 +45,9 @@ class BenchOptions:
     max_regression: Annotated[
         str | None, _option(help="slow-down that is allowed, as 5% or 0.05; 5% when left out")
     ] = None
-    max_p50_ms: Annotated[float | None, _option(help="most that the median call may take", min=0)] = None
+    max_p50_ms: Annotated[
+        float | None, _option(help="most that the median call may take", min=0, max=1000 * MOST_SECONDS)
+    ] = None
     max_size_growth: Annotated[str | None, _option(help="growth of the file that is allowed, as 10%")] = None
     accept: Annotated[Path | None, _option(help="list of sha256 and reason of files that may be slower")] = None
     strict: Annotated[bool, _option("--strict", help="inconclusive, and no baseline yet, end with 3")] = False

@@ -21,6 +21,7 @@ from distill.benchmarks.verdict.bench import Options, bench
 from distill.benchmarks.verdict.gate import Limits, by_budget, outcome
 from distill.benchmarks.verdict.judging import accept, rejudge
 from distill.benchmarks.verdict.rule import Rule
+from distill.bounds import MOST_ROWS, MOST_THREADS
 from distill.errors import UserError
 from distill.verbs.bench_options import BenchOptions
 
@@ -119,8 +120,8 @@ def _measuring(options: BenchOptions) -> Options:
         commands = {0: (str(options.baseline_python), str(Path(runner.__file__).resolve()), "--serve")}
     return Options(
         target=target,
-        batches=counts("--batch", options.batch),
-        threads=counts("--threads", options.threads),
+        batches=counts("--batch", options.batch, MOST_ROWS),
+        threads=counts("--threads", options.threads, MOST_THREADS),
         timing=Timing(
             pairs=options.pairs, seconds_per_pair=options.seconds, seed=options.seed, timeout_s=options.timeout
         ),

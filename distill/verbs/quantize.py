@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +12,17 @@ from typing import Annotated
 import typer
 
 from distill.single_stage.options import QuantizeOptions
-from distill.verbs.signature import Debug, command
+from distill.verbs.signature import AsJson, Debug, Quiet, command, echo_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(QuantizeOptions):
     out: Annotated[Path, typer.Option(help="where the chosen file goes (.onnx)")] = field()
+    as_json: AsJson = False
+    quiet: Quiet = False
+    strict: Annotated[
+        bool, typer.Option("--strict", help="a budget or a timing that cannot be resolved ends with 3; the file stays")
+    ] = False
     debug: Debug = False
 
 
@@ -25,27 +31,40 @@ def _quantize(options: _Options) -> None:
     from rich.text import Text
 
     from distill import clean
+    from distill.errors import Exit
     from distill.rendering.terminal import render
     from distill.single_stage.quantize_model import run
     from distill.single_stage.quantizing.report import document
 
     # Of what takes minutes a person wants to see the hand move; a file or a pipe gets the result alone.
-    with redirect_stdout(sys.stderr), clean.console(stderr=True).status("reading") as status:
+    shown = nullcontext() if options.quiet else clean.console(stderr=True).status("reading")
+    with redirect_stdout(sys.stderr), shown as status:
 
         def show(step: str, number: int, total: int) -> None:
-            status.update(Text(clean.log_line(f"{step}: {number} of {total}")))
+            if status is not None:
+                status.update(Text(clean.log_line(f"{step}: {number} of {total}")))
 
         result = run(options, show)
+    exit_code = result.exit_code
+    if options.strict and exit_code == Exit.OK and result.unproven:
+        exit_code = Exit.INCONCLUSIVE
+    if options.as_json:
+        echo_json(json.loads(result.record) | {"written": str(options.out) if result.exit_code == Exit.OK else None})
+        raise typer.Exit(int(exit_code))
     choice, terminal = result.choice, clean.console()
     terminal.print(render(document(choice, result.report)))
-    written = f"wrote {options.out}" if result.exit_code == 0 else f"{options.out} was not written"
+    written = f"wrote {options.out}" if result.exit_code == Exit.OK else f"{options.out} was not written"
+    if choice.chosen.record is None and result.exit_code == Exit.OK:
+        written += ", which is the float32 model"
     terminal.print(f"{written}: {choice.why}", soft_wrap=True)
+    if exit_code == Exit.INCONCLUSIVE:
+        terminal.print(f"--strict: {'; '.join(result.unproven)}", soft_wrap=True)
     if options.plot is not None:
         unmeasured = (
             f"{options.plot} was not written: nothing called for measuring layers one by one; --sensitivity does"
         )
         terminal.print(f"wrote {options.plot}" if choice.sensitivity else unmeasured, soft_wrap=True)
-    raise typer.Exit(int(result.exit_code))
+    raise typer.Exit(int(exit_code))
 
 
 quantize = command(_quantize, _Options)

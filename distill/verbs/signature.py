@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from types import GenericAlias
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 from distill import clean
+from distill.errors import UserError
+from distill.wording import is_utf8
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -43,6 +47,7 @@ def command(run: Callable[[Options], None], options: type[Options]) -> Callable[
     def verb(**values: Any) -> None:
         # Typer gives a list, or None, for what may be repeated, and None for what was left out.
         read = options(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if v is not None})
+        _require_utf8(read)
         arguments = sys.argv
         sys.argv = arguments[:1]  # none of ours is for an argparse in the user's files
         try:
@@ -55,6 +60,15 @@ def command(run: Callable[[Options], None], options: type[Options]) -> Callable[
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = dict(zip(names, (parameter.annotation for parameter in parameters), strict=True))
     return verb
+
+
+def _require_utf8(options: DataclassInstance) -> None:
+    """Refuse names that are no text: neither onnxruntime nor a JSON document takes them."""
+    values = [(field.name, getattr(options, field.name)) for field in fields(options)]
+    entries = [(name, entry) for name, value in values for entry in (value if isinstance(value, tuple) else (value,))]
+    for name, entry in [*entries, ("the current folder", os.getcwd())]:
+        if isinstance(entry, str | Path) and not is_utf8(str(entry)):
+            raise UserError(f"{name.strip('_')}: {str(entry)!r} is not UTF-8; give the file or folder another name")
 
 
 def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:

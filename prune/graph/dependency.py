@@ -14,12 +14,9 @@ from itertools import accumulate, cycle
 from threading import RLock
 from typing import Any
 
-import torch
 import torch_pruning as tp
-from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.overrides import TorchFunctionMode
 from torch_pruning import ops
 from torch_pruning._helpers import GroupItem, _HybridIndex
 from torch_pruning.dependency import index_mapping, shape_infer
@@ -27,24 +24,8 @@ from torch_pruning.dependency.dependency import Dependency as Edge
 from torch_pruning.dependency.group import Group
 
 from distill.prune.graph.axes import Axes, Flattened, Halved, Reshape, axis_of, input_shape, output_shape, read_reshape
+from distill.prune.graph.operands import Joins, first_uses, is_product, linear_weights, within
 
-_CATS = (torch.cat, torch.concat, torch.concatenate)
-_SHAPES = tuple(
-    f"{name}Backward"
-    for name in (
-        "T",
-        "Transpose",
-        "Permute",
-        "View",
-        "UnsafeView",
-        "ReshapeAlias",
-        "Unsqueeze",
-        "Squeeze",
-        "Expand",
-        "Clone",
-    )
-)
-_PRODUCTS = tuple(f"{name}Backward" for name in ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Mv", "Addmv"))
 _LOCK = RLock()  # torch-pruning's functions are those of the whole process
 
 
@@ -70,15 +51,17 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
 
     def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
         """Trace a model, as torch-pruning does."""
-        with self._reads_shapes(), _Joins(self._parts):
+        with self._reads_shapes(), Joins(self._parts):
             built = super().build_dependency(*args, **kwargs)
         self._map_halves()
         called = {id(node.module.weight) for node in self.module2node.values() if isinstance(node.module, nn.Linear)}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for node in self.module2node.values():
-            if node.type == ops.OPTYPE.ELEMENTWISE and any(
-                id(weight) not in called for weight in _weights(node.grad_fn)
-            ):
-                self.lost[node] = "its channels meet a weight that is applied outside of its layer's own call"
+            weights = linear_weights(node.grad_fn) if node.type == ops.OPTYPE.ELEMENTWISE else ()
+            for weight in weights:
+                if id(weight) not in called:
+                    name = names.get(id(weight), "a weight")
+                    self.lost[node] = f"its channels meet {name}, which is applied outside of its layer's own call"
         self._meet_bare_parameters()
         self._let_go()
         self._longest = max((size for node in self.module2node.values() for size in _sizes(node)), default=0)
@@ -88,7 +71,7 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         for node in list(self.module2node.values()):
             if node.type != ops.OPTYPE.PARAMETER or node.module.ndim < 2:
                 continue
-            products = [product for product in _first_uses(node) if _is_product(product.grad_fn)]
+            products = [product for product in first_uses(node) if is_product(product.grad_fn)]
             name = self._param_to_name.get(node.module, "a parameter")
             if products:
                 self.bare.append(name)
@@ -108,17 +91,27 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
 
         What is broadcast over the channels of another tensor would be cut with its first channel.
         """
-        nodes = list(self.module2node.values())
-        ends = {node for node in nodes if node.type != ops.OPTYPE.PARAMETER and self._axes.is_end(node)}
-        single = {node for node in nodes if node.type != ops.OPTYPE.PARAMETER and self._axes.is_single(node)}
+        nodes = [node for node in self.module2node.values() if node.type != ops.OPTYPE.PARAMETER]
+        ends, single = (set(filter(tells, nodes)) for tells in (self._axes.is_end, self._axes.is_single))
         for node in nodes:
-            node.dependencies = [
-                edge
-                for edge in node.dependencies
-                if edge.target is node
-                or ops.OPTYPE.OUTPUT in (node.type, edge.target.type)
-                or not (ends | single) & {node if edge.target in node.outputs else edge.target}
-            ]
+            if isinstance(node.module, nn.Linear) and node.module.in_features > 1:
+                single -= within(node)  # what leads to its product is no single channel
+
+        def goes_on(node: Any, edge: Any) -> bool:
+            source, reader = (node, edge.target) if edge.target in node.outputs else (edge.target, node)
+            if ops.OPTYPE.OUTPUT in (source.type, reader.type) or source is reader:
+                return True
+            if isinstance(reader.module, nn.RNNBase) and source not in self._first_inputs(reader):
+                return False  # a state: a recurrent layer's own channels stay
+            return source not in ends | single
+
+        for node in self.module2node.values():
+            node.dependencies = [edge for edge in node.dependencies if goes_on(node, edge)]
+
+    def _first_inputs(self, node: Any) -> set[Any]:
+        """Return what a node reads as the first input, in all of its calls."""
+        functions = [function for function, other in self._nodes.items() if other is node]
+        return {self._nodes.get(function.next_functions[0][0]) for function in functions}
 
     def _trace_computational_graph(
         self, module2node: Any, output: Any, gradfn2module: Any, *args: Any, **kw: Any
@@ -329,55 +322,6 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             return False
         channels = self._axes.into(node)
         return axis == (channels if channels is not None else len(shape) - 1 if len(shape) == 3 else 1)
-
-
-class _Joins(TorchFunctionMode):
-    """Notes how long the parts are that tensors are joined from: of those that no layer made autograd knows nothing."""
-
-    def __init__(self, parts: dict[Any, list[int]]) -> None:
-        super().__init__()
-        self._parts = parts
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call, and note the lengths along the joined axis by autograd's node."""
-        result = function(*args, **kwargs or {})
-        if function in _CATS and result.grad_fn is not None:
-            options = dict(zip(("tensors", "dim"), args, strict=False)) | dict(kwargs or {})
-            axis = options.get("dim", options.get("axis", 0))
-            if isinstance(axis, int):
-                self._parts[result.grad_fn] = [int(tensor.shape[axis]) for tensor in options["tensors"]]
-        return result
-
-
-def _weights(function: Any) -> Iterator[Tensor]:
-    """Yield the parameters that a matrix product multiplies with, turned over or not."""
-    if function is None or not function.name().startswith(("AddmmBackward", "MmBackward")):
-        return
-    for source, _ in function.next_functions:
-        while source is not None and source.name().startswith(("TBackward", "TransposeBackward", "PermuteBackward")):
-            source = source.next_functions[0][0]
-        variable = getattr(source, "variable", None)
-        if variable is not None and variable.ndim == 2:
-            yield variable
-
-
-def _first_uses(node: Any) -> Iterator[Any]:
-    """Yield what reads a tensor, behind copies of another shape."""
-    stack, visited = list(node.outputs), set()
-    while stack:
-        reader = stack.pop()
-        if reader in visited:
-            continue
-        visited.add(reader)
-        if reader.grad_fn.name().startswith(_SHAPES):
-            stack.extend(reader.outputs)
-        else:
-            yield reader
-
-
-def _is_product(function: Any) -> bool:
-    """Tell a matrix product, a convolution, or a function of the user's own, which may be one."""
-    return function.name().startswith(_PRODUCTS) or isinstance(function, BackwardCFunction)
 
 
 def _sizes(node: Any) -> Iterator[int]:

@@ -79,8 +79,8 @@ class _Opaque(torch.autograd.Function):
     """Stands for a layer: all that it returns depends on what it reads, in one step."""
 
     @staticmethod
-    def forward(ctx: Any, read: Tensor, *returned: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.clone() for tensor in returned)
+    def forward(ctx: Any, states: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.clone() for tensor in tensors[1 + states :])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -89,7 +89,7 @@ class _Opaque(torch.autograd.Function):
 
 @contextmanager
 def recurrent_in_one_step(model: nn.Module) -> Iterator[None]:
-    """Let autograd see each recurrent layer as one step, and none of its gates. Where a state comes in, it sees all."""
+    """Let autograd see each recurrent layer as one step from its input, and none of its gates; packed rows show all."""
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, nn.RNNBase):
@@ -100,12 +100,14 @@ def recurrent_in_one_step(model: nn.Module) -> Iterator[None]:
 
 def _in_one_step(forward: Any) -> Any:
     def wrapped(input: Any, hx: Any = None) -> Any:
-        if not isinstance(input, Tensor) or not input.requires_grad or hx is not None:
+        if not isinstance(input, Tensor) or not input.requires_grad:
             return forward(input, hx)
         with torch.no_grad():
-            output, state = forward(input)
+            output, state = forward(input, hx)
         several = isinstance(state, tuple)
-        output, *states = _Opaque.apply(input, output, *(state if several else (state,)))  # type: ignore[no-untyped-call]
+        states = state if several else (state,)
+        starts = hx if isinstance(hx, tuple) else () if hx is None else (hx,)
+        output, *states = _Opaque.apply(len(starts), input, *starts, output, *states)  # type: ignore[no-untyped-call]
         return output, tuple(states) if several else states[0]
 
     return wrapped

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -23,7 +22,9 @@ from distill import files
 from distill.benchmarks.target import Target, why_unmeasurable
 from distill.benchmarks.timing.kernels import kernel_seconds
 from distill.benchmarks.timing.machine import fingerprint
-from distill.documents import read_json
+from distill.documents import read_as, read_json
+from distill.sealed_files import Tell
+from distill.types import AboveZero
 
 Precision = Literal["float32", "int8"]
 _BYTES = 1 << 26  # of inputs and weights in one session
@@ -74,14 +75,22 @@ class Staircase:
         target: threads, provider and kind of device.
         precision: of the kernels.
         cache: folder in which measurements are kept, by machine and version; None keeps them in memory only.
+        tell: hears of a cache that is damaged, whose layers are timed again.
     """
 
-    def __init__(self, target: Target, precision: Precision = "float32", cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        precision: Precision = "float32",
+        cache: Path | None = None,
+        tell: Tell = lambda text: None,
+    ) -> None:
+        self._tell = tell
         self._target, self._precision = target, precision
         self._path = None if cache is None else cache / f"staircase-{_identity(target, precision)}.json"
         self._seconds: dict[str, float] = {}
-        if self._path is not None and self._path.is_file():
-            self._seconds = _read(self._path)
+        if self._path is not None:
+            self._seconds = _read(self._path, tell)
 
     @staticmethod
     def why_not(target: Target) -> str | None:
@@ -97,7 +106,7 @@ class Staircase:
         for part in _parts(missing):
             self._seconds |= self._measured(part)
         if missing and self._path is not None:
-            _write(self._path, self._seconds)
+            _write(self._path, self._seconds, self._tell)
         return {shape: self._seconds[_key(shape)] for shape in wanted}
 
     def _measured(self, shapes: Sequence[LayerShape]) -> dict[str, float]:
@@ -235,17 +244,20 @@ def _identity(target: Target, precision: Precision) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _read(path: Path) -> dict[str, float]:
-    """Read what was measured; a file that cannot be read is as good as none."""
+def _read(path: Path, tell: Tell) -> dict[str, float]:
+    """Read what was measured; a file that cannot be read, or holds what no clock says, is as good as none."""
     try:
-        return {str(key): float(value) for key, value in read_json(path).items()}
-    except (OSError, ValueError, AttributeError):
+        return read_as(dict[str, AboveZero], read_json(path, finite=True))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        tell(f"{path} is damaged ({getattr(error, 'strerror', None) or error}): layers are timed again")
+        files.remove(path)
         return {}
 
 
-def _write(path: Path, seconds: Mapping[str, float]) -> None:
+def _write(path: Path, seconds: Mapping[str, float], tell: Tell) -> None:
     """Keep what was measured; another process may write at the same time, and what it adds is kept too."""
-    text = json.dumps({**_read(path), **seconds}, indent=0)
-    with suppress(OSError):  # a full or closed place costs the next run time, nothing else
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**_read(path, tell), **seconds}, indent=0)
+    files.write_whole(path, text)

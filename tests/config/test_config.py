@@ -323,3 +323,157 @@ def test_a_configuration_is_frozen() -> None:
     config: RunConfig = load_config()
     with pytest.raises(AttributeError):
         config.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", ["utf-16", "utf-8-sig"])
+def test_a_file_may_begin_with_the_mark_of_its_encoding(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("extends: digits\nseed: 3\n".encode(kind))
+    assert load_config(tmp_path / "a.yaml").seed == 3
+
+
+@pytest.mark.parametrize("content", [b"extends: digits\n# \xff\n", b"\xef\xbb\xbfa: 1\nb: \xe9"])
+def test_a_file_in_another_encoding_is_refused_by_its_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(content)
+    assert "line 2: is not UTF-8" in errors(tmp_path / "a.yaml")[0]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}", "[]", "digits", "- a"])
+def test_a_file_that_says_nothing_is_told_the_presets(text: str, write: Any) -> None:
+    (line,) = errors(write(text))
+    assert "mine.yaml: is " in line
+    assert "extends: PRESET" in line
+    assert "fashion-mnist" in line
+
+
+def test_a_task_alone_that_is_no_preset_is_told_the_presets() -> None:
+    text = "\n".join(errors({"task": "digit"}))
+    assert "task='digit': is no preset" in text
+    assert "did you mean digits?" in text
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("prune.batch_size", "it is set as teacher.batch_size or distill.batch_size"),
+        ("distill.max_drop", "it is set as max_drop"),
+        ("teacher.ratio", "it is set as prune.ratio"),
+        ("epochs", "it is set as teacher.epochs or distill.epochs or prune.epochs"),
+        ("prune.step", "did you mean steps?"),
+        ("pruning", "did you mean prune?"),
+        ("quantization", "did you mean quantize?"),
+        ("prune.zeal", "known: ratio"),
+        ("data.a.path", "known: "),
+        ("teacher.mySettings", "teacher.mySettings: unknown key"),
+    ],
+)
+def test_an_unknown_key_is_answered_by_its_home_or_by_what_it_may_stand_for(place: str, says: str) -> None:
+    *sections, name = place.split(".", 1)
+    raw: Config = {"extends": "digits", **({sections[0]: {name: 3}} if sections else {name: 3})}
+    text = "\n".join(errors(raw))
+    assert f"{place}: unknown key" in text
+    assert says in text
+
+
+def test_really_all_errors_at_once(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def make(width):\n    return None\n")
+    path = write(
+        "task: mine\nteacher: {model: nosuch, weights: gone.pt, epochs: 1e9999}\n"
+        "student: {model: './mine.py:make', args: {widht: 3}}\n"
+        "data: {source: csv, path: gone.csv, target: y, metric: './gone.py:score', test: 0.7, validation: 0.6}\n"
+        "distill: {loss: kl, temperature: 0}\nprune: {ratio: 1.2, batch_size: 3}\nmax_drop: yes\n"
+        "export: {load_with: [gone/python]}\nsearch: {weight: [0.9, 0.1]}\n"
+    )
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["a.b=[", "device=gpu"], find=True)
+    text = str(caught.value)
+    for part in (
+        "--set 'a.b=[': line 1: not YAML",
+        "teacher.model='nosuch': no such model. Built in: resnet",
+        "teacher.weights=",
+        "teacher.epochs=inf",
+        "has no parameter 'widht'; did you mean 'width'?",
+        "data: validation=0.6 and test=0.7 leave nothing for training",
+        "distill.loss='kl': must be 'kd'",
+        "distill.temperature=0: must be in (0, 100]",
+        "prune.ratio=1.2: must be in [0, 1)",
+        "prune.batch_size: unknown key",
+        "max_drop=true: must be a number",
+        "device='gpu'",
+        "export.load_with=",
+        "search.weight=[0.9, 0.1]",
+    ):
+        assert part in text, text
+    assert len(text.splitlines()) == 14
+    write(path.read_text().replace(", test: 0.7, validation: 0.6", ""))
+    with pytest.raises(UserError) as caught:
+        load_config(path, find=True)
+    assert "data.path=" in str(caught.value)
+    assert "data.metric=" in str(caught.value)
+
+
+def test_what_is_named_is_looked_for_on_request_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = {"task": "mine", "teacher": "./gone.py:make", "data": "./gone.py:data"}
+    assert load_config(raw).teacher.model == "./gone.py:make"
+    with pytest.raises(UserError, match=r"teacher\.model=.*no file[\s\S]*data\.source=.*no file"):
+        load_config(raw, find=True)
+
+
+def test_a_mapping_of_python_may_hold_paths_and_numbers_but_no_objects() -> None:
+    numpy = pytest.importorskip("numpy")
+    config = load_config({"extends": "digits", "max_drop": numpy.float32(0.5), "teacher": {"weights": Path("a.pt")}})
+    assert (config.max_drop, config.teacher.weights) == (0.5, Path("a.pt"))
+    assert "teacher.model: is a object" in errors({"extends": "digits", "teacher": {"model": object()}})[0]
+    endless: Config = {"extends": "digits"}
+    endless["teacher"] = endless
+    assert "nested too deeply" in errors(endless)[0]
+
+
+ODD = [
+    "inf",
+    "nan",
+    "-1",
+    "1e23",
+    "1e400",
+    "9" * 400,
+    "99999999999999999999",
+    "yes",
+    "2020-13-45",
+    "1:30",
+    "",
+    "[]",
+    "0x",
+]
+
+
+def places() -> list[str]:
+    """Return every place of a configuration that holds a number."""
+    numbers = {name for name, field in schema()["properties"].items() if field.get("type") in ("number", "integer")}
+    sections = {
+        "teacher": "TeacherSettings",
+        "distill": "DistillSettings",
+        "prune": "PruneSection",
+        "quantize": "QuantizeSettings",
+        "export": "ExportSettings",
+        "benchmark": "BenchmarkSettings",
+        "search": "SearchSettings",
+        "data": "DigitsSettings",
+    }
+    for section, kind in sections.items():
+        fields = schema()["$defs"][kind]["properties"].items()
+        numbers |= {f"{section}.{name}" for name, field in fields if "imum" in str(field)}
+    return sorted(numbers)
+
+
+def test_numbers_have_bounds_and_are_refused_beyond_them() -> None:
+    assert len(places()) >= 40
+    for place in places():
+        for value in ODD:
+            try:
+                config = load_config("digits", [f"{place}={value}"])
+            except UserError as error:
+                assert place.split(".")[0] in str(error), (place, value)
+            else:
+                assert "Infinity" not in json.dumps(to_dict(config))
+                assert value not in ("inf", "1e400", "9" * 400, "2020-13-45", "yes"), (place, value)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,6 +10,7 @@ import pytest
 import torch
 from onnx import helper
 from torch import nn
+from torch.nn import functional
 
 from distill.errors import UserError
 from distill.export import ExportSettings, export_onnx, run_onnx, strip, to_bytes
@@ -260,3 +263,63 @@ def test_layers_of_other_exporters_are_known_by_their_nodes() -> None:
     ]
     graph = onnx.GraphProto(node=nodes, initializer=[onnx.TensorProto(name="layer2.weight")])
     assert layer_names(graph) == {"a": "layer1/layer1.0/conv1", "b": "layer2", "c": "Relu"}
+
+
+class Attention(nn.Module):
+    """Attends over tensors of any number of axes, all of them as ``shape`` says behind the batch."""
+
+    def __init__(self, *shape: int, **settings: Any) -> None:
+        super().__init__()
+        self.project, self.shape, self.settings = nn.Linear(8, 24), shape, settings
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (part.reshape(-1, *self.shape) for part in self.project(x).chunk(3, -1))
+        return functional.scaled_dot_product_attention(query, key, value, **self.settings).flatten(1)
+
+
+class Routed(nn.Module):
+    """A kernel of its own for each row, which is done by as many groups as there are rows."""
+
+    def __init__(
+        self, convolve: Any, kernel: tuple[int, ...], groups: int = 1, bias: bool = True, **steps: Any
+    ) -> None:
+        super().__init__()
+        self.convolve, self.groups, self.steps = convolve, groups, steps
+        self.kernel = (4 // groups, *kernel)
+        self.weigh = nn.Linear(4, 8 * math.prod(self.kernel))
+        self.shift = nn.Linear(4, 8) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, route = x.shape[0], x.flatten(2).mean(2)
+        bias = None if self.shift is None else self.shift(route).flatten()
+        kernels = self.weigh(route).view(rows * 8, *self.kernel)
+        joined = x.reshape(1, rows * 4, *x.shape[2:])
+        return self.convolve(joined, kernels, bias, groups=self.groups * rows, **self.steps).reshape(rows, -1)
+
+
+MASK = torch.ones(3, 3, dtype=torch.bool).tril()
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (Attention(6, 8), (6, 8)),
+        (Attention(3, 2, 4), (3, 8)),
+        (Attention(2, 2, 3, 4), (6, 8)),  # as in Hiera
+        (Attention(1, 2, 2, 3, 4), (6, 8)),
+        (Attention(2, 2, 3, 4, attn_mask=MASK), (6, 8)),
+        (Attention(2, 2, 3, 4, attn_mask=torch.randn(2, 1, 3, 3)), (6, 8)),
+        (Attention(2, 2, 3, 4, is_causal=True, scale=0.3), (6, 8)),
+        (Routed(functional.conv2d, (1, 1)), (4, 7, 9)),  # as in CondConv
+        (Routed(functional.conv2d, (3, 3), bias=False, padding=1), (4, 7, 9)),
+        (Routed(functional.conv2d, (3, 3), groups=4, stride=2), (4, 7, 9)),
+        (Routed(functional.conv2d, (5, 3), groups=2, stride=(1, 2), padding=(2, 1), dilation=(1, 2)), (4, 7, 9)),
+        (Routed(torch.conv2d, (3, 3), padding=(1,), stride=[2]), (4, 7, 9)),
+        (Routed(functional.conv1d, (3,), padding=1, dilation=2), (4, 9)),
+    ],
+)
+def test_calls_that_the_exporter_has_no_form_for_are_written_in_others(
+    model: nn.Module, shape: tuple[int, ...]
+) -> None:
+    """Each is compared with the module, as it is called outside of an export, at three batch sizes."""
+    export_onnx(model, args=(torch.randn(2, *shape),), input_names=["x"])

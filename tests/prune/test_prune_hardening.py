@@ -137,6 +137,32 @@ def test_recurrent_layers_stay_and_what_is_behind_them_is_cut(kind: Callable[...
     assert narrow(torch.randn(2, 5, 6)).shape == (2, 3)
 
 
+class Translator(nn.Module):
+    """One recurrent layer's state starts another; a linear layer's may as well."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.start, self.embed, self.other = start, nn.Linear(6, 32), nn.Linear(6, 16)
+        self.encoder, self.decoder = nn.GRU(32, 16, batch_first=True), nn.GRU(32, 16, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = torch.relu(self.embed(x))
+        state = self.encoder(words)[1] if self.start == "recurrent" else self.other(x[:, 0])[None]
+        answer: Tensor = self.head(self.decoder(words, state)[0].mean(1))
+        return answer
+
+
+@pytest.mark.parametrize("start", ["recurrent", "linear"])
+def test_what_recurrent_layers_read_is_cut_and_a_state_keeps_its_width(start: str) -> None:
+    torch.manual_seed(0)
+    narrow, record = pruned(Translator(start), torch.randn(4, 5, 6), macs=None, ratio=0.5)
+    assert record.widths["embed"][1] < 32
+    assert record.widths["other"] == (16, 16)
+    assert narrow.get_submodule("decoder").input_size == record.widths["embed"][1]
+    assert narrow(torch.randn(2, 5, 6)).shape == (2, 3)
+
+
 class Twice(nn.Module):
     """An encoder is called on two inputs, and both answers are joined or split."""
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune as masks
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from distill.prune import PruneRecord, PruneSettings, load, prune_channels, save
+from distill.prune import PruneRecord, PruneSettings, prune_channels
 from distill.prune.graph.statistics import Recorded, Repeated
 
 WIDE = 32
@@ -67,14 +66,19 @@ def context(x: Tensor, attention: nn.Module, down: nn.Module, up: nn.Module) -> 
     return x + up(torch.relu(down(pooled)))[:, :, None, None]
 
 
+def attended(x: Tensor, weigh: nn.Module) -> Tensor:
+    places = x.flatten(2).mT
+    return x + (places * weigh(places).softmax(1)).sum(1)[:, :, None, None]
+
+
 def simam(x: Tensor) -> Tensor:
     spread = (x - x.mean((2, 3), keepdim=True)).square()
     return x * torch.sigmoid(spread / (4 * spread.mean((2, 3), keepdim=True) + 1e-4) + 0.5)
 
 
 def coordinates(x: Tensor, squeeze: nn.Module, rows: nn.Module, columns: nn.Module) -> Tensor:
-    both = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)], 2)
-    first, second = torch.split(torch.relu(squeeze(both)), [x.shape[2], x.shape[3]], 2)
+    pooled = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)], 2)
+    first, second = torch.split(torch.relu(squeeze(pooled)), [x.shape[2], x.shape[3]], 2)
     return x * torch.sigmoid(rows(first)) * torch.sigmoid(columns(second.transpose(2, 3)))
 
 
@@ -123,6 +127,7 @@ GATES: dict[str, Callable[[], nn.Module]] = {
     "se by pool": lambda: squeezed(lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1)),
     "se by einsum": lambda: squeezed(lambda x: torch.einsum("nchw->nc", x)),
     "global context": lambda: Map(context, nn.Conv2d(WIDE, 1, 1), nn.Linear(WIDE, 8), nn.Linear(8, WIDE)),
+    "pooled by attention": lambda: Map(attended, nn.Linear(WIDE, 1)),
     "simam": lambda: Map(simam),
     "coordinate attention": lambda: Map(
         coordinates, nn.Conv2d(WIDE, 8, 1), nn.Conv2d(8, WIDE, 1), nn.Conv2d(8, WIDE, 1)
@@ -323,84 +328,3 @@ def test_a_statistic_of_other_channels_is_no_excuse(change: Callable[[Tensor, Te
 
     assert torch.allclose(*repeated(wide[:, stay], scale[stay]))
     assert not torch.allclose(*repeated(*change(wide[:, stay], scale[stay])), atol=1e-3)
-
-
-class Doubled(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * weight.abs().mean()
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.third = between(nn.Identity()), nn.Linear(4, 4), nn.Linear(4, 4)
-        self.third.weight = self.second.weight
-        self.register_buffer("sum", self.second.weight.sum() + 1)
-        self.register_buffer("ramp", torch.linspace(0, 1, 4), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.third(self.second(self.first(x)).relu()) * self.get_buffer("sum") + self.get_buffer("ramp")
-
-
-def changed(change: Callable[[nn.Module], object]) -> nn.Module:
-    model = between(nn.Conv2d(WIDE, WIDE, 1))
-    change(model.get_submodule("1"))
-    return model
-
-
-def masked() -> nn.Module:
-    return changed(lambda layer: masks.l1_unstructured(layer, "weight", 0.5))
-
-
-def weight_normed() -> nn.Module:
-    return changed(nn.utils.weight_norm)
-
-
-def weight_normed_anew() -> nn.Module:
-    return changed(parametrizations.weight_norm)
-
-
-def spectral_normed() -> nn.Module:
-    return changed(nn.utils.spectral_norm)
-
-
-def spectral_normed_anew() -> nn.Module:
-    return changed(parametrizations.spectral_norm)
-
-
-def parametrized() -> nn.Module:
-    return changed(lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()))
-
-
-def lazy() -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.LazyConv2d(WIDE, 3), nn.ReLU(), nn.LazyConv2d(WIDE, 3), nn.AdaptiveAvgPool2d(1))
-    model.extend([nn.Flatten(), nn.LazyLinear(4)])
-    model(torch.zeros(1, 3, 8, 8))
-    return model
-
-
-def stubs() -> nn.Module:
-    return nn.Sequential(torch.ao.quantization.QuantStub(), Tied(), torch.ao.quantization.DeQuantStub())
-
-
-BUILDERS = (
-    *(masked, weight_normed, weight_normed_anew, spectral_normed, spectral_normed_anew, parametrized),
-    *(Tied, lazy, stubs),
-)
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning", "ignore:.*Lazy.*:UserWarning")
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("has_run", [False, True], ids=["fresh", "has run"])
-@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
-def test_a_computed_weight_comes_back(builder: Callable[[], nn.Module], has_run: bool, tmp_path: Path) -> None:
-    model, x = builder().eval(), torch.randn(2, 3, 8, 8)
-    if has_run:
-        model(x)
-    narrow, record = pruned(model)
-    assert record.macs_after < record.macs_before
-    reference = f"{__file__}:{builder.__name__}"
-    save(tmp_path, narrow, reference, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
-    assert torch.equal(load(tmp_path, trust=reference)(x), narrow(x))

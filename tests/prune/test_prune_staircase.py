@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,17 @@ def test_a_file_that_cannot_be_read_is_measured_anew(tmp_path: Path) -> None:
     target = resolve_target("x86")
     Staircase(target, cache=tmp_path)([PRODUCT])
     (file,) = tmp_path.iterdir()
-    for text in ("", "[1]", '{"a": "b"}', "{"):
+    whole, told = file.read_text(encoding="utf-8"), list[str]()
+    odd = ("NaN", "-1e-6", "0.0", "Infinity", "1e999", "true", '"1"', "null")
+    values = [re.sub(r"[\d.e-]+(?=\n})", value, whole) for value in odd]
+    for text in ("", "[1]", '{"a": "b"}', "{", "[" * 100_000, *values):
         file.write_text(text, encoding="utf-8")
-        assert PRODUCT in Staircase(target, cache=tmp_path)([PRODUCT])
+        assert Staircase(target, cache=tmp_path, tell=told.append)([PRODUCT])[PRODUCT] > 0
+    file.unlink()
+    file.mkdir()
+    assert PRODUCT in Staircase(target, cache=tmp_path, tell=told.append)([PRODUCT])
+    assert len(told) == 6 + len(odd)
+    assert all(str(file) in text and "layers are timed again" in text for text in told)
 
 
 def test_layers_of_other_machines_are_not_timed_here() -> None:

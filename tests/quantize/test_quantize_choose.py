@@ -40,6 +40,8 @@ PLAIN = candidate(FLOAT, 0.0, 1.0, size=400)
             "is faster: int8 is 1.01× [0.99, 1.03] as fast",
         ),
         ([candidate("int8", 0.0, 1.7)], FLOAT, "0.59× ["),
+        ([candidate("int8", 0.0, 0.9, width=0.5)], FLOAT, "whether int8 is faster could not be resolved"),
+        ([candidate("int8", 0.0, 1.2, width=0.5)], FLOAT, "more --pairs or --seconds, or a quieter machine, may tell"),
         ([candidate("int8", 0.02, None), candidate("int4", 0.05, None)], FLOAT, "int8 comes closest and loses 2.00"),
         ([candidate("int8", 0.0, 0.40), candidate("int4", 0.0, 0.41, size=50)], "int4", "smaller than 1 that cannot"),
         (

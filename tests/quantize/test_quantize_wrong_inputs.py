@@ -12,12 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from quantize_corpus import CASES, PLAIN, Wrong
 from small_graphs import QUICK, graph, rows, typed
-
-from distill.errors import Exit
-from distill.export import parity_check
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -125,39 +121,3 @@ def test_the_process_ends_with_the_same_code(words: tuple[str, ...], code: int, 
     assert says in held.stderr
     assert "Traceback" not in held.stderr
     assert contents(place) == before
-
-
-def test_a_loop_that_never_ends_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["goes"]), helper.make_node("Identity", ["a"], ["b"])],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n", 4]),
-        ],
-        [
-            helper.make_tensor_value_info("goes", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("b", TensorProto.FLOAT, ["n", 4]),
-        ],
-    )
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["y"]),
-        helper.make_node("Loop", ["", "true", "y"], ["z"], body=body),
-    ]
-    weights = [
-        numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"),
-        numpy_helper.from_array(np.array(True), "true"),
-    ]
-    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4])] for name in "xz"]
-    graph = helper.make_graph(nodes, "g", *ends, weights)
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "loop.onnx"
-    )
-    np.savez(tmp_path / "rows.npz", x=np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32))
-    monkeypatch.setattr(parity_check, "CALL_LIMIT_S", 0.5)
-    words = (tmp_path / "loop.onnx", "--data", tmp_path / "rows.npz", "--out", tmp_path / "q.onnx")
-    assert typed(*words) == Exit.NOT_MEASURED
-    assert "loop.onnx: one call did not end within 0.5 s" in capsys.readouterr().err

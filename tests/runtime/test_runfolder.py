@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from distill import files
 from distill.errors import UserError
+from distill.intervals import Estimate
 from distill.runtime.folder import CHECKPOINT, RunFolder, digest, file_sha256, sources, versions, write_text
 from distill.sealed_files import AlteredError, read_sealed, sealed_array, write_sealed
 
@@ -127,11 +128,26 @@ def test_a_stage_whose_note_is_broken_is_made_again(folder: RunFolder, text: str
 
 def test_a_memo_is_found_out_once(folder: RunFolder) -> None:
     values = iter([{"a": (1,)}, {"a": (2,)}, {"a": (3,)}])
-    assert folder.memo("m", "key", lambda: next(values)) == {"a": [1]}
-    assert folder.memo("m", "key", lambda: next(values)) == {"a": [1]}
-    assert folder.memo("m", "other", lambda: next(values)) == {"a": [2]}
+    assert folder.memo("m", "key", lambda: next(values), dict) == {"a": [1]}
+    assert folder.memo("m", "key", lambda: next(values), dict) == {"a": [1]}
+    assert folder.memo("m", "other", lambda: next(values), dict) == {"a": [2]}
     (folder.memos / "m-key.json").write_text('{"a":')
-    assert folder.memo("m", "key", lambda: next(values)) == {"a": [3]}
+    assert folder.memo("m", "key", lambda: next(values), dict) == {"a": [3]}
+
+
+def test_a_memo_of_another_form_is_found_out_again_although_it_is_sealed(folder: RunFolder) -> None:
+    assert folder.memo("m", "key", lambda: Estimate(1.0, 0.5, 2.0), Estimate) == Estimate(1.0, 0.5, 2.0)
+    for values in (
+        {"value": "1", "low": 0.0, "high": 1.0},
+        {"value": 1.0},
+        {},
+        {"value": 1, "low": 0, "high": 1, "x": 1},
+    ):
+        write_sealed(folder.memos / "m-key.json", values)
+        assert folder.memo("m", "key", lambda: Estimate(3.0, 3.0, 3.0), Estimate).value == 3.0
+        folder.note("n", values)
+        assert folder.noted("n", Estimate) is None
+    assert sum("m-key.json is damaged" in text and "found out again" in text for text in folder.repairs) >= 3
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,10 +325,10 @@ def test_a_stage_or_what_builds_it_may_be_no_folder(folder: RunFolder, tmp_path:
 
 @pytest.mark.parametrize("how", [way for way in WAYS if way != "missing"])
 def test_a_memo_that_was_altered_is_found_out_again(folder: RunFolder, how: str) -> None:
-    folder.memo("m", "key", lambda: {"a": 1})
+    folder.memo("m", "key", lambda: {"a": 1}, dict)
     WAYS[how](folder.memos / "m-key.json")
-    assert folder.memo("m", "key", lambda: {"a": 2}) == {"a": 2}
-    assert folder.memo("m", "key", lambda: {"a": 3}) == {"a": 2}
+    assert folder.memo("m", "key", lambda: {"a": 2}, dict) == {"a": 2}
+    assert folder.memo("m", "key", lambda: {"a": 3}, dict) == {"a": 2}
     assert len(folder.repairs) == 1
 
 

@@ -185,3 +185,49 @@ def test_the_loss_tells_importance_where_the_classes_lie() -> None:
         task = task_of(output, values.detach(), None, values)
         batch = RowBatch(((values,), {}), task.batch(task.train_rows).target, task.reference)
         assert class_axis(task.loss_of(nn.Identity(), batch), values) == axis
+
+
+WRITES = """
+import torch
+import torch.nn.utils.prune as masks
+from torch import nn
+
+
+class Written(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 48, 3), nn.ReLU())
+        self.mix = nn.Conv2d(48, 16, 1)
+        masks.l1_unstructured(self.mix, "weight", 0.5)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.mix(self.net(x.sub_(0.5).div_(0.25))).mean((2, 3)))
+
+
+def activated():
+    return nn.Sequential(nn.LeakyReLU(0.1, inplace=True), Written())
+"""
+
+
+@pytest.mark.parametrize("function", ["Written", "activated"])
+def test_an_input_that_is_written_in_place_and_a_mask_ship(function: str) -> None:
+    Path("writes.py").write_text(WRITES)
+    words = ("--input", "3,8,8", "--macs", 0.6, "--round-to", 4, "--out", "out", "--no-timing")
+    assert typed("--model", f"writes.py:{function}", *words) == 0
+    record = json.loads(Path("out/prune.json").read_text())["record"]
+    mask = "mix" if function == "Written" else "1.mix"
+    assert "is computed (by a mask" in record["left"][mask]
+
+
+def test_a_missed_goal_names_the_layers_that_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("turned.py").write_text(
+        "from torch import nn\n\n\nclass Turn(nn.Module):\n    def forward(self, x):\n        return x.flip(1)\n\n\n"
+        "def net():\n    return nn.Sequential(nn.Linear(8, 64), Turn(), nn.Linear(64, 4))\n"
+    )
+    words = ("--input", "8", "--macs", 0.6, "--out", "out", "--no-timing")
+    assert typed("--model", "turned.py:net", *words) == 1
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert "macs=0.6: nothing was removed: 0: logits does not follow from its remaining channels" in printed
+    assert "round_to" not in printed

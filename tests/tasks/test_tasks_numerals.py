@@ -148,7 +148,7 @@ def test_codes_stay_text_and_are_told(tmp_path: Path, texts: tuple[str, ...], wh
     found = column(task)
     assert isinstance(found, CategoryColumn)
     assert found.categories == tuple(sorted(texts))
-    (said,) = task.warnings
+    (said,) = (text for text in task.warnings if "alone tells the class" not in text)
     assert said.startswith(f"column 'x' is read as {len(texts)} categories")
     assert "data.numeric: [x] reads numbers" in said
     assert re.search(why, said)
@@ -371,7 +371,7 @@ def test_byte_order_marks_say_the_encoding(tmp_path: Path, encoding: str) -> Non
     ("data", "said"),
     [
         ("x,y\n1,où\n".encode("latin-1"), "line 2: not UTF-8; save the file as UTF-8"),
-        ("x,y\n1,a\n".encode("utf-16-le"), "line 1: holds a NUL character; save the file as UTF-8"),
+        (b"x,y\n1,a\x00\n", "line 2: holds a NUL character; save the file as UTF-8"),
         (b'x,y\n1,a\n"2,b\n3,c\n', "line 3: the row that begins here cannot be read: a quote is not closed"),
         (b"sep=;\nx;y\n1;a\n", "line 1: one column only"),
         (b"x,y\n1,a,b\n", "line 2: 3 values; the header has 2 columns"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,22 @@ def test_the_json_form_holds_everything(capsys: pytest.CaptureFixture[str]) -> N
     assert found["providers"] == LOADS
     assert found["disk"]["free_bytes"] > 0
     assert found["data"]["digits"]["found"]
+
+
+def test_every_package_of_every_extra_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    named = {
+        extra: {re.split(r"[<>=]", package)[0] for package in packages}
+        for extra, packages in project["optional-dependencies"].items()
+    }
+    assert {extra: set(packages) for extra, packages in installation.EXTRAS.items()} == named
+    version = installation._version
+    monkeypatch.setattr(installation, "_version", lambda name: None if name == "transformers" else version(name))
+    assert code() == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "not here: transformers; python -m pip install transformers" in told
 
 
 def test_conflicting_wheels_are_a_problem_with_its_mend(

@@ -94,6 +94,18 @@ def in_the_text(text: bytes, rng: random.Random) -> tuple[str, bytes]:
     return name, kinds[name]()
 
 
+def in_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Cut a file of arrays, change some of its bytes, mostly of its head, or add some."""
+    changed = bytearray(content)
+    kind = rng.random()
+    if kind < 0.3:
+        return bytes(changed[: rng.randrange(len(changed))])
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        at = rng.randrange(min(len(changed), rng.choice((160, len(changed)))))
+        changed[at : at + (kind < 0.9)] = bytes([rng.randrange(256)])
+    return bytes(changed)
+
+
 def _socket(path: Path) -> None:
     here = Path.cwd()
     os.chdir(path.parent)  # the path of a socket is short

@@ -7,7 +7,7 @@ from torch import nn
 from distill.prune import PruneRecord
 from distill.prune.scores.importance import IMPORTANCES
 from distill.references.libraries import OF_WEIGHTS
-from distill.single_stage.inputs import built
+from distill.single_stage.inputs import drawn_parameter
 from distill.single_stage.options import PruneOptions, shown
 from distill.single_stage.pruning.request import PruneRequest
 
@@ -58,11 +58,10 @@ def drawn_weights(request: PruneRequest, model: nn.Module) -> list[str]:
     name = shown(options.model)
     if options.weights is not None or isinstance(options.model, nn.Module) or name.partition(":")[0] in OF_WEIGHTS:
         return []
-    other = dict(built(options.model, request.arguments, None, options.seed + 1).named_parameters())
-    drawn = [key for key, value in model.named_parameters() if key in other and not value.equal(other[key])]
-    if not drawn:
+    drawn = drawn_parameter(options.model, request.arguments, model, options.seed)
+    if drawn is None:
         return []
     return [
-        f"the weights of {name} are random ({drawn[0]} differs with another seed): nobody trained them, so what is cut "
+        f"the weights of {name} are random ({drawn} differs with another seed): nobody trained them, so what is cut "
         "and what is learnt means nothing; give trained ones by --weights"
     ]

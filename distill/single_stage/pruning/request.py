@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -13,7 +12,7 @@ from pydantic_core import ErrorDetails
 from distill.benchmarks import BenchmarkSettings, Target, resolve_target
 from distill.benchmarks.parse import named_values, positive
 from distill.distillation.settings import DistillSettings
-from distill.documents import Json
+from distill.documents import Json, parse_json
 from distill.errors import UserError
 from distill.prune.goals import GOALS
 from distill.prune.scores.importance import DEFAULT, IMPORTANCES, WITHOUT_BATCHES
@@ -21,6 +20,7 @@ from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import Pattern, read_pattern
 from distill.single_stage.judge import AnswerSettings
 from distill.single_stage.options import PruneOptions, require_bounds
+from distill.wording import shortened
 
 _DEVICES = ("auto", "cpu", "cuda")
 _DECAY = 0.01
@@ -147,8 +147,12 @@ def _arguments(entries: tuple[str, ...]) -> dict[str, Json]:
     arguments: dict[str, Json] = {}
     for name, text in named_values("--arg", entries).items():
         try:
-            arguments[name] = json.loads(text)
-        except ValueError:
+            arguments[name] = parse_json(text, finite=True)
+        except ValueError as error:
+            if text[:1] in ("[", "{", "-") or text in ("NaN", "Infinity") or text[:1].isdigit():
+                raise UserError(
+                    f"--arg {name}={shortened(text)}: {error}; a text of that form goes in quotes"
+                ) from error
             arguments[name] = text
     return arguments
 

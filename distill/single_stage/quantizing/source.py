@@ -13,9 +13,11 @@ from onnx.external_data_helper import ExternalDataInfo
 from distill.benchmarks.onnx_file.external_data import external_file, external_files, external_tensors, part_of
 from distill.benchmarks.onnx_file.signature import load_proto
 from distill.errors import UserError
+from distill.export.graph import STANDARD, all_nodes
 from distill.export.parity_check import first_line
 from distill.quantize.float_graph import why_not_quantizable
-from distill.single_stage.inputs import logits_in, named_inputs, parameters_of
+from distill.single_stage.inputs import drawn_parameter, logits_in, named_inputs, parameters_of
+from distill.single_stage.options import QuantizeOptions, shown
 from distill.tasks.rows import label_name
 from distill.types import Array
 
@@ -24,6 +26,28 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 2**31 - 1  # of one protobuf message
 _EXAMPLE_ROWS = 2
+
+
+def without_preprocessing(path: Path) -> tuple[Path, list[str]]:
+    """Return, for the `model.onnx` of a run's stage, the file beside it without preprocessing in front; say so."""
+    core = path.with_name("core.onnx")
+    if path.name != "model.onnx" or not core.is_file() or not path.with_name("stage.json").is_file():
+        return path, []
+    return core, [
+        f"{core} was quantised, which is {path.name} without its preprocessing: rows are what that gives, and "
+        "preprocessing goes in front again by `run`"
+    ]
+
+
+def drawn_weights(reference: object, module: nn.Module, options: QuantizeOptions) -> list[str]:
+    """Say when a model has the weights that it was drawn with, so that its answers mean nothing."""
+    drawn = drawn_parameter(reference, {}, module, options.seed)
+    if drawn is None:
+        return []
+    return [
+        f"the weights of {shown(reference)} are random ({drawn} differs with another seed): its speed means something, "
+        "what int8 loses does not; name a function that returns it with trained weights"
+    ]
 
 
 def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
@@ -41,6 +65,12 @@ def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
         raise UserError(f"{path}: a constant of its lies in segments, which nothing reads; export it again")
     if why is not None:
         raise UserError(f"{path}: {why}; give the float32 export")
+    unknown = _unknown_operators(proto)
+    if unknown:
+        raise UserError(
+            f"{path}: onnxruntime has no {', '.join(unknown)}; operators of a library of your own cannot run here; "
+            "quantise the part without them"
+        )
     extra = external_files(path, proto)
     tensors = [(tensor, part_of(path, tensor)) for tensor in external_tensors(proto)]
     size = sum(file.stat().st_size for file in (path, *extra))
@@ -51,6 +81,16 @@ def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
     for tensor, info in tensors:
         _take_in(tensor, info, path)
     return proto, extra
+
+
+def _unknown_operators(proto: ModelProto) -> list[str]:
+    """Name the operators of domains other than the standard's that neither onnxruntime nor the file defines."""
+    from onnxruntime.capi import _pybind_state
+
+    foreign = {(node.domain, node.op_type) for node in all_nodes(proto.graph) if node.domain not in STANDARD}
+    foreign -= {(function.domain, function.name) for function in proto.functions}
+    known = {(schema.domain, schema.name) for schema in _pybind_state.get_all_operator_schema()} if foreign else set()
+    return sorted("::".join(names) for names in foreign - known)
 
 
 def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
