@@ -19,7 +19,7 @@ from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import Timing
 from distill.bounds import MOST_ROWS
 from distill.distillation.imitation import Imitation
-from distill.errors import Exit, UserError
+from distill.errors import Exit, NotMeasuredError, UserError
 from distill.export.graph import copy_of, opset_of, refill
 from distill.export.metadata import write_metadata
 from distill.export.newer_opset import with_opset
@@ -130,9 +130,9 @@ def _told_of(options: QuantizeOptions) -> Iterator[None]:
     """Let errors that know a graph only say which model it is of."""
     try:
         yield
-    except UserError as error:
+    except (UserError, NotMeasuredError) as error:
         lines = (f"{shown(options.model)}: {line}" for line in str(error).splitlines())
-        raise UserError("\n".join(lines)) from error
+        raise type(error)("\n".join(lines)) from error
 
 
 def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerSettings]:
