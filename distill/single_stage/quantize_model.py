@@ -165,7 +165,7 @@ def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerS
 
 def _read(options: QuantizeOptions) -> tuple[ModelProto, GraphRows]:
     """Read or export the model, and read the samples; refuse to write over either."""
-    core, arrays, said = _graph_and_arrays(options)
+    core, arrays, source_remarks = _graph_and_arrays(options)
     with _told_of(options):
         inputs = inputs_of(core)
     rows = part_rows(
@@ -176,7 +176,7 @@ def _read(options: QuantizeOptions) -> tuple[ModelProto, GraphRows]:
         samples=options.samples,
         seed=options.seed,
     )
-    return core, replace(rows, remarks=(*said, *rows.remarks))
+    return core, replace(rows, remarks=(*source_remarks, *rows.remarks))
 
 
 def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, Array], list[str]]:
@@ -206,10 +206,10 @@ def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, A
         return export_module(module, arrays, options.labels, name), arrays, drawn_weights(name, module, options)
     if path.suffix == ".py" and path.is_file():
         raise UserError(f"{path}: name the function in it that makes the module, as {path}:make")
-    path, said = without_preprocessing(path)
+    path, source_remarks = without_preprocessing(path)
     core, extra = read_graph(path)
     require_apart(options.outputs, [("external data of the model", file) for file in extra])
-    return core, read_rows(data, next((value.name for value in core.graph.input), "x")), said
+    return core, read_rows(data, next((value.name for value in core.graph.input), "x")), source_remarks
 
 
 def _batch_sizes(options: QuantizeOptions, rows: GraphRows) -> tuple[int, ...]:

@@ -89,8 +89,10 @@ def _unknown_operators(proto: ModelProto) -> list[str]:
 
     foreign = {(node.domain, node.op_type) for node in all_nodes(proto.graph) if node.domain not in STANDARD}
     foreign -= {(function.domain, function.name) for function in proto.functions}
-    known = {(schema.domain, schema.name) for schema in _pybind_state.get_all_operator_schema()} if foreign else set()
-    return sorted("::".join(names) for names in foreign - known)
+    registered = (
+        {(schema.domain, schema.name) for schema in _pybind_state.get_all_operator_schema()} if foreign else set()
+    )
+    return sorted("::".join(names) for names in foreign - registered)
 
 
 def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
