@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.export.parity_check import first_line
+from distill.references.calls import why_call_failed
+from distill.references.unwrapping import plain_copy, require_plain
 
 OUTPUT = "logits"
 _MIN_BATCH = 2  # torch.export takes a batch of 0 or 1 for a constant
@@ -40,10 +41,13 @@ class Core(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Call the model with the tensors in the order of the example call."""
+        args, kwargs = self._arguments(tensors)
+        return self._logits(self.model(*args, **kwargs))
+
+    def _arguments(self, tensors: Iterable[Tensor]) -> tuple[list[Any], dict[str, Any]]:
         queue = iter(tensors)
         args = [next(queue) if fixed is None else fixed[0] for fixed in self._args]
-        kwargs = {key: next(queue) if fixed is None else fixed[0] for key, fixed in self._kwargs.items()}
-        return self._logits(self.model(*args, **kwargs))
+        return args, {key: next(queue) if fixed is None else fixed[0] for key, fixed in self._kwargs.items()}
 
     def eager(self, tensors: Tensors) -> Tensor:
         """Call the module, on copies of the inputs so that one that writes into them changes nothing."""
@@ -53,11 +57,8 @@ class Core(nn.Module):
         except UserError:
             raise
         except Exception as error:
-            shapes = [list(tensor.shape) for tensor in tensors.values()]
-            raise UserError(
-                f"model={self.name}: fails on the CPU in eval mode with inputs {shapes}: "
-                f"{type(error).__name__}: {first_line(error)}"
-            ) from error
+            why = why_call_failed(error, self.model, *self._arguments(tensors.values()))
+            raise UserError(f"model={self.name}: fails on the CPU in eval mode: {why}") from error
         if not isinstance(output, Tensor) or not output.is_floating_point():
             kind = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise UserError(f"logits: {kind}; must be a floating-point tensor [batch, …]")
@@ -81,23 +82,31 @@ def prepare(
     if min(batches) < 1 or len(set(batches)) > 1:
         sizes = dict(zip(input_names, (list(tensor.shape) for tensor in tensors), strict=True))
         raise UserError(f"example inputs {sizes}: the first axis of each must be the same batch, at least 1")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(
-            f"model={type(model).__name__}: TorchScript cannot be exported; give the module that it was made from"
-        )
+    require_plain(model, f"model={type(model).__name__}")
     with quiet():
         try:
-            twin = copy.deepcopy(model, _computed_tensors(model)).cpu().float().eval()
+            twin = plain_copy(model, _computed_tensors(model)).cpu().float().eval()
         except Exception as error:
             raise UserError(
                 f"model={type(model).__name__}: cannot be copied for export: {first_line(error)}"
             ) from error
     with contextlib.suppress(Exception):  # transformers: other attention forms export badly or not at all
         twin.set_attn_implementation("eager")  # type: ignore[operator]
+    _require_known_layers(twin)
     core = Core(twin, args, kwargs, logits or _only_tensor).eval()
     example = {name: _example(tensor) for name, tensor in zip(input_names, tensors, strict=True)}
     _drop_idle_hooks(core, example)
     return core, example
+
+
+def _require_known_layers(model: nn.Module) -> None:
+    """Refuse layers that the exporter writes a wrong graph of. Raises UserError."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            raise UserError(
+                f"model={type(model).__name__}: its layer {name!r}, {module}, has no ONNX form; leave proj_size out, "
+                "and put a Linear behind it"
+            )
 
 
 def _only_tensor(output: Any) -> Tensor:

@@ -58,7 +58,7 @@ def drawn_weights(request: PruneRequest, model: nn.Module) -> list[str]:
     name = shown(options.model)
     if options.weights is not None or isinstance(options.model, nn.Module) or name.partition(":")[0] in OF_WEIGHTS:
         return []
-    other = dict(built(options.model, request.arguments, None, options.seed + 1).named_parameters())
+    other = dict(built(options.model, request.arguments, None, options.seed + 1)[0].named_parameters())
     drawn = [key for key, value in model.named_parameters() if key in other and not value.equal(other[key])]
     if not drawn:
         return []
