@@ -67,7 +67,7 @@ def _read_index(path: Path, subject: str) -> Mapping[str, Any]:
         raise UserError(f"{subject}: not an index of weights; it has no 'weight_map' of names and files")
     state: dict[str, Any] = {}
     for name in sorted(set(files.values())):
-        if Path(name).name != name or not _is_weights(path.with_name(name)):
+        if Path(name).name != name or name.endswith(".json") or not _is_weights(path.with_name(name)):
             raise UserError(f"{subject}: names the file {name!r}; its files lie beside it")
         part = path.with_name(name)
         state |= read_checkpoint(part, f"{subject}: {name}")

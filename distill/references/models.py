@@ -80,7 +80,7 @@ def _no_module(value: Any) -> str:
     if isinstance(value, torch.export.ExportedProgram):
         return f"{kind}, whose layers are fixed; {must}: the one that it was made from"
     if isinstance(value, tuple | list) and any(isinstance(part, torch.nn.Module) for part in value):
-        return f"{kind} of {len(value)}; {must}: the one in it"
+        return f"{kind}; {must}: the one in it"
     if isinstance(value, Mapping) and any(isinstance(part, torch.Tensor) for part in value.values()):
         return f"{kind} of tensors; {must}, which loads them with load_state_dict"
     return f"{kind}; {must}" + ("; a function of tensors has no layers to change" if callable(value) else "")

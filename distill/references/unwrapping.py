@@ -60,8 +60,13 @@ def _plain_forward(module: nn.Module) -> None:
     original = getattr(compiled, "_torchdynamo_orig_callable", None)
     if original is None:
         return
-    own = "forward" in vars(module) and not isinstance(original, MethodType)  # a function that takes no self
-    module.forward = original if own else MethodType(getattr(original, "__func__", original), module)
+    on_itself = "forward" in vars(module)
+    vars(module).pop("forward", None)
+    # A compiled bound method does not tell what it is bound to, but has the name of the class's own.
+    if not on_itself:
+        module.forward = MethodType(original, module)
+    elif getattr(original, "__qualname__", "") != type(module).forward.__qualname__:
+        module.forward = original
 
 
 def require_plain(model: nn.Module, subject: str) -> None:
@@ -106,8 +111,8 @@ def _why_no_float(module: nn.Module, place: str) -> Iterator[str]:
             continue
         if torch.nn.parameter.is_lazy(value):
             yield (
-                f"{type(module).__name__} has uninitialized parameters ({name}); give lazy layers their sizes, or call "
-                "the model once in its factory"
+                f"has uninitialized parameters ({name} of {type(module).__name__}); give lazy layers their sizes, or "
+                "call the model once in its factory"
             )
         elif value.is_meta:
             yield (

@@ -116,7 +116,8 @@ def _chosen(checkpoint: State, expected: State, subject: str) -> tuple[_Candidat
     most = max(candidate.matches for candidate in candidates)
     best = [candidate for candidate in candidates if candidate.matches == most]
     if not most[0]:
-        optimizer = " (the state of an optimizer)" if {"state", "param_groups"} <= checkpoint.keys() else ""
+        trains = "param_groups" in checkpoint or any("optimizer" in str(key) for key in checkpoint)
+        optimizer = " (an optimizer's state)" if trains else ""
         names = [name for name, value in candidates[0].state.items() if isinstance(value, torch.Tensor)]
         raise UserError(
             f"{subject}: weights of another model: it has the keys {_some(list(map(str, checkpoint)))}{optimizer}, and "
@@ -161,7 +162,7 @@ def _renamed(place: str, state: State, expected: State) -> Iterator[_Candidate]:
                 state=tensors,
                 prefix=f"{'. or '.join(inside)}." if inside else prefix,
                 added=added,
-                names=frozenset(f"{place}.{old}" for old in names.values()),
+                names=frozenset(f"{place}.{names[new]}" for new in known),
                 rest=tuple(sorted(set(state) - {names[new] for new in tensors})),
                 matches=(len(known), alike),
             )
