@@ -83,7 +83,7 @@ def _poor_timm(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def _silent(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    warnings.simplefilter("ignore", DeprecationWarning)  # torch's own quantisation is on its way out
+    warnings.simplefilter("ignore")  # torch's own quantisation is on its way out
 
 
 def _made(name: str, body: str, *says: str, prepare: Prepare | None = None, **settings: object) -> Wrong:
