@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from distill.documents import parse_json, parse_yaml, read_text
+from distill.documents import parse_json, read_text
 from distill.errors import UserError
+from distill.plain_yaml import parse_yaml
 from distill.types import Array
 
 
@@ -57,10 +57,15 @@ def sizes(option: str, entries: Sequence[str]) -> dict[str, int]:
     """Read sequence=128. Raises UserError for a size that is no whole number from 1 on."""
     numbers = {}
     for name, value in named_values(option, entries).items():
-        if not value.isdecimal() or int(value) < 1:
+        numbers[name] = whole(value)
+        if numbers[name] < 1:
             raise UserError(f"{option} {name}={value}: the size must be a whole number from 1 on")
-        numbers[name] = int(value)
     return numbers
+
+
+def whole(text: str) -> int:
+    """Read a whole number from 0 on as people write it, in digits alone; -1 for anything else, or far too much."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else -1
 
 
 def named_values(option: str, entries: Sequence[str]) -> dict[str, str]:
@@ -81,7 +86,7 @@ def document(option: str, path: Path) -> tuple[str, Any]:
         return text, parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be read ({error.strerror})") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise UserError(f"{option} {path}: {' '.join(str(error).split())}") from error
 
 

@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MinLen
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from distill import files
 from distill.benchmarks.onnx_file.facts import Facts
+from distill.benchmarks.timing.answers import sound_pairs
 from distill.benchmarks.verdict.rule import Judgement, Verdict
-from distill.documents import read_json
+from distill.documents import read_as, read_json
 from distill.errors import NotComparableError, UserError
 from distill.intervals import Estimate
+from distill.types import AboveZero, Count, NotBelowZero, Share
 
 SCHEMA = 2
-_Positive = Annotated[float, Interval(gt=0, lt=math.inf)]
 Mode = Literal["duet", "history", "incomparable", "identical", "none", "budget", "unread"]
 
 
@@ -41,11 +41,11 @@ class Model:
     """
 
     facts: Facts
-    nodes: dict[str, int]
-    integer_share: float
-    compute_nodes: int
+    nodes: dict[str, Count]
+    integer_share: Share
+    compute_nodes: Count
     provider: str
-    load_s: float
+    load_s: NotBelowZero
     peak_bytes: int | None
     finite: bool
     runtime: str = ""
@@ -61,15 +61,15 @@ class Row:
     stay on the device, and `end_to_end_s` is with the copies.
     """
 
-    p50_s: float
-    quiet_s: float
-    p90_s: float | None
-    p99_s: float | None
-    samples: int
-    load_s: float
-    end_to_end_s: float | None = None
+    p50_s: AboveZero
+    quiet_s: AboveZero
+    p90_s: AboveZero | None
+    p99_s: AboveZero | None
+    samples: Count
+    load_s: NotBelowZero
+    end_to_end_s: AboveZero | None = None
     ratio: Estimate | None = None
-    quiet_ratio: float | None = None
+    quiet_ratio: AboveZero | None = None
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,15 @@ class Case:
     `arms` says which of the report's models each arm is; `joules` is the GPU's energy a call, all files together.
     """
 
-    batch: int
-    threads: int
-    arms: tuple[int, ...]
-    shapes: list[dict[str, list[int]]]
+    batch: Annotated[int, Interval(ge=1, le=2**31)]
+    threads: Annotated[int, Interval(ge=1, le=2**31)]
+    arms: tuple[Count, ...]
+    shapes: list[dict[str, list[Count]]]
     rows: tuple[Row, ...]
-    contended_share: float
-    seconds: float
+    contended_share: Share
+    seconds: NotBelowZero
     pairs: list[dict[str, Any]]
-    joules: float | None = None
+    joules: NotBelowZero | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -110,7 +110,7 @@ class Before:
     """
 
     model: Model
-    medians: tuple[tuple[float, ...] | None, ...]
+    medians: tuple[tuple[AboveZero, ...] | None, ...]
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ class Gate:
     name: str
     mode: Mode
     verdict: Verdict
-    tolerance: _Positive
+    tolerance: AboveZero
     alpha: Annotated[float, Interval(gt=0, lt=1)]
-    looks: Annotated[tuple[int, ...], MinLen(1)]
-    max_p50_s: _Positive | None = None
-    max_size_growth: float | None = None
+    looks: Annotated[tuple[Annotated[int, Interval(ge=2, le=1000)], ...], MinLen(1)]
+    max_p50_s: AboveZero | None = None
+    max_size_growth: NotBelowZero | None = None
     before: Before | None = None
     cases: tuple[Judgement | None, ...] = ()
     budgets: tuple[Verdict | None, ...] = ()
@@ -139,7 +139,7 @@ class Gate:
     reasons: tuple[str, ...] = ()
     accepted: str | None = None
     family: Annotated[int, Interval(ge=1, le=1_000_000)] = 1
-    first: _Positive | None = None
+    first: AboveZero | None = None
     rejected: tuple[bool, ...] = ()
 
 
@@ -147,8 +147,8 @@ class Gate:
 class Part:
     """Which part of a manifest a file of reports is: `number` of `count`, and the hash of the manifest's text."""
 
-    number: int
-    count: int
+    number: Annotated[int, Interval(ge=1, le=1_000_000)]
+    count: Annotated[int, Interval(ge=1, le=1_000_000)]
     manifest: str
 
 
@@ -211,10 +211,7 @@ def blaming(file: str) -> Iterator[None]:
             warnings.simplefilter("error", RuntimeWarning)  # such as the mean of no calls
             yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, Warning) as error:
-        why = f"{type(error).__name__}: {error}"
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise UserError(f"{file} ({' '.join(why.split())[:200]}); make it again") from error
 
 
@@ -237,47 +234,57 @@ def load_part(path: Path) -> tuple[list[Report], Part | None]:
             "--save-baseline"
         )
     with blaming(f"{path}: a damaged benchmark"):
-        part = TypeAdapter(Part).validate_python(raw["part"]) if "part" in raw else None
+        part = read_as(Part, raw["part"], place="part") if "part" in raw else None
         return [report_of(report) for report in raw.get("reports", [raw])], part
 
 
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Threads(TypedDict):
+    usable: Count
+    affinity: Count
+    cgroup: NotBelowZero | None
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Machine(TypedDict):
+    """What `timing.machine.machine` says."""
+
+    family: str
+    cpu: str
+    flags: list[str] | None
+    threads: _Threads
+    system: str
+    kernel: str
+    gpus: list[dict[str, str | int]]
+    versions: dict[str, str | None]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Target(TypedDict):
+    """What `Options.record` says."""
+
+    name: str
+    provider: str
+    provider_options: dict[str, str]
+    measure: str | None
+
+
 def report_of(raw: Mapping[str, Any]) -> Report:
-    """Make a report of its JSON values: every field of its type, and its parts as many as one another.
+    """Make a report of its JSON values: every field of its type and in its bounds, its parts as many as one another.
 
     Raises:
         ValueError: it is damaged, or was made up.
     """
-    report: Report = _adapter().validate_python(raw)
-    # What the exporters say of every report; a file that lacks it is damaged.
-    for key in ("cpu", "system", "kernel"):
-        str(report.machine[key])
-    int(report.machine["threads"]["usable"]), dict(report.machine["versions"]), str(report.target["provider"])
-    for case in report.cases:
-        if not len(case.arms) == len(case.rows) == len(case.shapes) or not all(
-            0 <= arm < len(report.models) for arm in case.arms
-        ):
-            raise ValueError("a case whose rows are not those of its files")
-        require_sound(case.pairs, len(case.arms))
-    for gate in report.gates:
+    report = read_as(Report, raw)
+    read_as(_Machine, report.machine, place="machine"), read_as(_Target, report.target, place="target")
+    for number, case in enumerate(report.cases):
+        arms = len(case.arms)
+        if not arms == len(case.rows) == len(case.shapes) or not all(arm < len(report.models) for arm in case.arms):
+            raise ValueError(f"cases.{number}: its rows are not those of its files")
+        sound_pairs(case.pairs, arms, place=f"cases.{number}.pairs")
+    for number, gate in enumerate(report.gates):
         if any(len(each) not in (0, len(report.cases)) for each in (gate.cases, gate.budgets, gate.rejected)):
-            raise ValueError("a gate with verdicts on other cases")
+            raise ValueError(f"gates.{number}: has verdicts on other cases")
         if gate.before is not None and len(gate.before.medians) != len(report.cases):
-            raise ValueError("a gate with a baseline of other cases")
+            raise ValueError(f"gates.{number}.before: is a baseline of other cases")
     return report
-
-
-def require_sound(pairs: Sequence[Mapping[str, Any]], arms: int) -> None:
-    """Refuse session pairs that no clock can have measured. Raises ValueError."""
-    if not pairs or not all(pair["turns"] for pair in pairs):
-        raise ValueError("no session pairs")
-    for pair in pairs:
-        for arm, median, calls, alone, fastest in pair["turns"]:
-            times = all(isinstance(time, int | float) and 0 < time < math.inf for time in (median, fastest))
-            counts = all(isinstance(number, int) for number in (arm, calls, alone))
-            if not (times and counts and 0 <= arm < max(arms, 1) and 0 <= alone <= calls):
-                raise ValueError(f"a turn of {[arm, median, calls, alone, fastest]}")
-
-
-@cache
-def _adapter() -> TypeAdapter[Report]:
-    return TypeAdapter(Report)

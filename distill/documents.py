@@ -6,6 +6,7 @@ or gigabytes) or overflows the stack (nested too deeply).
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import errno
 import json
@@ -36,7 +37,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: it cannot be read, or is a folder or a device.
-        ValueError: it is no UTF-8, or is larger than ``MOST_BYTES``.
+        ValueError: it is neither UTF-8 nor, by its first bytes, UTF-16, or is larger than ``MOST_BYTES``.
     """
     kind = os.stat(path).st_mode
     if stat.S_ISDIR(kind):
@@ -51,41 +52,38 @@ def read_text(path: Path) -> str:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise ValueError(f"is larger than {MOST_BYTES >> 20} MiB")
-    return content.decode("utf-8")
+    of_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if of_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line}: is not {error.encoding.upper()}; save it as UTF-8") from error
 
 
 def parse_json(text: str, *, finite: bool = False) -> Any:
     """Return the value of a JSON text; with ``finite``, NaN and infinities are refused, as the standard has it.
 
     Raises:
-        ValueError: it is no JSON, or is nested too deeply.
+        ValueError: it is no JSON, is nested too deeply, or says a key of a mapping twice.
     """
+    numbers: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _number} if finite else {}
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_number) if finite else json.loads(text)
+        value = json.loads(text, object_pairs_hook=_mapping, **numbers)
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
+    require_shallow(value)
+    return value
+
+
+def require_shallow(value: Any) -> None:
+    """Refuse a value of lists and mappings that is nested too deeply for whoever walks it. Raises ValueError."""
     level = [value]
     for _ in range(MOST_LEVELS):
         inner = [list(part.values()) if isinstance(part, dict) else part for part in level]
         level = [part for parts in inner if isinstance(parts, list) for part in parts]
         if not level:
-            return value
+            return
     raise ValueError("is nested too deeply")
-
-
-def parse_yaml(text: str, loader: Any = None) -> Any:
-    """Return the value of a YAML text; ``loader`` is yaml's safe one where none is given.
-
-    Raises:
-        yaml.YAMLError: it is no YAML.
-        ValueError: it is nested too deeply, or a value in it is none, such as a date in month 13.
-    """
-    import yaml
-
-    try:
-        return yaml.load(text, loader or yaml.SafeLoader)
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
 
 
 def read_json(path: Path, *, finite: bool = False) -> Any:
@@ -96,6 +94,14 @@ def read_json(path: Path, *, finite: bool = False) -> Any:
         ValueError: it is no JSON, or what ``read_text`` refuses.
     """
     return parse_json(read_text(path), finite=finite)
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)[:40]!r} comes twice")
+    return mapping
 
 
 def _number(text: str) -> float:
@@ -126,8 +132,8 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
-def read_as(record: type[T], value: Any) -> T:
-    """Read a record, a dataclass, from what `plain` made of it.
+def read_as(record: type[T], value: Any, *, place: str = "") -> T:
+    """Read a record, a dataclass or a TypedDict, from what `plain` made of it; ``place`` is what messages call it.
 
     Raises:
         ValueError: a value is of another type than its field, or a field is missing or unknown.
@@ -138,7 +144,8 @@ def read_as(record: type[T], value: Any) -> T:
         records: list[T] = _adapter(record).validate_json(json.dumps([value]))  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'][1:])) or 'the whole'}: {first['msg']}") from error
+        way = ".".join(map(str, (*([place] if place else ()), *first["loc"][1:])))
+        raise ValueError(f"{way or 'the whole'}: {first['msg']}") from error
     return records[0]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill.benchmarks import machine
+from distill.benchmarks.verdict.remarks import of_machine
 from distill.config.loading import to_dict
 from distill.errors import Exit
 from distill.intervals import Estimate
@@ -144,6 +145,7 @@ def _run_warnings(
     remarks = run.records[run.final].detail.timing
     if remarks:
         warnings.append(f"timing of the shipped file: {'; '.join(remarks)}")
+    warnings += of_machine(row.contended_share for record in run.ordered for row in record.latency)
     if ctx.unmeasured:
         warnings.append(f"latency is unmeasured: {ctx.unmeasured}")
     return tuple(dict.fromkeys(warnings))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from distill.benchmarks import Target, resolve_target, usable_threads, why_unmeasurable
+from distill.benchmarks import Target, resolve_target, units, usable_threads, why_unmeasurable
 from distill.config.loading import RunConfig, config_hash
 from distill.config.objects import config_of
 from distill.console import Console
@@ -157,7 +157,7 @@ def _add(ctx: Context, run: RunState, name: str, result: StageResult, decision: 
     figure = record.validation.metrics[ctx.task.metric] if record.validation else None
     metric = f", validation {ctx.task.metric} {100 * figure.value:.2f} %" if figure else ""
     origin = " (from an earlier run)" if result.reused else f" in {record.seconds:.1f} s"
-    ctx.console.say(f"{name}: {status}{origin}{metric}, {record.file_bytes} bytes")
+    ctx.console.say(f"{name}: {status}{origin}{metric}, {units.size(record.file_bytes)}")
     # Where a killed run's owner can read them.
     records = {"unfinished": True, "stages": plain(run.ordered)}
     write_text(ctx.folder.path / "progress.json", json.dumps(records, indent=1) + "\n")

@@ -1,7 +1,8 @@
-"""State dicts that come without the versions of their modules."""
+"""The state of a model: loaded where the versions of its modules are missing, copied, hashed."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -23,6 +25,22 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     state = OrderedDict(tensors)
     state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
     model.load_state_dict(state)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Return a deep copy, in which tensors that were computed from parameters are values.
+
+    Masks, old-style weight norm and the like leave one on their module, and it has a history, so that torch does not
+    copy it.
+    """
+    leaves = (leaf for module in model.modules() for leaf in tree_leaves([*vars(module).values(), module._buffers]))
+    computed = (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.grad_fn is not None)
+    with torch.no_grad():  # TorchScript copies its parameters with a history, too
+        copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    for parameter, original in zip(copied.parameters(), model.parameters(), strict=True):
+        if parameter.requires_grad != original.requires_grad:
+            parameter.requires_grad_(original.requires_grad)
+    return copied
 
 
 def hash_tensors(tensors: Mapping[str, Any]) -> str:

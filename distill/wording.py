@@ -8,16 +8,42 @@ import re
 from collections.abc import Iterable
 
 _YAML_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+_ALIKE = 0.75
+_STEM = 4  # letters
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the option closest to ``name``, else "; there is: a, b, c" (at most 12)."""
+    """Return "; did you mean 'x'?" for what ``name`` may stand for, else "; there is: a, b, c" (at most 12)."""
     names = list(options)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close := close or [option for option in names if option.lower() == name.lower()]:
+    close = nearest_names(name, names, 1)
+    if close:
         return f"; did you mean {close[0]!r}?"
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     return f"; there is: {shown}" if names else ""
+
+
+def nearest_names(name: str, options: Iterable[str], count: int) -> list[str]:
+    """Return which options ``name`` may stand for, the likeliest first.
+
+    They are spelled nearly alike, or one is the stem of the other (prune, pruning); names that differ in their numbers
+    (resnet18, resnet20) mean different things.
+    """
+
+    def plain(text: str) -> str:
+        return re.sub(r"[-_ .]", "", text.lower())
+
+    def likeness(option: str) -> float:
+        one, other = plain(name), plain(option)
+        digits = [re.sub(r"\D+", " ", text).strip() for text in (one, other)]
+        if all(digits) and not digits[0].startswith(digits[1]) and not digits[1].startswith(digits[0]):
+            return 0
+        alike = difflib.SequenceMatcher(None, one, other).ratio()
+        stem = min(one, other, key=len)[: max(_STEM, min(len(one), len(other)) - 1)]
+        related = len(stem) >= _STEM and one.startswith(stem) and other.startswith(stem)
+        return alike if alike >= _ALIKE or related else 0
+
+    scores = {option: likeness(option) for option in options}
+    return sorted((option for option in scores if scores[option]), key=lambda option: -scores[option])[:count]
 
 
 def first_of(names: Iterable[str], limit: int = 5) -> str:
@@ -33,6 +59,9 @@ def yaml_list(name: str) -> str:
     return f"[{name if bare else json.dumps(name, ensure_ascii=False)}]"
 
 
-def quoted(text: str, limit: int = 60) -> str:
-    """Return a text in quotes on one line, the middle of a long one left out."""
-    return repr(text if len(text) <= limit else f"{text[: limit - 10]}…{text[-9:]}")
+def quoted(value: object, limit: int = 60) -> str:
+    """Return a value as Python writes it, a text in quotes and on one line; the middle of a long one is left out."""
+    if not isinstance(value, str):
+        written = repr(value)
+        return written if len(written) <= limit else f"{written[: limit - 10]}…{written[-9:]}"
+    return repr(value if len(value) <= limit else f"{value[: limit - 10]}…{value[-9:]}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import count
 
-from onnx import GraphProto, ModelProto, TensorProto, inliner
+from onnx import GraphProto, ModelProto, TensorProto, helper, inliner
 
 from distill.errors import UserError
 
-from .graph import all_graphs, all_nodes, attribute_graphs, copy_of, defined_names, rename_here, sort_nodes
+from .graph import STANDARD, all_graphs, all_nodes, attribute_graphs, copy_of, defined_names, rename_here, sort_nodes
 
 _FIRST_IR_WITH_DEFAULTS = 4  # before, every constant had to be listed as an input too
 
@@ -18,8 +18,9 @@ def canonical(proto: ModelProto) -> ModelProto:
     """Return a copy of a model that computes the same, for rewrites to start from.
 
     Model-local functions are inlined. No two graphs of it, nested or side by side, define the same name. Nodes stand in
-    the order of their data, and those of the standard have the domain "". Constants are no inputs in files of IR
-    versions below 4. What trains the model is left out. The model that is given is not changed.
+    the order of their data, and those of the standard have the domain "". Constants are no inputs, in files of IR
+    versions below 4 either, which get version 4. What trains the model is left out. The model that is given is not
+    changed.
 
     Raises:
         UserError: some values lie in another file, which has not been read.
@@ -27,14 +28,26 @@ def canonical(proto: ModelProto) -> ModelProto:
     _require_values(proto.graph)
     model = inliner.inline_local_functions(proto) if proto.functions else copy_of(proto)
     model.ClearField("training_info")
-    for node in all_nodes(model.graph):
-        if node.domain == "ai.onnx":
-            node.domain = ""
+    _name_domain_once(model)
     if model.ir_version < _FIRST_IR_WITH_DEFAULTS:
         freeze_defaults(model)
+        model.ir_version = _FIRST_IR_WITH_DEFAULTS
     _separate_scopes(model.graph)
     sort_nodes(model.graph)
     return model
+
+
+def _name_domain_once(model: ModelProto) -> None:
+    """Call the standard's domain "" everywhere, and import it once: the newest, as onnxruntime does, if repeated."""
+    for node in all_nodes(model.graph):
+        if node.domain in STANDARD:
+            node.domain = ""
+    versions: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain in STANDARD else entry.domain
+        versions[domain] = max(versions.get(domain, entry.version), entry.version)
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
 
 
 def freeze_defaults(model: ModelProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, MutableSequence
 from itertools import count
@@ -55,6 +56,24 @@ def operator(node: NodeProto) -> str:
     Another domain's operator may have a name of the standard's and do something else.
     """
     return node.op_type if node.domain in STANDARD else f"{node.domain}::{node.op_type}"
+
+
+def layer_names(graph: GraphProto) -> dict[str, str]:
+    """Say which layer computes each tensor, as people know it: output -> module's name, or else the node's.
+
+    Exporters of torch leave a module's name in that of its parameters, in the scopes that they note of a node, or in
+    the node's name, with the operator behind it. Nodes that have none of these are left out.
+    """
+    constants = initializers(graph)
+    names = dict[str, str]()
+    for node in graph.node:
+        parameters = [name for name in node.input if name in constants and name.endswith((".weight", ".bias"))]
+        scopes = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
+        modules = [name for name in re.findall(r"'([^']*)'", scopes[0])[:-1] if name] if scopes else []
+        own = re.sub(rf"/{re.escape(node.op_type)}(_\d+)?$", "", node.name).strip("/") or node.name
+        name = parameters[0].rpartition(".")[0] if parameters else modules[-1] if modules else own
+        names |= {output: name for output in node.output if output and name}
+    return names
 
 
 def initializers(graph: GraphProto) -> dict[str, TensorProto]:
@@ -184,8 +203,19 @@ def add_constant(graph: GraphProto, name: str, value: NDArray[np.generic]) -> st
 
 def fresh_name(graph: GraphProto, name: str) -> str:
     """Return ``name``, or ``name`` with a number behind it where the graph uses it already."""
-    used = {defined for part in all_graphs(graph) for defined in defined_names(part)}
+    used = names_of(graph)
     return next(free for number in count() if (free := f"{name}_{number}" if number else name) not in used)
+
+
+def free_prefix(names: Collection[str], word: str) -> str:
+    """Return ``word``, with a number behind it where one of the names begins with it, for a family of new names."""
+    numbered = (f"{word}{number}" if number else word for number in count())
+    return next(free for free in numbered if not any(name.startswith(free) for name in names))
+
+
+def names_of(graph: GraphProto) -> set[str]:
+    """Return the names of all tensors that a graph and its nested ones define."""
+    return {name for part in all_graphs(graph) for name in defined_names(part)}
 
 
 def remove_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:

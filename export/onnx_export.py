@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.export.bags import bags_reduced
 from distill.export.parity_check import first_line, parity, run_onnx
+from distill.export.rewritten_calls import RewrittenCalls
 from distill.export.simplification import simplify
 from distill.export.stripping import strip
 from distill.export.wrapped_model import OUTPUT, Core, Tensors, prepare, quiet
 from distill.references.calls import failed_layer
 
-from .graph import input_shape, opset_of
+from .front_graph import Halves, boundary_name, cut
+from .graph import input_shape, layer_names, opset_of
+from .preprocessed import Preprocessed
 from .settings import ExportSettings
 
 BATCH = "batch"
@@ -53,6 +57,8 @@ def export_onnx(
 ) -> ModelProto:
     """Export a module in evaluation mode as a float32 graph with the one output ``logits``, stripped.
 
+    Nodes are named by the modules that they come from.
+
     Args:
         model: any module, on any device, in any mode; it is not changed. Its hooks take part only where they change
             the output.
@@ -69,8 +75,39 @@ def export_onnx(
         UserError: the module cannot be exported for any batch size, or the graph's logits are not the module's; the
             message names the reason.
     """
+    return export_halves(
+        model,
+        args=args,
+        kwargs=kwargs,
+        logits=logits,
+        input_names=input_names,
+        open_axes=open_axes,
+        settings=settings,
+    ).whole
+
+
+def export_halves(
+    model: nn.Module,
+    *,
+    preprocess: nn.Module | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    logits: Callable[[Any], Tensor] | None = None,
+    input_names: Sequence[str],
+    open_axes: Mapping[str, Axes] | None = None,
+    settings: ExportSettings | None = None,
+) -> Halves:
+    """Export a module, and in front of it ``preprocess``, as graphs of their own; both together follow the modules.
+
+    The arguments are those of ``export_onnx``, and of the preprocessing where there is one: what it returns is what the
+    model is called with.
+
+    Raises:
+        UserError: as ``export_onnx``.
+    """
     settings = settings or ExportSettings()
-    core, tensors = prepare(model, args, kwargs or {}, logits, input_names)
+    module = model if preprocess is None else Preprocessed(preprocess, model)
+    core, tensors = prepare(module, args, kwargs or {}, logits, input_names)
     axes = _checked_axes(open_axes or {}, tensors)
     expected, rows = core.eager(tensors), len(tensors[input_names[0]])
     if expected.ndim == 0 or len(expected) != rows:
@@ -79,11 +116,48 @@ def export_onnx(
         raise UserError(
             f"model={core.name}: two calls in eval mode differ, so nothing can be verified; remove the randomness"
         )
-    proto = strip(_lower(simplify(_export(core, tensors, axes, settings.opset)), settings.opset))
-    _require_open_axes(core, proto, tensors, axes)
+    halves = _halves(core, tensors, _export(core, tensors, axes, settings.opset), settings)
+    _require_open_axes(core, halves.whole, tensors, axes)
     for size, probe in _probes(core, tensors, axes):
-        _verify(core, proto, size, probe, settings)
-    return proto
+        _verify(core, halves.whole, size, probe, settings)
+    return halves
+
+
+def _halves(core: Core, tensors: Tensors, proto: ModelProto, settings: ExportSettings) -> Halves:
+    """Bring what the exporter wrote into its final form, preprocessing apart from the model."""
+    parts = cut(proto)
+    if parts is None:
+        return Halves(_slim(proto, settings))
+    front, core_proto = _slim(parts[0], settings), parts[1]
+    if core_proto is not None:
+        return Halves(_slim(core_proto, settings), front)
+    # The model reads lengths of the raw inputs, by which the exporter told all others: on its own it reads its own.
+    args, kwargs = core.inner(tensors)
+    dims = {value.name: value.type.tensor_type.shape.dim for value in front.graph.output}
+    names = [boundary_name(place) for place in range(sum(isinstance(v, Tensor) for v in (*args, *kwargs.values())))]
+    open_axes = {
+        name: {axis: f"{name}_{axis}" for axis, dim in enumerate(dims.get(name, ())) if axis and dim.dim_param}
+        for name in names
+    }
+    assert isinstance(core.model, Preprocessed)
+    return Halves(
+        export_onnx(
+            core.model.model,
+            args=args,
+            kwargs=kwargs,
+            logits=core.logits,
+            input_names=names,
+            open_axes=open_axes,
+            settings=settings,
+        ),
+        front,
+    )
+
+
+def _slim(proto: ModelProto, settings: ExportSettings) -> ModelProto:
+    slim = simplify(proto)
+    _name_nodes(slim.graph)
+    return strip(_lower(slim, settings.opset), node_names=True)
 
 
 def _checked_axes(open_axes: Mapping[str, Axes], tensors: Tensors) -> dict[str, Axes]:
@@ -110,7 +184,7 @@ def _checked_axes(open_axes: Mapping[str, Axes], tensors: Tensors) -> dict[str, 
 def _export(core: Core, tensors: Tensors, axes: Mapping[str, Axes], opset: int) -> ModelProto:
     """Run the exporter, silently; explain what stopped it."""
     try:
-        with torch.no_grad(), quiet(), bags_reduced():
+        with torch.no_grad(), quiet(), RewrittenCalls(), bags_reduced():
             program = torch.onnx.export(
                 core,
                 tuple(tensors.values()),
@@ -125,6 +199,17 @@ def _export(core: Core, tensors: Tensors, axes: Mapping[str, Axes], opset: int) 
         raise UserError(f"model={core.name}: {_explain(error, core, tensors, axes)}") from error
     assert program is not None
     return program.model_proto
+
+
+def _name_nodes(graph: GraphProto) -> None:
+    """Name each node by the module that it comes from, in place; a second one of a module by its operator, too."""
+    names, counts = layer_names(graph), Counter[str]()
+    for node in graph.node:
+        root, _, module = names.get(node.output[0], "").partition(".")
+        known = module and root == "model"  # as Core calls it
+        again = f"/{node.op_type}_{counts[module]}" if counts[module] else ""
+        node.name = module + again if known else ""
+        counts[module] += 1
 
 
 def _explain(error: BaseException, core: Core, tensors: Tensors, axes: Mapping[str, Axes]) -> str:

@@ -16,7 +16,7 @@ from distill.benchmarks.onnx_file.external_data import external_files, external_
 from distill.benchmarks.target import CPU
 from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import NotMeasuredError, UserError
-from distill.types import Array
+from distill.types import Array, Feed
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,35 @@ def run_onnx(
     if not outputs:
         raise UserError("no batch to run the model on")
     return np.concatenate(outputs)
+
+
+def output_distances(before: ort.InferenceSession, after: ort.InferenceSession, feed: Feed) -> dict[str, float]:
+    """Return how far each tensor of two models' outputs lies from the first's, by name.
+
+    Of floats it is the largest distance over the largest number of the first model's, infinite where another shape, or
+    only one of them, is finite; of anything else the share that differs. Sequences are left out.
+
+    Raises:
+        UserError: onnxruntime refuses the inputs.
+    """
+    names = [value.name for value in before.get_outputs() if value.type.startswith("tensor(")]
+    try:
+        pairs = zip(names, before.run(names, feed), after.run(names, feed), strict=True)
+        return {name: _distance(np.asarray(first), np.asarray(second)) for name, first, second in pairs}
+    except Exception as error:  # as in run_onnx
+        raise UserError(f"onnxruntime refuses the inputs {_describe(feed)}: {first_line(error)}") from error
+
+
+def _distance(before: Array, after: Array) -> float:
+    if before.shape != after.shape:
+        return float("inf")
+    if before.dtype.kind != "f" or not before.size:
+        return float((before != after).mean()) if before.size else 0.0
+    finite = np.isfinite(before)
+    if (finite != np.isfinite(after)).any():
+        return float("inf")
+    gap = np.abs(before.astype(np.float64)[finite] - after.astype(np.float64)[finite]).max(initial=0)
+    return float(gap / np.abs(before[finite]).max(initial=0)) if gap else 0.0
 
 
 def session_of(

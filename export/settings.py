@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from distill.bounds import SETTINGS
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class ExportSettings:
     """How a module becomes an ONNX file, and how closely the file must follow it."""
 

@@ -40,14 +40,15 @@ _COUNTED = frozenset({"BatchNormalization", "Attention"})
 _IR_CONSTANTS = 4  # the first in which constants need not be inputs
 
 
-def strip(proto: ModelProto) -> ModelProto:
+def strip(proto: ModelProto, *, node_names: bool = False) -> ModelProto:
     """Return the same computation in as few bytes as we can write it, always the same bytes.
 
-    Gone are documentation, stack traces, tool metadata, value_info, node names, unused or repeated constants,
-    attributes that repeat their default, and operator domains that no node uses. Nodes stand in the order of their
-    data. Tensors get short names; the names of the inputs and outputs stay, and so does metadata that does not come
-    from a tool. The IR version is the lowest that the content allows. An input that has a default value keeps it, but
-    in files of IR versions below 4, which list every constant as an input. The model that is given is not changed.
+    Gone are documentation, stack traces, tool metadata, value_info, node names (unless they are asked for), unused or
+    repeated constants, attributes that repeat their default, and operator domains that no node uses. Nodes stand in
+    the order of their data. Tensors get short names; the names of the inputs and outputs stay, and so does metadata
+    that does not come from a tool. The IR version is the lowest that the content allows. An input that has a default
+    value keeps it, but in files of IR versions below 4, which list every constant as an input. The model that is given
+    is not changed.
 
     Raises:
         UserError: some values lie in another file, which has not been read.
@@ -59,7 +60,7 @@ def strip(proto: ModelProto) -> ModelProto:
     drop_dead(graph)
     drop_unread_outputs(slim)
     merge_equal_initializers(graph)
-    _drop_text(slim)
+    _drop_text(slim, node_names=node_names)
     _drop_default_attributes(slim)
     _pack_initializers(graph)
     _shorten_names(graph)
@@ -176,7 +177,7 @@ def _payload(tensor: TensorProto) -> bytes | tuple[bytes, ...]:
     return numpy_helper.to_array(tensor).tobytes()
 
 
-def _drop_text(proto: ModelProto) -> None:
+def _drop_text(proto: ModelProto, *, node_names: bool) -> None:
     """Clear everything that explains the graph to people or names the tool that wrote it."""
     for field in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
         proto.ClearField(field)
@@ -188,15 +189,15 @@ def _drop_text(proto: ModelProto) -> None:
         _clear(graph, "doc_string", "value_info", "quantization_annotation", "metadata_props")
         for value in (*graph.input, *graph.output):
             _clear(value, "doc_string", "metadata_props")
-        _drop_node_text(graph.node, with_overloads=bool(proto.functions))
+        _drop_node_text(graph.node, with_overloads=bool(proto.functions), names=node_names)
     for function in proto.functions:
         _clear(function, "doc_string", "value_info", "metadata_props")
-        _drop_node_text(function.node, with_overloads=True)
+        _drop_node_text(function.node, with_overloads=True, names=node_names)
 
 
-def _drop_node_text(nodes: Iterable[NodeProto], *, with_overloads: bool) -> None:
+def _drop_node_text(nodes: Iterable[NodeProto], *, with_overloads: bool, names: bool) -> None:
     for node in nodes:
-        _clear(node, "name", "doc_string", "metadata_props", "device_configurations")
+        _clear(node, *(() if names else ("name",)), "doc_string", "metadata_props", "device_configurations")
         if not with_overloads:  # which name one of several functions
             _clear(node, "overload")
         for entry in node.attribute:

@@ -17,6 +17,8 @@ from distill.export.parity_check import first_line
 from distill.references.calls import why_call_failed
 from distill.references.unwrapping import plain_copy, require_plain
 
+from .preprocessed import Arguments, Preprocessed
+
 OUTPUT = "logits"
 _MIN_BATCH = 2  # torch.export takes a batch of 0 or 1 for a constant
 Tensors = dict[str, Tensor]  # the inputs of a call by their names in the graph, in the order of the call
@@ -32,22 +34,31 @@ class Core(nn.Module):
         self.model = model
         self._args = [None if isinstance(value, Tensor) else (value,) for value in args]
         self._kwargs = {key: None if isinstance(value, Tensor) else (value,) for key, value in kwargs.items()}
-        self._logits = logits
+        self.logits = logits
 
     @property
     def name(self) -> str:
         """How errors name the module."""
+        if isinstance(self.model, Preprocessed):
+            return f"{type(self.model.model).__name__} behind preprocess={type(self.model.preprocess).__name__}"
         return type(self.model).__name__
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Call the model with the tensors in the order of the example call."""
         args, kwargs = self._arguments(tensors)
-        return self._logits(self.model(*args, **kwargs))
+        return self.logits(self.model(*args, **kwargs))
 
-    def _arguments(self, tensors: Iterable[Tensor]) -> tuple[list[Any], dict[str, Any]]:
+    def _arguments(self, tensors: Iterable[Tensor]) -> Arguments:
         queue = iter(tensors)
-        args = [next(queue) if fixed is None else fixed[0] for fixed in self._args]
+        args = tuple(next(queue) if fixed is None else fixed[0] for fixed in self._args)
         return args, {key: next(queue) if fixed is None else fixed[0] for key, fixed in self._kwargs.items()}
+
+    def inner(self, tensors: Tensors) -> Arguments:
+        """Return what the preprocessing in front of the model makes of the inputs."""
+        assert isinstance(self.model, Preprocessed)
+        args, kwargs = self._arguments(tensors.values())
+        with torch.no_grad(), quiet():
+            return self.model.inner(*args, **kwargs)
 
     def eager(self, tensors: Tensors) -> Tensor:
         """Call the module, on copies of the inputs so that one that writes into them changes nothing."""
@@ -85,15 +96,15 @@ def prepare(
     require_plain(model, f"model={type(model).__name__}")
     with quiet():
         try:
-            twin = plain_copy(model, _computed_tensors(model)).cpu().float().eval()
+            copied = plain_copy(model).cpu().float().eval()
         except Exception as error:
             raise UserError(
                 f"model={type(model).__name__}: cannot be copied for export: {first_line(error)}"
             ) from error
     with contextlib.suppress(Exception):  # transformers: other attention forms export badly or not at all
-        twin.set_attn_implementation("eager")  # type: ignore[operator]
-    _require_known_layers(twin)
-    core = Core(twin, args, kwargs, logits or _only_tensor).eval()
+        copied.set_attn_implementation("eager")  # type: ignore[operator]
+    _require_known_layers(copied)
+    core = Core(copied, args, kwargs, logits or _only_tensor).eval()
     example = {name: _example(tensor) for name, tensor in zip(input_names, tensors, strict=True)}
     _drop_idle_hooks(core, example)
     return core, example
@@ -113,12 +124,6 @@ def _only_tensor(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     raise UserError(f"model output is {type(output).__name__}, not a tensor: name the logits in it with logits=…")
-
-
-def _computed_tensors(model: nn.Module) -> dict[int, Any]:
-    """Prepare a deepcopy to take values for tensors with a history, as old-style weight_norm leaves on its modules."""
-    tensors = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return {id(value): value.detach().clone() for value in tensors if value.grad_fn is not None}
 
 
 def _example(tensor: Tensor) -> Tensor:

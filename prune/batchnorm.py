@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.errors import UserError
 from distill.prune.modules import Example, eval_mode
+from distill.state_dicts import twin
 from distill.types import Progress
 
 
@@ -39,7 +39,7 @@ def refreshed(
     progress: Progress | None = None,
 ) -> nn.Module:
     """Do as ``recalibrate`` with batches of any kind, which ``run`` puts through the model."""
-    result = copy.deepcopy(model)
+    result = twin(model)
     norms = [m for m in result.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return result

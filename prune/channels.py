@@ -15,7 +15,7 @@ from distill.prune.depth.shallow import narrow_or_shallow
 from distill.prune.goals import Bounds
 from distill.prune.graph.groups import prepare
 from distill.prune.graph.verify import Checks, output_shapes
-from distill.prune.modules import Example, Loss, at_batch, batch_of, copied, inside, seeded
+from distill.prune.modules import Example, Loss, at_batch, batch_of, copied, inside, never_recomputed, seeded
 from distill.prune.record import Decision, PruneRecord, by_reason
 from distill.prune.scores.evidence import Evidence
 from distill.prune.scores.importance import IMPORTANCES, WITHOUT_BATCHES
@@ -23,8 +23,10 @@ from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import keeps_zeros
 from distill.prune.steps.step import Job, Narrowed
 from distill.prune.widths.latency import Device, seconds_of_layers
-from distill.prune.widths.sizes import Counts, count, widths_of_layers
+from distill.prune.widths.sizes import Counts, count, layer_macs, widths_of_layers
 from distill.types import Progress
+
+_NAMED = 3  # of the layers that stay for a reason, and of the reasons
 
 Recover = Callable[[nn.Module, int], nn.Module]
 
@@ -76,12 +78,12 @@ def prune_channels(
     original = _marks(model)
     importance, warnings = _resolve_importance(settings, batches, loss)
     device = None if decided is not None else device
-    with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
+    with torch.inference_mode(False), torch.enable_grad(), never_recomputed(), seeded(seed):
         plain = copied(model, to_be="pruned")
         modes = _modes(plain)
         work = prepare(plain)
         checks = Checks(at_batch(example, 2), logits, output_shapes(work, example, logits))
-        sizes = widths_of_layers(work), count(work, *example)
+        sizes, macs = (widths_of_layers(work), count(work, *example)), layer_macs(work, *example)[1]
         job = Job(settings, importance, checks, inside(work, ignore), *sizes, device, seed, progress, decided)
         before_s = seconds_of_layers(work, checks.example, device)
         state = _narrowed(work, job, Evidence(batches, loss, logits, settings, progress, seed), recover)
@@ -90,7 +92,7 @@ def prune_channels(
     if _marks(model) != original:
         raise RuntimeError("the model that came in was changed by its pruning")
     record = _recorded(state, job, after, {name: (before_s[name], after_s.get(name, 0.0)) for name in before_s})
-    return state.model, _judged(record, state, settings, warnings)
+    return state.model, _judged(replace(record, left=_left(state, macs)), state, settings, warnings)
 
 
 def _require_prunable(model: nn.Module, settings: PruneSettings, example: Example, *, timed: bool) -> None:
@@ -146,25 +148,45 @@ def _resolve_importance(settings: PruneSettings, batches: object, loss: object) 
     return without, (f"importance {name!r} needs {missing}; {without!r} was used, as prune.without_batches says",)
 
 
+def _left(state: Narrowed, macs: Mapping[str, int]) -> dict[str, str]:
+    """Say of layers why they had to stay as they are, the most costly first."""
+    reasons = {
+        layer or "the model's own attention": why
+        for name, why in state.unprunable.items()
+        for layer in state.makers.get(name, (name,))
+    }
+
+    def cost(layer: str) -> int:
+        return macs.get(layer, macs.get(layer.rpartition(".")[0], 0))  # or of the module that holds a parameter
+
+    return {layer: reasons[layer] for layer in sorted(reasons, key=cost, reverse=True)}
+
+
 def _judged(record: PruneRecord, state: Narrowed, settings: PruneSettings, warnings: tuple[str, ...]) -> PruneRecord:
     """Add the warnings, and what was missed of the goal: as a shortfall where no more can go."""
-    stay = by_reason({name or "the model's own attention": why for name, why in state.unprunable.items()})
-    warnings = (*warnings, *(f"not pruned: {layers}" for layers in stay))
+    warnings = (*warnings, *(f"not pruned: {layers}" for layers in by_reason(record.left)))
     (name, amount), achieved, shortfall = record.asked, record.achieved, None
     bounds = Bounds(settings.round_to, settings.max_ratio, state.exhausted)
     if settings.is_idle or achieved is None:
-        pass
-    elif record.parameters_after == record.parameters_before:
-        why = "what is wide enough could not be cut, for the reasons above"
-        if not state.unprunable:
-            why = (
-                "no layer that can be cut is wide enough to lose a block of "
-                f"round_to={settings.round_to} channels at {name}={amount:g} and max_ratio={settings.max_ratio:g}; "
-                "lower round_to or ask for more"
-            )
-        shortfall, warnings = f"{name}={amount:g}: nothing was removed", (*warnings, f"nothing was removed: {why}")
+        return replace(record, warnings=warnings)
+    reasons = by_reason(record.left, most=_NAMED)[:_NAMED]
+    if record.parameters_after == record.parameters_before:
+        narrow = [group for group in state.widths if group not in state.unprunable]
+        too_narrow = (
+            f"no block of round_to={settings.round_to} channels may go at {name}={amount:g} and "
+            f"max_ratio={settings.max_ratio:g}; lower round_to or ask for more"
+        )
+        reasons += by_reason(dict.fromkeys(narrow, too_narrow), most=_NAMED)
+        why = "; ".join(reasons) or "the model has no channels that could go"
+        shortfall = f"{name}={amount:g}: nothing was removed: {why}"
+        warnings = (
+            *warnings,
+            "nothing was removed" + (f": {reasons[-1]}" if narrow else f": {why}" if not reasons else ""),
+        )
     elif miss := record.goal.miss(amount, achieved, bounds):
-        shortfall, warnings = miss.text if miss.is_final else None, (*warnings, miss.text)
+        if miss.is_final:
+            shortfall = "; left whole: ".join([miss.text, *(["; ".join(reasons)] if reasons else [])])
+        warnings = (*warnings, miss.text)
     return replace(record, shortfall=shortfall, warnings=warnings)
 
 

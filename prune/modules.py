@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
 from distill.errors import UserError
@@ -32,6 +33,18 @@ def copied(model: nn.Module, *, to_be: str) -> nn.Module:
     require_plain(model, f"the model cannot be {to_be}")
     with explained(f"the model cannot be copied, so not {to_be}"):
         return plain_copy(model)
+
+
+@contextmanager
+def never_recomputed() -> Iterator[None]:
+    """Let what is checkpointed, in the way that hides its layers from autograd (``use_reentrant=True``), just run."""
+    function: Any = CheckpointFunction
+    hidden = function.apply
+    function.apply = lambda call, preserves_random_state, *args: call(*args)
+    try:
+        yield
+    finally:
+        function.apply = hidden
 
 
 @contextmanager

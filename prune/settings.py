@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from distill.bounds import SETTINGS, Count
 from distill.prune.goals import GOALS, Goal
 from distill.prune.scores.importance import DEFAULT, ImportanceName, described
 
 _DEFAULT_RATIO = 0.3
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class PruneSettings:
     """How much goes, and how it is chosen. At most one of ratio, macs, parameters and speedup says how much."""
 
@@ -29,11 +30,11 @@ class PruneSettings:
     parameters: Annotated[float, Gt(0), Le(1)] | None = Field(
         default=None, description="Share of the parameters to leave; 0.5 halves them."
     )
-    speedup: Annotated[float, Ge(1)] | None = Field(
+    speedup: Annotated[float, Ge(1), Le(1e6)] | None = Field(
         default=None,
         description="How many times as fast the exported model has to be on the target, measured; 2.0 halves the time.",
     )
-    round_to: Annotated[int, Ge(1)] = Field(
+    round_to: Count = Field(
         default=8,
         description="Widths that are cut are cut to a multiple of this, the nearest to what was asked. "
         "A layer narrower than this is left as it is. 1: any width.",
@@ -63,7 +64,7 @@ class PruneSettings:
         default=1,
         description="Remove the channels in this many equal steps, with the importance computed anew in each.",
     )
-    batches: Annotated[int, Ge(1)] = Field(default=50, description="Batches of data that the importance averages over.")
+    batches: Count = Field(default=50, description="Batches of data that the importance averages over.")
 
     @model_validator(mode="after")
     def _one_goal(self) -> PruneSettings:

@@ -20,7 +20,9 @@ from distill.export.graph import (
     attribute,
     consumers,
     copy_of,
+    free_prefix,
     initializers,
+    names_of,
     only_outputs,
     operator,
     producers,
@@ -108,17 +110,17 @@ def _with_twins(model: ModelProto, layers: list[NodeProto], rounded: Mapping[str
     """Add to each layer a twin that multiplies by what rounding took, and the mean of that by output channel."""
     twin = copy_of(model)
     constants = initializers(twin.graph)
-    outputs = []
+    outputs, prefix = [], free_prefix(names_of(model.graph), "lost")
     for number, node in enumerate(layers):
         weight = numpy_helper.to_array(constants[node.input[1]])
         if weight.shape != rounded[node.name].shape:
             raise UserError(f"layer {node.name}: its rounded weights have another shape than its own")
-        lost = add_constant(twin.graph, f"lost/{number}", (weight - rounded[node.name]).astype(np.float32))
+        lost = add_constant(twin.graph, f"{prefix}/{number}", (weight - rounded[node.name]).astype(np.float32))
         copy = copy_of(node)
         copy.name = ""
         copy.input[:] = [node.input[0], lost]
-        copy.output[:] = [f"lost/{number}/y"]
-        outputs.append(f"lost/{number}/mean")
+        copy.output[:] = [f"{prefix}/{number}/y"]
+        outputs.append(f"{prefix}/{number}/mean")
         channels = weight.shape[output_axis(node, weight.ndim)]
         twin.graph.node.extend([copy, *_channel_mean(twin, copy, weight.ndim, channels, outputs[-1])])
     only_outputs(twin, outputs)

@@ -8,8 +8,19 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
+from distill.benchmarks.onnx_file.axes import batch_axes, take
+from distill.benchmarks.onnx_file.signature import signature
 from distill.errors import UserError
-from distill.export.graph import add_constant, copy_of, initializers, input_shape, only_outputs, opset_of
+from distill.export.graph import (
+    add_constant,
+    copy_of,
+    free_prefix,
+    initializers,
+    input_shape,
+    names_of,
+    only_outputs,
+    opset_of,
+)
 from distill.export.parity_check import first_line, session_of
 from distill.types import Array, Feed, Progress
 
@@ -71,9 +82,10 @@ def _min_max(
     """
     average = settings.calibration == "average"
     model, outputs = copy_of(proto), list[str]()
+    prefix = free_prefix(names_of(model.graph), "calibrate")
     for op in ("ReduceMin", "ReduceMax"):
         for number, name in enumerate(tensors):
-            outputs.append(f"calibrate/{op}/{number}")
+            outputs.append(f"{prefix}/{op}/{number}")
             model.graph.node.append(helper.make_node(op, [name], [outputs[-1]], keepdims=0))
     only_outputs(model, outputs)
     low = np.full(len(tensors), 0.0 if average else np.inf, np.float64)
@@ -111,9 +123,8 @@ def twice(calibration: Iterable[Feed]) -> Iterable[Feed]:
 
 def slices(proto: ModelProto, calibration: Iterable[Feed], samples: int, rows: int) -> Iterator[tuple[Feed, int]]:
     """Cut the batches into slices of at most ``rows`` and stop after ``samples``."""
-    wanted = {value.name for value in proto.graph.input}
-    fixed = not open_batch(proto.graph)
-    total = 0
+    axes = batch_axes(signature(proto))
+    wanted, total = axes.keys(), 0
     for feed in calibration:
         if set(feed) != wanted:
             raise UserError(f"calibration: a sample has the inputs {sorted(feed)}, the model takes {sorted(wanted)}")
@@ -121,16 +132,17 @@ def slices(proto: ModelProto, calibration: Iterable[Feed], samples: int, rows: i
         for name, array in arrays.items():  # minima and maxima in the graph pass NaN over
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise _not_finite(f"input {name!r}", total)
-        lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-        if len(set(lengths.values())) != 1:
+        lengths = {name: arrays[name].shape[own[0]] for name, own in axes.items() if own and arrays[name].ndim > own[0]}
+        if len(set(lengths.values())) > 1:
             raise UserError(f"calibration: a batch has rows {lengths}; every input needs the same number")
-        length = next(iter(lengths.values()))
-        step = length if fixed else rows
+        length = next(iter(lengths.values()), len(np.atleast_1d(next(iter(arrays.values())))))
+        step = rows if lengths else length
         for start in range(0, length, max(step, 1)):
-            count = min(step, length - start, samples - total if not fixed else length)
+            count = min(step, length - start, samples - total if lengths else length)
             if count <= 0:
                 return
-            yield {name: array[start : start + count] for name, array in arrays.items()}, count
+            index = np.arange(start, start + count)
+            yield {name: take(array, index, axes[name]) for name, array in arrays.items()}, count
             total += count
         if total >= samples:
             return

@@ -12,6 +12,7 @@ from onnx import ModelProto
 from distill.benchmarks import units
 from distill.benchmarks.target import Target
 from distill.errors import UserError
+from distill.export.canonical import canonical
 from distill.export.graph import initializers, operator
 from distill.export.stripping import strip, to_bytes
 from distill.intervals import Estimate
@@ -31,6 +32,7 @@ FLOAT = "float32"
 _BLOCK_BYTES = 1 << 20  # of product weights, below which reading them takes no time to speak of
 _SAME_SIZE = 1.02
 Precision = Literal["auto", "int8", "dynamic", "int4", "fp16", "bf16"]
+Objective = Literal["latency", "size"]
 Measure = Callable[[Sequence[ModelProto]], Sequence[Sequence[Estimate]]]
 
 
@@ -87,6 +89,7 @@ def choose(
     measure: Measure,
     max_drop: float,
     precision: Precision = "auto",
+    objective: Objective = "latency",
     train: Train | None = None,
     output: Output | None = None,
     progress: Progress | None = None,
@@ -96,11 +99,13 @@ def choose(
     Args are those of `repair`, and:
         measure: returns each graph's times over those of the first one, at each batch size of the target.
         precision: only this one beside float32, where it is not `auto`.
+        objective: what is chosen by, as `decide` has it.
 
     Raises:
         UserError: nothing of what was asked for can be made of this graph; the message says why of each.
     """
     candidates, repairs, refused = [_float(core)], Repairs(), list[str]()
+    core = canonical(core)  # whose constants are none of its inputs
     for kind in _kinds(core, target) if precision == "auto" else (precision,):
         try:
             if kind == "int8":
@@ -125,17 +130,16 @@ def choose(
             refused.append(f"{kind}: {error}")
     if len(candidates) == 1:
         raise UserError("\n".join(refused))
-    return _choice(_timed(candidates, measure), max_drop, repairs, refused)
-
-
-def _choice(candidates: Sequence[Candidate], max_drop: float, repairs: Repairs, refused: Sequence[str]) -> Choice:
-    chosen, why = decide(candidates, max_drop)
+    candidates = _timed(candidates, measure)
+    chosen, why = decide(candidates, max_drop, objective)
     attempts, sensitivity = tuple(repairs.attempts), tuple(repairs.sensitivity)
     return Choice(chosen, why, tuple(candidates), attempts, sensitivity, tuple(refused))
 
 
-def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate, str]:
+def decide(candidates: Sequence[Candidate], max_drop: float, objective: Objective = "latency") -> tuple[Candidate, str]:
     """Choose the fastest that keeps the budget and is surely faster than float32; of equals, the smaller file.
+
+    With the objective `size` it is the smallest that keeps the budget, whatever its speed, float32 among them.
 
     One file serves all batch sizes that were timed. So one that is surely slower than float32 at any of them is none to
     choose, and a later candidate takes the place of the first that is left only where it is not surely slower than that
@@ -149,19 +153,15 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
             f"no other precision keeps the budget: {nearest.name} comes closest and loses "
             f"{100 * nearest.loss.drop:.2f} points, {100 * max_drop:g} are allowed"
         )
+    if objective == "size":
+        return _smallest(plain, others)
     timed = [(ratio, candidate) for candidate in others if (ratio := candidate.ratio) is not None]
     if not timed:
         least = min(others, key=lambda candidate: candidate.file_bytes)
         return least, f"{least.name} is the smallest that keeps the budget; nothing was timed"
     faster = [pair for pair in timed if pair[0].high < 1 and all(each.low <= 1 for each in pair[1].ratios)]
     if not faster:
-        ratio, best = min(timed, key=lambda pair: pair[0].value)
-        slow = [each for each in best.ratios if each.low > 1]
-        worst = min(slow, key=lambda each: each.value) if slow else ratio
-        return plain, (
-            f"nothing that keeps the budget is faster{' at each batch size' if len(best.ratios) > 1 else ''}: "
-            f"{best.name} is {units.faster(worst, '{:.2f}'.format)} as fast"
-        )
+        return plain, _nothing_faster(timed)
     faster = [(ratio, candidate) for ratio, candidate in faster if _nowhere_slower(candidate, faster[0][1])]
     first = min((ratio for ratio, _ in faster), key=lambda ratio: ratio.value)
     equal = [(ratio, candidate) for ratio, candidate in faster if ratio.low <= first.high]
@@ -171,6 +171,32 @@ def decide(candidates: Sequence[Candidate], max_drop: float) -> tuple[Candidate,
     larger = len(equal) - len(small)
     tied = f", and smaller than {larger} that cannot be told from it" if larger else ""
     return best, f"{best.name} is {1 / ratio.value:.2f}× as fast as float32{tied}"
+
+
+def _nothing_faster(timed: Sequence[tuple[Estimate, Candidate]]) -> str:
+    """Say that nothing is faster than float32, or that the timing could not tell."""
+    ratio, best = min(timed, key=lambda pair: pair[0].value)
+    slow = [each for each in best.ratios if each.low > 1]
+    places = " at each batch size" if len(best.ratios) > 1 else ""
+    open_ones = [(ratio, each) for ratio, each in timed if not any(size.low > 1 for size in each.ratios)]
+    if open_ones:
+        ratio, nearest = min(open_ones, key=lambda pair: pair[0].value)
+        return (
+            f"whether {nearest.name} is faster than float32{places} could not be resolved: it is "
+            f"{units.faster(ratio, '{:.2f}'.format)} as fast; more --pairs or --seconds, or a quieter machine, may tell"
+        )
+    worst = min(slow, key=lambda each: each.value)
+    speed = units.faster(worst, "{:.2f}".format)
+    return f"nothing that keeps the budget is faster{places}: {best.name} is {speed} as fast"
+
+
+def _smallest(plain: Candidate, others: Sequence[Candidate]) -> tuple[Candidate, str]:
+    """Choose the smallest file, whatever its speed."""
+    best = min([plain, *others], key=lambda candidate: candidate.file_bytes)
+    if best is plain:
+        return plain, "nothing that keeps the budget is smaller than float32"
+    speed = f"{units.faster(best.ratio, '{:.2f}'.format)} as fast" if best.ratio is not None else "not timed"
+    return best, f"{best.name} is {plain.file_bytes / best.file_bytes:.2f}× smaller than float32, and {speed}"
 
 
 def _nowhere_slower(candidate: Candidate, first: Candidate) -> bool:

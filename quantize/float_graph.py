@@ -10,30 +10,45 @@ from onnx import ModelProto, TensorProto
 
 from distill.errors import UserError
 from distill.export.canonical import freeze_defaults
-from distill.export.graph import opset_of
+from distill.export.graph import all_graphs, all_nodes, opset_of
+from distill.export.newer_opset import with_opset
 from distill.export.simplification import simplify
+from distill.export.stripping import constant_tensor
 
-_MIN_OPSET = 13  # the first with per-channel DequantizeLinear, and with sums and products of bfloat16
-_INTEGER_OPERATORS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+MIN_OPSET = 13  # the first with per-channel DequantizeLinear, and with sums and products of bfloat16
+_INTEGER_OPERATORS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+)
+# Operators of onnxruntime's own that hold quantised weights, whatever their inputs are.
+_PACKED = frozenset(
+    {
+        "MatMulNBits",
+        "MatMulBnb4",
+        "MatMulFpQ4",
+        "GatherBlockQuantized",
+        "QMoE",
+        "QAttention",
+        "QEmbedLayerNormalization",
+    }
+    | {"QEmbedLayerNormalization", "QOrderedMatMul", "QOrderedAttention"}
+)
 
 
-def float_graph(core: ModelProto, *, needs: str | None, verb: str = "quantise") -> ModelProto:
+def float_graph(core: ModelProto, *, newer: bool, verb: str = "quantise") -> ModelProto:
     """Return an equal graph without functions in which every node has a name and no constant is an input.
 
     Args:
         core: an exported float32 graph; it is not changed.
-        needs: what needs opset 13, as the error says it; None where any opset will do.
+        newer: whether an older opset than 13 is converted to that.
         verb: what is done to the graph.
 
     Raises:
-        UserError: the graph is quantised or 16 bits already, or too old.
+        UserError: the graph is quantised or 16 bits already, or its opset cannot be converted.
     """
     reason = why_not_quantizable(core)
     if reason is not None:
         raise UserError(f"model: {reason}; {verb} the float32 export instead")
-    if needs is not None and opset_of(core) < _MIN_OPSET:
-        raise UserError(f"model: opset {opset_of(core)}, {needs}; export again")
-    model = simplify(core)
+    model = simplify(with_opset(core, MIN_OPSET) if newer and opset_of(core) < MIN_OPSET else core)
     freeze_defaults(model)
     name_nodes(model)
     return model
@@ -47,15 +62,23 @@ def name_nodes(model: ModelProto) -> None:
 
 def why_not_quantizable(proto: ModelProto) -> str | None:
     """Say why a graph cannot be the start of a quantisation: it is quantised already, or partly fp16; else None."""
-    operators = {node.op_type for node in proto.graph.node}
+    nodes = [*all_nodes(proto.graph), *(node for function in proto.functions for node in function.node)]
+    operators = {node.op_type for node in nodes}
+    packed = sorted(operators & _PACKED)
+    if packed:
+        return f"it is quantised already (it has {', '.join(packed)})"
     integer = sorted(
         o for o in operators if o in _INTEGER_OPERATORS or o.startswith("QLinear") or o.endswith("Integer")
     )
     if integer:
         return f"it is quantised already, or has preprocessing in front (it has {', '.join(integer)})"
-    types = {tensor.data_type for tensor in proto.graph.initializer}
+    tensors = [*(tensor for graph in all_graphs(proto.graph) for tensor in graph.initializer)]
+    tensors += [tensor for node in nodes if (tensor := constant_tensor(node)) is not None]
+    types = {tensor.data_type for tensor in tensors if len(tensor.dims) > 1}
     if types & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
         return "its weights are 16-bit floats already"
+    if TensorProto.DOUBLE in types and TensorProto.FLOAT not in types:
+        return "its weights are 64-bit floats (double)"
     return None
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 
 import onnx
 from onnx import ModelProto, TensorProto
 
+from distill import scratch
 from distill.benchmarks.runner import session_options
 from distill.benchmarks.target import CPU, TARGETS
 from distill.benchmarks.timing.machine import family
@@ -64,9 +63,9 @@ def _optimized(model: ModelProto) -> ModelProto:
     """Return the graph that a session executes."""
     import onnxruntime
 
-    with tempfile.TemporaryDirectory(prefix="distill-optimized-") as folder:
+    with scratch.folder("optimized") as folder:
         options = session_options(1)
         options.log_severity_level = _SILENT  # it warns that such a graph is for this machine only, which it is
-        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
         onnxruntime.InferenceSession(to_bytes(model), options, providers=[CPU])
         return onnx.load(options.optimized_model_filepath)

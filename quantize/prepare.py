@@ -41,9 +41,9 @@ def prepare(core: ModelProto, *, fold_norms: bool) -> ModelProto:
     which has an integer kernel; its weights are one number a channel, so per-channel int8 keeps them exactly.
 
     Raises:
-        UserError: the graph is quantised already or too old, or a weight is NaN.
+        UserError: the graph is quantised already, its opset cannot be converted, or a weight is NaN.
     """
-    model = float_graph(core, needs="and per-channel int8 needs 13 or newer")
+    model = float_graph(core, newer=True)
     floats = (tensor for tensor in core.graph.initializer if tensor.data_type == TensorProto.FLOAT)
     if any(np.isnan(numpy_helper.to_array(tensor)).any() for tensor in floats):
         raise UserError("model: some of its weights are NaN; train again, or load another checkpoint")

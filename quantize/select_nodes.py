@@ -113,7 +113,7 @@ def _wanted(node: NodeProto, constants: dict[str, TensorProto], integers: set[st
 def _computes(node: NodeProto, constants: dict[str, TensorProto]) -> bool:
     """Whether a Conv, Gemm or MatMul is in a form that has an integer kernel."""
     weight = constants.get(node.input[1])
-    if weight is not None and weight.data_type != TensorProto.FLOAT:
+    if weight is not None and (weight.data_type != TensorProto.FLOAT or 0 in weight.dims):
         return False
     bias = node.input[2] if len(node.input) > 2 else ""
     if operator(node) == "MatMul":

@@ -33,15 +33,16 @@ Graph = TypeVar("Graph")
 class Sensitivity:
     """A layer, with the elementwise operators that follow it.
 
-    `output` is the name by which `keep_float` knows it. `divergence` is that of the network's answers when only this
-    layer is quantised: nats a sample for classes, a share of the answers' energy else. `saved_s` is the time that its
-    integer kernel saves in a call, None where that was not measured.
+    `output` is the name by which `keep_float` knows it, `name` that by which people do. `divergence` is that of the
+    network's answers when only this layer is quantised: nats a sample for classes, a share of the answers' energy else.
+    `saved_s` is the time that its integer kernel saves in a call, None where that was not measured.
     """
 
     output: str
     operator: str
     divergence: float
     saved_s: float | None = None
+    name: str = ""
 
     @property
     def price(self) -> float:
@@ -97,7 +98,8 @@ def sensitivities(
     for number, (layer, operator) in enumerate(layers):
         alone, _ = integer_graph(graph, plain, keep_float=[name for name in outputs if name != layer])
         saved = None if saved_s is None else saved_s.get(layer)
-        measured.append(Sensitivity(layer, operator, divergence(reference, run_onnx(alone, rows), output), saved))
+        moved = divergence(reference, run_onnx(alone, rows), output)
+        measured.append(Sensitivity(layer, operator, moved, saved, graph.layers.get(layer, layer)))
         if progress is not None:
             progress("sensitivity", number + 1, len(layers))
     return measured

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt, Le
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
+
+from distill.bounds import SETTINGS, Count, Threads
 
 Calibration = Literal["minmax", "average", "percentile", "entropy", "mse"]
 CALIBRATIONS: tuple[str, ...] = get_args(Calibration)
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class QuantizeSettings:
     """How an exported float32 graph becomes int8 or fp16."""
 
@@ -51,7 +53,7 @@ class QuantizeSettings:
     tables: bool = Field(
         default=True, description="Keep embedding tables in 8 bits, too, with a scale for each row; not for TensorRT."
     )
-    samples: Annotated[int, Ge(1)] = Field(default=512, description="Calibration samples to read at most.")
-    threads: Annotated[int, Ge(1)] | None = Field(
+    samples: Count = Field(default=512, description="Calibration samples to read at most.")
+    threads: Threads | None = Field(
         default=None, description="Threads of the calibration run; all usable ones when not given."
     )

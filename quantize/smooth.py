@@ -17,8 +17,10 @@ from distill.export.graph import (
     attribute,
     consumers,
     copy_of,
+    free_prefix,
     fresh_name,
     initializers,
+    names_of,
     only_outputs,
     operator,
     replace_reads,
@@ -96,12 +98,12 @@ def _largest_by_channel(
     progress: Progress | None,
 ) -> list[Array]:
     """Return the largest magnitude of each channel of the nodes' outputs over all samples."""
-    twin, outputs = copy_of(model), []
+    twin, outputs, prefix = copy_of(model), [], free_prefix(names_of(model.graph), "smooth")
     sizes = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 1}
     for number, node in enumerate(nodes):
-        shape = add_constant(twin.graph, f"smooth/{number}/shape", np.array([-1, sizes[node.input[1]]], np.int64))
-        flat, size = f"smooth/{number}/flat", f"smooth/{number}/size"
-        outputs.append(f"smooth/{number}")
+        shape = add_constant(twin.graph, f"{prefix}/{number}/shape", np.array([-1, sizes[node.input[1]]], np.int64))
+        flat, size = f"{prefix}/{number}/flat", f"{prefix}/{number}/size"
+        outputs.append(f"{prefix}/{number}")
         twin.graph.node.append(helper.make_node("Reshape", [node.output[0], shape], [flat]))
         twin.graph.node.append(helper.make_node("Abs", [flat], [size]))
         twin.graph.node.append(channel_reduction(twin, "ReduceMax", size, [0], outputs[-1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +12,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from distill.benchmarks.target import Target
 from distill.errors import UserError
-from distill.export.graph import copy_of, initializers, operator, producers, sort_nodes
+from distill.export.graph import initializers, layer_names, operator, producers, refill, sort_nodes
+from distill.export.plain_names import PlainNames
 from distill.export.stripping import strip
 from distill.quantize.integer_kernels import fuses_here, unfused_nodes
 from distill.quantize.repairs import REPAIRS
@@ -71,7 +72,7 @@ class CalibratedGraph:
 
     Every node of ``model`` has a name, and every layer weights and bias of its own; `nodes` are those that may become
     integer kernels, in order. ``samples`` is how many were read of ``calibration``, which is read again where settings
-    ask for bias correction.
+    ask for bias correction. ``layers`` says what people call the layer that computes a tensor, where that is known.
     """
 
     model: ModelProto
@@ -80,6 +81,7 @@ class CalibratedGraph:
     samples: int
     target: Target
     calibration: Iterable[Feed]
+    layers: Mapping[str, str] = field(default_factory=dict)
 
 
 def calibrate_graph(
@@ -108,7 +110,8 @@ def calibrate_graph(
     ranges, samples = calibrate(
         model, _float_activations(inferred.graph, chosen), calibration, settings, progress=progress
     )
-    return CalibratedGraph(inferred, tuple(node.name for node in chosen), ranges, samples, target, calibration)
+    names = tuple(node.name for node in chosen)
+    return CalibratedGraph(inferred, names, ranges, samples, target, calibration, layer_names(core.graph))
 
 
 def write(
@@ -222,7 +225,12 @@ def _insert_pairs(graph: CalibratedGraph, settings: QuantizeSettings, names: lis
     model, (scheme, reduce_range) = graph.model, resolve(settings, graph.target)
     # A range without width gets a zero point of 0 whatever the type, and a rectifier before it would be lost.
     wide = {name: (low, high if (low, high) != (0, 0) else 1.0) for name, (low, high) in graph.ranges.items()}
-    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in wide.items()}
+    plain = PlainNames.of(model.graph)
+    twin = plain.hide(model)
+    data = {
+        plain.numbers[name]: TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in wide.items()
+    }
     strict = graph.target.symmetric
     options: dict[str, Any] = {
         "ActivationSymmetric": strict,
@@ -231,13 +239,11 @@ def _insert_pairs(graph: CalibratedGraph, settings: QuantizeSettings, names: lis
         # TensorRT fuses a layer with what follows it at once: a pair in between would keep them apart.
         "OpTypesToExcludeOutputQuantization": sorted(QUANTIZED_OPERATORS) if strict else [],
         "TensorQuantOverrides": weight_overrides(
-            model.graph, names, per_channel=settings.per_channel, reduce_range=reduce_range
+            twin.graph, names, per_channel=settings.per_channel, reduce_range=reduce_range
         ),
     }
-    twin = copy_of(model)
-    passed = {value.name for value in model.graph.input}  # of inputs that are outputs it would make a second definition
-    del twin.graph.output[:]
-    twin.graph.output.extend(value for value in model.graph.output if value.name not in passed)
+    passed = {value.name for value in twin.graph.input}  # of inputs that are outputs it would make a second definition
+    refill(twin.graph.output, [value for value in twin.graph.output if value.name not in passed])
     with silent():
         quantizer = QDQQuantizer(
             twin,
@@ -252,8 +258,8 @@ def _insert_pairs(graph: CalibratedGraph, settings: QuantizeSettings, names: lis
             options,
         )
         result = cast(ModelProto, quantizer.quantize_model())
-    del result.graph.output[:]
-    result.graph.output.extend(model.graph.output)
+    plain.reveal(result.graph)
+    refill(result.graph.output, model.graph.output)
     _drop_bias_zero_points(result.graph)
     return result
 

@@ -5,9 +5,7 @@ Tables are most of the bytes of a small transformer, and take none of its time.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,13 +13,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from distill import scratch
 from distill.benchmarks.target import Target
 from distill.errors import UserError
 from distill.export.graph import (
     add_constant,
     attribute,
     consumers,
-    copy_of,
     fresh_name,
     initializers,
     operator,
@@ -30,6 +28,7 @@ from distill.export.graph import (
     remove_nodes,
     sort_nodes,
 )
+from distill.export.plain_names import PlainNames
 from distill.export.stripping import strip
 
 from .float_graph import float_graph, name_nodes, silent
@@ -51,15 +50,17 @@ def to_dynamic(
     graph that is given is not changed.
 
     Raises:
-        UserError: the graph is quantised already, too old, or without a product of constant weights.
+        UserError: the graph is quantised already, of an opset that cannot be converted, or without a product of
+            constant weights.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model, chosen = _with_products(core, keep_float)
-    with tempfile.TemporaryDirectory(prefix="distill-dynamic-") as folder, silent():
-        written = Path(folder, "dynamic.onnx")
+    plain = PlainNames.of(model.graph)
+    with scratch.folder("dynamic") as folder, silent():
+        written = folder / "dynamic.onnx"
         quantize_dynamic(
-            model,
+            plain.hide(model),
             written,
             op_types_to_quantize=["MatMul"],
             nodes_to_quantize=chosen,
@@ -73,6 +74,7 @@ def to_dynamic(
             },
         )
         dynamic = onnx.load(str(written))
+    plain.reveal(dynamic.graph)
     narrow_tables(dynamic.graph, keep_float)
     result = strip(dynamic)
     choices = {"precision": "dynamic int8", "per_channel": True, "reduce_range": target.reduce_range}
@@ -89,35 +91,43 @@ def to_blocks(
     ``block`` weights, a power of two from 16 on, share a scale. The graph that is given is not changed.
 
     Raises:
-        UserError: the graph is quantised already, too old, or without a product of constant weights.
+        UserError: the graph is quantised already, of an opset that cannot be converted, or without a product of
+            constant weights.
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     model, chosen = _with_products(core, keep_float)
+    plain = PlainNames.of(model.graph)
     with silent():
         quantizer: Any = MatMulNBitsQuantizer(
-            copy_of(model),
+            plain.hide(model),
             nodes_to_exclude=[node.name for node in model.graph.node if node.name not in chosen],
             algo_config=DefaultWeightOnlyQuantConfig(
                 block_size=block, is_symmetric=True, accuracy_level=_INT8_COMPUTE, bits=bits
             ),
         )
         quantizer.process()
-    narrow_tables(quantizer.model.model.graph, keep_float)
-    result = strip(quantizer.model.model)
+    blocks = quantizer.model.model
+    plain.reveal(blocks.graph)
+    narrow_tables(blocks.graph, keep_float)
+    result = strip(blocks)
     return result, QuantizeRecord.of(model, chosen, result, precision=f"int{bits} weights", per_channel=True)
 
 
 def _with_products(core: ModelProto, keep_float: Collection[str]) -> tuple[ModelProto, list[str]]:
     """Return an equal graph in which every Gemm is a MatMul and a sum, and the names of the products to convert."""
-    model = float_graph(core, needs="13 or newer is needed")
+    model = float_graph(core, newer=True)
     # Shapes that name constants trip onnxruntime's dynamic quantiser.
     del model.graph.value_info[:]
-    refill(model.graph.node, [part for node in model.graph.node for part in _as_product(model.graph, node)])
+    split = [(node.output[0], _as_product(model.graph, node)) for node in model.graph.node if node.output]
+    excluded = {parts[0].output[0] for output, parts in split if output in keep_float} | set(keep_float)
+    refill(model.graph.node, [part for _, parts in split for part in parts])
     name_nodes(model)
-    chosen = _products(model.graph, keep_float)
+    chosen = _products(model.graph, excluded)
     if not chosen:
-        raise UserError("model: it has no MatMul or Gemm with constant weights, so there is nothing to quantise")
+        raise UserError(
+            "model: it has no MatMul or Gemm with constant float32 weights, so there is nothing to quantise"
+        )
     return model, chosen
 
 
@@ -126,7 +136,7 @@ def _as_product(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
     constants = initializers(graph)
     plain = (
         operator(node) == "Gemm"
-        and node.input[1] in constants
+        and _is_float(constants.get(node.input[1]))
         and not attribute(node, "transA", 0)
         and attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
     )
@@ -138,24 +148,28 @@ def _as_product(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
     name = add_constant(graph, f"{node.output[0]}/w", np.ascontiguousarray(weight))
     if len(node.input) < 3 or not node.input[2]:
         return [helper.make_node("MatMul", [node.input[0], name], list(node.output))]
-    product = f"{node.output[0]}/product"
+    product = fresh_name(graph, f"{node.output[0]}/product")
     return [
         helper.make_node("MatMul", [node.input[0], name], [product]),
         helper.make_node("Add", [product, node.input[2]], list(node.output)),
     ]
 
 
-def _products(graph: GraphProto, keep_float: Collection[str]) -> list[str]:
-    """Name the products of an activation with a constant matrix."""
+def _is_float(tensor: TensorProto | None) -> bool:
+    return tensor is not None and tensor.data_type == TensorProto.FLOAT
+
+
+def _products(graph: GraphProto, excluded: Collection[str]) -> list[str]:
+    """Name the nodes that multiply an activation by a constant matrix, but for those that write ``excluded``."""
     constants = initializers(graph)
-    excluded = {f"{name}/product" for name in keep_float} | set(keep_float)
     return [
         node.name
         for node in graph.node
         if operator(node) == "MatMul"
-        and node.input[1] in constants
+        and _is_float(constants.get(node.input[1]))
         and len(constants[node.input[1]].dims) == 2
-        and not set(node.output) & excluded
+        and min(constants[node.input[1]].dims) > 0
+        and not set(node.output) & set(excluded)
     ]
 
 

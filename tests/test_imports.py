@@ -16,9 +16,19 @@ import distill
 ROOT = Path(distill.__file__).parent
 PACKAGES = ("benchmarks", "export", "quantize", "prune")
 # What every part may import: it imports nothing of the product itself.
-LEAVES = ("clean", "documents", "errors", "files", "intervals", "state_dicts", "types", "wording")
+LEAVES = ("bounds", "clean", "documents", "errors", "files", "intervals", "state_dicts", "types", "wording")
 # What every part may import as well: it imports leaves, and of these only what stands before it.
-SHARED = ("output_paths", "sealed_files", "outputs", "references", "console", "rendering")
+SHARED = (
+    "plain_yaml",
+    "scratch",
+    "interruptions",
+    "output_paths",
+    "sealed_files",
+    "outputs",
+    "references",
+    "console",
+    "rendering",
+)
 # What each may import of the product besides itself and these.
 ALLOWED = {
     "benchmarks": set(),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from google.protobuf.message import Message  # type: ignore[import-untyped]
@@ -82,9 +84,18 @@ def copy_beside(model: Path, files: Iterable[Path], folder: Path) -> None:
 def part_of(path: Path, tensor: TensorProto) -> ExternalDataInfo:
     """Return where a tensor's data lie: location, offset and length. Raises UserError for what is no such place."""
     try:
-        return ExternalDataInfo(tensor)
+        with unknown_entries_ignored():
+            return ExternalDataInfo(tensor)
     except ValueError as error:  # such as a negative offset
         raise UserError(f"{path}: {error}; export it again") from error
+
+
+@contextmanager
+def unknown_entries_ignored() -> Iterator[None]:
+    """Keep onnx from warning of entries of external data that it does not know, which mean nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Ignoring unknown external data", category=UserWarning)
+        yield
 
 
 def _tensors(message: Message) -> Iterator[TensorProto]:

@@ -13,9 +13,12 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from distill.benchmarks.onnx_file.external_data import external_files
-from distill.benchmarks.onnx_file.inputs import Signature, load_proto, signature, whole_attribute
+from distill.benchmarks.onnx_file.drawn_values import whole_attribute
+from distill.benchmarks.onnx_file.external_data import external_files, unknown_entries_ignored
 from distill.benchmarks.onnx_file.saturation import saturating_share
+from distill.benchmarks.onnx_file.signature import Signature, element_name, load_proto, signature
+from distill.errors import UserError
+from distill.types import Count, Share
 
 # Not of float16: a CPU calculates with those in float32, where they are normal, and a GPU takes them at full speed.
 _TINY = {TensorProto.FLOAT: 2.0**-126, TensorProto.DOUBLE: 2.0**-1022}
@@ -23,11 +26,15 @@ _CONV = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}
 _MATMUL = {"MatMul": 1, "Gemm": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "QGemm": 3}
 
 
+Described = tuple[str, str, list[int | str | None] | None]
+"""Name, type and shape of an input or output; None for a size without a name, or for a shape that is not said."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """One file. `bytes` and `sha256` include external data; `macs` are for one sample, None where a shape is open.
 
-    `inputs` and `outputs` are [name, type, shape] with None for an open size. `made_for` is the target that distill
+    `made_for` is the target that distill
     wrote into the file, `isa` the processor feature that it says it relies on. `subnormal` counts weights too small for
     a normal float, which a CPU multiplies tens of times more slowly. `saturating` is the share of int8 weight pairs
     whose products need a processor with VNNI (`saturating_share`).
@@ -36,17 +43,17 @@ class Facts:
     name: str
     path: str
     sha256: str
-    bytes: int
+    bytes: Count
     opset: int
     ir_version: int
-    parameters: int
-    macs: int | None
-    inputs: list[list[object]]
-    outputs: list[list[object]]
+    parameters: Count
+    macs: Count | None
+    inputs: list[Described]
+    outputs: list[Described]
     made_for: str | None = None
     isa: str | None = None
-    subnormal: int = 0
-    saturating: float = 0.0
+    subnormal: Count = 0
+    saturating: Share = 0.0
 
 
 def read_facts(path: str | Path, name: str | None = None) -> Facts:
@@ -54,6 +61,10 @@ def read_facts(path: str | Path, name: str | None = None) -> Facts:
     path = Path(path)
     proto = load_proto(path)
     extra = external_files(path, proto)
+    try:
+        inputs = [_described(item) for item in signature(proto)]
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     digest = hashlib.sha256()
     for file in (path, *extra):
         with file.open("rb") as opened:
@@ -69,7 +80,7 @@ def read_facts(path: str | Path, name: str | None = None) -> Facts:
         ir_version=proto.ir_version,
         parameters=sum(math.prod(tensor.dims) for tensor in _weights(proto)),
         macs=count_macs(proto),
-        inputs=[_described(item) for item in signature(proto)],
+        inputs=inputs,
         outputs=[_output(value) for value in proto.graph.output],
         made_for=metadata.get("target"),
         isa=metadata.get("isa"),
@@ -78,16 +89,16 @@ def read_facts(path: str | Path, name: str | None = None) -> Facts:
     )
 
 
-def _described(item: Signature) -> list[object]:
+def _described(item: Signature) -> Described:
     kind = "string" if item.dtype == object else item.dtype.name
-    return [item.name, kind, None if item.shape is None else list(item.shape)]
+    return item.name, kind, None if item.shape is None else list(item.shape)
 
 
-def _output(value: onnx.ValueInfoProto) -> list[object]:
+def _output(value: onnx.ValueInfoProto) -> Described:
     tensor = value.type.tensor_type
-    kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+    kind = element_name(tensor.elem_type).lower()
     shape = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim]
-    return [value.name, kind, shape if tensor.HasField("shape") else None]
+    return value.name, kind, shape if tensor.HasField("shape") else None
 
 
 def _weights(proto: ModelProto) -> Iterator[TensorProto]:
@@ -103,6 +114,7 @@ def _weights(proto: ModelProto) -> Iterator[TensorProto]:
             yield tensor
 
 
+@unknown_entries_ignored()
 def _subnormal(proto: ModelProto, folder: Path) -> int:
     """Count the subnormal weights; external data that cannot be read count as none."""
     count = 0

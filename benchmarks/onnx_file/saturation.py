@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from distill.benchmarks.onnx_file.inputs import whole_attribute
+from distill.benchmarks.onnx_file.drawn_values import whole_attribute
+from distill.benchmarks.onnx_file.external_data import unknown_entries_ignored
 from distill.types import Array
 
 _LARGEST_ACTIVATION = 255  # of an unsigned byte: values beyond the calibrated range end there, whatever it is
@@ -33,6 +34,7 @@ _INTEGER: dict[str, tuple[int, int | None, int]] = {
 _PAIRED = ("Conv", "Gemm", "MatMul")  # between QuantizeLinear and DequantizeLinear
 
 
+@unknown_entries_ignored()
 def saturating_share(proto: ModelProto, folder: str | Path = "") -> float:
     """Return the share of neighbouring weight pairs whose products can leave 16 bits, 0 to 1.
 

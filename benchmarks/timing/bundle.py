@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.benchmarks.onnx_file.external_data import copy_beside, external_files
-from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.onnx_file.signature import load_proto
 
 RUNNER = Path(__file__).parents[1] / "runner.py"
 JOB, RESULT = "job.json", "result.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill import scratch
 from distill.benchmarks.onnx_file.external_data import external_files
-from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import Target, why_unmeasurable
 from distill.benchmarks.timing.process import run_job
@@ -121,8 +121,8 @@ def prepared(arms: Sequence[ArmSpec], target: Target, subject: str) -> Iterator[
     why = why_unmeasurable(target)
     if why:
         raise NotMeasuredError(f"{subject}: not measured, {why}")
-    with tempfile.TemporaryDirectory(prefix="distill-inputs-") as folder:
-        yield stored(arms, target, Path(folder), target.for_runner(cache=Path(folder)))
+    with scratch.folder("inputs") as folder:
+        yield stored(arms, target, folder, target.for_runner(cache=folder))
 
 
 def stored(arms: Sequence[ArmSpec], target: Target, folder: Path, place: Mapping[str, Any] | None = None) -> list[Spec]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
+from distill import scratch
 from distill.benchmarks.runner import CPU, session_options
 from distill.types import Feed
 
@@ -32,10 +32,10 @@ def kernel_seconds(
     """
     import onnxruntime
 
-    with tempfile.TemporaryDirectory(prefix="distill-profile-") as folder:
+    with scratch.folder("profile") as folder:
         options = session_options(threads)
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder, "profile"))
+        options.profile_file_prefix = str(folder / "profile")
         session = onnxruntime.InferenceSession(model, options, providers=[provider])
         begun = time.perf_counter()
         for number in range(_MOST_CALLS):

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from distill.benchmarks import runner
-from distill.benchmarks.onnx_file.inputs import load_proto, make_inputs
+from distill.benchmarks.onnx_file.inputs import make_inputs
 from distill.benchmarks.onnx_file.saturation import saturating_share
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.benchmarks.records import Case
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import CPU, TARGETS, Target
@@ -31,7 +32,8 @@ class Latency:
     the lowest decile, both in seconds over the turns of all sessions; `samples` counts the calls behind them. `load_s`
     is the median time to open a session, never part of a call. On a GPU inputs and outputs stay on the device;
     `end_to_end_s` is the median with the copies, and None on a CPU. `board` describes the machine, in the words of
-    `machine()`, where it was another one.
+    `machine()`, where it was another one. `contended_share` is the share of turns, 0 to 1, in which something else
+    slowed the core.
     """
 
     target: str
@@ -47,6 +49,7 @@ class Latency:
     provider_options: dict[str, str] = field(default_factory=dict)
     board: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    contended_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def _latency(case: Case, arm: int, path: str | Path, target: Target, board: Mach
         end_to_end_s=row.end_to_end_s,
         provider_options=target.provider_options(),
         board=board,
+        contended_share=case.contended_share,
         warnings=tuple(f"{path}: {text}" for text in (*_of_file(case, arm, target), *case.warnings))
         + _saturating(path, target, board or {"family": family(), "flags": cpu_flags()}),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.benchmarks.target import Target
 from distill.benchmarks.timing.jobs import inspect_file
 from distill.errors import NotMeasuredError

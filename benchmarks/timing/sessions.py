@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from distill import scratch
 from distill.benchmarks import runner
 from distill.benchmarks.onnx_file.external_data import external_files
-from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.benchmarks.target import TARGETS, Target, target_of_provider
 from distill.benchmarks.timing.process import run_job
 from distill.errors import NotMeasuredError, UserError
@@ -56,8 +56,8 @@ def providers_that_load(*, timeout_s: float = 60) -> dict[str, str]:
     built = list(onnxruntime.get_available_providers())
     wanted = [target.provider for target in TARGETS.values()]
     answers = {}
-    with tempfile.TemporaryDirectory(prefix="distill-providers-") as folder:
-        path = Path(folder, "tiny.onnx")
+    with scratch.folder("providers") as folder:
+        path = folder / "tiny.onnx"
         onnx.save(onnx.parser.parse_model(_TINY), path)
         for provider in dict.fromkeys([*wanted, *built]):
             answers[provider] = (

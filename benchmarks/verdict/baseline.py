@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distill import files
 from distill.benchmarks.onnx_file.external_data import copy_beside, external_files
-from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.benchmarks.parse import document
 from distill.benchmarks.records import Report, save_reports
 from distill.benchmarks.verdict.gate import model_beside

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from distill.benchmarks import runner
+from distill.benchmarks.onnx_file.axes import Place, places_of
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
-from distill.benchmarks.onnx_file.inputs import Place, make_inputs, places_of
+from distill.benchmarks.onnx_file.inputs import inputs_and_assumptions
 from distill.benchmarks.records import Case, Model, Report, Row
 from distill.benchmarks.target import Target, resolve_target
 from distill.benchmarks.timing.callables import TorchCallable
@@ -113,14 +114,13 @@ def settled(paths: Sequence[str | Path], options: Options) -> Options:
 
 def feeds_of(path: str | Path, options: Options, batch: int) -> Feed:
     """Make a file's inputs for one call. Raises UserError that names the file."""
+    return _inputs_of(path, options, batch)[0]
+
+
+def _inputs_of(path: str | Path, options: Options, batch: int) -> tuple[Feed, list[str]]:
+    """Make a file's inputs for one call, and say what was assumed of them. Raises UserError that names the file."""
     try:
-        return make_inputs(
-            path,
-            batch,
-            seed=options.timing.seed,
-            rows=options.rows,
-            places=options.places,
-        )
+        return inputs_and_assumptions(path, batch, seed=options.timing.seed, rows=options.rows, places=options.places)
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
@@ -131,11 +131,13 @@ def inspect(path: Path, facts: Facts, options: Options, *, arm: int | None = Non
     `arm` is its number among the timed ones, where that decides which interpreter runs it.
     """
     target = dataclasses.replace(options.target, threads=options.threads[0])
-    feeds = feeds_of(path, options, options.batches[0])
+    feeds, assumed = _inputs_of(path, options, options.batches[0])
     python = next(iter(options.commands.get(-1 if arm is None else arm, ())), None)
     answer = inspect_file(path, target, feeds, timeout_s=options.timing.timeout_s, python=python)
     host = board_of(answer, options.target.measure) or machine()
-    return model_of(answer, facts, target.provider), host
+    model = model_of(answer, facts, target.provider)
+    remarks_on_inputs = (f"{facts.name}: {text}" for text in assumed)
+    return dataclasses.replace(model, warnings=(*model.warnings, *remarks_on_inputs)), host
 
 
 def model_of(answer: Mapping[str, Any], facts: Facts, provider: str) -> Model:
@@ -197,7 +199,7 @@ def case_of(answer: Mapping[str, Any], batch: int, threads: int, shapes: list[di
         shapes=shapes,
         rows=tuple(_row(pairs, arms, arm) for arm in range(arms)),
         contended_share=contended_share([(int(turn[0]), float(turn[1])) for turn in turns], lost),
-        seconds=float(answer.get("seconds", math.nan)),
+        seconds=answer["seconds"],
         pairs=pairs,
         joules=sum(joules) / calls if calls and None not in joules else None,
         warnings=remarks.of_case(pairs),

@@ -49,18 +49,24 @@ def of_report(models: Sequence[Model], cases: Sequence[Case], machine: Mapping[s
         f"{threads} threads were asked for, but only {usable} can run at once on this machine"
         for threads in sorted({case.threads for case in cases if case.threads > usable})
     ]
-    busy = max((case.contended_share for case in cases), default=0.0)
-    if busy > _MUCH_CONTENDED:
-        remarks.append(
-            f"something else slowed the machine for {100 * busy:.0f} % of the time: p50 as found says more about that "
-            "than about the files; the ratios hold, as all files met it alike"
-        )
+    remarks += of_machine(case.contended_share for case in cases)
     for model in models:
         remarks += isa_remark(model, machine)
     runtimes = {model.facts.name: model.runtime for model in models if model.runtime}
     if len(set(runtimes.values())) > 1:
         remarks.append("onnxruntime " + ", ".join(f"{version} ran {name}" for name, version in runtimes.items()))
     return tuple(remarks)
+
+
+def of_machine(contended_shares: Iterable[float]) -> tuple[str, ...]:
+    """Remark on a machine that was busy with something else, by the shares of turns that met it."""
+    busy = max(contended_shares, default=0.0)
+    if busy <= _MUCH_CONTENDED:
+        return ()
+    return (
+        f"something else slowed the machine for {100 * busy:.0f} % of the time: p50 as found says more about that "
+        "than about the files; the ratios hold, as all files met it alike",
+    )
 
 
 def isa_remark(model: Model, machine: Mapping[str, Any]) -> tuple[str, ...]:

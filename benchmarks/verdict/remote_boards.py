@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
+from distill import scratch
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
-from distill.benchmarks.records import Report, blaming, report_of, require_sound
+from distill.benchmarks.records import Report, blaming, report_of
+from distill.benchmarks.timing.answers import sound_answer
 from distill.benchmarks.timing.bundle import JOB, write_bundle
 from distill.benchmarks.timing.jobs import ArmSpec, inspect_job, stored, time_job
 from distill.benchmarks.timing.machine import of_board
@@ -22,7 +21,7 @@ from distill.benchmarks.verdict.bench import Options, case_of, feeds_of, model_o
 from distill.benchmarks.verdict.gate import Limits, baseline_file, by_budget, require_same_inputs
 from distill.benchmarks.verdict.judging import with_gate
 from distill.benchmarks.verdict.rule import Rule
-from distill.documents import read_json, read_text
+from distill.documents import read_as, read_json, read_text
 from distill.errors import NotMeasuredError, UserError
 
 if TYPE_CHECKING:
@@ -56,10 +55,10 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
     jobs: list[dict[str, Any]] = []
     cases: list[dict[str, Any]] = []
     first = dataclasses.replace(options.target, threads=options.threads[0])
-    with tempfile.TemporaryDirectory(prefix="distill-bundle-") as place:
+    with scratch.folder("bundle") as place:
         for batch in options.batches:
             arms = [ArmSpec(path, feeds_of(path, options, batch)) for path in paths]
-            specs = stored(arms, options.target, Path(place, str(batch)))
+            specs = stored(arms, options.target, place / str(batch))
             if batch == options.batches[0]:
                 jobs += [inspect_job(spec, first) for spec in specs]
             for threads in options.threads:
@@ -142,18 +141,25 @@ def _own_job(path: Path, job: Path, sent: object) -> Job:
 
 def _judged(path: Path, sent: Job, answer: Answer) -> Report:
     """Put a board's answers together as a local measurement is, and judge them by what was sent."""
-    facts = [TypeAdapter(Facts).validate_python(entry) for entry in sent["facts"]]
+    facts = read_as(list[Facts], sent["facts"], place="sent.facts")
     models, cases = [], []
     for of, entry in zip(sent["answers"], answer["answers"], strict=True):
         if "file" in of:
             about = facts[of["file"]]
-            models.append(model_of(checked(entry, f"{path}: {about.name}"), about, sent["target"]["provider"]))
+            looked_at = sound_answer({"task": "inspect"}, checked(entry, f"{path}: {about.name}"))
+            models.append(model_of(looked_at, about, sent["target"]["provider"]))
         else:
             case = sent["cases"][of["case"]]
             timing = checked(entry, f"{path}: the timing at batch {case['batch']}, {case['threads']} thread(s)")
-            require_sound(timing["pairs"], len(case["shapes"]))
+            timing = sound_answer({"task": "time", "arms": case["shapes"]}, timing)
             cases.append(case_of(timing, case["batch"], case["threads"], case["shapes"]))
-    report = report_on(models, cases, of_board(answer["board"]), target=sent["target"], seed=sent["seed"])
+    report = report_on(
+        models,
+        cases,
+        of_board(sound_answer({"task": "bundle"}, answer)["board"]),
+        target=sent["target"],
+        seed=sent["seed"],
+    )
     limits = Limits(
         rule=Rule(tolerance=sent["tolerance"]), max_p50_s=sent["max_p50_s"], max_size_growth=sent["max_size_growth"]
     )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-
 from distill.config.presets import preset_text, presets
-from distill.documents import parse_yaml
+from distill.documents import MOST_LEVELS, read_text
 from distill.errors import UserError
+from distill.plain_yaml import parse_yaml
 from distill.prune.goals import GOALS
+from distill.wording import nearest_names, quoted
 
+_MOST_SECTIONS = 20
 Raw = dict[str, Any]
 """A configuration as YAML has it: sections by their keys."""
 STAGE_SECTIONS = ("distill", "prune", "quantize", "export", "benchmark")
@@ -26,92 +24,105 @@ NAMED = SHORTHAND | {"loss": "name"}
 """Sections, and parts of them, that a bare name stands for, with the key of the name."""
 
 
-def read_layers(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str]) -> Raw:
-    """Return one mapping of sections: the source over the preset that it extends, overrides over both.
+def read_layers(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str]) -> tuple[Raw, list[str]]:
+    """Return one mapping of sections, the source over the preset that it extends and overrides over both, and errors.
+
+    What an error is about is left out of the mapping, so that its other errors can be told beside these.
 
     Args:
         source: a preset's name, a YAML file, a mapping, or None for ``digits``.
         overrides: ``section.key=value`` each, the value in YAML.
 
     Raises:
-        UserError: no such file or preset, or something is not YAML.
+        UserError: there is no such file, or it is not YAML.
     """
+    problems: list[str] = []
     raw, base = _read(source)
     # What a file says starts at its own folder, what the command line says at the current one.
-    raw = {key: _rooted(key, value, base) for key, value in _extend(raw, ()).items()}
+    raw = {key: _rooted(key, value, base) for key, value in _extend(raw, problems).items()}
     for override in sorted(overrides, key=lambda text: not _chooses(text)):
-        _override(raw, override)
-    return {key: _expand(key, value) for key, value in raw.items()}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everywhere else, and a key that comes twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; of a key that comes twice YAML's own loader would keep the last, silently."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} comes twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|\.?[0-9][0-9_]*\.[0-9_]*|\.[0-9_]+"
-        r"(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
+        try:
+            _override(raw, override)
+        except UserError as error:
+            problems.append(str(error))
+    return {key: _expand(key, value) for key, value in raw.items()}, problems
 
 
 def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[Raw, Path]:
     if source is None:
         source = "digits"
     if isinstance(source, Mapping):
-        return json.loads(json.dumps(dict(source), default=str)), Path()
-    path = Path(source)
+        return _plain(source), Path()
     if str(source) in presets():
         return {"extends": str(source)}, Path()
-    if not path.is_file():
-        raise UserError(f"config={source}: neither a file nor a preset{_presets_near(source)}")
-    return _parse(path.read_text(encoding="utf-8", errors="replace"), str(path)), path.parent
+    path = Path(source)
+    try:
+        text = read_text(path)
+    except FileNotFoundError as error:
+        raise UserError(f"config={source}: neither a file nor a preset{presets_near(source)}") from error
+    except OSError as error:
+        raise UserError(f"config={source}: cannot be read ({error.strerror or error}); name a YAML file") from error
+    except ValueError as error:
+        raise UserError(f"config={source}: {error}") from error
+    return _parse(text, str(source)), path.parent
 
 
-def _presets_near(name: object) -> str:
+def _plain(value: Any, place: str = "", levels: int = MOST_LEVELS) -> Any:
+    """Return a mapping of Python's as YAML would have it: a path as text, a number of numpy's or torch's as Python's.
+
+    Raises:
+        UserError: it holds an object, or itself.
+    """
+    if isinstance(value, Mapping) and levels:
+        return {str(key): _plain(item, f"{place}.{key}".lstrip("."), levels - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple) and levels:
+        return [_plain(item, place, levels - 1) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if not levels:
+        raise UserError(f"{place[:40]}: is nested too deeply")
+    raise UserError(
+        f"{place}: is a {type(value).__name__}; must be texts, numbers, lists and mappings, as YAML has them; models, "
+        "data and metrics that are objects are arguments of distill.run"
+    )
+
+
+def presets_near(name: object) -> str:
     """Return the end of a message that a preset is unknown."""
-    near = difflib.get_close_matches(str(name), presets(), 1)
+    near = nearest_names(str(name), presets(), 1)
     hint = f"; did you mean {near[0]}?" if near else "."
     return f"{hint} Presets: {', '.join(presets())}"
 
 
 def _parse(text: str, title: str) -> Raw:
     try:
-        raw = parse_yaml(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" line {place.line + 1}" if place else ""
-        raise UserError(f"{title}{line}: not YAML ({getattr(error, 'problem', error)})") from error
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise UserError(f"{title}: must be a mapping of sections, is {type(raw).__name__}")
+        raw = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{title} {error}") from error
+    if not isinstance(raw, dict) or not raw:
+        kind = "is empty" if not raw else "is one text" if isinstance(raw, str) else f"is a {type(raw).__name__}"
+        raise UserError(
+            f"{title}: {kind}; must be sections, of which `extends: PRESET` alone is enough{presets_near(title)}"
+        )
     return {str(key): value for key, value in raw.items()}
 
 
-def _extend(raw: Raw, seen: tuple[str, ...]) -> Raw:
+def _extend(raw: Raw, problems: list[str]) -> Raw:
     """Lay the mapping over the preset that it extends; a bare preset's name as ``task`` extends it too."""
     raw = dict(raw)
     name = raw.pop("extends", None)
-    if name is None and not seen and raw.get("task") in presets() and "data" not in raw:
+    if name is None and isinstance(raw.get("task"), str) and raw["task"] in presets() and "data" not in raw:
         name = raw["task"]
     if name is None:
         return raw
     if not isinstance(name, str) or name not in presets():
-        raise UserError(f"extends={name!r}: no such preset{_presets_near(name)}")
-    return _merge(_extend(_parse(preset_text(name), f"preset {name}"), (*seen, name)), raw)
+        problems.append(f"extends={quoted(name)}: no such preset{presets_near(name)}")
+        name = "digits"  # any, so that nothing counts as missing
+    return _merge(_parse(preset_text(name), f"preset {name}"), raw)
 
 
 def _merge(base: Raw, over: Mapping[str, Any]) -> Raw:
@@ -141,10 +152,12 @@ def _override(raw: Raw, text: str) -> None:
     if not equals or not path.strip():
         raise UserError(f"--set {text}: must be section.key=value, for example prune.ratio=0.4")
     try:
-        parsed = parse_yaml(value, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {text}: {value!r} is not YAML") from error
+        parsed = parse_yaml(value)
+    except ValueError as error:
+        raise UserError(f"--set {quoted(text)}: {error}") from error
     *sections, last = path.strip().split(".")
+    if len(sections) > _MOST_SECTIONS:
+        raise UserError(f"--set {quoted(text)}: is nested too deeply")
     if not sections and last in SHORTHAND and isinstance(parsed, str) and (last, parsed) != ("student", "teacher"):
         sections, last = [last], SHORTHAND[last]
     place = raw

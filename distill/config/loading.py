@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import TargetName
-from distill.config.explain import explain
-from distill.config.layers import PLACES, SHORTHAND, STAGE_SECTIONS, Raw, read_layers
+from distill.bounds import MOST_SEED, SETTINGS, AnyCount
+from distill.config.checking import validate
+from distill.config.existence import unfound
+from distill.config.layers import PLACES, SHORTHAND, STAGE_SECTIONS, Raw, presets_near, read_layers
 from distill.config.presets import presets
 from distill.distillation.losses import Share, Temperature
 from distill.distillation.settings import DistillSettings
@@ -30,11 +32,10 @@ from distill.prune.settings import PruneSettings
 from distill.quantize.settings import QuantizeSettings
 from distill.tasks import FAMILIES, Data, DataSettings
 from distill.training.settings import TrainSettings
+from distill.wording import quoted
 
-_STRICT = ConfigDict(extra="forbid")
 
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class ModelSettings:
     """A model by reference."""
 
@@ -45,7 +46,7 @@ class ModelSettings:
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's factory")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class TeacherSettings(TrainSettings):
     """The teacher: loaded when ``weights`` is given, else trained with the settings here."""
 
@@ -59,26 +60,24 @@ class TeacherSettings(TrainSettings):
     )
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class PruneSection(PruneSettings):
     """Structured pruning, and the distillation that recovers from it."""
 
-    epochs: Annotated[int, Ge(0)] = Field(default=5, description="epochs of distillation after pruning")
-    between: Annotated[int, Ge(0)] = Field(
-        default=1, description="epochs of distillation between two of several steps of pruning"
-    )
+    epochs: AnyCount = Field(default=5, description="epochs of distillation after pruning")
+    between: AnyCount = Field(default=1, description="epochs of distillation between two of several steps of pruning")
     learning_rate: Annotated[float, Gt(0), Le(100)] = Field(default=0.02, description="of the recovery")
 
 
 _Ratio = Annotated[float, Ge(0), Lt(1)]
-_Factor = Annotated[float, Gt(0)]
+_Factor = Annotated[float, Gt(0), Le(1e9)]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class SearchSettings:
     """What Optuna may choose before the full run, on validation data."""
 
-    trials: Annotated[int, Ge(0)] = Field(default=0, description="0 is no search")
+    trials: AnyCount = Field(default=0, description="0 is no search")
     epochs: Annotated[float, Gt(0), Le(1)] = Field(
         default=0.25, description="share of distill.epochs that a trial trains"
     )
@@ -90,7 +89,7 @@ class SearchSettings:
     ratio: tuple[_Ratio, _Ratio] = Field(default=(0.0, 0.6), description="range of prune.ratio")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class TargetSettings:
     """The device that the model is shipped to, and how it is reached where it is another machine."""
 
@@ -113,7 +112,7 @@ def _is_name(text: str) -> str:
 _name = AfterValidator(_is_name)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class RunConfig:
     """A whole run."""
 
@@ -136,11 +135,13 @@ class RunConfig:
     max_drop: Annotated[float, Ge(0), Le(1)] = Field(
         default=0.01, description="how much of the metric may be lost against the teacher; 0.01 is one point"
     )
-    max_file_bytes: Annotated[int, Ge(1)] | None = Field(
+    max_file_bytes: Annotated[int, Ge(1), Le(2**63 - 1)] | None = Field(
         default=None, description="the largest file that may ship, in bytes; null for none"
     )
     objective: Literal["latency", "size"] = Field(default="latency", description="what a stage has to improve")
-    seed: Annotated[int, Ge(0), Lt(2**63)] = Field(default=0, description="of weights, order, augmentation and splits")
+    seed: Annotated[int, Ge(0), Le(MOST_SEED)] = Field(
+        default=0, description="of weights, order, augmentation and splits"
+    )
 
     @property
     def models(self) -> dict[str, TeacherSettings | ModelSettings]:
@@ -151,34 +152,49 @@ class RunConfig:
 
 
 def load_config(
-    source: str | Path | Mapping[str, Any] | RunConfig | None = None, overrides: Iterable[str] = ()
+    source: str | Path | Mapping[str, Any] | RunConfig | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    find: bool = False,
 ) -> RunConfig:
     """Read a configuration.
 
     Args:
         source: a preset's name, a YAML file, a mapping, or None for ``digits``.
         overrides: ``section.key=value`` each, the value in YAML; they win over the source.
+        find: whether the models, functions and files that it names have to be there; functions are imported.
 
     Raises:
         UserError: every error of the configuration at once, a line each.
     """
-    return checked(read_layers(to_dict(source) if isinstance(source, RunConfig) else source, overrides))
+    return checked(*read_layers(to_dict(source) if isinstance(source, RunConfig) else source, overrides), find=find)
 
 
-def checked(raw: Mapping[str, Any]) -> RunConfig:
+def checked(raw: Mapping[str, Any], problems: Iterable[str] = (), *, find: bool = False) -> RunConfig:
     """Return the configuration that a mapping of whole sections says, as ``read_layers`` returns it.
 
+    ``problems`` are errors that are known already; ``find`` as ``load_config`` takes it.
+
     Raises:
         UserError: every error of the configuration at once, a line each.
     """
-    try:
-        config = TypeAdapter(RunConfig).validate_python(raw)
-    except ValidationError as error:
-        raise UserError("\n".join(explain(error, RunConfig, raw))) from error
-    problems = _contradictions(config)
-    if problems:
-        raise UserError("\n".join(problems))
+    config, errors = validate(RunConfig, raw, task="any", teacher={"model": "mlp"})
+    wrong = {".".join(place) for place in errors.values()}
+    lines = [*problems, *errors, *(text for text, places in _contradictions(config) if not _touch(wrong, places))]
+    if "teacher" in wrong and "teacher" not in raw and "data" not in raw and raw.get("task") is not None:
+        near = presets_near(raw["task"])
+        lines.append(f"task={quoted(raw['task'])}: is no preset, so that teacher and data must say all{near}")
+    if find:
+        lines += [text for place, text in unfound(config) if not _touch(wrong, [place])]
+    if lines:
+        raise UserError("\n".join(dict.fromkeys(lines)))
     return config
+
+
+def _touch(wrong: Iterable[str], places: Iterable[str]) -> bool:
+    """Tell whether a place is among the wrong ones, or holds one, or lies in one."""
+    pairs = [(f"{bad}.", f"{place}.") for bad in wrong for place in places]
+    return any(bad.startswith(place) or place.startswith(bad) for bad, place in pairs)
 
 
 def to_dict(config: RunConfig) -> Raw:
@@ -228,31 +244,31 @@ def schema() -> Mapping[str, Any]:
     return built
 
 
-def _contradictions(config: RunConfig) -> list[str]:
-    problems = []
+def _contradictions(config: RunConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield what does not go together, and the places that it is about."""
     for name in ("temperature", "weight", "learning_rate", "ratio"):
         low, high = getattr(config.search, name)
         if low > high:
-            problems.append(f"search.{name}=[{low}, {high}]: the first must not be above the second")
+            yield f"search.{name}=[{low}, {high}]: the first must not be above the second", (f"search.{name}",)
     if config.search.trials:
-        problems += _out_of_reach(config)
+        yield from _out_of_reach(config)
     if config.benchmark and config.benchmark.max_latency_s is not None and config.export is None:
-        problems.append("export=off with benchmark.max_latency_s: a latency budget is about an exported file")
-    return problems
+        text = "export=off with benchmark.max_latency_s: a latency budget is about an exported file"
+        yield text, ("export", "benchmark.max_latency_s")
 
 
-def _out_of_reach(config: RunConfig) -> list[str]:
-    """Name the ranges of the search whose upper end another section refuses."""
-    problems = []
+def _out_of_reach(config: RunConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the ranges of the search whose upper end another section refuses, and the places of both."""
     if config.prune and config.search.ratio[1] > config.prune.max_ratio:
-        problems.append(
+        text = (
             f"search.ratio={list(config.search.ratio)}: goes above prune.max_ratio={config.prune.max_ratio}; "
             "lower the one or raise the other"
         )
+        yield text, ("search.ratio", "prune.max_ratio")
     highest = config.search.learning_rate[1] * config.distill.learning_rate if config.distill else 0.0
     if highest > 100:
-        problems.append(
+        text = (
             f"search.learning_rate={list(config.search.learning_rate)}: times distill.learning_rate it reaches "
             f"{highest:g}, above 100; lower one of them"
         )
-    return problems
+        yield text, ("search.learning_rate", "distill.learning_rate")

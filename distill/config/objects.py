@@ -10,7 +10,7 @@ from torch import nn
 
 from distill.config.layers import read_layers
 from distill.config.loading import RunConfig, checked, to_dict
-from distill.references.objects import reference_to
+from distill.references.objects import held, reference_to
 from distill.tasks.hooks import as_function
 
 FIELDS = {"teacher": "teacher", "student": "student", "data": "data", "metric": "data.metric"}
@@ -20,6 +20,8 @@ def config_of(
     source: str | Path | Mapping[str, Any] | RunConfig | None, overrides: Iterable[str], **parts: object
 ) -> tuple[RunConfig, dict[str, object]]:
     """Return the configuration in which references stand for the parts, and the object behind each reference.
+
+    What else the configuration names has to be there.
 
     Args:
         source: as ``load_config`` takes it.
@@ -44,9 +46,10 @@ def config_of(
         source = to_dict(source)
     elif source is None and "data" in values:
         source = {}  # not the preset for the embedded data
-    raw = read_layers(source, [*settings, *overrides])
+    raw, problems = read_layers(source, [*settings, *overrides])
     if objects:
         raw.setdefault("task", "mine")
     if isinstance(values.get("teacher"), nn.Module):
         raw["teacher"].setdefault("pretrained", True)  # a module has its weights, a function has yet to make it
-    return checked(raw), objects
+    with held(objects):
+        return checked(raw, problems, find=True), objects

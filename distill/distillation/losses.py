@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.bounds import SETTINGS
 from distill.training.lesson import Loss
 from distill.training.taps import Answers, Tap
 
 Temperature = Annotated[float, Gt(0), Le(100)]
 Share = Annotated[float, Ge(0), Le(1)]
-STRICT = ConfigDict(extra="forbid")
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -46,7 +46,7 @@ def of_section(name: str) -> Any:
     return Field(default=None, description=f"of this loss alone; where it is left out, distill.{name}")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class Kd:
     """(1 − weight)·hard + weight·τ²·KL(teacher ‖ student), a scalar; τ is the temperature.
 

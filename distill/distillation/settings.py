@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from annotated_types import Ge
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from distill.distillation.losses import LOSSES, STRICT, Share, Temperature
+from distill.bounds import SETTINGS, AnyCount
+from distill.distillation.losses import LOSSES, Share, Temperature
 from distill.documents import Json
 from distill.training.lesson import Loss
 from distill.training.settings import TrainSettings
@@ -56,7 +56,7 @@ else:
     AnyLoss = Annotated[Union[tuple(LOSSES.values())], _ByName(), PlainSerializer(_shortest)]  # noqa: UP007
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class DistillSettings(TrainSettings):
     """How the student learns from the teacher's soft logits."""
 
@@ -68,7 +68,7 @@ class DistillSettings(TrainSettings):
         default=4.0, description="softens both distributions; 1 leaves them as they are, 2 to 8 is usual"
     )
     weight: Share = Field(default=0.9, description="share of the soft loss; 0 is training without a teacher")
-    views: Annotated[int, Ge(0)] = Field(
+    views: AnyCount = Field(
         default=8,
         description="augmented views that repeat in turn, so that the teacher answers once for each; 0: a new view "
         "every epoch, with the teacher in the loop",

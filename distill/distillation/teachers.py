@@ -6,7 +6,6 @@ view only, so the cache's key holds everything that the logits depend on but the
 
 from __future__ import annotations
 
-import copy
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.sealed_files import Tell, sealed_array
+from distill.state_dicts import twin
 from distill.tasks.base import Batch, Task
 from distill.training.forward import predict
 from distill.training.lesson import Teacher
@@ -144,5 +144,5 @@ def teacher_for(
     if fits_cache(task, views) and not taps:
         train = task.data["train"]
         return CachedTeacher(key, folder, lambda view: predict(teacher, task, train, device, view=view)[0], tell)
-    teacher, places = copy.deepcopy(teacher).to(device).eval(), [(tap.teacher, tap.part) for tap in taps]
+    teacher, places = twin(teacher).to(device).eval(), [(tap.teacher, tap.part) for tap in taps]
     return LiveTeacher(lambda batch: answer(teacher, task, batch, device, places, title="the teacher"))

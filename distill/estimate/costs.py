@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import sys
@@ -20,6 +19,7 @@ from distill.benchmarks import usable_threads
 from distill.prune import count
 from distill.runtime.artifacts import example
 from distill.runtime.smoke import First, with_data
+from distill.state_dicts import twin
 from distill.tasks.base import Task
 from distill.training.forward import forward, predict
 from distill.training.loop import fit
@@ -91,11 +91,11 @@ def measure_cost(
     """
     two = task.data["train"].fetch(torch.arange(2), None)
     with torch.no_grad():
-        forward(copy.deepcopy(model).eval(), task, two, torch.device("cpu"), title=title)
+        forward(twin(model).eval(), task, two, torch.device("cpu"), title=title)
     counts = count(model, *example(task))
     layers = sum(1 for module in model.modules() if not any(module.children()))
     step_s = _step_s(model, task, settings, device, role) if steps else 0.0
-    sample_s = _sample_s(copy.deepcopy(model), task, device)
+    sample_s = _sample_s(twin(model), task, device)
     return Cost(settings, counts.parameters, counts.macs, layers, step_s, sample_s, _peak_bytes(device))
 
 

@@ -6,9 +6,12 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -144,7 +147,7 @@ def _load_file(place: str, subject: str, folder: Path | None) -> ModuleType:
     sys.modules[name] = module
     loader = spec.loader
     try:
-        _import(lambda: loader.exec_module(module), subject)
+        _import(lambda: loader.exec_module(module), subject, str(path))
     except BaseException:
         sys.modules.pop(name, None)
         raise
@@ -177,16 +180,22 @@ def _load_module(place: str, subject: str) -> ModuleType:
             f"{subject}: the name {top!r} is already taken by {_file_of(loaded) or 'Python'}, so "
             f"{mine.origin} cannot be imported; write it as ./path/file.py:function or rename it"
         )
-    module = _import(lambda: importlib.import_module(place), subject, wanted=place)
+    module = _import(lambda: importlib.import_module(place), subject, place, wanted=place)
     assert isinstance(module, ModuleType)
     return module
 
 
-def _import(run: Callable[[], Any], subject: str, wanted: str = "") -> Any:
+def _import(run: Callable[[], Any], subject: str, place: str, wanted: str = "") -> Any:
     try:
-        return run()
+        with _as_script(place):
+            return run()
     except DistillError:
         raise
+    except SystemExit as error:
+        raise UserError(
+            f"{subject}: importing it raised {cause(error)}; what ends the process belongs below "
+            "`if __name__ == '__main__':`"
+        ) from error
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if wanted and (wanted == missing or wanted.startswith(missing + ".")):
@@ -195,8 +204,36 @@ def _import(run: Callable[[], Any], subject: str, wanted: str = "") -> Any:
                 "start from the folder that holds it, or write ./path/file.py:function"
             ) from None
         raise UserError(f"{subject}: importing it raised {cause(error)}; install {missing!r}") from error
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         raise UserError(f"{subject}: importing it raised {cause(error)}") from error
+
+
+@contextmanager
+def _as_script(place: str) -> Iterator[None]:
+    """Let a file that is imported see no arguments but its own name, and leave the process as it was.
+
+    It may change the current folder, what signals do, and torch's defaults, as a script does whose process is its own;
+    here all paths, and every model, would become others.
+    """
+    import torch
+
+    arguments, folder = sys.argv, Path.cwd()
+    default_type, device, gradients = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
+    sys.argv = [place]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        os.chdir(folder)
+        torch.set_default_dtype(default_type)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        torch.set_grad_enabled(gradients)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
 
 def _already_loaded(path: Path) -> ModuleType | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from distill.errors import UserError
 from distill.references.functions import cause
+from distill.wording import nearest_names
 
 Arguments = Mapping[str, Any]
 # What only decides which weights a model begins with; one that is built again gets its own.
@@ -42,15 +42,13 @@ def package(name: str) -> Any:
 
 
 def _timm(name: str, /, **arguments: Any) -> Any:
-    timm = package("timm")
-    _require("timm", name.split(".")[0], timm.list_models())
-    return timm.create_model(name, **arguments)
+    require_name("timm", name)
+    return package("timm").create_model(name, **arguments)
 
 
 def _torchvision(name: str, /, **arguments: Any) -> Any:
-    models = package("torchvision").models
-    _require("torchvision", name, models.list_models())
-    return models.get_model(name, **arguments)
+    require_name("torchvision", name)
+    return package("torchvision").models.get_model(name, **arguments)
 
 
 def _transformers(name: str, /, pretrained: bool = False, **settings: Any) -> Any:
@@ -79,11 +77,20 @@ def _transformers(name: str, /, pretrained: bool = False, **settings: Any) -> An
 LIBRARIES: dict[str, Callable[..., Any]] = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
 
 
-def _require(library: str, name: str, names: Iterable[str]) -> None:
-    options = list(names)
-    if name not in options:
-        raise UserError(f"{library} has no such model{_near(name, options)}")
+def require_name(library: str, name: str) -> None:
+    """Refuse a model that a library has not, where that can be told: one of transformers may lie on its hub.
+
+    Raises:
+        UserError: the library is not installed, does not load, or has no model of this name.
+    """
+    loaded = package(library)
+    if library == "transformers":
+        return
+    names = loaded.list_models() if library == "timm" else loaded.models.list_models()
+    model = name.split(".")[0] if library == "timm" else name
+    if model not in names:
+        raise UserError(f"{library} has no such model{_near(model, names)}")
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    return f"; near: {', '.join(difflib.get_close_matches(name, names, 3)) or 'none'}"
+    return f"; near: {', '.join(nearest_names(name, names, 3)) or 'none'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
 from distill.references.functions import call_user, cause, label, load_reference
-from distill.references.libraries import LIBRARIES, OF_TASK, OF_WEIGHTS, Arguments
+from distill.references.libraries import LIBRARIES, OF_TASK, OF_WEIGHTS, Arguments, require_name
 from distill.references.objects import PREFIX, held_object
 from distill.references.unwrapping import plain_copy, require_plain, unwrapped
+from distill.wording import did_you_mean, nearest_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,6 +126,34 @@ def require_storable(model: nn.Module, reference: object, field: str = "") -> No
         )
 
 
+def require_known(
+    reference: str, arguments: Arguments, *, field: str, builtin: Mapping[str, Callable[..., Any]]
+) -> None:
+    """Find out, without building it, whether there is such a model, and whether it takes these arguments.
+
+    Raises:
+        UserError: there is no such package, file or function, or it has no parameter of a name.
+    """
+    subject = label(reference, field)
+    kind, _, name = reference.partition(":")
+    if kind in LIBRARIES and name:
+        try:
+            require_name(kind, name)
+        except UserError as error:
+            raise UserError(f"{subject}: {error}") from error
+        return
+    factory = _factory(reference, subject, field, builtin)
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # built in, or without a signature
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    unknown = [argument for argument in arguments if argument not in parameters]
+    if unknown:
+        raise UserError(f"{subject}: has no parameter {unknown[0]!r}{did_you_mean(unknown[0], parameters)}")
+
+
 def _factory(
     reference: str | Callable[..., Any], subject: str, field: str, builtin: Mapping[str, Callable[..., Any]]
 ) -> Callable[..., Any]:
@@ -134,7 +162,7 @@ def _factory(
         if not colon and reference in builtin:
             return builtin[reference]
         if not colon or not kind or not name:
-            near = difflib.get_close_matches(reference, builtin, 1)
+            near = nearest_names(reference, builtin, 1)
             hint = f"; did you mean {near[0]}?" if near else "."
             names = f" Built in: {', '.join(builtin)}; or" if builtin else " Write"
             raise UserError(f"{subject}: no such model{hint}{names} {FORMS}")

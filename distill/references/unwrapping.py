@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill.errors import UserError
 
@@ -20,9 +19,11 @@ _PACKED = {"weight", "qweight", "weight_packed", "weight_int8", "weight_quantize
 _FLOAT_WANTED = "give the float model that it was made from; distill makes the integers itself"
 
 
-def plain_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Return a copy of the module inside torch.compile and DataParallel; ``memo`` is as ``deepcopy`` takes it."""
-    return unwrapped(copy.deepcopy(_inside(model), memo))
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the module inside torch.compile and DataParallel."""
+    from distill.state_dicts import twin
+
+    return unwrapped(twin(_inside(model)))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

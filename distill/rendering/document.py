@@ -23,7 +23,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells below a head; a line break in a head is for terminals alone, a hyphen before it too.
+    """Rows of cells below a head; a line break in a head is for terminals alone.
 
     Args:
         head: title of each column; none is shown where all are empty.

@@ -77,7 +77,7 @@ def _table(table: Table) -> Iterator[str]:
         yield from (f"**{escape(table.title)}**", "")
     if table.caption:
         yield from (escape(table.caption), "")
-    yield _row(title.replace("-\n", "") for title, _ in table.columns)
+    yield _row(title for title, _ in table.columns)
     yield "|" + "|".join("---:" if number else "---" for _, number in table.columns) + "|"
     for row in table.rows:
         yield _row(map(text_of, row))

@@ -89,20 +89,21 @@ def _fitted(block: Table, console: Console, options: ConsoleOptions) -> RenderRe
     """Yield a table that fits: columns closer together, without the spare ones, intervals below, or in two tables."""
     every = range(len(block.head))
     necessary = [place for place in every if place not in block.spare]
-    layouts = [_table(block, every, 2), _table(block, every, 1), _table(block, necessary, 1)]
-    if block.second is None:
-        layouts.append(_table(block, necessary, 1, below=True))
-    for layout in layouts:
-        if Measurement.get(console, options.update(width=1000), layout).maximum <= options.max_width:
-            yield layout
-            yield Line()
-            return
-    if block.second is None:
-        yield layouts[-1]
+
+    def fitting(*layouts: table.Table) -> table.Table | None:
+        wide = options.update(width=1000)
+        return next((one for one in layouts if Measurement.get(console, wide, one).maximum <= options.max_width), None)
+
+    whole = fitting(_table(block, every, 2), _table(block, every, 1), _table(block, necessary, 1))
+    parts: list[Sequence[int]] = [necessary]
+    if block.second is not None:
+        parts = [range(block.second), (*range(block.pinned), *every[block.second :])]
+    for columns in parts if whole is None else ():
+        narrow = _table(block, columns, 1, below=True)
+        yield fitting(_table(block, columns, 2), _table(block, columns, 1)) or narrow
         yield Line()
-        return
-    for columns in (range(block.second), (*range(block.pinned), *every[block.second :])):
-        yield _table(block, columns, 2)
+    if whole is not None:
+        yield whole
         yield Line()
 
 

@@ -21,11 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.benchmarks.onnx_file.external_data import external_tensors
-from distill.benchmarks.onnx_file.inputs import signature
+from distill.benchmarks.onnx_file.signature import signature
 from distill.config.loading import RunConfig
 from distill.documents import read_json
 from distill.errors import UserError
-from distill.export import export_onnx, strip, to_bytes
+from distill.export import strip, to_bytes
+from distill.export.front_graph import Halves, boundary_place
+from distill.export.onnx_export import export_halves
+from distill.export.preprocessed import as_inputs
 from distill.export.settings import ExportSettings
 from distill.models import build
 from distill.prune import apply_structure, structure_of
@@ -33,8 +36,7 @@ from distill.runtime.folder import damaged, file_sha256
 from distill.state_dicts import load_state
 from distill.tasks.base import Batch, Data, Inputs, Task
 from distill.training.batches import batches
-from distill.training.forward import as_inputs
-from distill.types import Feed
+from distill.types import Array, Feed
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Recipe:
 class Artifact:
     """What a stage hands to the next one.
 
-    ``onnx`` is the shipped form, preprocessing included; ``core`` the float graph behind it, which int8 is made from.
-    ``model`` is None once the artifact is no module any more.
+    ``onnx`` is the shipped form, preprocessing included; beside it lies ``core.onnx``, the float graph behind the
+    preprocessing, which int8 is made from, and ``preprocess.onnx`` where that is a module of the user's. ``model`` is
+    None once the artifact is no module any more.
     """
 
     stage: str
@@ -74,11 +77,6 @@ class Artifact:
     def onnx(self) -> Path:
         """Return the file that is timed and judged."""
         return self.folder / "model.onnx"
-
-    @property
-    def core(self) -> Path:
-        """Return the float32 graph without the preprocessing that is attached to it."""
-        return self.folder / "core.onnx"
 
 
 def read_graph(path: Path) -> ModelProto:
@@ -156,11 +154,11 @@ def model_inputs(task: Task, batch: Batch) -> Inputs:
 
 def write_onnx(folder: Path, model: nn.Module, task: Task, settings: ExportSettings) -> None:
     """Write ``core.onnx``, and ``model.onnx`` with the task's preprocessing in front."""
-    whole = model if task.module_preprocess is None else Preprocessed(task.module_preprocess, model)
     args, kwargs = task.inputs(_few(task))
-    names = input_names(whole, args, kwargs)
-    core = export_onnx(
-        whole,
+    names = input_names(task.module_preprocess or model, args, kwargs)
+    halves = export_halves(
+        model,
+        preprocess=task.module_preprocess,
         args=args,
         kwargs=kwargs,
         logits=task.logits,
@@ -168,15 +166,23 @@ def write_onnx(folder: Path, model: nn.Module, task: Task, settings: ExportSetti
         open_axes=dict(zip(names, task.open_axes, strict=False)),
         settings=settings,
     )
-    write_proto(folder / "core.onnx", core)
-    write_proto(folder / "model.onnx", attach(core, task))
+    write_graphs(folder, halves, task)
 
 
-def attach(core: ModelProto, task: Task) -> ModelProto:
-    """Return the graph with the task's preprocessing in front of its input."""
-    if task.graph_preprocess is None:
-        return core
-    return strip(task.graph_preprocess.prepend(core, input_name=core.graph.input[0].name))
+def write_graphs(folder: Path, halves: Halves, task: Task) -> None:
+    """Write ``core.onnx``, and ``model.onnx`` with the task's preprocessing in front, and a user's own by itself."""
+    whole = halves.whole
+    if task.graph_preprocess is not None:
+        whole = strip(task.graph_preprocess.prepend(whole, input_name=whole.graph.input[0].name))
+    for name, proto in (("core", halves.core), ("preprocess", halves.front), ("model", whole)):
+        if proto is not None:
+            write_proto(folder / f"{name}.onnx", proto)
+
+
+def read_halves(folder: Path) -> Halves:
+    """Read ``core.onnx``, and the user's own preprocessing where there is some."""
+    front = folder / "preprocess.onnx"
+    return Halves(read_graph(folder / "core.onnx"), read_graph(front) if front.is_file() else None)
 
 
 def write_proto(path: Path, proto: ModelProto) -> None:
@@ -184,26 +190,12 @@ def write_proto(path: Path, proto: ModelProto) -> None:
     path.write_bytes(to_bytes(proto))
 
 
-class Preprocessed(nn.Module):
-    """A user's preprocessing module and the model behind it, as one module for the exporter."""
-
-    def __init__(self, preprocess: nn.Module, model: nn.Module) -> None:
-        super().__init__()
-        self.preprocess, self.model = preprocess, model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model on what the preprocessing makes of the inputs."""
-        inner, named = as_inputs(self.preprocess(*args, **kwargs))
-        return self.model(*inner, **named)
-
-
 def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """Name the graph's inputs after the parameters of the model's forward."""
-    inner = model.preprocess if isinstance(model, Preprocessed) else model
     try:
         parameters = [
             p.name
-            for p in inspect.signature(inner.forward).parameters.values()
+            for p in inspect.signature(model.forward).parameters.values()
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
     except (TypeError, ValueError):
@@ -216,16 +208,26 @@ def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 def core_feed(task: Task, batch: Batch, names: list[str]) -> Feed:
-    """Return what the float graph is fed with for a batch."""
-    args, kwargs = task.inputs(batch)
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    return {name: value.detach().cpu().numpy() for name, value in zip(names, tensors, strict=True)}
+    """Return what the float graph is fed with for a batch; behind preprocessing it may read a part of that."""
+    if task.module_preprocess is None:
+        return _by_name(task.inputs(batch), names)
+    arrays = _arrays(model_inputs(task, batch))
+    return {name: arrays[boundary_place(name)] for name in names}
 
 
 def shipped_feed(task: Task, batch: Batch, names: list[str]) -> Feed:
     """Return what the shipped file is fed with for a batch."""
     raw = task.raw(batch)
-    return core_feed(task, batch, names) if raw is None else raw
+    return _by_name(task.inputs(batch), names) if raw is None else raw
+
+
+def _by_name(inputs: Inputs, names: list[str]) -> Feed:
+    return dict(zip(names, _arrays(inputs), strict=True))
+
+
+def _arrays(inputs: Inputs) -> list[Array]:
+    args, kwargs = inputs
+    return [value.detach().cpu().numpy() for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
 
 
 def feeds(task: Task, data: Data, path: Path, *, size: int = 256) -> Iterator[Feed]:

@@ -228,7 +228,8 @@ class Context:
             comparison = self.compare(teacher, path, batch)
             latency, warnings = comparison.candidate, (*comparison.warnings, *comparison.candidate.warnings)
             speedups = {"speedup": comparison.speedup, "quiet_speedup": comparison.quiet_speedup}
-        names = ("target", "provider", "inputs", "batch", "threads", "p50_s", "quiet_s", "samples", "board")
+        timed = ("p50_s", "quiet_s", "samples", "contended_share")
+        names = ("target", "provider", "inputs", "batch", "threads", *timed, "board")
         row = StageLatency(**{name: getattr(latency, name) for name in names}, **speedups)
         # The stage is named by its record; the path of its file would only be long.
         remarks = (f"batch {latency.batch}: {text.split('model.onnx: ')[-1]}" for text in warnings)

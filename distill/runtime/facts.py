@@ -55,7 +55,8 @@ class Quality:
 class StageLatency:
     """A stage's shipped form, timed at one batch size; ``speedup`` is over the teacher's fp32 ONNX file.
 
-    ``board`` describes the machine that it was timed on, where it was not the one of the run.
+    ``board`` describes the machine that it was timed on, where it was not the one of the run; ``contended_share`` is
+    the share of turns, 0 to 1, in which something else slowed the core.
     """
 
     target: str
@@ -69,6 +70,7 @@ class StageLatency:
     speedup: Estimate | None = None
     quiet_speedup: Real | None = None
     board: dict[str, Any] | None = None
+    contended_share: Real = 0.0
 
 
 @dataclass(frozen=True)

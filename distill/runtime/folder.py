@@ -89,13 +89,15 @@ class RunFolder:
     @classmethod
     @contextmanager
     def hold(cls, path: Path) -> Iterator[RunFolder]:
-        """Make the folder if need be and hold its lock.
+        """Make the folder if need be and hold its lock; an error before any stage was begun leaves it as it was.
 
         Raises:
             UserError: the folder cannot be written, or another process holds it.
         """
         folder = cls(path)
         try:
+            absent = [place for place in (path, *path.parents) if not place.exists()]
+            is_new = bool(absent) or (path.is_dir() and not any(path.iterdir()))
             for place in (folder.stages, folder.memos, folder.cache):
                 if place.is_symlink():
                     raise UserError(f"{place}: is a link, and a run writes into its own folder only; remove the link")
@@ -106,13 +108,20 @@ class RunFolder:
             raise UserError(
                 f"run folder {path}: in use by another run; wait for it, or choose another with --out"
             ) from error
-        except OSError as error:
-            raise UserError(
-                f"run folder {path}: cannot be written ({error.strerror or error}); choose another with --out"
-            ) from error
+        except (OSError, ValueError) as error:  # a zero byte
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"run folder {path}: cannot be written ({why}); choose another with --out") from error
         try:
             files.sweep(path)
             yield folder
+        except BaseException:
+            if is_new and not any(folder.stages.iterdir()):
+                for place in path.iterdir():
+                    remove(place)
+                for place in absent:
+                    with suppress(OSError):  # another run began beside it
+                        place.rmdir()
+            raise
         finally:
             lock.release()
 

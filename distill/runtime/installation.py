@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,8 +19,18 @@ from distill.references.functions import cause
 
 _PACKAGES = (
     *("distill", "torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "torch-pruning", "optuna"),
-    *("numpy", "scikit-learn", "safetensors", "torchvision", "timm"),
+    *("numpy", "scikit-learn", "safetensors", "torchvision", "timm", "transformers"),
 )
+EXTRAS = {
+    "vision": ("torchvision", "timm"),
+    "text": ("transformers",),
+    "test": (
+        *("pytest", "pytest-xdist", "hypothesis", "jaxtyping", "beartype", "jsonschema", "mpmath"),
+        *("torchvision", "timm", "transformers"),
+    ),
+    "dev": ("ruff", "mypy", "pre-commit", "types-PyYAML", "build"),
+}
+"""The packages of each extra of pyproject.toml."""
 _FREE_BYTES = 2 * 2**30
 
 
@@ -61,6 +72,13 @@ class Vision(TypedDict):
     mend: str | None
 
 
+class Extra(TypedDict):
+    """The packages of an extra by version, None where one is not installed, and the command that brings those."""
+
+    packages: dict[str, str | None]
+    mend: str | None
+
+
 class DataSet(TypedDict):
     """Where a built-in data set was ``found``, and the ways to get it where it was not."""
 
@@ -87,6 +105,7 @@ class Installation(TypedDict):
     threads: Threads
     gpu: Gpu
     torchvision: Vision
+    extras: dict[str, Extra]
     data: dict[str, DataSet]
     disk: Disk
     problems: list[str]
@@ -127,6 +146,7 @@ def examine() -> Installation:
         },
         "gpu": gpu,
         "torchvision": vision,
+        "extras": {name: _extra(packages) for name, packages in EXTRAS.items()},
         "data": _data(),
         "disk": {"folder": str(here), "free_bytes": free},
         "problems": problems,
@@ -227,6 +247,12 @@ def _torchvision() -> Vision:
 
         why, mend = cause(error), torchvision_mend(torch.__version__, torch.version.cuda)
     return {"version": version, "loads": why is None, "why": why, "mend": mend}
+
+
+def _extra(names: Sequence[str]) -> Extra:
+    packages = {name: _version(name) for name in names}
+    absent = [name for name, version in packages.items() if version is None]
+    return {"packages": packages, "mend": f"python -m pip install {' '.join(absent)}" if absent else None}
 
 
 def _data() -> dict[str, DataSet]:

@@ -70,6 +70,15 @@ class RunResult:
     exit_code: int = 0
     schema: int = SCHEMA
 
+    @property
+    def unproven(self) -> tuple[str, ...]:
+        """Say which verdicts are open, and what was not timed although that was asked for."""
+        open_axes = [axis for axis, verdict in self.comparison.verdicts.items() if verdict == "unresolved"]
+        texts = [f"the verdict on the {axis} is open" for axis in open_axes]
+        if self.target.get("unmeasured") and self.config.get("benchmark") != "off":
+            texts.append(f"latency is unmeasured: {self.target['unmeasured']}")
+        return tuple(texts)
+
     def stage(self, name: str) -> StageRecord:
         """Return the record of the stage called ``name``; KeyError when the run has none."""
         for record in self.stages:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
+from distill import scratch
 from distill.benchmarks import BenchmarkSettings, Target, compare, measure
 from distill.prune.widths.latency import Device
 from distill.prune.widths.layer_costs import Precision, Staircase
@@ -38,7 +39,8 @@ class Shipped:
     rows: Mapping[str, NDArray[Any]] | None = None
     kernels: Precision = "float32"
     settings: BenchmarkSettings = field(default_factory=BenchmarkSettings)
-    _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    _folder: Path | None = field(default=None, repr=False)
+    _stack: ExitStack = field(default_factory=ExitStack, repr=False)
     _first_s: float = 0.0
 
     def __call__(self, model: nn.Module) -> float:
@@ -49,12 +51,12 @@ class Shipped:
             NotMeasuredError: the target is not at hand, or the timing failed.
         """
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="distill-shipped-")
-            first = Path(self._folder.name, "first.onnx")
+            self._folder = self._stack.enter_context(scratch.folder("shipped"))
+            first = self._folder / "first.onnx"
             self.write(model, first)
             self._first_s = measure(first, self.target, self.batch, settings=self.settings, rows=self.rows).quiet_s
             return self._first_s
-        first, path = (Path(self._folder.name, f"{name}.onnx") for name in ("first", "next"))
+        first, path = (self._folder / f"{name}.onnx" for name in ("first", "next"))
         self.write(model, path)
         comparison = compare(
             first,
@@ -69,9 +71,8 @@ class Shipped:
 
     def close(self) -> None:
         """Remove the files that were timed; the next module counts as the first again."""
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        self._stack.close()
+        self._folder = None
 
     def device(self, cache: Path | None = None) -> Device:
         """Return what pruning asks of the target; layers are timed alone where that can be done here."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.modules import Example
+from distill.prune.modules import Example, run_alike
 from distill.references.calls import why_call_failed
 from distill.references.models import build, require_storable
 from distill.references.weights import load_weights
@@ -203,7 +203,7 @@ def logits_of(model: nn.Module, example: Example, take: Take) -> Tensor:
     args, kwargs = example
     try:
         with torch.no_grad():
-            output = model(*args, **kwargs)
+            output = run_alike(model, example)
     except Exception as error:  # it is the user's own forward
         raise UserError(
             f"forward fails: {why_call_failed(error, model, args, kwargs)}; the shape of one sample is --input, rows "

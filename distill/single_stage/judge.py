@@ -9,9 +9,11 @@ from math import inf
 import numpy as np
 from onnx import ModelProto
 
+from distill.benchmarks import units
 from distill.errors import UserError
+from distill.export.graph import copy_of, refill
 from distill.export.outputs import tail_of
-from distill.export.parity_check import run_onnx
+from distill.export.parity_check import output_distances, run_onnx, session_of
 from distill.outputs import (
     KINDS,
     UNKNOWN,
@@ -23,7 +25,7 @@ from distill.outputs import (
     note,
     tell_or_numbers,
 )
-from distill.quantize.half.narrow import SIXTEEN_BITS, emulate
+from distill.quantize.half.narrow import SIXTEEN_BITS, casts_to, emulate
 from distill.quantize.repair_loop import Loss
 from distill.references.functions import load_reference
 from distill.single_stage.calibration_rows import GraphRows
@@ -31,26 +33,37 @@ from distill.single_stage.options import PruneOptions, QuantizeOptions
 from distill.types import Array, Feed
 
 _FLOAT = "the float32 model"
-_FIRST_AXIS = "the first axis of its first output must be the batch"
+_FIRST_AXIS = "the first axis of the output that is judged must be the batch"
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """What the user says of the answers: what they hold, the axis of their classes, a measure of the user's own."""
+    """What the user says of the answers: what they hold, the axis of their classes, a measure of the user's own.
+
+    `name` is that of the output that has them, None for the first.
+    """
 
     kind: Kind | None = None
     axis: int | None = None
     metric: Metric | None = None
+    name: str | None = None
 
     @classmethod
     def of(cls, options: PruneOptions | QuantizeOptions) -> AnswerSettings:
-        """Take them from a verb's options. Raises UserError for an unknown kind, or a metric that cannot be loaded."""
-        if options.output not in (None, *KINDS):
+        """Take them from a verb's options: of `quantize`, ``output`` is a kind, the name of an output, or NAME=KIND.
+
+        Raises:
+            UserError: an unknown kind, or a metric that cannot be loaded.
+        """
+        name, _, kind = (options.output or "").rpartition("=")
+        if kind not in ("", *KINDS) and isinstance(options, PruneOptions):
             raise UserError(f"--output {options.output}: must be one of {', '.join(KINDS)}")
+        if kind not in KINDS:
+            name, kind = options.output or "", ""
         metric = options.metric
         if isinstance(metric, str):
             metric = load_reference(metric, field="--metric")
-        return cls(options.output, options.axis, metric)
+        return cls(next((known for known in KINDS if known == kind), None), options.axis, metric, name or None)
 
 
 @dataclass(frozen=True)
@@ -105,11 +118,12 @@ class Judge:
 
 @dataclass(frozen=True)
 class GraphJudge:
-    """Compares graphs with the float one on `rows`.
+    """Compares graphs with the float one, `core`, on `rows`.
 
     `note` says as what the output is judged, `remarks` what makes the comparison prove little.
     """
 
+    core: ModelProto
     rows: Sequence[Feed]
     comparison: Comparison
     note: str
@@ -132,8 +146,8 @@ class GraphJudge:
         remarks = [text for text in weak if text is not None]
         first, *others = [value.name for value in core.graph.output]
         if others:
-            remarks.append(f"only the first output, {first}, is judged; nothing compares {', '.join(others)}")
-        return cls(rows.judged, comparison, judge.note, tuple(remarks))
+            remarks.append(f"output {first} is judged; --output NAME judges another: {', '.join(others)}")
+        return cls(core, rows.judged, comparison, judge.note, tuple(remarks))
 
     def __call__(self, model: ModelProto) -> Loss:
         """Return what a graph loses; answers that are none lose without end."""
@@ -150,14 +164,47 @@ class GraphJudge:
 
     def answer(self, model: ModelProto) -> Array:
         """Return a graph's output for the rows."""
-        # The CPU takes 16-bit graphs to float32 as a whole: what overflows on a GPU would not show.
-        halves = any(tensor.data_type in SIXTEEN_BITS for tensor in model.graph.initializer)
-        return run_onnx(emulate(model) if halves else model, self.rows)
+        return run_onnx(_runnable(model), self.rows)
 
     def remarks_on(self, name: str, model: ModelProto) -> tuple[str, ...]:
-        """Say where the answers of a graph that may ship prove little, though the float one's do not."""
+        """Say where the answers of a graph that may ship prove little, though the float one's do not.
+
+        Of what else it puts out it says how far that is from what the float one does.
+        """
         remark = self.comparison.remark(self.answer(model), (_FLOAT, name))
-        return () if remark is None or self.comparison.remark(None, (_FLOAT, name)) else (remark,)
+        weak = () if remark is None or self.comparison.remark(None, (_FLOAT, name)) else (remark,)
+        if len(self.core.graph.output) < 2:
+            return weak
+        before, after = (session_of(_runnable(graph)) for graph in (self.core, model))
+        distances = output_distances(before, after, self.rows[0])
+        judged = self.core.graph.output[0].name
+        moved = [f"{key} by {units.share(size)}" for key, size in distances.items() if size and key != judged]
+        text = f"{name}: moves outputs that are not judged, of their largest value: {', '.join(moved)}"
+        return (*weak, text) if moved else weak
+
+
+def _runnable(model: ModelProto) -> ModelProto:
+    """Return what shows on the CPU what a graph answers: it takes 16-bit graphs to float32 as a whole.
+
+    What overflows on a GPU would not show.
+    """
+    halves = any(tensor.data_type in SIXTEEN_BITS for tensor in model.graph.initializer)
+    return emulate(model) if halves or casts_to(model, SIXTEEN_BITS) else model
+
+
+def judged_first(core: ModelProto, name: str | None) -> ModelProto:
+    """Return a graph that puts out first what is judged. Raises UserError where it has no output of this name."""
+    names = [value.name for value in core.graph.output]
+    if name is None:
+        return core
+    if name not in names:
+        raise UserError(
+            f"--output {name}: is no kind ({', '.join(KINDS)}), and no output of the model, which has "
+            f"{', '.join(names)}"
+        )
+    twin = copy_of(core)
+    refill(twin.graph.output, sorted(core.graph.output, key=lambda value: value.name != name))
+    return twin
 
 
 def require_finite_answers(values: Array, model: str, source_name: str = "") -> None:
@@ -179,8 +226,8 @@ def _reference(core: ModelProto, rows: GraphRows) -> Array:
         raise UserError(f"its answers to several batches do not fit together ({error}); {_FIRST_AXIS}") from error
     if reference.dtype.kind != "f":
         raise UserError(
-            f"its first output, {core.graph.output[0].name!r}, is {reference.dtype.name}; answers are compared by "
-            "scores: put the floats [rows, classes] first"
+            f"its output {core.graph.output[0].name!r} is {reference.dtype.name}; answers are compared by scores: "
+            f"{_mend(core, 'put the floats [rows, classes] first')}"
         )
     if len(reference) != rows.count:
         raise UserError(f"it gives {len(reference)} answers for {rows.count} rows; {_FIRST_AXIS}")
@@ -194,10 +241,16 @@ def _require_rows_first(core: ModelProto) -> None:
     kind = first.type.WhichOneof("value")
     if kind not in (None, "tensor_type"):
         raise UserError(
-            f"its first output, {first.name!r}, is a {kind}; export it with scores as a plain tensor, first"
+            f"its output {first.name!r} is a {kind}; {_mend(core, 'export it with scores as a plain tensor, first')}"
         )
     if first.type.tensor_type.HasField("shape") and not first.type.tensor_type.shape.dim:
-        raise UserError(f"its first output, {first.name!r}, is one number for all rows; {_FIRST_AXIS}")
+        raise UserError(f"its output {first.name!r} is one number for all rows; {_mend(core, _FIRST_AXIS)}")
+
+
+def _mend(core: ModelProto, single: str) -> str:
+    """Say what mends an output that cannot be judged: another one, or, where there is none, ``single``."""
+    others = [value.name for value in core.graph.output[1:]]
+    return f"judge another by --output NAME, of {', '.join(others)}" if others else single
 
 
 def _finite_rows(values: Array) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from distill import files
+from distill import files, scratch
 from distill.benchmarks import machine, why_unmeasurable
 from distill.errors import NotMeasuredError, UserError
 from distill.export import to_bytes
@@ -273,8 +272,8 @@ def _judge(
 def _time(outcome: Outcome, start: _Start, graph: ModelProto) -> Outcome:
     """Let both files take turns, and refuse the pruned one where it is slower, or not as fast as was asked."""
     goal = start.options.speedup
-    with tempfile.TemporaryDirectory(prefix="distill-prune-") as folder:
-        comparison = start.shipping.compared(start.core, graph, Path(folder))
+    with scratch.folder("prune") as folder:
+        comparison = start.shipping.compared(start.core, graph, folder)
     before = comparison.baseline
     outcome = replace(
         outcome,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any, get_args
 
 from onnx import ModelProto
 
+from distill import scratch
 from distill.benchmarks import Options, Report, bench, resolve_target, why_unmeasurable
 from distill.benchmarks.parse import counts, positive
 from distill.benchmarks.target import Target
@@ -19,18 +19,22 @@ from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import Timing
 from distill.distillation.imitation import Imitation
 from distill.errors import Exit, UserError
+from distill.export.graph import copy_of, opset_of, refill
 from distill.export.metadata import write_metadata
+from distill.export.newer_opset import with_opset
+from distill.export.parity_check import output_distances, session_of
 from distill.export.stripping import to_bytes
 from distill.intervals import Estimate
 from distill.output_paths import require_apart, require_places, write_output
 from distill.quantize.choose_precision import FLOAT, Candidate, Choice, Precision, choose, decide
+from distill.quantize.float_graph import MIN_OPSET
 from distill.quantize.repair_loop import Loss
 from distill.quantize.sensitivity import saved_seconds, sensitivities
 from distill.quantize.settings import CALIBRATIONS, QuantizeSettings
 from distill.quantize.static import calibrate_graph
 from distill.single_stage.calibration_rows import GraphRows, inputs_of, part_rows
 from distill.single_stage.inputs import built, parameters_of
-from distill.single_stage.judge import AnswerSettings, GraphJudge
+from distill.single_stage.judge import AnswerSettings, GraphJudge, judged_first
 from distill.single_stage.options import (
     GraphLike,
     ModuleLike,
@@ -48,6 +52,7 @@ from distill.tasks.rows import read_rows
 from distill.types import Array, Progress
 
 Remarks = tuple[str, ...]
+_SAME = 1e-3  # of the largest answer: what other kernels for the same float32 graph may do
 _TIMED = "candidate-{:02}"  # what a candidate is called while it is timed
 
 
@@ -88,18 +93,21 @@ def run(options: QuantizeOptions, progress: Progress | None = None) -> Quantized
     Raises UserError as ``quantize_model`` does.
     """
     target, settings, answers = _settle(options)
-    core, rows = _read(options)
+    as_read, rows = _read(options)
     target = replace(target, batch_sizes=_batch_sizes(options, rows))
     with _told_of(options):
+        core = judged_first(as_read, answers.name)
         job = _Job(options, core, rows, GraphJudge.of(core, rows, answers), target, settings, progress)
+        converted = job.conversion()
         choice, report = job.choose()
     warnings = [*rows.remarks, *job.judge.remarks, *(target.warnings if options.reduce_range is None else ())]
+    warnings += converted
     warnings += remarks.of_choice(choice, target, rows=rows.count, max_drop=options.max_drop)
     warnings += remarks.of_core(core) if report is None else ()
     warnings += job.judge.remarks_on(choice.chosen.name, choice.chosen.model)
     choice = replace(choice, warnings=(*choice.warnings, *warnings), judged=job.judge.note)
     within = any(candidate.within for candidate in choice.candidates[1:])
-    graph = _labelled(choice.chosen, core, target)
+    graph = _labelled(choice.chosen, as_read, target)
     _write(options, job, choice, graph if within else None)
     return Quantized(graph, choice, report, Exit.OK if within else Exit.VERDICT_NO)
 
@@ -234,6 +242,22 @@ class _Job:
     settings: QuantizeSettings
     progress: Progress | None
 
+    def conversion(self) -> list[str]:
+        """Say that an old opset is converted. Raises UserError where the converted graph answers otherwise."""
+        opset, options = opset_of(self.core), self.options
+        kinds = self.target.formats if options.precision == "auto" else (options.precision,)
+        if opset >= MIN_OPSET or set(kinds) <= {"fp16"}:
+            return []
+        newer = with_opset(self.core, MIN_OPSET)
+        distances = output_distances(session_of(self.core), session_of(newer), self.rows.judged[0])
+        worst = max(distances, key=lambda name: distances[name])
+        if distances[worst] > _SAME:
+            raise UserError(
+                f"opset {opset}: what onnx converts it to, opset {MIN_OPSET}, answers otherwise ({worst} moves by "
+                f"{100 * distances[worst]:.2g} % of its largest value); export it with opset {MIN_OPSET} or newer"
+            )
+        return [f"opset {opset} was converted to {MIN_OPSET}, which answers the same; a float32 file keeps its own"]
+
     def choose(self) -> tuple[Choice, Report | None]:
         """Make, judge and measure what may be the fastest, choose, and measure every layer where that is asked for."""
         options, reports = self.options, list[Report]()
@@ -296,8 +320,8 @@ class _Job:
         options = self.options
         if why_unmeasurable(self.target) is not None:
             return None
-        with tempfile.TemporaryDirectory(prefix="distill-quantize-") as folder:
-            paths = [Path(folder, f"{_TIMED.format(number)}.onnx") for number in range(len(models))]
+        with scratch.folder("quantize") as folder:
+            paths = [folder / f"{_TIMED.format(number)}.onnx" for number in range(len(models))]
             for path, model in zip(paths, models, strict=True):
                 path.write_bytes(to_bytes(model))
             return bench(
@@ -353,4 +377,7 @@ def _labelled(candidate: Candidate, core: ModelProto, target: Target) -> ModelPr
     isa = target.relied_on(candidate.record.saturation_risk)
     if isa is not None:
         entries["isa"] = isa
-    return write_metadata(candidate.model, {entry.key: entry.value for entry in core.metadata_props} | entries)
+    places = {value.name: place for place, value in enumerate(core.graph.output)}
+    model = copy_of(candidate.model)
+    refill(model.graph.output, sorted(model.graph.output, key=lambda value: places[value.name]))
+    return write_metadata(model, {entry.key: entry.value for entry in core.metadata_props} | entries)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from distill import scratch
 from distill.distillation.settings import DistillSettings
 from distill.errors import NotMeasuredError
 from distill.models import MODELS
@@ -54,6 +53,6 @@ def try_models(ctx: Context) -> None:
 
 
 def _try_export(ctx: Context, model: nn.Module) -> dict[str, bool]:
-    with tempfile.TemporaryDirectory() as folder:
-        write_onnx(Path(folder), model, ctx.task, ctx.export)
+    with scratch.folder("export") as folder:
+        write_onnx(folder, model, ctx.task, ctx.export)
     return {"exports": True}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from contextlib import closing, nullcontext
 from functools import partial
 from itertools import islice
@@ -11,11 +10,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from distill import scratch
 from distill.config.loading import PruneSection
 from distill.distillation.settings import DistillSettings
 from distill.prune import prune_channels, recalibrate
 from distill.quantize import quantize as quantize_graph
-from distill.runtime.artifacts import Artifact, Calibration, example, read_graph, weights_hash, write_onnx, write_proto
+from distill.runtime.artifacts import Artifact, Calibration, example, read_halves, weights_hash, write_onnx, write_proto
 from distill.runtime.context import Context
 from distill.runtime.decisions import WIDTHS
 from distill.runtime.facts import Detail, StageFacts
@@ -108,15 +108,16 @@ def shipped(ctx: Context) -> Shipped:
     wanted, batch = _number_format(ctx), ctx.target.batch_sizes[0]
 
     def write(model: nn.Module, path: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            write_onnx(Path(folder), model, ctx.task, ctx.export)
-            core = read_graph(Path(folder, "core.onnx"))
+        with scratch.folder("export") as folder:
+            write_onnx(folder, model, ctx.task, ctx.export)
+            halves = read_halves(folder)
+        core = halves.core
         if wanted != "float32":
             inputs = tuple(value.name for value in core.graph.input)
             # Which ranges it finds is no matter of time.
             samples = Calibration(ctx.task, inputs, _FEW, ctx.config.seed)
             core, _ = quantize_graph(core, ctx.config.quantize, target=ctx.target, calibration=samples)
-        write_proto(path, core)
+        write_proto(path, dataclasses.replace(halves, core=core).whole)
 
     return Shipped(
         write,

@@ -21,12 +21,11 @@ from distill.quantize.sensitivity import divergence
 from distill.runtime.artifacts import (
     Artifact,
     Calibration,
-    attach,
     core_feed,
     graph_hash,
-    read_graph,
+    read_halves,
     weights_hash,
-    write_proto,
+    write_graphs,
 )
 from distill.runtime.context import Context
 from distill.runtime.facts import Detail, Quantization, StageFacts
@@ -44,7 +43,8 @@ def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
     key = ctx.key("quantize", parts, limit, weights_hash(base.folder), modules=("distill.quantize", "distill.stages"))
 
     def build(folder: Path) -> StageFacts:
-        core = read_graph(base.core)
+        halves = read_halves(base.folder)
+        core = halves.core
         inputs = tuple(value.name for value in core.graph.input)
         calibration = Calibration(ctx.task, inputs, settings.samples, ctx.config.seed)
         if ctx.target.precision == "int8":
@@ -55,8 +55,7 @@ def make(ctx: Context, base: Artifact, teacher: Artifact) -> StageResult:
                 core, settings, target=ctx.target, calibration=calibration, progress=ctx.console.progress
             )
             way = record.precision
-        write_proto(folder / "core.onnx", quantized)
-        write_proto(folder / "model.onnx", attach(quantized, ctx.task))
+        write_graphs(folder, dataclasses.replace(halves, core=quantized), ctx.task)
         sizes = json.loads((base.folder / "stage.json").read_text(encoding="utf-8"))["facts"]
         detail = Detail(quantization=Quantization(**vars(record), how=way))
         return StageFacts(sizes["parameters"], sizes["macs"], warnings=record.warnings, detail=detail)

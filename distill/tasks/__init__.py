@@ -4,7 +4,7 @@
 that a config can be read without it.
 """
 
-from distill.tasks.families import FAMILIES, SOURCES, Data, data_settings, load_task
+from distill.tasks.families import FAMILIES, SOURCES, Data, data_settings, load_task, require_source
 from distill.tasks.settings import DataSettings
 
-__all__ = ["FAMILIES", "SOURCES", "Data", "DataSettings", "data_settings", "load_task"]
+__all__ = ["FAMILIES", "SOURCES", "Data", "DataSettings", "data_settings", "load_task", "require_source"]

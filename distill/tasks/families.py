@@ -15,6 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from distill.errors import UserError
+from distill.references.functions import load_reference
 from distill.tasks.settings import (
     BreastCancerSettings,
     CsvSettings,
@@ -61,13 +62,7 @@ def load_task(
     Raises:
         UserError: no such source, or the data are missing or wrong.
     """
-    if settings.source is None:
-        raise UserError(f"data.source is missing; {_SOURCES_KNOWN}")
-    if not settings.loader:
-        raise UserError(
-            f"data.source={settings.source!r}: {_no_such_source(settings.source)} "
-            "(a function of yours is written ./file.py:function)"
-        )
+    require_source(settings, folder)
     module, _, function = settings.loader.partition(":")
     loader: Loader = getattr(importlib.import_module(f"distill.tasks.{module}"), function)
     folder = folder or Path.cwd()
@@ -77,6 +72,23 @@ def load_task(
 
     task = loader(replace(settings, metric=None), seed=seed, folder=folder, progress=progress)
     return scored(task, str(settings.metric), folder)
+
+
+def require_source(settings: DataSettings, folder: Path | None = None) -> None:
+    """Find out whether there are such data, without reading them; ``folder`` as ``load_task`` takes it.
+
+    Raises:
+        UserError: no such source, or no such function.
+    """
+    if settings.source is None:
+        raise UserError(f"data.source is missing; {_SOURCES_KNOWN}")
+    if not settings.loader:
+        raise UserError(
+            f"data.source={settings.source!r}: {_no_such_source(settings.source)} "
+            "(a function of yours is written ./file.py:function)"
+        )
+    if isinstance(settings, CustomSettings):
+        load_reference(settings.source, field="data.source", folder=folder)
 
 
 def data_settings(**section: Any) -> DataSettings:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid")
+from distill.bounds import SETTINGS
+
 Fraction = Annotated[float, Gt(0), Lt(1)]
 TestShare = Annotated[
     Fraction | None,
@@ -25,7 +26,7 @@ PositiveLabel = Annotated[
 ]
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class DataSettings:
     """Where the data come from, how they are split, and what a model is judged by."""
 
@@ -69,7 +70,7 @@ class DataSettings:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class ImageSettings(DataSettings):
     """What all pictures have: normalisation and augmentation."""
 
@@ -98,7 +99,7 @@ class ImageSettings(DataSettings):
         return problems
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class DigitsSettings(ImageSettings):
     """scikit-learn's embedded digits."""
 
@@ -108,7 +109,7 @@ class DigitsSettings(ImageSettings):
     test: TestShare = None
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class PublishedSettings(ImageSettings):
     """A published set that lies in a folder or is downloaded: Fashion-MNIST and CIFAR-10."""
 
@@ -124,7 +125,7 @@ class PublishedSettings(ImageSettings):
     )
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class ImageFolderSettings(ImageSettings):
     """The user's own pictures, one folder a class."""
 
@@ -153,7 +154,7 @@ def _as_texts(cells: object) -> object:
     return tuple("null" if cell is None else str(cell) if type(cell) in (int, float) else cell for cell in cells)
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class BreastCancerSettings(DataSettings):
     """scikit-learn's embedded Breast Cancer Wisconsin data."""
 
@@ -164,7 +165,7 @@ class BreastCancerSettings(DataSettings):
     positive: PositiveLabel = None
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class CsvSettings(DataSettings):
     """The user's own table."""
 
@@ -214,7 +215,7 @@ class CsvSettings(DataSettings):
         return problems
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class CustomSettings(DataSettings):
     """The user's own data, made by a function."""
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError, UserError
+from distill.export.preprocessed import as_inputs
 from distill.references.calls import why_call_failed
 from distill.references.functions import call_user
-from distill.tasks.base import Batch, Data, Inputs, Trainable
+from distill.tasks.base import Batch, Data, Trainable
 from distill.training.batches import batches
 from distill.types import Array
 
@@ -67,13 +68,6 @@ def predict(
     for module, mode in modes:  # each by itself: a part may have been frozen on its own
         module.training = mode
     return np.concatenate(logits), np.concatenate(targets)
-
-
-def as_inputs(value: Any) -> Inputs:
-    """Read what a preprocessing module returned as the arguments of the model: a tensor, a tuple or a dict."""
-    if isinstance(value, dict):
-        return (), value
-    return (tuple(value), {}) if isinstance(value, tuple | list) else ((value,), {})
 
 
 def autocast(precision: str, device: torch.device) -> tuple[Autocast, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from distill.errors import UserError
 from distill.intervals import Real
 from distill.references.calls import why_not_finite
 from distill.references.functions import cause
-from distill.state_dicts import load_state
+from distill.state_dicts import load_state, twin
 from distill.tasks.base import Batch, Trainable
 from distill.training.batches import shuffled
 from distill.training.checkpoint import TrainState, resume, save
@@ -188,7 +187,7 @@ class _Training:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return twin(model)
     except Exception as error:  # whatever the model holds decides
         raise UserError(
             f"model: {type(model).__name__} cannot be copied ({cause(error)}); keep what is no tensor, number or text "

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from distill.bounds import SETTINGS, Count
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class TrainSettings:
     """How a model is trained."""
 
-    epochs: Annotated[int, Ge(1)] = Field(default=20, description="passes over the training split")
-    batch_size: Annotated[int, Ge(1)] = Field(default=128, description="samples a step")
+    epochs: Count = Field(default=20, description="passes over the training split")
+    batch_size: Count = Field(default=128, description="samples a step")
     learning_rate: Annotated[float, Gt(0), Le(100)] = Field(
         default=0.1, description="peak of the schedule: linear warm-up, then half a cosine to zero"
     )

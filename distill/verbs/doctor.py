@@ -11,7 +11,7 @@ from distill.errors import Exit
 from distill.verbs.signature import AsJson, Debug, echo_json
 
 if TYPE_CHECKING:
-    from distill.runtime.installation import DataSet, Gpu, Installation
+    from distill.runtime.installation import DataSet, Extra, Gpu, Installation
 
 Rows = list[tuple[str, str]]
 """Names and what is said of them."""
@@ -70,12 +70,21 @@ def _sections(installation: Installation) -> list[tuple[str, Rows]]:
     disk = installation["disk"]
     return [
         ("Versions", versions),
+        ("Extras", [(name, _packages(extra)) for name, extra in installation["extras"].items()]),
         ("Processor", processor),
         ("GPU", [*cards, ("torch", gpu["torch"])]),
         ("onnxruntime providers", [(name, _usable(name, why, gpu)) for name, why in installation["providers"].items()]),
         ("Data sets", [(name, _place(data)) for name, data in installation["data"].items()]),
         ("Disk", [("here", f"{_size(disk['free_bytes'])} free in {disk['folder']}")]),
     ]
+
+
+def _packages(extra: Extra) -> str:
+    present = ", ".join(f"{name} {version}" for name, version in extra["packages"].items() if version)
+    absent = ", ".join(name for name, version in extra["packages"].items() if not version)
+    if not absent:
+        return present
+    return f"{present or 'nothing'}; not here: {absent}; {extra['mend']}"
 
 
 def _usable(provider: str, why: str, gpu: Gpu) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -25,11 +26,14 @@ def _prune(options: _Options) -> None:
     """Remove channels, heads and blocks of any model, and prove what that bought."""
     from distill import clean
     from distill.console import Console
+
+    console = Console("quiet" if options.quiet else "auto")
+    console.say(f"{options.model}: loading torch and the model …")
     from distill.rendering.terminal import render
     from distill.single_stage.prune_model import run
     from distill.single_stage.pruning.report import document
 
-    with Console("quiet" if options.quiet else "auto") as console:
+    with redirect_stdout(sys.stderr), console:
         outcome = run(options, console.progress).outcome
     if options.as_json:
         sys.stdout.write(clean.json_text(outcome.to_json()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +30,7 @@ def _quantize(options: _Options) -> None:
     from distill.single_stage.quantizing.report import document
 
     # Of what takes minutes a person wants to see the hand move; a file or a pipe gets the result alone.
-    with clean.console(stderr=True).status("reading") as status:
+    with redirect_stdout(sys.stderr), clean.console(stderr=True).status("reading") as status:
 
         def show(step: str, number: int, total: int) -> None:
             status.update(Text(clean.log_line(f"{step}: {number} of {total}")))

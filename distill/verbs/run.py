@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from distill import clean
-from distill.errors import NotMeasuredError
+from distill.errors import Exit, NotMeasuredError, UserError
 from distill.verbs.signature import AsJson, Debug, Quiet
 
 
@@ -56,6 +57,9 @@ class RunOptions:
     seed: Annotated[int | None, typer.Option(help="of weights, order, augmentation and splits")] = None
     trials: Annotated[int | None, typer.Option(help="Optuna trials before the full run")] = None
     smoke: Annotated[bool, typer.Option("--smoke", help="every stage on two batches; not to be deployed")] = False
+    strict: Annotated[
+        bool, typer.Option("--strict", help="a verdict that is open, and what was not timed, end with 3")
+    ] = False
     decisions: Annotated[Path | None, typer.Option(help="replay the decisions of this run.json")] = None
     as_json: AsJson = False
     quiet: Quiet = False
@@ -79,23 +83,33 @@ class RunOptions:
 def run(options: RunOptions) -> None:
     """Train, distill, prune, quantize, export, and measure before and after."""
     _check_wheels()
+    if options.strict and options.smoke:
+        raise UserError("--strict: a --smoke run proves nothing, so it has no verdict; leave one of them out")
     from distill.console import Console
+
+    console = Console("quiet" if options.quiet else "auto")
+    console.say(f"{options.config or 'digits'}: loading torch and the configuration …")  # seconds on a slow machine
     from distill.pipeline import run as run_pipeline
 
-    result = run_pipeline(
-        options.config,
-        overrides=options.overrides,
-        out=options.out,
-        decisions=options.decisions,
-        smoke=options.smoke,
-        console=Console("quiet" if options.quiet else "auto"),
-    )
+    with redirect_stdout(sys.stderr):  # what the user's own code prints is no result
+        result = run_pipeline(
+            options.config,
+            overrides=options.overrides,
+            out=options.out,
+            decisions=options.decisions,
+            smoke=options.smoke,
+            console=console,
+        )
     if options.as_json:
         sys.stdout.write(clean.json_text(result.to_json()))
     else:
         from distill.report import render
 
         clean.console().print(render(result))
+    if options.strict and result.exit_code == Exit.OK and result.unproven:
+        for text in result.unproven:
+            typer.echo(clean.log_line(f"--strict: {text}"), err=True)
+        raise typer.Exit(int(Exit.INCONCLUSIVE))
     raise typer.Exit(result.exit_code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from types import GenericAlias
@@ -41,7 +42,13 @@ def command(run: Callable[[Options], None], options: type[Options]) -> Callable[
 
     def verb(**values: Any) -> None:
         # Typer gives a list, or None, for what may be repeated, and None for what was left out.
-        run(options(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if v is not None}))
+        read = options(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if v is not None})
+        arguments = sys.argv
+        sys.argv = arguments[:1]  # none of ours is for an argparse in the user's files
+        try:
+            run(read)
+        finally:
+            sys.argv = arguments
 
     parameters = [_parameter(field, hints[field.name]) for field in fields(options)]
     verb.__name__, verb.__doc__ = run.__name__.strip("_"), run.__doc__

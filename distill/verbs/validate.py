@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,8 @@ def validate(options: ValidateOptions) -> None:
     from distill.config.loading import load_config
     from distill.estimate.forecast import estimate
 
-    forecast = estimate(load_config(options.config, options.set_))
+    with redirect_stdout(sys.stderr):  # what the user's own code prints is no result
+        forecast = estimate(load_config(options.config, options.set_, find=True))
     if options.as_json:
         echo_json(forecast)
     else:

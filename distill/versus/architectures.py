@@ -2,6 +2,7 @@
 
     python -m distill.versus.architectures list
     python -m distill.versus.architectures run results.jsonl --only 'torchvision/*' --ratios 0.3 0.5
+    python -m distill.versus.architectures run results.jsonl --drawn 40 --seed 17 --ratios 0.4 --tool distill --untimed
     python -m distill.versus.architectures report results.jsonl
 
 Needs torchvision, timm and transformers. Each step of each model runs in a process of its own with limits on time and
@@ -16,7 +17,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -32,6 +33,7 @@ from distill.versus.gate import append, read_rows
 
 from . import architectures_report, architectures_steps
 from .apart import Limits, Result, apart, prepare
+from .architectures_drawn import drawn
 from .architectures_models import CASES, Case
 
 PLAIN = "plain"
@@ -45,10 +47,10 @@ _PREPARED = ("torch", "torch_pruning", "torch.onnx._internal.exporter._registrat
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """What a step may take, and how long files are timed."""
+    """What a step may take, and how long files are timed; where they are not, the unpruned model is not exported."""
 
     limits: Limits = _LIMITS
-    timing: Timing = _TIMING
+    timing: Timing | None = _TIMING
 
 
 def pruned(case: Case, folder: Path, tool: str, asked: float, limits: Limits) -> Result:
@@ -86,7 +88,7 @@ def one(case: Case, asked: float, before: Result, folder: Path, tools: Sequence[
     tried = [tool for tool in tools if tool != EXTRAS or not alike]
     found = {PLAIN: dict(before)} | {tool: pruned(case, folder, tool, asked, how.limits) for tool in tried}
     try:
-        row: Result = {"machine": timed(folder, found, how.timing)}
+        row: Result = {"machine": timed(folder, found, how.timing)} if how.timing else {}
     except DistillError as error:
         row = {"untimed": str(error)}
     if alike:
@@ -100,19 +102,18 @@ def one(case: Case, asked: float, before: Result, folder: Path, tools: Sequence[
 
 
 def run(
-    results: Path, cases: Sequence[Case], ratios: Sequence[float], tools: Sequence[str] = TOOLS, how: How | None = None
+    results: Path, cases: Iterable[Case], ratios: Sequence[float], tools: Sequence[str] = TOOLS, how: How | None = None
 ) -> None:
     """Try every case at every ratio that the results lack; a line is on the disk before the next is begun."""
     how = how or How()
-    sources = sorted({case.source for case in cases} & {"torchvision", "timm", "transformers"})
-    prepare([*_PREPARED, *sources])
     done = {(row["case"], row["asked"]) for row in read_rows(results)}
     for case in cases:
         missing = [asked for asked in ratios if (case.title, asked) not in done]
         if not missing:
             continue
         with tempfile.TemporaryDirectory(prefix="distill-versus-") as place:
-            before = apart(partial(architectures_steps.plain, case, Path(place)), how.limits)
+            step = architectures_steps.plain if how.timing else architectures_steps.counted
+            before = apart(partial(step, case, Path(place)), how.limits)
             for asked in missing:
                 row = one(case, asked, before, Path(place), tools, how)
                 append(results, row)
@@ -139,21 +140,36 @@ def main() -> None:
     ran.add_argument("--tool", choices=TOOLS, action="append", help="only this one")
     ran.add_argument("--seconds", type=float, default=Limits.seconds, help="limit for a step")
     ran.add_argument("--gigabytes", type=float, default=Limits.memory_bytes / 2**30, help="limit for a step")
+    ran.add_argument("--untimed", action="store_true", help="only whether it works: half the time")
     for verb in (listed, ran):
         verb.add_argument("--only", default="*", help="SOURCE/MODEL, with * and ?")
+        verb.add_argument("--drawn", type=int, help="so many of timm's instead, drawn by --seed")
+        verb.add_argument("--seed", type=int, default=0)
     shown = verbs.add_parser("report", help="print the tables")
     shown.add_argument("results", type=Path)
     given = parser.parse_args()
     if given.verb == "report":
         print(architectures_report.report(read_rows(given.results)))
         return
-    cases = [case for case in CASES if fnmatch(case.title, given.only)]
+    chosen = CASES if given.drawn is None else drawn(given.drawn, given.seed)
+    cases = (case for case in chosen if fnmatch(case.title, given.only))
+    sources = (
+        {"timm"} if given.drawn is not None else {case.source for case in CASES if fnmatch(case.title, given.only)}
+    )
+    prepare([*_PREPARED, *sorted(sources)])
     if given.verb == "list":
-        print("\n".join(f"{case.title} {'x'.join(map(str, case.shape))}" for case in cases))
+        for case in cases:
+            print(case.title, "x".join(map(str, case.shape)), flush=True)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before there is a process that others are forked from
     limits = Limits(seconds=given.seconds, memory_bytes=int(given.gigabytes * 2**30))
-    run(given.results, cases, given.ratios, given.tool or TOOLS, How(limits=limits))
+    run(
+        given.results,
+        cases,
+        given.ratios,
+        given.tool or TOOLS,
+        How(limits=limits, timing=None if given.untimed else _TIMING),
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ like attention: Fang et al. 2024 (arXiv 2407.04616).
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from distill.prune.attention.stand_ins import needs_stand_in, stand_in_
 from distill.prune.graph.groups import ChannelGroup, Member
 from distill.prune.graph.verify import Checks, lifts_of, masked_copy, output_shapes, problem_with
 from distill.prune.modules import Example, reason, set_tensor
+from distill.state_dicts import twin
 
 Kind = Literal["heads", "head_dim"]
 
@@ -231,7 +231,7 @@ def verified_groups(
         UserError: the model as it is does not run on its example.
     """
     groups = attention_groups(model, kinds=kinds)
-    model = copy.deepcopy(model).eval()  # some models write down what they saw
+    model = twin(model).eval()  # some models write down what they saw
     checks = Checks(example, logits, output_shapes(model, example, logits))
     trial = {g.name: [channel for unit in g.units[::2] for channel in unit] for g in groups if not g.unprunable}
     if not trial or attention_problem(model, trial, checks) is None:
@@ -265,7 +265,7 @@ def attention_problem(model: nn.Module, chosen: Mapping[str, Sequence[int]], che
     The model is in eval mode, or its dropout is what is wrong. Norms stay active: what they see is as wide as before.
     """
     lifts = lifts_of(model)
-    pruned, masked = copy.deepcopy(model), masked_copy(model, (), lifts)
+    pruned, masked = twin(model), masked_copy(model, (), lifts)
     try:
         for name, channels in chosen.items():
             cut_attention(pruned, name, channels)

@@ -18,7 +18,8 @@ from torch_pruning._helpers import _HybridIndex
 from torch_pruning.dependency import shape_infer
 
 _SECOND = (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm, nn.PReLU)
-_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase)
+_NO_ENDS = ("select", "unbind", "view", "reshape", "index", "bmm", "matmul", "attention")  # of an axis
 _NEGATIVE = 2**63  # from here on autograd's unsigned integers stand for negative axes
 
 
@@ -50,6 +51,30 @@ class Axes:
         for other in node.inputs:
             if (axis := self.at(other)) is not None:
                 return axis
+        return None
+
+    def is_single(self, node: Any) -> bool:
+        """Tell a node whose output holds one channel: a map that gates all others, or a statistic over them."""
+        axis, shape = self.at(node), output_shape(node)
+        return axis is not None and shape is not None and shape[axis] == 1
+
+    def is_end(self, node: Any) -> bool:
+        """Tell a node that takes the axis of the channels away, and so their number: a mean over them, say."""
+        before = self._before(node)
+        after = output_shape(node)
+        if before is None or after is None or _fixed(node):
+            return False
+        (axis, shape), kind = before, node.grad_fn.name().lower()
+        if "topk" in kind:
+            return axis_of(node, len(shape)) == axis
+        removed = None if any(name in kind for name in _NO_ENDS) else _removed(node.grad_fn, len(shape), shape, after)
+        return removed is not None and axis in removed
+
+    def _before(self, node: Any) -> tuple[int, tuple[int, ...]] | None:
+        for other in node.inputs:
+            axis, shape = self.at(other), input_shape(node) or output_shape(other)
+            if axis is not None and shape is not None and axis < len(shape):
+                return axis, shape
         return None
 
     def _of(self, node: Any) -> int | None:
@@ -181,6 +206,27 @@ class Flattened:
         if self.channels is None:
             return range(index * self.positions, (index + 1) * self.positions)
         return range(index, self.channels * self.positions, self.channels)
+
+
+@dataclass(frozen=True)
+class Halved:
+    """Maps channels to those of a gated linear unit, of which each is made of two, or back.
+
+    Args:
+        half: how many the unit has.
+        back: from its channels to those of both halves.
+    """
+
+    half: int
+    back: bool
+
+    def __call__(self, indices: Sequence[Any]) -> list[Any]:
+        """Map torch-pruning's pairs of an index and the index of the root that it comes from."""
+        roots: dict[int, Any] = {}
+        for index in indices:
+            for other in (index.idx, index.idx + self.half) if self.back else (index.idx % self.half,):
+                roots.setdefault(other, index.root_idx)
+        return [_HybridIndex(idx=index, root_idx=root) for index, root in roots.items()]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -12,6 +11,7 @@ from distill.prune.attention.heads import cut_attention, mask_attention
 from distill.prune.graph.groups import ROOTS, Graph, prepare
 from distill.prune.graph.verify import Checks, lifts_of, masked_copy, problem_with
 from distill.prune.modules import reason
+from distill.state_dicts import twin
 from distill.types import Progress
 
 Channels = Mapping[str, Sequence[int]]
@@ -30,16 +30,13 @@ def cut(model: nn.Module, chosen: Channels, checks: Checks, progress: Progress |
     """Return a copy without the chosen channels; it runs, keeps its outputs' shapes, and computes what it should.
 
     Raises:
-        BrokenError: some groups break the model; the others can be cut.
-        UserError: the groups break it only together.
+        BrokenError: some groups break the model, alone or with others; these can be cut.
     """
     pruned, problem = _attempt(model, chosen, checks)
     if problem is None:
         return pruned
     culprits = _culprits(model, chosen, problem, checks, progress)
-    if not culprits:
-        raise UserError(f"the pruned model is broken: {problem}; name layers to leave alone in ignore")
-    raise BrokenError(culprits)
+    raise BrokenError(culprits or _culprits_together(model, chosen, checks, progress))
 
 
 def _culprits(
@@ -68,9 +65,44 @@ def _culprits(
     return culprits
 
 
+def _culprits_together(model: nn.Module, chosen: Channels, checks: Checks, progress: Progress | None) -> dict[str, str]:
+    """Return groups without which the others can be cut together, and what each breaks with which of them.
+
+    Of groups that break the model together, the last is to blame.
+    """
+    culprits: dict[str, str] = {}
+    sound: list[str] = []
+    waiting = list(chosen)
+
+    def trouble(names: Sequence[str]) -> str | None:
+        return _attempt(model, {name: chosen[name] for name in names}, checks)[1]
+
+    while waiting and (why := trouble([*sound, *waiting])) is not None:
+        count, why = _first_broken(lambda n: trouble([*sound, *waiting[:n]]), len(waiting), why)  # noqa: B023
+        sound, culprit, waiting = [*sound, *waiting[: count - 1]], waiting[count - 1], waiting[count:]
+        alone = trouble([culprit])
+        if alone is None:
+            count, why = _first_broken(lambda n: trouble([culprit, *sound[:n]]), len(sound), why)  # noqa: B023
+            why = f"{why}, where {sound[count - 1]} is narrowed, too"
+        culprits[culprit] = alone or why
+        if progress is not None:
+            progress("finding layers that cannot be cut together", len(chosen) - len(waiting), len(chosen))
+    return culprits
+
+
+def _first_broken(trouble: Callable[[int], str | None], most: int, why: str) -> tuple[int, str]:
+    """Return the number of things from which on there is trouble, and which; with ``most`` of them there is ``why``."""
+    sound = 0
+    while most - sound > 1:
+        middle = (sound + most) // 2
+        found = trouble(middle)
+        sound, most, why = (middle, most, why) if found is None else (sound, middle, found)
+    return most, why
+
+
 def _attempt(model: nn.Module, chosen: Channels, checks: Checks) -> tuple[nn.Module, str | None]:
     """Cut a copy; return it and what is wrong with it."""
-    pruned = copy.deepcopy(model)
+    pruned = twin(model)
     if not chosen:
         return pruned, None
     lifts = lifts_of(model)

@@ -14,17 +14,37 @@ from itertools import accumulate, cycle
 from threading import RLock
 from typing import Any
 
+import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 from torch_pruning import ops
 from torch_pruning._helpers import GroupItem, _HybridIndex
 from torch_pruning.dependency import index_mapping, shape_infer
 from torch_pruning.dependency.dependency import Dependency as Edge
 from torch_pruning.dependency.group import Group
 
-from distill.prune.graph.axes import Axes, Flattened, Reshape, axis_of, input_shape, output_shape, read_reshape
+from distill.prune.graph.axes import Axes, Flattened, Halved, Reshape, axis_of, input_shape, output_shape, read_reshape
 
+_CATS = (torch.cat, torch.concat, torch.concatenate)
+_SHAPES = tuple(
+    f"{name}Backward"
+    for name in (
+        "T",
+        "Transpose",
+        "Permute",
+        "View",
+        "UnsafeView",
+        "ReshapeAlias",
+        "Unsqueeze",
+        "Squeeze",
+        "Expand",
+        "Clone",
+    )
+)
+_PRODUCTS = tuple(f"{name}Backward" for name in ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Mv", "Addmv"))
 _LOCK = RLock()  # torch-pruning's functions are those of the whole process
 
 
@@ -32,12 +52,15 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
     """torch-pruning's graph with our reading of reshapes and splits.
 
     ``lost`` says of nodes why the channels that go through them cannot be followed: their groups must stay as they are.
+    ``bare`` are the parameters that multiply channels though no layer of torch's holds them, by name.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.lost: dict[Any, str] = {}
+        self.bare: list[str] = []
         self._reshapes: dict[Any, Reshape] = {}
+        self._parts: dict[Any, list[int]] = {}
         self._joined: dict[Any, list[tuple[Any, int]] | None] = {}
         self._axes = Axes()
         self._mapped = False
@@ -47,16 +70,55 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
 
     def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
         """Trace a model, as torch-pruning does."""
-        with self._reads_shapes():
+        with self._reads_shapes(), _Joins(self._parts):
             built = super().build_dependency(*args, **kwargs)
+        self._map_halves()
         called = {id(node.module.weight) for node in self.module2node.values() if isinstance(node.module, nn.Linear)}
         for node in self.module2node.values():
             if node.type == ops.OPTYPE.ELEMENTWISE and any(
                 id(weight) not in called for weight in _weights(node.grad_fn)
             ):
                 self.lost[node] = "its channels meet a weight that is applied outside of its layer's own call"
+        self._meet_bare_parameters()
+        self._let_go()
         self._longest = max((size for node in self.module2node.values() for size in _sizes(node)), default=0)
         return built
+
+    def _meet_bare_parameters(self) -> None:
+        for node in list(self.module2node.values()):
+            if node.type != ops.OPTYPE.PARAMETER or node.module.ndim < 2:
+                continue
+            products = [product for product in _first_uses(node) if _is_product(product.grad_fn)]
+            name = self._param_to_name.get(node.module, "a parameter")
+            if products:
+                self.bare.append(name)
+            for product in products:
+                self.lost[product] = f"its channels meet {name}, a parameter that no layer of torch.nn applies"
+
+    def runs_along(self, module: nn.Module) -> bool:
+        """Tell a layer that reads another axis than that of the channels which come in: each meets the others in it."""
+        node = self.module2node[module]
+        into, shape = self._axes.into(node), next(map(output_shape, node.inputs), None)
+        if into is None or shape is None or not isinstance(module, _ConvNd | nn.Linear):
+            return False
+        return into != (1 if isinstance(module, _ConvNd) else len(shape) - 1)
+
+    def _let_go(self) -> None:
+        """Take away the edges on which no channel goes on: behind a statistic over them, and where there is one only.
+
+        What is broadcast over the channels of another tensor would be cut with its first channel.
+        """
+        nodes = list(self.module2node.values())
+        ends = {node for node in nodes if node.type != ops.OPTYPE.PARAMETER and self._axes.is_end(node)}
+        single = {node for node in nodes if node.type != ops.OPTYPE.PARAMETER and self._axes.is_single(node)}
+        for node in nodes:
+            node.dependencies = [
+                edge
+                for edge in node.dependencies
+                if edge.target is node
+                or ops.OPTYPE.OUTPUT in (node.type, edge.target.type)
+                or not (ends | single) & {node if edge.target in node.outputs else edge.target}
+            ]
 
     def _trace_computational_graph(
         self, module2node: Any, output: Any, gradfn2module: Any, *args: Any, **kw: Any
@@ -77,6 +139,7 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         if not self._mapped:
             with self._reads_shapes():
                 index_mapping.update_index_mapping(self)
+            self._map_halves()
             self._mapped = True
         if isinstance(module, _ConvNd) and module.groups == module.out_channels > 1:
             pruning_fn = tp.prune_depthwise_conv_out_channels
@@ -102,9 +165,15 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
                         stack.append((following, new))
         return self._group(edges.values())
 
-    def forget_widths(self) -> None:
-        """Have indices mapped anew: something was cut."""
-        self._mapped = False
+    def joined(self, groups: Iterable[Any]) -> Any:
+        """Return one group that takes of every layer what these take together, each channel once."""
+        edges: dict[Any, tuple[Any, dict[int, Any]]] = {}
+        for group in groups:
+            for item in group:
+                indices = edges.setdefault((item.dep.target, item.dep.handler), (item.dep, {}))[1]
+                pairs = zip(item.idxs, item.root_idxs, strict=True)
+                indices |= {index: _HybridIndex(idx=index, root_idx=root) for index, root in pairs}
+        return self._group(edges.values())
 
     def _group(self, edges: Iterable[tuple[Any, dict[int, Any]]]) -> Any:
         group = Group()
@@ -183,6 +252,9 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             else (None, 0)
             for function, number in functions
         ]
+        lengths = self._parts.get(node.grad_fn, [])
+        if len(lengths) == len(sizes):
+            return [(function, length) for (function, _), length in zip(sizes, lengths, strict=True)]
         remaining = whole[axis] - sum(size for _, size in sizes)
         strange = sum(function is None for function, _ in sizes)
         if strange > 1:
@@ -202,6 +274,20 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         for other in dict.fromkeys(node.inputs):
             _set(other, node, *there[other], second=True)
             _set(node, other, *back[other], second=True)
+
+    def _map_halves(self) -> None:
+        """Map channels through gated linear units, which multiply the first half of them by the second."""
+        for node in self.module2node.values():
+            if not node.grad_fn.name().startswith("GluBackward"):
+                continue
+            shape = output_shape(node)
+            if shape is None or self._axes.into(node) != axis_of(node, len(shape)):
+                continue
+            for other in node.inputs:
+                width = shape_infer.infer_out_channels_recursively(self, other, [0])
+                if width:
+                    _set(node, other, Halved(width // 2, back=True))
+                    _set(other, node, Halved(width // 2, back=False))
 
     def _map_split(self, _: Any, node: Any) -> None:
         sizes = node.module.split_sizes
@@ -245,6 +331,24 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
         return axis == (channels if channels is not None else len(shape) - 1 if len(shape) == 3 else 1)
 
 
+class _Joins(TorchFunctionMode):
+    """Notes how long the parts are that tensors are joined from: of those that no layer made autograd knows nothing."""
+
+    def __init__(self, parts: dict[Any, list[int]]) -> None:
+        super().__init__()
+        self._parts = parts
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call, and note the lengths along the joined axis by autograd's node."""
+        result = function(*args, **kwargs or {})
+        if function in _CATS and result.grad_fn is not None:
+            options = dict(zip(("tensors", "dim"), args, strict=False)) | dict(kwargs or {})
+            axis = options.get("dim", options.get("axis", 0))
+            if isinstance(axis, int):
+                self._parts[result.grad_fn] = [int(tensor.shape[axis]) for tensor in options["tensors"]]
+        return result
+
+
 def _weights(function: Any) -> Iterator[Tensor]:
     """Yield the parameters that a matrix product multiplies with, turned over or not."""
     if function is None or not function.name().startswith(("AddmmBackward", "MmBackward")):
@@ -255,6 +359,25 @@ def _weights(function: Any) -> Iterator[Tensor]:
         variable = getattr(source, "variable", None)
         if variable is not None and variable.ndim == 2:
             yield variable
+
+
+def _first_uses(node: Any) -> Iterator[Any]:
+    """Yield what reads a tensor, behind copies of another shape."""
+    stack, visited = list(node.outputs), set()
+    while stack:
+        reader = stack.pop()
+        if reader in visited:
+            continue
+        visited.add(reader)
+        if reader.grad_fn.name().startswith(_SHAPES):
+            stack.extend(reader.outputs)
+        else:
+            yield reader
+
+
+def _is_product(function: Any) -> bool:
+    """Tell a matrix product, a convolution, or a function of the user's own, which may be one."""
+    return function.name().startswith(_PRODUCTS) or isinstance(function, BackwardCFunction)
 
 
 def _sizes(node: Any) -> Iterator[int]:

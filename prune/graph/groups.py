@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,10 +24,12 @@ from torch_pruning import ops
 
 from distill.errors import UserError
 from distill.prune.graph.dependency import Dependency
+from distill.prune.graph.own_pruners import PRUNERS, recurrent_in_one_step
 from distill.prune.modules import Example, explained, holders, run_alike, tensors_in
 
 # Layers whose cut is known to be right. Anything else in a group keeps the whole group as it is.
-_CUTTABLE = (_ConvNd, nn.Linear, _BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
+_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_CUTTABLE = (_ConvNd, nn.Linear, *_NORMS, nn.PReLU, nn.Embedding, nn.RNNBase)
 ROOTS = (_ConvNd, nn.Linear)
 _NORM_WIDTHS = ("num_features", "num_channels", "normalized_shape")
 
@@ -94,24 +97,45 @@ class Graph:
         return [
             self._describe(group, members, shared)
             for group, members in described
-            if not any(member.side == "out" and member.name in without for member in members)
+            if len(group[0].idxs) > 1  # a single channel stays
+            and not any(member.side == "out" and member.name in without for member in members)
         ]
+
+    def unseen(self) -> dict[str, str]:
+        """Say of layers and of bare parameters why no group holds their channels, by their names."""
+        seen = self._dependency.module2node
+        layers = {
+            name: "autograd does not see it in forward: it runs under torch.no_grad or in a function that hides its "
+            "layers, or another module applies its weight"
+            for name, module in self._model.named_modules()
+            if isinstance(module, ROOTS) and module not in seen
+        }
+        scripted = {
+            name: "is TorchScript, which cannot be cut"
+            for name, module in self._model.named_modules()
+            if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters(recurse=False))
+        }
+        bare = "a parameter that forward multiplies with itself (F.linear, F.conv2d, @, einsum): only layers of "
+        return layers | scripted | dict.fromkeys(self._dependency.bare, f"{bare}torch.nn are cut")
 
     def cut(self, chosen: Mapping[str, Sequence[int]]) -> list[Member]:
         """Remove the given root channels of the named groups in place; return the consumers that lost inputs.
 
         The members returned carry indices in the coordinates of the model before the cut.
         """
-        groups = [self._group(name, indices) for name, indices in chosen.items()]
-        consumers = [m for group in groups for m in self._members(group) if m.side == "in"]
-        for name, indices in chosen.items():
-            group = self._group(name, indices)
+        groups = {name: self._group(name, indices) for name, indices in chosen.items()}
+        consumers = [m for group in groups.values() for m in self._members(group) if m.side == "in"]
+        for name, group in groups.items():
             if not self._dependency.check_pruning_group(group):
                 raise UserError(
                     f"cutting {name!r} would leave a layer, or a parameter outside of layers, without channels"
                 )
-            group.prune()
-            self._dependency.forget_widths()
+        # At once, while all indices are still those of the trace: after a cut torch-pruning moves the starts of slices
+        # in a way of its own.
+        joined = self._dependency.joined(groups.values())
+        if not self._dependency.check_pruning_group(joined):
+            raise UserError("cutting these groups together would leave a layer without channels")
+        joined.prune(record_history=False)
         return consumers
 
     def _trace(self, example: Example, logits: Callable[[Any], Tensor]) -> Dependency:
@@ -138,7 +162,7 @@ class Graph:
 
         dependency = Dependency()
         traced = explained("the model cannot be traced for pruning")
-        with traced, warnings.catch_warnings(), _attributes_kept(self._model):
+        with traced, warnings.catch_warnings(), _attributes_kept(self._model), recurrent_in_one_step(self._model):
             warnings.simplefilter("ignore")  # about parameters outside of layers; every cut is verified
             dependency.build_dependency(
                 self._model,
@@ -146,7 +170,7 @@ class Graph:
                 forward_fn=lambda model, _: run_alike(model, example),
                 output_transform=named_outputs,
                 unwrapped_parameters=[],
-                customized_pruners={},
+                customized_pruners=dict(PRUNERS),
                 ignored_layers=[],
                 ignored_params=[],
                 verbose=False,
@@ -181,7 +205,8 @@ class Graph:
             if item.dep.target.type == ops.OPTYPE.OUTPUT
         ]
         units, unprunable = self._units(root, members, self._split_into(group))
-        unprunable = unprunable or _why_unprunable(members, shared)
+        along = {m.name for m in members if m.side == "in" and self._dependency.runs_along(m.module)}
+        unprunable = unprunable or _why_unprunable(members, shared, along)
         hidden = any(member.side == "in" for member in members)
         unprunable = next(filter(None, (self._dependency.lost.get(item.dep.target) for item in group)), unprunable)
         if outputs and hidden and "logits" not in outputs:
@@ -244,7 +269,11 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
-    if isinstance(module, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm):  # they may have no parameters
+    if isinstance(module, nn.RNNBase):
+        return module.input_size, (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+    if isinstance(
+        module, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm
+    ):  # they may have no parameters
         width = next(vars(module)[name] for name in _NORM_WIDTHS if name in vars(module))
         width = int(width[-1] if isinstance(width, tuple) else width)
     else:
@@ -252,27 +281,39 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
     return width, width
 
 
-def _why_unprunable(members: list[Member], shared: set[int]) -> str | None:
+def _why_unprunable(members: list[Member], shared: set[int], along: Collection[str]) -> str | None:
     for member in members:
         module = member.module
+        if member.name in along:
+            return f"{member.name} is a {type(module).__name__} along its channels, in which each meets the others"
         if not isinstance(module, _CUTTABLE):
             return f"{member.name} is a {type(module).__name__}, which cannot be cut"
+        if isinstance(module, nn.RNNBase) and member.side == "out":
+            return f"its channels are joined to those of {member.name}, a {type(module).__name__}, which cannot be cut"
         if isinstance(module, _InstanceNorm) and module.track_running_stats:
             return f"{member.name} keeps running statistics of instances, which cannot be cut"
         if isinstance(module, _ConvNd) and module.transposed and module.groups > 1:
             return f"{member.name} is a grouped transposed convolution, which cannot be cut"
-        if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
             return f"{member.name} normalises over several axes, which cannot be cut"
         one_for_all = isinstance(module, nn.PReLU) and module.num_parameters == 1
         width = None if one_for_all else widths_of(module)[member.side == "out" or isinstance(module, nn.Embedding)]
         if width is not None and max(member.indices) >= width:
             return f"its channels cannot be followed into {member.name}, which has fewer"
         own = dict(module.named_parameters(recurse=False))
-        beside = sorted(own.keys() - {"weight", "bias"})
-        if beside and width is not None and any(width in own[name].shape for name in beside):
-            return f"a {type(module).__name__} has a {beside[0]} of its own for each channel, which would not be cut"
         if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in own:
-            return f"the weight of {member.name} is computed (a parametrization); remove it first"
+            return (
+                f"the weight of {member.name} is computed (by a mask, a weight or spectral norm, or another "
+                "parametrization); remove that first"
+            )
+        beside = sorted(own.keys() - {"weight", "bias"})
+        if (
+            beside
+            and width is not None
+            and not isinstance(module, nn.RNNBase)
+            and any(width in own[name].shape for name in beside)
+        ):
+            return f"a {type(module).__name__} has a {beside[0]} of its own for each channel, which would not be cut"
         if any(id(parameter) in shared for parameter in own.values()):
             return f"{member.name} shares its weight with another layer"
     return None
@@ -281,7 +322,8 @@ def _why_unprunable(members: list[Member], shared: set[int]) -> str | None:
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
     """Give modules back the attributes that they had: a tensor with a history that one keeps could not be copied."""
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    modules = (module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule))
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
     try:
         yield
     finally:

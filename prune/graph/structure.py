@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
@@ -19,6 +18,7 @@ from distill.prune.attention.stand_ins import is_stand_in, stand_in_
 from distill.prune.depth.skipped import skip_blocks_, skipped_of
 from distill.prune.modules import set_tensor
 from distill.prune.record import SkippedBlock
+from distill.state_dicts import twin
 
 FORMAT = 1
 
@@ -77,7 +77,7 @@ def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module
     Raises:
         UserError: the structure is not one of this model's: another module tree, or a size beyond the model's.
     """
-    return apply_structure_(copy.deepcopy(model), structure)
+    return apply_structure_(twin(model), structure)
 
 
 def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
@@ -86,7 +86,7 @@ def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> nn.Modul
         raise UserError(f"structure: must be what structure_of returned, is {type(structure).__name__}")
     skipped, stand_ins = _listed(structure, "skipped"), _listed(structure, "stand_ins")
     # A refused structure leaves the model as it is: a copy is tried first.
-    wanted = _checked(_exchanged_(copy.deepcopy(model), skipped, stand_ins), structure)
+    wanted = _checked(_exchanged_(twin(model), skipped, stand_ins), structure)
     _exchanged_(model, skipped, stand_ins)
     for name, entry in wanted.items():
         module = model.get_submodule(name)

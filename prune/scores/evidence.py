@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,7 +132,7 @@ class Evidence:
 
         def loss_of(copied: nn.Module, batch: Any) -> float:
             with torch.enable_grad():  # a loss may need gradients for itself
-                return float(loss(copied, batch).detach())
+                return float(loss(copied, copy.deepcopy(batch)).detach())
 
         with seeded(self._seed):
             settled = refreshed(model, batches, loss_of)
@@ -147,7 +148,7 @@ class Evidence:
         self._draws = 0
         for number, batch in enumerate(batches):
             model.zero_grad(set_to_none=True)
-            value = require_scalar(loss(model, batch))
+            value = require_scalar(loss(model, copy.deepcopy(batch)))  # forward may write into it
             if not torch.isfinite(value).all():
                 raise UserError(f"the loss of batch {number} is {value.item()}; the model or the batch is broken")
             yield value

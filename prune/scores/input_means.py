@@ -6,7 +6,6 @@ that fluctuations alone choose better could not be shown (they do for perceptron
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from distill.prune.graph.groups import ChannelGroup
 from distill.prune.modules import hooked
+from distill.state_dicts import twin
 
 _PLAIN = {
     kind.forward
@@ -130,7 +130,7 @@ def with_constants(
                 lost.setdefault(member.name, set()).update(index for index, root in pairs if root in roots)
     if not lost:
         return None
-    result = copy.deepcopy(model)
+    result = twin(model)
     for name, channels in lost.items():
         layer: Any = result.get_submodule(name)
         index = sorted(channels)

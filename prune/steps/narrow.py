@@ -62,6 +62,7 @@ def narrow(state: Narrowed, job: Job, data: Evidence, *, share: float) -> Narrow
         state,
         model=step.compensated(cut.units, cut.model, data),
         unprunable=step.unprunable,
+        makers={**state.makers, **step.makers},
         kinds=step.kinds,
         widths=step.narrowed(cut.units),
         groups={**state.groups, **step.histograms(cut.units)},

@@ -70,13 +70,15 @@ class Width(NamedTuple):
 class Narrowed:
     """Where pruning stands: the model, and by the names of groups what is known of them.
 
-    ``unprunable`` says why groups stay as they are, ``kinds`` what a unit of each attention is. ``before_s`` and
+    ``unprunable`` says why groups stay as they are, ``makers`` which layers make their channels, ``kinds`` what a unit
+    of each attention is. ``before_s`` and
     ``after_s`` are the whole model's on the device, ``blocks`` those that went. ``exhausted`` says that the most that
     may go leaves more than was asked for.
     """
 
     model: nn.Module
     unprunable: Mapping[str, str] = field(default_factory=dict)
+    makers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     widths: Mapping[str, Width] = field(default_factory=dict)
     groups: Mapping[str, GroupRecord] = field(default_factory=dict)
@@ -108,6 +110,9 @@ def scored(state: Narrowed, job: Job, data: Evidence) -> Step:
     groups = [group for group in (*layers, *(attention if heads else ())) if not _is_ignored(group, job.ignore)]
     widths = {group.name: Width(len(group.units), len(group.units), len(group.units[0])) for group in groups}
     unprunable = {**state.unprunable, **{group.name: group.unprunable for group in groups if group.unprunable}}
+    hidden = graph.unseen() if not state.decisions else {}
+    cut_by_heads = {member.name for group in attention for member in group.members}
+    unprunable |= {name: why for name, why in hidden.items() if name not in {*cut_by_heads, *job.ignore}}
     prunable = [group for group in groups if not group.unprunable]
     importance = IMPORTANCES[job.importance]
     evidence = data.gathered(model, prunable, importance) if importance.needs_batches else {}
@@ -143,6 +148,11 @@ class Step:
     def without(self, culprits: Mapping[str, str]) -> Step:
         """Return the same step, in which some groups stay as they are, for a reason each."""
         return replace(self, unprunable={**self.unprunable, **culprits})
+
+    @property
+    def makers(self) -> dict[str, tuple[str, ...]]:
+        """The layers whose outputs the channels of each group are."""
+        return {group.name: tuple(m.name for m in group.members if _makes(m)) or (group.name,) for group in self.groups}
 
     @property
     def free(self) -> list[ChannelGroup]:

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.prune.attention.heads import AttentionGroup
 from distill.prune.graph.groups import ChannelGroup, is_depthwise, widths_of
+from distill.prune.graph.own_pruners import input_share
 from distill.prune.modules import Example, at_batch, eval_mode, explained, frozen, unfused
 
 
@@ -108,13 +109,17 @@ Removed = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's multiply-accumulates for one sample, its parameters, and its widths; all before anything goes."""
+    """A layer's multiply-accumulates for one sample, its parameters, and its widths; all before anything goes.
+
+    ``reading`` is the share of its weights that its input meets: a recurrent layer's output meets others.
+    """
 
     macs: int
     parameters: int
     width_in: int
     width_out: int
     one_sided: bool  # one number a channel, as in norms and depthwise convolutions
+    reading: float = 1.0
 
 
 class Sizes:
@@ -164,7 +169,8 @@ class Sizes:
         for name in dict.fromkeys(name for group in removed for name in self._touched[group]):
             layer = self.layers[name]
             into, out = self.widths(name, removed)
-            share = out / layer.width_out * (1.0 if layer.one_sided else into / layer.width_in)
+            gone = 0.0 if layer.one_sided else layer.reading * (1 - into / layer.width_in)
+            share = out / layer.width_out * (1 - gone)
             macs -= layer.macs * (1 - share)
             parameters -= layer.parameters * (1 - share)
         for name in removed.keys() & self._products.keys():
@@ -191,8 +197,9 @@ def _layers_in(name: str, module: nn.Module) -> Iterator[str]:
 def _layer(module: nn.Module, macs: int) -> Layer:
     into, out = widths_of(module)
     parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-    sided = isinstance(module, _ConvNd | nn.Linear) and not is_depthwise(module)
-    return Layer(macs, parameters, into, out, one_sided=not sided)
+    sided = isinstance(module, _ConvNd | nn.Linear | nn.RNNBase) and not is_depthwise(module)
+    reading = input_share(module) if isinstance(module, nn.RNNBase) else 1.0
+    return Layer(macs, parameters, into, out, not sided, reading)
 
 
 def widths_of_layers(model: nn.Module) -> dict[str, int]:

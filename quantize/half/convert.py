@@ -78,7 +78,7 @@ def to_half(
             computes in bf16; samples that do not fit, or on which only float32 gives finite answers.
     """
     element = _ELEMENTS[kind]
-    model = float_graph(core, needs="and bf16 needs 13 or newer" if kind == "bf16" else None, verb="convert")
+    model = float_graph(core, newer=kind == "bf16", verb="convert")
     if not any(tensor.data_type == TensorProto.FLOAT for tensor in model.graph.initializer):
         raise UserError(f"model: it has no float32 constants, so there is nothing to convert to {kind}")
     types = element_types(model)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from distill.export.graph import add_constant, copy_of, only_outputs, operator
+from distill.export.graph import add_constant, copy_of, free_prefix, names_of, only_outputs, operator
 from distill.export.parity_check import session_of
 from distill.quantize.half.float32_nodes import LARGEST, SMALLEST
 from distill.types import Feed
@@ -105,18 +105,18 @@ def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProt
     """Add reductions of every float tensor to a copy of the graph, as its only outputs."""
     augmented = copy_of(model)
     graph, tensors = augmented.graph, float_tensors(model, types)
-    probes, nodes = list[_Probe](), list[NodeProto]()
+    probes, nodes, prefix = list[_Probe](), list[NodeProto](), free_prefix(names_of(graph), "probe")
     for reduction in ("ReduceMin", "ReduceMax"):
         for tensor in tensors:
-            probes.append(_Probe(tensor, f"probe/{len(probes)}", "largest"))
+            probes.append(_Probe(tensor, f"{prefix}/{len(probes)}", "largest"))
             nodes.append(helper.make_node(reduction, [tensor], [probes[-1].output], keepdims=0))
     read = [node.input[_MAGNIFY[operator(node)]] for node in graph.node if operator(node) in _MAGNIFY]
     for tensor in [name for name in dict.fromkeys(read) if name in set(tensors)]:
-        probes.append(_Probe(tensor, f"probe/{len(probes)}", "smallest"))
+        probes.append(_Probe(tensor, f"{prefix}/{len(probes)}", "smallest"))
         nodes += _smallest(graph, tensor, probes[-1].output)
     for node in graph.node:
         if operator(node) == "ReduceMean" and node.output[0] in tensors:
-            probes.append(_Probe(node.output[0], f"probe/{len(probes)}", "summed"))
+            probes.append(_Probe(node.output[0], f"{prefix}/{len(probes)}", "summed"))
             nodes += _sums(node, probes[-1].output)
     graph.node.extend(nodes)
     only_outputs(augmented, [probe.output for probe in probes])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from distill.export.graph import all_graphs, copy_of, defined_names, initializers, operator, sort_nodes
+from distill.export.graph import attribute, copy_of, free_prefix, initializers, names_of, operator, sort_nodes
 
 from .operands import element_types, operands
 
@@ -55,7 +55,7 @@ class _Twins:
 
     def __init__(self, graph: GraphProto) -> None:
         self.names: dict[str, str] = {}
-        self._taken = {name for part in all_graphs(graph) for name in defined_names(part)}
+        self._taken = names_of(graph)
 
     def of(self, name: str) -> str:
         if name not in self.names:
@@ -73,24 +73,29 @@ def _rounded(tensor: TensorProto, element: int, name: str) -> TensorProto:
         return numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(element)), name)
 
 
+def casts_to(model: ModelProto, elements: Collection[int]) -> bool:
+    """Whether a graph casts to one of these element types."""
+    return any(operator(node) == "Cast" and attribute(node, "to") in elements for node in model.graph.node)
+
+
 def emulate(model: ModelProto) -> ModelProto:
     """Return a graph that computes in float32 what a GPU computes in a graph of 16-bit floats.
 
     Every tensor of 16 bits becomes one of float32 that is rounded to 16 bits behind the node that makes it: products
     and sums accumulate in float32, as on a GPU, and their results round, overflow and underflow. onnxruntime's CPU
     provider does not show that: it takes fp16 graphs to float32 as a whole, where nothing overflows, and refuses
-    bfloat16. The graph has float32 inputs and outputs, as `to_half` makes it, and is not changed.
+    bfloat16. The graph, which is not changed, has float32 inputs, as `to_half` makes it; so are its outputs afterwards.
     """
     wide = copy_of(model)
     graph = wide.graph
     types = element_types(wide)
-    casts = []
+    casts, prefix = list[NodeProto](), free_prefix(names_of(graph), "wide")
     for node in graph.node:
         for place, name in enumerate(node.output):
             element = types.get(name, 0)
             if element not in SIXTEEN_BITS:
                 continue
-            exact, rounded = f"{name}/exact", f"{name}/rounded"
+            exact, rounded = f"{prefix}/{name}/exact", f"{prefix}/{name}/rounded"
             if operator(node) == "Cast":
                 node.output[place] = rounded
             else:
@@ -100,6 +105,9 @@ def emulate(model: ModelProto) -> ModelProto:
     for tensor in graph.initializer:
         if tensor.data_type in SIXTEEN_BITS:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for value in graph.output:
+        if types.get(value.name) in SIXTEEN_BITS:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
     graph.node.extend(casts)
     del graph.value_info[:]
     sort_nodes(graph)

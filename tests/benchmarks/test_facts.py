@@ -19,7 +19,7 @@ def test_a_chain_of_convolutions_is_counted(conv: Callable[..., Path]) -> None:
     found = module.read_facts(conv(layers=3))
     assert found.parameters == 3 * 2 * 2 * 9
     assert found.macs == 3 * (2 * 36) * (2 * 9)
-    assert found.inputs == [["x", "float32", ["n", 2, 6, 6]]]
+    assert found.inputs == [("x", "float32", ["n", 2, 6, 6])]
     assert (found.name, found.opset, found.ir_version) == ("conv", 13, 7)
     assert found.bytes == conv(layers=3).stat().st_size
 

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from distill.benchmarks import make_inputs
+from distill.benchmarks.onnx_file.inputs import inputs_and_assumptions
 from distill.errors import UserError
 
 Save = Callable[..., Path]
@@ -109,6 +110,76 @@ def test_another_open_axis_needs_real_rows_which_settle_it_everywhere(save: Save
 def test_the_batch_may_be_further_in(save: Save) -> None:
     path = identity(save, tensor("x", TensorProto.FLOAT, [3, "batch", 2]))
     assert make_inputs(path, 4)["x"].shape == (3, 4, 2)
+
+
+def test_rows_are_cut_along_every_axis_of_the_batchs_name(save: Save) -> None:
+    for called in ("batch", "s0"):
+        path = identity(
+            save, tensor("x", TensorProto.FLOAT, [called, 5]), tensor("state", TensorProto.FLOAT, [2, called, 3])
+        )
+        rows = {"x": np.ones((8, 5), np.float32), "state": np.arange(48, dtype=np.float32).reshape(2, 8, 3)}
+        feeds, assumed = inputs_and_assumptions(path, 3, rows=rows)
+        assert [value.shape for value in feeds.values()] == [(3, 5), (2, 3, 3)]
+        assert np.array_equal(feeds["state"], rows["state"][:, :3])
+        assert assumed == []
+        assert [value.shape for value in make_inputs(path, 4).values()] == [(4, 5), (2, 4, 3)]
+    path = identity(
+        save, tensor("x", TensorProto.FLOAT, ["batch", 5]), tensor("state", TensorProto.FLOAT, [2, "batch", 3])
+    )
+    feeds, assumed = inputs_and_assumptions(path, 2, rows={**rows, "state": rows["state"][:, :1]})
+    assert feeds["state"].shape == (2, 2, 3)
+    assert "8 in x:0, 1 in state:1" in assumed[0]
+
+
+@pytest.mark.parametrize("called", ["?", "", None, "unk", "unknown", "None", "-1", "dynamic"])
+def test_axes_without_a_name_are_free(save: Save, called: str | None) -> None:
+    path = identity(save, tensor("x", TensorProto.FLOAT, [called, 3, called, called]))
+    rows = np.zeros((4, 3, 48, 192), np.float32)
+    assert make_inputs(path, 1, rows={"x": rows})["x"].shape == (1, 3, 48, 192)
+    assert make_inputs(path, 2, dims={"x:2": 6, "x:3": 7})["x"].shape == (2, 3, 6, 7)
+    with pytest.raises(UserError, match="the size of axis 2 is open; say --dim x:2=SIZE"):
+        make_inputs(path, 1)
+
+
+@pytest.mark.parametrize("called", ["s1", "u0", "unk__12", "DynamicDimension.0", "x_dynamic_axes_1"])
+def test_axes_that_an_exporter_numbered_are_of_one_size_unless_given_rows_are_not(save: Save, called: str) -> None:
+    path = identity(
+        save, tensor("x", TensorProto.FLOAT, ["n", called, called]), tensor("y", TensorProto.FLOAT, ["n", called])
+    )
+    feeds, assumed = inputs_and_assumptions(path, 1, rows={"x": np.zeros((1, 4, 4), np.float32)})
+    assert (feeds["y"].shape, assumed) == ((1, 4), [])
+    rows = {"x": np.zeros((1, 4, 6), np.float32), "y": np.zeros((1, 9), np.float32)}
+    feeds, assumed = inputs_and_assumptions(path, 1, rows=rows)
+    assert [value.shape for value in feeds.values()] == [(1, 4, 6), (1, 9)]
+    assert f"called '{called}' are 4 in x:1, 6 in x:2, 9 in y:1" in assumed[0]
+
+
+def test_axes_of_one_name_that_a_person_gave_are_of_one_size(save: Save) -> None:
+    path = identity(save, *(tensor(name, TensorProto.FLOAT, ["n", "length"]) for name in ("x", "mask")))
+    rows = {"x": np.zeros((1, 7), np.float32), "mask": np.zeros((1, 8), np.float32)}
+    with pytest.raises(UserError, match="'mask': the given rows have 8 on axis 1, the file takes 7 as 'length' is in"):
+        make_inputs(path, 1, rows=rows)
+
+
+@pytest.mark.parametrize("shape", [[], [1]])
+def test_a_number_that_selects_a_branch_is_one_of_the_graphs_own_and_is_told(save: Save, shape: list[int]) -> None:
+    rate = numpy_helper.from_array(np.array(16000), "rate")
+    then, other = (
+        helper.make_graph([helper.make_node(op, ["x"], [op])], op, [], [tensor(op, TensorProto.FLOAT, None)])
+        for op in ("Relu", "Tanh")
+    )
+    nodes = [
+        helper.make_node("Cast", ["sr"], ["wide"], to=TensorProto.INT64),
+        helper.make_node("Equal", ["wide", "rate"], ["fast"]),
+        helper.make_node("If", ["fast"], ["y"], then_branch=then, else_branch=other),
+    ]
+    inputs = [tensor("x", TensorProto.FLOAT, ["n", 2]), tensor("sr", TensorProto.INT32, shape)]
+    path = save(nodes, inputs, [tensor("y", TensorProto.FLOAT, None)], [rate])
+    feeds, assumed = inputs_and_assumptions(path, 2)
+    assert feeds["sr"].item() == 16000
+    assert assumed == ["its input 'sr' was drawn as 16000; give yours with --inputs"]
+    feeds, assumed = inputs_and_assumptions(path, 2, rows={"sr": np.full(shape, 8000, np.int32)})
+    assert (feeds["sr"].shape, feeds["sr"].item(), assumed) == (tuple(shape), 8000, [])
 
 
 def test_given_rows_are_cut_to_the_batch_and_strings_may_be_numpy_text(mixed: Path) -> None:

@@ -9,7 +9,6 @@ import yaml
 from jsonschema import Draft202012Validator
 from tiny_run import Config, write_yaml
 
-from distill.config.layers import _Loader
 from distill.config.loading import (
     ModelSettings,
     PruneSection,
@@ -24,6 +23,7 @@ from distill.config.loading import (
 from distill.config.presets import preset_text, presets
 from distill.distillation.settings import DistillSettings
 from distill.errors import UserError
+from distill.plain_yaml import parse_yaml
 from distill.tasks.settings import CsvSettings
 
 NEEDS = {"csv": ["data.path=a.csv", "data.target=y"], "imagefolder": ["data.path=photos"]}
@@ -67,7 +67,7 @@ def test_nothing_is_the_digits() -> None:
 
 @pytest.mark.parametrize("name", list(presets()))
 def test_the_schema_accepts_every_preset(name: str) -> None:
-    assert problems(yaml.load(preset_text(name), _Loader), schema()) == []
+    assert problems(parse_yaml(preset_text(name)), schema()) == []
 
 
 @pytest.mark.parametrize(
@@ -81,15 +81,15 @@ def test_the_schema_accepts_every_preset(name: str) -> None:
     ],
 )
 def test_the_schema_accepts_what_the_loader_accepts(text: str) -> None:
-    load_config(yaml.load(text, _Loader))
-    assert problems(yaml.load(text, _Loader), schema()) == []
+    load_config(parse_yaml(text))
+    assert problems(parse_yaml(text), schema()) == []
 
 
 @pytest.mark.parametrize(
     "text", ["extends: digits\nprun: off", "extends: digits\nprune: {ratio: 1.5}", "extends: digits\nmax_drop: much"]
 )
 def test_the_schema_refuses_what_the_loader_refuses(text: str) -> None:
-    raw = yaml.load(text, _Loader)
+    raw = parse_yaml(text)
     assert errors(raw)
     assert problems(raw, schema())
 
@@ -183,14 +183,14 @@ def test_shorthands(write: Any) -> None:
     [("1e-3", 0.001), ("1E5", 1e5), ("-2.5e+3", -2500.0), ("1_000e1", 10_000.0), ("0.5", 0.5), (".5", 0.5), ("3", 3)],
 )
 def test_numbers_are_numbers(text: str, value: float) -> None:
-    found = yaml.load(text, _Loader)
+    found = parse_yaml(text)
     assert found == value
     assert type(found) is type(value)
 
 
 @pytest.mark.parametrize("text", ["e3", "1e", "resnet20", "1.2.3", "./a.py:f", "12:30 pm"])
 def test_words_stay_words(text: str) -> None:
-    assert yaml.load(text, _Loader) == text
+    assert parse_yaml(text) == text
 
 
 PLACES = (

@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 from distill.errors import UserError
-from distill.export import ExportSettings, export_onnx, run_onnx, to_bytes
+from distill.export import ExportSettings, export_onnx, run_onnx, strip, to_bytes
+from distill.export.graph import layer_names
 from distill.models.resnet import ResNet
 
 
@@ -322,3 +324,38 @@ def test_what_has_no_onnx_form_is_told_with_its_layer_and_a_way_out(model, shape
     )
     with pytest.raises(UserError, match=says):
         small(model.eval(), *shape, logits=take)
+
+
+class Twice(nn.Module):
+    """Calls one layer twice, and adds in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.GELU())
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.body[0](2 * x) + self.body(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_nodes_are_called_by_their_modules(opset: int) -> None:
+    settings = ExportSettings(opset=opset)
+    proto = export_onnx(Twice(), args=(torch.randn(2, 3, 6, 6),), input_names=["x"], settings=settings)
+    names = [(node.op_type, node.name) for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert names == [("Conv", "body.0"), ("Conv", "body.0/Conv_1"), ("Gemm", "head")]
+    layers = layer_names(proto.graph)
+    assert [layers[node.output[0]] for node in proto.graph.node if node.op_type == "Gemm"] == ["head"]
+    assert not any(node.name for node in strip(proto).graph.node)
+
+
+def test_layers_of_other_exporters_are_known_by_their_nodes() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "onnx::Conv_7"], ["a"], name="/layer1/layer1.0/conv1/Conv"),
+        helper.make_node("Conv", ["a", "layer2.weight"], ["b"], name="/layer2/Conv_1"),
+        helper.make_node("Relu", ["b"], ["c"], name="Relu"),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    graph = onnx.GraphProto(node=nodes, initializer=[onnx.TensorProto(name="layer2.weight")])
+    assert layer_names(graph) == {"a": "layer1/layer1.0/conv1", "b": "layer2", "c": "Relu"}

@@ -109,6 +109,53 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(torch.relu(self.before(x)))[0][:, -1])
 
 
+class Sequences(nn.Module):
+    """Convolutions before a recurrent layer of two directions and two layers, which keeps its own widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(6, 32, 3, padding=1), nn.Conv1d(32, 32, 1)
+        self.gru = nn.GRU(32, 16, 2, batch_first=True, bidirectional=True)
+        self.after, self.head = nn.Linear(32, 32), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x.mT)))).mT
+        return self.head(torch.relu(self.after(self.gru(x)[0])).mean(1))
+
+
+class GatedUnits(nn.Module):
+    """A stream between RMS norms, one of them of the user's own, with gated linear units beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Linear(6, 32), nn.RMSNorm(32), nn.Linear(32, 3)
+        self.up, self.down = nn.Linear(32, 96), nn.Linear(48, 32)
+        self.scale = nn.Parameter(torch.rand(32) + 0.5)
+        self.both, self.back = nn.Linear(32, 64), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.down(F.glu(self.up(self.norm(x)), -1))
+        left, right = self.both(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.scale).chunk(2, -1)
+        x = x + self.back(F.silu(left) * right)
+        return self.head(x.mean(1))
+
+
+class Coordinates(nn.Module):
+    """Constants lie before, behind and around channels in concatenations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 16, 1), nn.Conv2d(18, 24, 3, padding=1), nn.Conv2d(27, 24, 1)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.linspace(0, 1, 6).view(1, 1, 6, 1).expand(len(x), 1, 6, 6)
+        x = torch.relu(self.second(torch.cat([rows, torch.relu(self.first(x)), rows.mT], 1)))
+        x = torch.relu(self.third(torch.cat([rows, rows.mT, x, rows * rows.mT], 1)))
+        return self.head(x.mean((2, 3)))
+
+
 class InputConcat(nn.Module):
     """Dense connections, with the input itself among what is concatenated and added."""
 
@@ -357,6 +404,9 @@ HARD: dict[str, Case] = {
     "attention": Case(Attention, _images(5, 8)),
     "encoder": Case(Encoder, _tokens(6, 20)),
     "recurrent": Case(Recurrent, _images(5, 6)),
+    "sequences": Case(Sequences, _images(5, 6)),
+    "gated units": Case(GatedUnits, _images(5, 6)),
+    "coordinates": Case(Coordinates, _images(3, 6, 6)),
     "input concat": Case(InputConcat, _images(16, 6, 6)),
     "raw concat": Case(RawConcat, _images(8)),
     "gated": Case(Gated, _images(3, 6, 6)),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from quantize_zoo import target
 from small_graphs import CLASSES, FEATURES, floats, graph, linear, rows, save_external, weight
 
@@ -147,6 +147,38 @@ RELU = helper.make_node("Relu", ["x"], ["logits"])
 TYPED = helper.make_tensor_value_info
 SEQUENCE = helper.make_tensor_sequence_value_info("logits", TensorProto.FLOAT, None)
 WIDE = {"w": weight(32, CLASSES), "b": weight(CLASSES)}
+
+
+def double() -> onnx.ModelProto:
+    """Make a file of 64-bit floats; its inputs and outputs are float32."""
+    weights = {name: value.astype(np.float64) for name, value in linear().items()}
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node("Gemm", ["wide", "w", "b"], ["scores"]),
+        helper.make_node("Cast", ["scores"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    return graph(nodes, weights=weights)
+
+
+def quantised_branch() -> onnx.ModelProto:
+    """Hold the pairs in the branches of an If alone."""
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("DequantizeLinear", ["q", "scale"], [name])],
+            name,
+            [],
+            [floats(name, FEATURES, CLASSES)],
+            [numpy_helper.from_array(np.ones((FEATURES, CLASSES), np.int8), "q")],
+        )
+        for name in ("then_branch", "else_branch")
+    }
+    nodes = [
+        helper.make_node("If", ["yes"], ["table"], **branches),
+        helper.make_node("MatMul", ["x", "table"], ["logits"]),
+    ]
+    return graph(nodes, weights={"yes": np.array(True), "scale": np.float32(1)})
+
+
 NOT_A_NUMBER = {"w": np.full((FEATURES, CLASSES), np.nan, np.float32), "b": weight(CLASSES)}
 
 MODELS = [
@@ -159,8 +191,8 @@ MODELS = [
     model("qlinear", ("quantised already", "QLinearMatMul"), save(qlinear())),
     model("half", ("16-bit floats already",), lambda: onnx.save(to_half(graph())[0], "bad.onnx")),
     model("blocks", ("quantised already", "MatMulNBits"), lambda: onnx.save(big_blocks(), "bad.onnx")),
-    model("opset-11", ("opset 11", "13 or newer", "export again"), save(graph(opset=11)), late=True),
-    model("opset-12", ("opset 12", "13 or newer", "export again"), save(graph(opset=12)), late=True),
+    model("double", ("64-bit floats (double)", "give the float32 export"), save(double())),
+    model("pairs-in-if", ("quantised already", "DequantizeLinear"), save(quantised_branch())),
     Wrong(
         "model-nothing-to-quantise",
         ("bad.onnx", "no Conv, Gemm or MatMul"),
@@ -237,7 +269,7 @@ DATA = [
     data("objects", ("--data", "plain arrays"), arrays(x=np.array([rows(), "a"], object))),
     data("no-arrays", ("has nothing", "the model takes x"), arrays()),
     data("no-rows", ("rows {'x': 0}", "one at least"), arrays(x=rows(0))),
-    data("one-number", ("one at least",), arrays(x=np.float32(1))),
+    data("one-number", ("x has the shape []", "[rows, 6]"), arrays(x=np.float32(1))),
     data("other-names", ("has image", "the model takes x"), arrays(image=rows())),
     data("more-names", ("has x, mask", "the model takes x"), arrays(x=rows(), mask=rows())),
     data("float64", ("x is float64", ".astype('float32')"), arrays(x=rows().astype(float))),

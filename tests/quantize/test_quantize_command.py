@@ -213,7 +213,7 @@ def test_only_the_first_of_several_outputs_is_judged_which_is_said(files: Path, 
     onnx.save(graph(nodes, outputs=[LOGITS, floats("positive", "batch", CLASSES)]), "two.onnx")
     np.savez("few.npz", x=rows())
     assert typed("two.onnx", "--data", "few.npz", "--out", "q.onnx", "--max-drop", "0.5") == 0
-    assert "only the first output, logits, is judged; nothing compares positive" in warned(capsys)
+    assert "output logits is judged; --output NAME judges another: positive" in warned(capsys)
     assert [one.name for one in onnx.load("q.onnx").graph.output] == ["logits", "positive"]
 
 
@@ -255,7 +255,7 @@ def test_layers_are_measured_and_drawn_on_request(files: Path, capsys: Any) -> N
     layers = json.loads(Path("q.json").read_text())["sensitivity"]
     assert len(layers) == 3
     assert all(one["divergence"] >= 0 for one in layers)
-    assert all(one["output"] in Path("p.svg").read_text() for one in layers)
+    assert all(one["name"] in Path("p.svg").read_text() for one in layers)
 
 
 @pytest.mark.usefixtures("untimed")

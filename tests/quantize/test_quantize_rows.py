@@ -33,6 +33,32 @@ def test_from_200_rows_on_those_that_judge_are_not_calibrated_on() -> None:
     assert any("also judge" in text for text in few.remarks)
 
 
+def test_states_are_parted_along_the_batch_and_scalars_are_the_same_for_all() -> None:
+    taken = [floats("state", 2, "batch", 3), floats("rate"), floats("x", "batch", FEATURES)]
+    number = np.arange(300, dtype=np.float32)
+    x, state = np.tile(number[:, None], FEATURES), np.tile(number[None, :, None], (2, 1, 3))
+    arrays = {"state": state, "rate": np.float32(16000), "x": x, "labels": np.arange(300)}
+    parts = part_rows(
+        {name: np.asarray(values) for name, values in arrays.items()},
+        inputs_of(graph(inputs=taken)),
+        source_name="rows",
+        labels=None,
+        samples=100,
+        seed=0,
+    )
+    assert (parts.count, parts.batch) == (200, None)
+    assert parts.labels is not None
+    assert parts.labels.tolist() == numbers(parts.judged)
+    for feed in [*parts.calibration, *parts.judged]:
+        assert np.array_equal(feed["state"][1, :, 2], feed["x"][:, 0])
+        assert feed["rate"] == 16000
+    fixed = inputs_of(graph(inputs=[floats("state", 2, 1, 3), floats("rate", 1), floats("x", 1, FEATURES)]))
+    arrays = {"state": state[:, :1], "rate": np.ones(1, np.float32), "x": x}
+    parts = part_rows(arrays, fixed, source_name="rows", labels=None, samples=100, seed=0)
+    assert (parts.count, parts.batch) == (200, 1)
+    assert {tuple(feed["state"].shape) for feed in parts.judged} == {(2, 1, 3)}
+
+
 def test_labels_go_with_their_rows() -> None:
     found = parted(300, batch=8)
     assert found.labels is not None

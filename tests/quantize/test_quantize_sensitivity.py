@@ -70,6 +70,7 @@ def test_the_layer_behind_a_loud_channel_costs_most(loud: Any) -> None:
         progress=lambda what, done, total: steps.append(done),
     )
     assert [one.output for one in measured] == [output for output, _ in layers_of(found)]
+    assert [one.name for one in measured] == [f"layers.{number}" for number in range(5)]
     assert steps == [1, 2, 3, 4, 5]
     costs = [one.divergence for one in measured]
     assert int(np.argmax(costs)) == LOUD

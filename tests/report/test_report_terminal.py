@@ -8,7 +8,7 @@ from report_samples import EVERY, NASTY, empty, full, reverted, unmeasured
 from rich.cells import cell_len
 from rich.console import Console
 
-from distill.report import headline, render
+from distill.report import document, headline, render
 from distill.runtime.records import Estimate, RunResult
 
 
@@ -55,6 +55,27 @@ def test_a_row_a_stage_in_one_table() -> None:
 def test_at_80_columns_nothing_is_left_out() -> None:
     wide, narrow = set(printed(full()).split()), set(printed(full(), 80).split())
     assert {word for word in wide if not word.startswith(("─", "╰", "╭"))} <= narrow
+
+
+@pytest.mark.parametrize("name", ["full", "reverted", "unmeasured"])
+def test_no_word_is_cut_at_80_columns(name: str) -> None:
+    wide = {word for word in printed(EVERY[name](), 400).split() if word.isalpha()}
+    narrow = {word for line in printed(EVERY[name](), 80).splitlines() for word in line.split() if word.isalpha()}
+    assert narrow <= wide
+
+
+def test_the_table_of_distillation_needs_a_control() -> None:
+    result = full()
+    off = [replace(stage, status="off") if stage.name == "control" else stage for stage in result.stages]
+    sections = [document(replace(result, stages=stages)).sections for stages in (result.stages, tuple(off))]
+    blocks = [next(s.blocks for s in each if s.title == "What distillation bought") for each in sections]
+    assert [len(each) for each in blocks] == [2, 1]
+
+
+def test_the_model_is_the_first_file_that_is_named() -> None:
+    text = printed(full())
+    places = [text.index(f"runs/fashion-mnist-4f1c/{name}") for name in ("deploy/model.onnx", "report.html")]
+    assert text.index("runs/fashion-mnist-4f1c/") == places[0] < places[1]
 
 
 def test_files_and_warnings_are_named() -> None:

@@ -68,7 +68,7 @@ TABLES = [
     _csv("drop-unknown", _text(_rows()), "data.drop='agee'", "did you mean 'age'", drop=["agee"]),
     _csv("metric-unknown", _text(_rows()), "data.metric='acuracy'", "did you mean 'accuracy'", metric="acuracy"),
     _csv("positive-unknown", _text(_rows()), "data.positive='Yes'", "did you mean 'yes'", positive="Yes"),
-    _csv("field-of-another-source", _text(_rows()), "augment=crop", "not used", "csv", augment="crop"),
+    _csv("field-of-another-source", _text(_rows()), "augment='crop'", "not used", "csv", augment="crop"),
     _csv("nothing-left-to-train", _text(_rows()), "0.6", "0.5", "nothing for training", test=0.6, validation=0.5),
 ]
 

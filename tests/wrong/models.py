@@ -123,7 +123,9 @@ def _weights(name: str, file: str, *says: str, prepare: Prepare | None = None) -
 
 REFERENCES = [
     _teacher("unknown-model", "resnet200", "teacher.model='resnet200'", "did you mean resnet20", "Built in"),
-    _teacher("arguments-refused", "mlp", "teacher", "hiden=[8]", "unexpected keyword", args={"hiden": [8]}),
+    _teacher(
+        "arguments-refused", "mlp", "teacher.model='mlp'", "no parameter 'hiden'", "'hidden'", args={"hiden": [8]}
+    ),
     _teacher("arguments-wrong", "mlp", "teacher", "hidden='wide'", args={"hidden": "wide"}),
     _teacher("resnet-for-rows", "resnet20", "teacher.model='resnet20'", "ResNet", "[2, 4]"),
     _teacher("timm-not-installed", "timm:resnet18", "timm", "pip install", "vision", prepare=_absent("timm")),
@@ -274,7 +276,7 @@ MODELS = [
 
 WEIGHTS = [
     _weights("weights-missing", "weights.safetensors", "no such file"),
-    _weights("weights-are-a-folder", "run", "no such file"),
+    _weights("weights-are-a-folder", "run", "is a folder"),
     _weights("weights-truncated", "weights.safetensors", "not a safetensors file", prepare=_truncated),
     _weights("weights-a-pickle", "weights.pt", "unpickled", "safetensors", prepare=_pickle),
     _weights("weights-a-zipped-pickle", "weights.pt", "unpickled", "safetensors", prepare=_zipped_pickle),

@@ -75,4 +75,5 @@ def files(result: RunResult) -> Section:
     if export is not None and export.status in ("done", "unmeasured"):
         names = export.detail.files or ("model.onnx",)
     deployed = [("model" if name.endswith(".onnx") else "with it", f"deploy/{name}") for name in names]
+    deployed.sort(key=lambda link: link[0] != "model")
     return Section("Files", [Links(result.folder, (*deployed, *_REPORTS))], "both")

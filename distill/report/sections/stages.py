@@ -40,8 +40,8 @@ def _table(result: RunResult) -> Table:
     p50 = [f"p50,\nbatch {size}" for size in sizes] or ["p50"]
     quality = (
         f"test {text(result.comparison.metric) or 'metric'}",
-        "agree-\nment",
-        "param-\neters",
+        "same\nanswers",
+        "params",
         "MACs",
         "file\nsize",
     )
@@ -106,7 +106,7 @@ def control(result: RunResult) -> Section | None:
             cells = (" ".join(quality_of(quality, name)).strip() for quality in qualities)
             rows.append((f"{split} {text(name)}", *cells))
     blocks: list[Block] = [Text(_gain(*stages, result.comparison.metric))]
-    if rows:
+    if rows and all(stage and stage.status != "off" for stage in stages):
         blocks.append(Table(("", "control", "student"), rows))
     return Section("What distillation bought", blocks)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distill import files
+from distill import files, interruptions
 from distill.documents import plain, read_json
 from distill.errors import Exit, UserError
 from distill.intervals import Estimate
@@ -125,17 +125,25 @@ def require_place(out: Path, inputs: Iterable[Path]) -> None:
 
 @contextmanager
 def work_folder(out: Path | None) -> Iterator[Path | None]:
-    """Yield where trainings keep their state: a hidden folder beside ``out``, which only an interruption leaves."""
+    """Yield where trainings keep their state: a hidden folder beside ``out``, which only an interruption leaves.
+
+    Raises:
+        UserError: something else has its name.
+    """
     if out is None:
         yield None
         return
     folder = out.absolute().with_name(f".{out.name}.work")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder}: is no folder, and training keeps its state there; remove it")
     with ExitStack() as stack:
         stack.callback(_clear, folder)
         try:
             yield folder
         except KeyboardInterrupt:  # the same command goes on from there
-            stack.pop_all()
+            if any(folder.glob(f"*{CHECKPOINT}")):
+                interruptions.REMAINS.append(folder)
+                stack.pop_all()
             raise
 
 

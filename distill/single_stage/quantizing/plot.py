@@ -127,7 +127,7 @@ def _cost(layer: Sensitivity, *, stays: bool) -> str:
 
 
 def _name(layer: Sensitivity) -> str:
-    return units.line(f"{layer.output} {layer.operator}")
+    return units.line(f"{layer.name or layer.output} {layer.operator}")
 
 
 def _short(name: str) -> str:

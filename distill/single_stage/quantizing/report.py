@@ -89,7 +89,7 @@ def _sensitivity(choice: Choice) -> Table:
     worst = sorted(choice.sensitivity, key=lambda layer: layer.price, reverse=True)[:_MOST]
     rows = [
         (
-            layer.output,
+            layer.name or layer.output,
             layer.operator,
             f"{layer.divergence:.2g}",
             units.duration(layer.saved_s),

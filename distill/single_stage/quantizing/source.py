@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 
 from distill.benchmarks.onnx_file.external_data import external_file, external_files, external_tensors, part_of
-from distill.benchmarks.onnx_file.inputs import load_proto
+from distill.benchmarks.onnx_file.signature import load_proto
 from distill.errors import UserError
 from distill.export.parity_check import first_line
 from distill.quantize.float_graph import why_not_quantizable
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 2**31 - 1  # of one protobuf message
 _EXAMPLE_ROWS = 2
-# Operators of onnxruntime's own that hold quantised weights, whatever their inputs are.
-_PACKED = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QMoE", "QAttention", "QGemm")
 
 
 def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
@@ -35,12 +33,14 @@ def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
         UserError: the file, or its external data, are missing or broken, or it is quantised already.
     """
     proto = load_proto(path)
-    packed = sorted({node.op_type for node in proto.graph.node} & set(_PACKED))
-    why = f"it is quantised already (it has {', '.join(packed)})" if packed else why_not_quantizable(proto)
+    why = why_not_quantizable(proto)
+    domains = [imported.domain for imported in proto.opset_import]
+    if proto.ir_version < 1 or len(domains) != len(set(domains)):
+        raise UserError(f"{path}: its IR version is {proto.ir_version}, its operator sets {domains}; export it again")
+    if any(tensor.HasField("segment") for tensor in proto.graph.initializer):
+        raise UserError(f"{path}: a constant of its lies in segments, which nothing reads; export it again")
     if why is not None:
         raise UserError(f"{path}: {why}; give the float32 export")
-    if not proto.graph.output:
-        raise UserError(f"{path}: its graph has no output; export it again")
     extra = external_files(path, proto)
     tensors = [(tensor, part_of(path, tensor)) for tensor in external_tensors(proto)]
     size = sum(file.stat().st_size for file in (path, *extra))
