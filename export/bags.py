@@ -18,11 +18,11 @@ def bags_reduced() -> Iterator[None]:
 
     def embedding_bag(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         names = ("offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse", "per_sample_weights")
-        given = dict(zip((*names, "include_last_offset", "padding_idx"), args, strict=False)) | kwargs
-        if input.ndim != 2 or given.get("max_norm") is not None:  # the norms are written into the weights
+        options = dict(zip((*names, "include_last_offset", "padding_idx"), args, strict=False)) | kwargs
+        if input.ndim != 2 or options.get("max_norm") is not None:  # the norms are written into the weights
             return original(input, weight, *args, **kwargs)
-        scales, padding = given.get("per_sample_weights"), given.get("padding_idx")
-        return _reduced(input, weight, given.get("mode", "mean"), scales, padding)
+        scales, padding = options.get("per_sample_weights"), options.get("padding_idx")
+        return _reduced(input, weight, options.get("mode", "mean"), scales, padding)
 
     F.embedding_bag = embedding_bag
     try:

@@ -55,7 +55,7 @@ class _Candidate:
     """A state dict of a checkpoint, as the model calls its tensors.
 
     `place` are the keys that lead to it, `prefix` is what its names begin with beyond the model's, and `added` what the
-    model's begin with beyond its. `names` are those of the checkpoint that are read, `rest` those that are not;
+    model's begin with beyond its. `names` are those of the checkpoint that are read, `unread` those that are not;
     `matches` counts the model's names that it has, and of these the equal shapes.
     """
 
@@ -64,7 +64,7 @@ class _Candidate:
     prefix: str
     added: str
     names: frozenset[str]
-    rest: tuple[str, ...]
+    unread: tuple[str, ...]
     matches: tuple[int, int]
 
     @property
@@ -97,8 +97,8 @@ class _Candidate:
         """Say what was read, and what was not."""
         if self.description:
             yield f"read {self.description}"
-        if self.rest:
-            yield f"left out {len(self.rest)} names that are not the model's: {_some(self.rest)}"
+        if self.unread:
+            yield f"left out {len(self.unread)} names that are not the model's: {_some(self.unread)}"
         if others:
             yield f"{_some(others)} would fit, too; to use it save it in a file of its own"
 
@@ -107,7 +107,9 @@ def _chosen(checkpoint: State, expected: State, subject: str) -> tuple[_Candidat
     """Return the state dict that fits best, and the places of others that fit as well."""
     import torch
 
-    candidates = [found for place, state in _state_dicts(checkpoint) for found in _renamed(place, state, expected)]
+    candidates = [
+        candidate for place, state in _state_dicts(checkpoint) for candidate in _renamed(place, state, expected)
+    ]
     if not candidates:
         strange = next((f"{key} is a {type(item).__name__}" for key, item in checkpoint.items()), "it is empty")
         raise UserError(
@@ -163,7 +165,7 @@ def _renamed(place: str, state: State, expected: State) -> Iterator[_Candidate]:
                 prefix=f"{'. or '.join(inside)}." if inside else prefix,
                 added=added,
                 names=frozenset(f"{place}.{names[new]}" for new in known),
-                rest=tuple(sorted(set(state) - {names[new] for new in tensors})),
+                unread=tuple(sorted(set(state) - {names[new] for new in tensors})),
                 matches=(len(known), alike),
             )
 
