@@ -97,15 +97,25 @@ def document(option: str, path: Path) -> tuple[str, Any]:
         raise UserError(f"{option} {path}: {' '.join(str(error).split())}") from error
 
 
+_MAGIC = (b"PK", b"\x93NUMPY")
+
+
 def read_npz(path: Path) -> dict[str, Array]:
     """Read inputs by name, in this machine's byte order. Raises UserError for what is no .npz, or holds objects."""
     if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
         raise UserError(f"--inputs {path}: is a pipe or a device, not an .npz")
     try:
         with path.open("rb") as file:
+            if not file.read(6).startswith(_MAGIC):  # numpy would take it for a pickle, and advise to trust it
+                raise UserError(
+                    f"--inputs {path}: must be an .npz of plain arrays, as np.savez(file, input=rows) writes"
+                )
+            file.seek(0)
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise UserError(f"--inputs {path}: is a single array; write it by name, as np.savez(file, input=rows)")
+            if not stored.files:
+                raise UserError(f"--inputs {path}: holds no arrays; write rows by name, as np.savez(file, input=rows)")
             return {name: native(stored[name]) for name in stored.files}
     except OSError as error:
         raise UserError(f"--inputs {path}: cannot be read ({error.strerror or error})") from error

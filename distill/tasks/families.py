@@ -25,7 +25,7 @@ from distill.tasks.settings import (
     ImageFolderSettings,
     PublishedSettings,
 )
-from distill.wording import did_you_mean
+from distill.wording import nearest_names
 
 if TYPE_CHECKING:
     from distill.tasks.base import Task
@@ -101,7 +101,21 @@ def data_settings(**section: Any) -> DataSettings:
 
 
 def _no_such_source(source: str) -> str:
-    return f"no such data{did_you_mean(source, SOURCES)}"
+    endings = Path(source).suffixes
+    mend = next((_FILES[ending] for ending in endings if ending in _FILES), "")
+    near = nearest_names(source, SOURCES, 1)
+    return mend.format(source) if mend else f"no such data{f'; did you mean {near[0]!r}?' if near else ''}"
+
+
+_FILES = {
+    **dict.fromkeys((".csv", ".tsv"), "is a table; write data: {{source: csv, path: {}, target: COLUMN}}"),
+    **dict.fromkeys(
+        (".npz", ".npy"),
+        "holds arrays; write a function that loads them and returns {{'train': (x, y)}}, and name it",
+    ),
+    ".py": "is a file of code; name the function in it, as {}:make_data",
+}
+"""What to write in place of a file's name."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))

@@ -28,6 +28,7 @@ _BYTE_ORDER_MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_THROUGH_A_FUNCTION = "give the rows through a function: data.source: ./file.py:function"
 _OTHER_KINDS = {
     b"\x28\xb5\x2f\xfd": ("packed by zstd", "unpack it with unzstd"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
@@ -35,7 +36,7 @@ _OTHER_KINDS = {
     b"ARROW1": ("an Arrow file", "write it as CSV, as pandas.read_feather(path).to_csv(name, index=False) does"),
     b"\xd0\xcf\x11\xe0": ("an Excel workbook", "save it as CSV"),
     b"SQLite format 3": ("a database", "export the table as CSV"),
-    b"\x93NUMPY": ("an .npy array", "give the rows through a function: data.source: ./file.py:function"),
+    b"\x93NUMPY": ("an .npy array", _THROUGH_A_FUNCTION),
 }
 
 
@@ -112,6 +113,8 @@ class TableText:
         names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
         if "[Content_Types].xml" in names:
             raise UserError(f"{self.path}: is an Excel workbook, not a table of text; save it as CSV")
+        if names and all(name.endswith(".npy") for name in names):
+            raise UserError(f"{self.path}: is an .npz of arrays, not a table of text; {_THROUGH_A_FUNCTION}")
         names = [name for name in names if not name.startswith("__MACOSX/")]
         if len(names) != 1:
             raise UserError(f"{self.path}: holds {len(names)} files; unpack it, and name the one that holds the table")

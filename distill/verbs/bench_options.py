@@ -25,7 +25,9 @@ class BenchOptions:
     batch: Annotated[str, _option(help="batch sizes, as 1,8,32")] = "1"
     threads: Annotated[str, _option(help="thread counts, as 1,2")] = "1"
     dim: Annotated[tuple[str, ...], _option(help="size of an open axis, as sequence=128")] = ()
-    inputs: Annotated[Path | None, _option(help=".npz with real rows by input name")] = None
+    inputs: Annotated[
+        Path | None, _option("--inputs", "--data", help=".npz with real rows by input name; --data as other verbs say")
+    ] = None
     target: Annotated[str | None, _option(help="x86, arm, cuda or tensorrt; this machine when left out")] = None
     provider: Annotated[str | None, _option(help="another execution provider of this onnxruntime")] = None
     provider_option: Annotated[tuple[str, ...], _option(help="name=value, passed to the provider")] = ()

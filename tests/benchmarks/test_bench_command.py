@@ -123,6 +123,7 @@ def test_a_budget_alone_ends_with_its_verdict(bench: Bench, conv: Conv) -> None:
 def test_inputs_of_the_users_own(bench: Bench, conv: Conv, tmp_path: Path, capsys: Any) -> None:
     np.savez(tmp_path / "rows.npz", x=np.zeros((3, 2, 6, 6), np.float32))
     assert bench(conv(), *QUICK, "--inputs", tmp_path / "rows.npz") == 0
+    assert bench(conv(), *QUICK, "--data", tmp_path / "rows.npz") == 0  # as the other verbs call it
     np.savez(tmp_path / "wrong.npz", x=np.zeros((3, 9, 6, 6), np.float32))
     assert bench(conv(), *QUICK, "--inputs", tmp_path / "wrong.npz") == 2
     assert "the given rows have 9 on axis 1" in capsys.readouterr().err
@@ -150,6 +151,8 @@ def test_inputs_of_the_users_own(bench: Bench, conv: Conv, tmp_path: Path, capsy
         (["{conv}", "--inputs", "none.npz"], 2, "--inputs none.npz: cannot be read"),
         (["{conv}", "--inputs", "rows.npy"], 2, "is a single array"),
         (["{conv}", "--inputs", "broken.npz"], 2, "must be an .npz of plain arrays"),
+        (["{conv}", "--inputs", "text.npz"], 2, "must be an .npz of plain arrays, as np.savez"),
+        (["{conv}", "--inputs", "empty.npz"], 2, "holds no arrays"),
         (["{conv}", "--provider", "Nonesuch"], 2, "--provider Nonesuch: onnxruntime knows"),
         (["{conv}", "--provider", "CoreML"], 5, "no CoreMLExecutionProvider"),
         (["{conv}", "--target", "toaster"], 2, "target='toaster'"),
@@ -210,6 +213,8 @@ def test_wrong_words_and_files_end_with_their_code_and_the_mend(
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "rows.onnx").write_bytes(path.read_bytes())
     (tmp_path / "folder").mkdir()
+    (tmp_path / "text.npz").write_text("rows of text")
+    np.savez(tmp_path / "empty.npz")
     np.save(tmp_path / "rows.npy", np.zeros(3))
     quick = QUICK if "{conv}" in words else ()
     assert bench(*(str(path) if word == "{conv}" else word for word in words), *quick) == code

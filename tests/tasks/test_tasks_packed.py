@@ -71,6 +71,7 @@ def test_a_table_is_read_whatever_packs_and_codes_it(tmp_path: Path, data: bytes
         (b"\x1f\x8b", "is damaged or cut off"),
         (gzip.compress(b""), "is empty"),
         (zipped(a=DATA, b=DATA), "holds 2 files; unpack it"),
+        (zipped(**{"x.npy": DATA, "y.npy": DATA}), "is an .npz of arrays.*through a function"),
         (zipped(**{"[Content_Types].xml": b"x"}), "is an Excel workbook"),
         (b"\x28\xb5\x2f\xfdabc", "packed by zstd.*unzstd"),
         (b"PAR1....PAR1", "is a Parquet file"),
