@@ -271,9 +271,7 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
         return module.num_embeddings, module.embedding_dim
     if isinstance(module, nn.RNNBase):
         return module.input_size, (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
-    if isinstance(
-        module, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm
-    ):  # they may have no parameters
+    if isinstance(module, _NORMS):  # they may have no parameters
         width = next(vars(module)[name] for name in _NORM_WIDTHS if name in vars(module))
         width = int(width[-1] if isinstance(width, tuple) else width)
     else:
@@ -307,12 +305,7 @@ def _why_unprunable(members: list[Member], shared: set[int], along: Collection[s
                 "parametrization); remove that first"
             )
         beside = sorted(own.keys() - {"weight", "bias"})
-        if (
-            beside
-            and width is not None
-            and not isinstance(module, nn.RNNBase)
-            and any(width in own[name].shape for name in beside)
-        ):
+        if not isinstance(module, nn.RNNBase) and any(width in own[name].shape for name in beside):
             return f"a {type(module).__name__} has a {beside[0]} of its own for each channel, which would not be cut"
         if any(id(parameter) in shared for parameter in own.values()):
             return f"{member.name} shares its weight with another layer"
