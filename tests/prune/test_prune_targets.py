@@ -311,12 +311,14 @@ class Branch(nn.Module):
 DEEP = Case(Deep, lambda: ((torch.randn(2, 3, 10, 10),), {}))
 
 
-def labelled(model: nn.Module) -> tuple[list[Tensor], Callable[[nn.Module, Tensor], Tensor]]:
+def labelled(
+    model: nn.Module,
+) -> tuple[list[tuple[Tensor, Tensor]], Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]]:
     torch.manual_seed(3)
-    batches = [torch.randn(8, 3, 10, 10) for _ in range(3)]
+    rows = [torch.randn(8, 3, 10, 10) for _ in range(3)]
     with torch.no_grad():
-        answers = {id(batch): model.eval()(batch).argmax(1) for batch in batches}
-    return batches, lambda candidate, batch: F.cross_entropy(candidate(batch), answers[id(batch)])
+        batches = [(x, model.eval()(x).argmax(1)) for x in rows]
+    return batches, lambda candidate, batch: F.cross_entropy(candidate(batch[0]), batch[1])
 
 
 @pytest.mark.parametrize("depth", ["auto", "off"])
