@@ -31,7 +31,7 @@ def test_the_default_is_empty() -> None:
         ({"sorce": "digits"}, "sorce"),
         ({"source": "digits", "validation": 1.5}, "validation"),
         ({"source": "digits", "validation": 0.6, "test": 0.5}, "leave nothing for training"),
-        ({"source": "digits", "target": "y"}, "data.target=y is not used by source: digits, but by csv; remove it"),
+        ({"source": "digits", "target": "y"}, "data.target='y' is not used by source: digits, but by csv; remove it"),
         ({"source": "csv", "path": "a.csv", "target": "y", "augment": "crop"}, "augment=crop is not used"),
         ({"source": "csv", "path": "a.csv"}, "data.target: is missing"),
         ({"source": "imagefolder"}, "data.path: is missing"),
