@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 from distill.benchmarks import BenchmarkSettings, Target, compare, measure, resolve_target, runner
 from distill.benchmarks import target as target_module
 from distill.benchmarks.timing import machine, process
+from distill.benchmarks.timing.jobs import without_objects
 from distill.benchmarks.verdict import remarks
 from distill.errors import NotMeasuredError, UserError
 
@@ -259,3 +260,14 @@ def test_a_command_that_prints_without_end_is_stopped(
     endless = dataclasses.replace(here, measure="yes", timeout_s=300)
     with pytest.raises(NotMeasuredError, match="`yes` printed more than 1 MiB and was stopped"):
         measure(conv(), endless, 1)
+
+
+def test_one_long_text_does_not_widen_every_input() -> None:
+    texts = np.array([["a"], ["é" * 10**6], ["日本"], [""]] * 500, dtype=object)
+    feed = without_objects({"note": texts, "x": np.ones(3)})
+    assert feed["note"].nbytes < 10**7 and feed["note"].shape == (2000, 1)
+    assert feed["note"][:4, 0].tolist() == ["a", feed["note"][1, 0], "日本", ""] and texts[1, 0].startswith(
+        feed["note"][1, 0]
+    )
+    assert feed["x"].dtype == float
+    assert without_objects({"note": texts[:1]})["note"].dtype == "<U1"

@@ -103,6 +103,16 @@ def test_unmeasured_is_in_the_headline() -> None:
     assert "export unmeasured: this machine is x86-64, the target is arm" in printed(result)
 
 
+@pytest.mark.parametrize("width", [120, 80])
+def test_where_nothing_was_timed_no_column_of_dashes_is_shown(width: int) -> None:
+    result = unmeasured()
+    stages = tuple(replace(stage, detail=replace(stage.detail, profile=None)) for stage in result.stages)
+    text = printed(replace(result, stages=stages), width)
+    assert "p50" not in text and "kernels" not in text
+    assert text.count("\nquantize ") == 1
+    assert "p50" in printed(full(), width)
+
+
 def test_nothing_recorded_says_so() -> None:
     text = printed(empty())
     assert "Nothing shipped" in text

@@ -48,7 +48,10 @@ def _table(result: RunResult) -> Table:
     head = ("stage", "status", *quality, *p50, "speed-up\nover teacher", "integer\nkernels")
     rows = [_row(result, stage, sizes) for stage in result.stages]
     styles = [_STYLES.get(stage.name if stage.name == "export" else stage.status, "") for stage in result.stages]
-    return Table(head, rows, len(head) - 2, caption=_CAPTION, styles=styles, second=2 + len(quality), pinned=2)
+    second: int | None = 2 + len(quality)
+    if all(text_of(cell) == DASH for row in rows for cell in row[second:]):  # nothing was timed
+        head, rows, second = head[:second], [row[:second] for row in rows], None
+    return Table(head, rows, len(head) - 2, caption=_CAPTION, styles=styles, second=second, pinned=2)
 
 
 def _row(result: RunResult, stage: StageRecord, sizes: Sequence[int]) -> tuple[str | Cell, ...]:
