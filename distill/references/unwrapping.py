@@ -32,16 +32,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     A compiled ``forward`` gives way to what was compiled: that of a copy would go on using the weights of this module.
     """
     plain = _inside(model)
-    waiting, seen = [plain], set()
-    while waiting:
-        module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
+    for module in plain.modules():  # goes into a module's parts after the module, so into those without wrappers
         for name, part in module._modules.items():
             if part is not None:
                 module._modules[name] = _inside(part)
-                waiting.append(_inside(part))
         module._compiled_call_impl = None
         _plain_forward(module)
     return plain
