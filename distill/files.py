@@ -64,10 +64,15 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _synced(path: Path) -> Iterator[IO[bytes]]:
-    with replacing(path) as partial, partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.filename is None and error.errno in (*_FULL_DISK, errno.EFBIG):  # a write does not say where to
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -244,6 +249,11 @@ def why_unwritable(path: Path) -> str | None:
         return f"cannot be written ({error.strerror})"
     except ValueError as error:  # a zero byte
         return f"cannot be written ({error})"
+
+
+def at_home(path: Path) -> Path:
+    """Put the user's home for ``~``; where nobody knows that home, or the user, the sign stays as any other."""
+    return Path(os.path.expanduser(path))
 
 
 def same_file(path: Path, other: Path) -> bool:
