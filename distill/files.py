@@ -216,14 +216,20 @@ def _sweep_left(folder: Path, pattern: str) -> None:
                 os.close(opened)
 
 
-def why_unwritable(path: Path) -> str | None:
-    """Say why a file cannot be written, in words that follow its name; None where it can. Nothing is touched."""
+def why_unwritable(path: Path, *, makes_folder: bool = False) -> str | None:
+    """Say why a file cannot be written, in words that follow its name; None where it can. Nothing is touched.
+
+    With ``makes_folder`` whoever writes it makes its folder first, so that one that is not there yet is no reason.
+    """
     try:
         target = _target(path)
         there = path if target is None else target
         if there.exists():
             return _why_fixed(there, special=target is None)
-        return _why_closed(there.absolute().parent)
+        folder = there.absolute().parent
+        while makes_folder and not os.path.lexists(folder):
+            folder = folder.parent
+        return _why_closed(folder)
     except OSError as error:
         return f"cannot be written ({error.strerror})"
     except ValueError as error:  # a zero byte
@@ -275,7 +281,8 @@ def _why_fixed(path: Path, *, special: bool) -> str | None:
 
 def _why_closed(folder: Path) -> str | None:
     if not folder.is_dir():
-        return f"the folder {folder} does not exist; make it first"
+        missing = f"the folder {folder} does not exist; make it first"
+        return f"{folder} is no folder; choose another place" if os.path.lexists(folder) else missing
     return None if os.access(folder, os.W_OK) else f"no permission to write into {folder}"
 
 
