@@ -78,9 +78,9 @@ def test_a_checkpoint_of_a_compiled_model_goes_through_every_verb(
     x = torch.from_numpy(np.load("rows.npz")["x"])
     accuracy = float((project(x).argmax(1).numpy() == np.load("rows.npz")["labels"]).mean())
     told = "read under 'net', names without '_orig_mod.'"
-    run = ("--set", "teacher.model=./mymodel.py:make", "--set", "teacher.weights=ckpt.pt", "--set", "task=mine")
+    run = ("--set", "teacher.model=./mymodel.py:make", "--set", "teacher.weights=ckpt.pt")
     run += ("--set", "data.source=./mymodel.py:data", "--set", "benchmark=off", "--set", "prune=off")
-    Path("config.yaml").write_text("{}\n")
+    Path("config.yaml").write_text("task: mine\n")
     assert call("validate", "config.yaml", *run) == 0
     assert told in " ".join(capfd.readouterr().out.split())
     assert call("run", "config.yaml", "--smoke", "--json", "--out", "run", *run) == 0

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 from typer.models import ParameterInfo
 
-from distill.benchmarks.parse import named_values
 from distill.bounds import MOST_COUNT, MOST_ROWS, MOST_SECONDS, MOST_SEED, MOST_THREADS
 from distill.documents import Json, parse_json
 from distill.errors import UserError
@@ -211,6 +210,8 @@ def require_bounds(options: PruneOptions | QuantizeOptions) -> None:
 
 def read_arguments(entries: tuple[str, ...]) -> dict[str, Json]:
     """Read num_classes=10, widths=[8,16], pretrained=true, act=relu: JSON where it is some, else text."""
+    from distill.benchmarks.parse import named_values  # brings numpy, which a command's help needs not
+
     arguments: dict[str, Json] = {}
     for name, text in named_values("--arg", entries).items():
         try:
