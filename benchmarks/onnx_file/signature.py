@@ -33,6 +33,10 @@ def load_proto(path: str | Path) -> onnx.ModelProto:
         problem = "is a folder, not an .onnx file" if path.is_dir() else "does not exist"
         problem = "is no regular file" if path.exists() and not path.is_dir() else problem
         raise UserError(f"{path}: {problem}; give the path of an .onnx file")
+    if path.stat().st_size >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise UserError(
+            f"{path}: is larger than the 2 GiB of any ONNX file; export it with its weights in a file beside"
+        )
     try:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except DecodeError as error:

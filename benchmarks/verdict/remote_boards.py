@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from distill.benchmarks.verdict.judging import with_gate
 from distill.benchmarks.verdict.rule import Rule
 from distill.documents import read_as, read_json, read_text
 from distill.errors import NotMeasuredError, UserError
+from distill.files import remove
 
 if TYPE_CHECKING:
     from distill.benchmarks.runner import Answer, Job
@@ -34,7 +34,7 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
     Raises:
         UserError: the folder is not empty, or a file is broken.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--export-runner {folder}: is not empty; give a new folder")
     home = folder.absolute().parent
     while not home.exists():
@@ -51,7 +51,6 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
     timing = options.timing
     if gate is not None:
         timing = dataclasses.replace(timing, pairs=max(gate.looks), gate=gate.for_runner())
-    folder.mkdir(parents=True, exist_ok=True)
     jobs: list[dict[str, Any]] = []
     cases: list[dict[str, Any]] = []
     first = dataclasses.replace(options.target, threads=options.threads[0])
@@ -75,11 +74,12 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
             "max_p50_s": limits.max_p50_s,
             "max_size_growth": limits.max_size_growth,
         }
+        was_there = folder.exists()
         try:
             write_bundle(folder, {"task": "bundle", "jobs": jobs, "sent": sent})
         except BaseException:
-            for left in folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            for left in list(folder.iterdir()) if was_there else [folder]:
+                remove(left)
             raise
 
 

@@ -142,7 +142,8 @@ def _state_dicts(value: State, place: str = "", depth: int = 0) -> Iterator[tupl
     import torch
 
     if all(isinstance(key, str) for key in value) and any(isinstance(item, torch.Tensor) for item in value.values()):
-        yield place, value
+        # A nested tensor has no shape that could be compared, and is no weight of any model.
+        yield place, {key: item for key, item in value.items() if not getattr(item, "is_nested", False)}
     if depth < _DEEPEST:
         for key, item in value.items():
             if isinstance(item, Mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.bounds import MOST_VALUES
 from distill.errors import UserError
 from distill.prune.modules import Example, run_alike
 from distill.references.calls import why_call_failed
 from distill.references.models import build, require_storable
 from distill.references.weights import load_weights
 from distill.single_stage.options import ModuleLike
+from distill.wording import shortened
 
 Take = Callable[[Any], Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -184,6 +187,8 @@ def _shape(text: str, entry: str) -> tuple[int, ...]:
         sizes = ()
     if not sizes or min(sizes) < 1:
         raise UserError(f"--input {entry}: must be the shape of one sample in whole numbers, such as 3,224,224")
+    if math.prod(sizes) > MOST_VALUES:
+        raise UserError(f"--input {shortened(entry)}: is too large to draw; {MOST_VALUES} values are most")
     return sizes
 
 

@@ -126,6 +126,7 @@ CASES = (
     shape("unknown", ("--input 3,32,32", "--data")),
     shape("wrong", ("forward fails: ", "was called with input=float32 [2, 1, 8, 8]", "in its layer "), "1,8,8"),
     shape("no numbers", ("--input big", "3,224,224"), "big"),
+    shape("beyond any memory", ("--input 9999999999,9999999999", "too large"), "9999999999,9999999999"),
     shape("nothing", ("--input 0,8,8",), "0,8,8"),
     shape("names unknown", ("does not take picture",), "picture=3,8,8", "b=2"),
     shape("names missing", ("each needs its name",), "3,8,8", "2"),
