@@ -222,7 +222,7 @@ def test_a_model_that_differs_from_build_to_build_is_refused(place: Path, capsys
 
 
 @pytest.mark.parametrize(
-    "where", ["distill.single_stage.prune_model.prune_channels", "distill.single_stage.pruning.outcome.os.replace"]
+    "where", ["distill.single_stage.prune_model.prune_channels", "distill.files.os.replace"]
 )
 def test_ctrl_c_leaves_nothing(where: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
@@ -245,7 +245,7 @@ def test_an_earlier_output_survives_an_interrupted_one(place: Path, monkeypatch:
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr("distill.single_stage.pruning.outcome.os.replace", stumble)
+    monkeypatch.setattr("distill.files.os.replace", stumble)
     assert typed(*words, "--ratio", 0.25) == 130
     assert contents(place) == before
 
