@@ -14,13 +14,12 @@ from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.export.bags import bags_reduced
 from distill.export.parity_check import first_line, parity, run_onnx
 from distill.export.rewritten_calls import RewrittenCalls
 from distill.export.simplification import simplify
 from distill.export.stripping import strip
 from distill.export.wrapped_model import OUTPUT, Core, Tensors, prepare, quiet
-from distill.references.calls import failed_layer
+from distill.references.calls import chain, failed_layer, in_layer
 
 from .front_graph import Halves, boundary_name, cut
 from .graph import input_shape, layer_names, opset_of
@@ -184,7 +183,7 @@ def _checked_axes(open_axes: Mapping[str, Axes], tensors: Tensors) -> dict[str, 
 def _export(core: Core, tensors: Tensors, axes: Mapping[str, Axes], opset: int) -> ModelProto:
     """Run the exporter, silently; explain what stopped it."""
     try:
-        with torch.no_grad(), quiet(), RewrittenCalls(), bags_reduced():
+        with torch.no_grad(), quiet(), RewrittenCalls():
             program = torch.onnx.export(
                 core,
                 tuple(tensors.values()),
@@ -214,13 +213,9 @@ def _name_nodes(graph: GraphProto) -> None:
 
 def _explain(error: BaseException, core: Core, tensors: Tensors, axes: Mapping[str, Axes]) -> str:
     """Say in a line or two why an export failed: the reason, the line of the user's code, and a way out."""
-    chain: list[BaseException] = []
-    seen: BaseException | None = error
-    while seen is not None and seen not in chain:
-        chain.append(seen)
-        seen = seen.__cause__ or seen.__context__
-    reason = next((e for e in chain if type(e).__module__.split(".")[:2] != ["torch", "onnx"]), chain[-1])
-    text = "\n".join(str(e) for e in chain)
+    links = chain(error)
+    reason = next((e for e in links if type(e).__module__.split(".")[:2] != ["torch", "onnx"]), links[-1])
+    text = "\n".join(map(str, links))
     missing = _MISSING.search(text)
     if missing:
         operator = next(filter(None, missing.groups()))
@@ -241,13 +236,13 @@ def _explain(error: BaseException, core: Core, tensors: Tensors, axes: Mapping[s
         fixed_axes = [int(axis) for axis in re.findall(r"(?:size\(\)|shape)\[(\d+)\]", text)]
         return _fixed_axis(max(fixed_axes, default=0))
     name, layer = failed_layer(error, core.model)
-    where = f" in its layer {name!r}, {layer}" if name else ""
+    unfollowed = f"torch.export cannot follow it{in_layer(name, layer)}{line}"
     if isinstance(layer, nn.RNNBase):
         return (
-            f"torch.export cannot follow it{where}{line}: {first_line(reason)}; if it is given a packed sequence, give "
-            "it the padded batch, and take each row's last step by gather"
+            f"{unfollowed}: {first_line(reason)}; if it is given a packed sequence, give it the padded batch, and take "
+            "each row's last step by gather"
         )
-    return f"torch.export cannot follow it{where}{line}: {type(reason).__name__}: {first_line(reason)}"
+    return f"{unfollowed}: {type(reason).__name__}: {first_line(reason)}"
 
 
 def _own_line(trace: str) -> str:
@@ -269,8 +264,7 @@ def _home(core: Core, tensors: Tensors, axes: Mapping[str, Axes], operator: str)
         if str(node.target).startswith(operator):
             calls = [*node.meta.get("nn_module_stack", {}).values()]
             name = calls[-1][0].removeprefix("model").lstrip(".") if calls else ""
-            layer = f" in its layer {name!r}, {core.model.get_submodule(name)}" if name else ""
-            return layer + _own_line(node.meta.get("stack_trace") or "")
+            return in_layer(name, core.model.get_submodule(name)) + _own_line(node.meta.get("stack_trace") or "")
     return ""
 
 

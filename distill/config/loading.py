@@ -177,6 +177,8 @@ def checked(raw: Mapping[str, Any], problems: Iterable[str] = (), *, find: bool 
     Raises:
         UserError: every error of the configuration at once, a line each.
     """
+    name = _name_after(raw.get("data"))
+    raw = {**({"task": name} if name else {}), **raw}
     config, errors = validate(RunConfig, raw, task="any", teacher={"model": "mlp"})
     wrong = {".".join(place) for place in errors.values()}
     lines = [*problems, *errors, *(text for text, places in _contradictions(config) if not _touch(wrong, places))]
@@ -188,6 +190,17 @@ def checked(raw: Mapping[str, Any], problems: Iterable[str] = (), *, find: bool 
     if lines:
         raise UserError("\n".join(dict.fromkeys(lines)))
     return config
+
+
+def _name_after(data: object) -> str:
+    """Return a name for a run that has none: that of its data's file, folder, module or set; "" if that is no name."""
+    section = data if isinstance(data, Mapping) else {}
+    path, source = section.get("path"), str(section.get("source") or "")
+    if isinstance(path, str):
+        word = Path(path).absolute().name.partition(".")[0]
+    else:
+        word = re.split(r"[/.]", (source.rpartition(":")[0] or source).removesuffix(".py"))[-1]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", word).strip("-_")[:64]
 
 
 def _touch(wrong: Iterable[str], places: Iterable[str]) -> bool:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.references.functions import cause
-from distill.references.unwrapping import not_finite
+from distill.references.unwrapping import dtype_name, not_finite
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 _DTYPES = re.compile(
     r"same dtype|scalar type|different dtype|Input type|not implemented for '(Half|BFloat16|Double|Long|Int|Byte|Bool)'"
@@ -25,40 +25,48 @@ _INDEX = re.compile(r"index out of range in self|Expected tensor for argument #1
 
 def described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Say what a model is called with: type and shape of each tensor, such as ``float32 [2, 4], mask=int64 [2, 9]``."""
-    import torch
-
-    named = [*(("", value) for value in args), *((f"{name}=", value) for name, value in kwargs.items())]
     return ", ".join(
-        f"{name}{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-        for name, value in named
-        if isinstance(value, torch.Tensor)
+        f"{f'{name}=' if name in kwargs else ''}{dtype_name(value)} {list(value.shape)}"
+        for name, value in _tensors(args, kwargs).items()
     )
 
 
 def why_call_failed(error: BaseException, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Explain what a call of a model raised; it reads behind the model's name."""
     name, layer = failed_layer(error, model)
-    text = cause(error)
-    where = f" in its layer {name!r}, {layer}" if name else ""
-    mend = _mend(str(error), error, model, args, kwargs, layer)
-    return f"{type(model).__name__} was called with {described(args, kwargs)} and raised {text}{where}; {mend}"
+    raised = f"{cause(error)}{in_layer(name, layer)}; {_mend(error, model, args, kwargs, layer)}"
+    return f"{type(model).__name__} was called with {described(args, kwargs)} and raised {raised}"
 
 
 def failed_layer(error: BaseException | None, model: nn.Module) -> tuple[str, nn.Module]:
     """Return the innermost module of a model that an error was raised in, with its name; the model where none was."""
     names = {id(module): name for name, module in model.named_modules()}
-    while error is not None:
-        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for link in chain(error):
+        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(link.__traceback__)]
         inside: list[Any] = [module for module in frames if names.get(id(module))]
         if inside:
             return names[id(inside[-1])], inside[-1]
-        error = error.__cause__ or error.__context__
     return "", model
 
 
+def in_layer(name: str, layer: nn.Module) -> str:
+    """Name a layer of a model behind what it did; empty for the model itself."""
+    return f" in its layer {name!r}, {layer}" if name else ""
+
+
+def chain(error: BaseException | None) -> list[BaseException]:
+    """Return an error and those that it was raised from, or while they were handled."""
+    links: list[BaseException] = []
+    while error is not None and error not in links:
+        links.append(error)
+        error = error.__cause__ or error.__context__
+    return links
+
+
 def _mend(
-    text: str, error: BaseException, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], layer: nn.Module
+    error: BaseException, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], layer: nn.Module
 ) -> str:
+    text = str(error)
     signature = _unmet_signature(model, args, kwargs) if isinstance(error, TypeError) else None
     if signature is not None:
         return signature
@@ -78,17 +86,15 @@ def _mend(
 def _mend_dtype(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     import torch
 
-    for name, value in model.named_parameters():
-        if value.is_floating_point() and value.dtype != torch.float32:
-            kind = str(value.dtype).removeprefix("torch.")
-            return f"its weights are {kind} ({name}), and float32 is wanted: return model.float() where it is made"
-    inputs = [*((f"input {number}", value) for number, value in enumerate(args)), *kwargs.items()]
-    for name, value in inputs:
-        if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
-            kind = str(value.dtype).removeprefix("torch.")
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            stored = f"its weights are {dtype_name(weight)} ({name})"
+            return f"{stored}, and float32 is wanted: return model.float() where it is made"
+    for name, value in _tensors(args, kwargs).items():
+        if value.dtype != torch.float32:
             return (
-                f"{name} is {kind}: if forward wants decimal numbers give float32 rows, as x.astype('float32') makes "
-                "them, and int64 where it wants whole ones"
+                f"{name} is {dtype_name(value)}: if forward wants decimal numbers give float32 rows, as "
+                "x.astype('float32') makes them, and int64 where it wants whole ones"
             )
     return "every input is float32: if forward wants whole numbers give int64 rows, or cast inside forward"
 
@@ -124,13 +130,18 @@ def _strays(model: nn.Module) -> Iterator[str]:
 
 def why_not_finite(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     """Say what makes a model answer NaN before it has learnt: a weight, or an input; None where neither does."""
-    import torch
-
     weight = not_finite(model)
     if weight is not None:
         return f"its weight {weight}; give other weights"
-    inputs = [*((f"input {number}", value) for number, value in enumerate(args)), *kwargs.items()]
-    for name, value in inputs:
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+    for name, value in _tensors(args, kwargs).items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
             return f"{name} holds NaN or infinities; look at the data"
     return None
+
+
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a call, by what messages call them."""
+    import torch
+
+    inputs = {**{f"input {number}": value for number, value in enumerate(args)}, **kwargs}
+    return {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}

@@ -142,12 +142,8 @@ def require_known(
         except UserError as error:
             raise UserError(f"{subject}: {error}") from error
         return
-    factory = _factory(reference, subject, field, builtin)
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # built in, or without a signature
-        return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    parameters = _parameters(_factory(reference, subject, field, builtin))
+    if parameters is None or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     unknown = [argument for argument in arguments if argument not in parameters]
     if unknown:
@@ -176,8 +172,11 @@ def _from_task(reference: object, factory: Callable[..., Any], facts: Arguments)
     kind = reference.partition(":")[0] if isinstance(reference, str) else ""
     if kind in OF_TASK:
         return {name: facts[fact] for name, fact in OF_TASK[kind].items() if fact in facts}
+    return {name: facts[name] for name in _parameters(factory) or () if name in facts}
+
+
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return {}
-    return {name: facts[name] for name in parameters if name in facts}
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # built in, or without a signature
+        return None

@@ -32,16 +32,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     A compiled ``forward`` gives way to what was compiled: that of a copy would go on using the weights of this module.
     """
     plain = _inside(model)
-    waiting, seen = [plain], set()
-    while waiting:
-        module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
+    for module in plain.modules():  # goes into a module's parts after the module, so into those without wrappers
         for name, part in module._modules.items():
             if part is not None:
                 module._modules[name] = _inside(part)
-                waiting.append(_inside(part))
         module._compiled_call_impl = None
         _plain_forward(module)
     return plain
@@ -123,7 +117,7 @@ def _why_no_float(module: nn.Module, place: str) -> Iterator[str]:
         elif kind.__name__ == "DTensor":
             yield f"is sharded over processes ({name} is a DTensor); call full_tensor() on its weights first"
         elif value.is_quantized or _holds_integers(module, key, value):
-            yield f"is quantised already: {name} is {_dtype(value)}; {_FLOAT_WANTED}"
+            yield f"is quantised already: {name} is {dtype_name(value)}; {_FLOAT_WANTED}"
         elif value.layout != torch.strided:
             yield f"has a weight of layout {str(value.layout).removeprefix('torch.')} ({name}); store it dense"
         elif kind not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) and kind.__module__.startswith("torchao"):
@@ -139,7 +133,8 @@ def _holds_integers(module: nn.Module, key: str, value: Tensor) -> bool:
     return key in module._parameters or key in _PACKED
 
 
-def _dtype(value: Tensor) -> str:
+def dtype_name(value: Tensor) -> str:
+    """Return a tensor's type as users write it: float32, int64, ..."""
     return str(value.dtype).removeprefix("torch.")
 
 

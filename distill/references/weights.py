@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from distill.errors import UserError
 from distill.references.checkpoints import read_checkpoint
 from distill.references.functions import label
-from distill.references.unwrapping import not_finite
+from distill.references.unwrapping import dtype_name, not_finite
+from distill.wording import first_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -98,9 +99,9 @@ class _Candidate:
         if self.description:
             yield f"read {self.description}"
         if self.unread:
-            yield f"left out {len(self.unread)} names that are not the model's: {_some(self.unread)}"
+            yield f"left out {len(self.unread)} names that are not the model's: {first_of(self.unread, 3)}"
         if others:
-            yield f"{_some(others)} would fit, too; to use it save it in a file of its own"
+            yield f"{first_of(others, 3)} would fit, too; to use it save it in a file of its own"
 
 
 def _chosen(checkpoint: State, expected: State, subject: str) -> tuple[_Candidate, list[str]]:
@@ -122,15 +123,16 @@ def _chosen(checkpoint: State, expected: State, subject: str) -> tuple[_Candidat
         optimizer = " (an optimizer's state)" if trains else ""
         names = [name for name, value in candidates[0].state.items() if isinstance(value, torch.Tensor)]
         raise UserError(
-            f"{subject}: weights of another model: it has the keys {_some(list(map(str, checkpoint)))}{optimizer}, and "
-            f"none of its names is the model's (missing: {_some(sorted(expected))}; unknown: {_some(sorted(names))})"
+            f"{subject}: weights of another model: it has the keys {first_of(map(str, checkpoint), 3)}{optimizer}, and "
+            f"none of its names is the model's (missing: {first_of(sorted(expected), 3)}; "
+            f"unknown: {first_of(sorted(names), 3)})"
         )
     best.sort(key=lambda candidate: candidate.rank)
     alike = list(dict.fromkeys(other.place or other.prefix for other in best if other.names != best[0].names))
     if most != (len(expected), len(expected)):
         return best[0], []
     if alike and best[0].rank == len(_USUAL):
-        places = _some([best[0].place or best[0].prefix, *alike])
+        places = first_of([best[0].place or best[0].prefix, *alike], 3)
         raise UserError(f"{subject}: {places} fit alike; save the one that is meant in a file of its own")
     return best[0], alike
 
@@ -193,52 +195,43 @@ def _require_equal_names(choice: _Candidate, state: State, expected: State, subj
     extra = sorted(name for name in state if name not in expected and name.rpartition(".")[2] not in _COUNTERS)
     missing = sorted(expected.keys() - state.keys())
     known = {name: state[name] for name in expected if name in state}
-    strange = [
-        f"{name} is a {type(item).__name__}" for name, item in known.items() if not isinstance(item, torch.Tensor)
-    ]
-    if strange:
-        raise UserError(f"{subject}: {strange[0]}; must be a state dict, names to tensors, such as model.state_dict()")
-    shapes = [
-        f"{name} is {tuple(known[name].shape)}, the model has {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in known and known[name].shape != value.shape
-    ]
-    if missing or extra or shapes:
+    for name, item in known.items():
+        if not torch.is_tensor(item):
+            raise UserError(
+                f"{subject}: {name} is a {type(item).__name__}; must be a state dict, names to tensors, such as "
+                "model.state_dict()"
+            )
+    differ = {name: value for name, value in known.items() if value.shape != expected[name].shape}
+    if missing or extra or differ:
         parts = [
             f"read {choice.description}" if choice.description else "",
-            f"missing: {_some(missing)}" if missing else "",
-            f"unknown: {_some(extra)}" if extra else "",
-            "; ".join(shapes[:3]),
-            _other_classes(shapes, missing, extra, known, expected),
+            f"missing: {first_of(missing, 3)}" if missing else "",
+            f"unknown: {first_of(extra, 3)}" if extra else "",
+            *(f"{n} is {tuple(v.shape)}, the model has {tuple(expected[n].shape)}" for n, v in [*differ.items()][:3]),
+            "" if missing or extra else _other_classes(differ, expected),
         ]
         raise UserError(f"{subject}: weights of another model ({'; '.join(part for part in parts if part)})")
     for name, value in known.items():
         _require_numbers(name, value, expected[name], subject)
 
 
-def _other_classes(shapes: list[str], missing: list[str], extra: list[str], known: State, expected: State) -> str:
+def _other_classes(differ: State, expected: State) -> str:
     """Say that only the last layer's outputs differ in number, where they do."""
-    differ = [name for name, value in known.items() if value.shape != expected[name].shape]
     layers = {name.rpartition(".")[0] for name in differ}
-    if missing or extra or len(layers) != 1 or any(not known[n].ndim or not expected[n].ndim for n in differ):
+    if len(layers) != 1 or not all(value.ndim and expected[name].ndim for name, value in differ.items()):
         return ""
-    theirs, ours = len(known[differ[0]]), len(expected[differ[0]])
+    theirs, ours = next((len(value), len(expected[name])) for name, value in differ.items())
     return (
-        f"build the model with {theirs} outputs of {layers.pop()!r}, not {ours}: by its args" if theirs != ours else ""
+        "" if theirs == ours else f"build the model with {theirs} outputs of {layers.pop()!r}, not {ours}: by its args"
     )
 
 
 def _require_numbers(name: str, value: Tensor, own: Tensor, subject: str) -> None:
     import torch
 
-    kind = str(value.dtype).removeprefix("torch.")
     if value.is_quantized or value.is_floating_point() != own.is_floating_point():
-        raise UserError(f"{subject}: {name} is {kind}, the model's {str(own.dtype).removeprefix('torch.')}; give float")
+        raise UserError(f"{subject}: {name} is {dtype_name(value)}, the model's {dtype_name(own)}; give float")
     if value.is_meta:
         raise UserError(f"{subject}: {name} was saved from the device meta and has no values; save the trained model")
     if value.layout != torch.strided:
         raise UserError(f"{subject}: {name} is sparse; save it dense, by to_dense()")
-
-
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
