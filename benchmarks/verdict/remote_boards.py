@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill import scratch
+from distill import files, scratch
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
 from distill.benchmarks.records import Report, blaming, report_of
 from distill.benchmarks.timing.answers import sound_answer
@@ -22,7 +22,6 @@ from distill.benchmarks.verdict.judging import with_gate
 from distill.benchmarks.verdict.rule import Rule
 from distill.documents import read_as, read_json, read_text
 from distill.errors import NotMeasuredError, UserError
-from distill.files import remove
 
 if TYPE_CHECKING:
     from distill.benchmarks.runner import Answer, Job
@@ -36,9 +35,7 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
     """
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--export-runner {folder}: is not empty; give a new folder")
-    home = folder.absolute().parent
-    while not home.exists():
-        home = home.parent
+    home = next(place for place in folder.absolute().parents if place.exists())
     if not home.is_dir() or not os.access(folder if folder.exists() else home, os.W_OK):
         raise UserError(f"--export-runner {folder}: no folder can be made in {home}; choose another place")
     paths = [Path(model) for model in models]
@@ -79,7 +76,7 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
             write_bundle(folder, {"task": "bundle", "jobs": jobs, "sent": sent})
         except BaseException:
             for left in list(folder.iterdir()) if was_there else [folder]:
-                remove(left)
+                files.remove(left)
             raise
 
 
