@@ -40,7 +40,8 @@ def nearest_names(name: str, options: Iterable[str], count: int) -> list[str]:
         alike = difflib.SequenceMatcher(None, one, other).ratio()
         stem = min(one, other, key=len)[: max(_STEM, min(len(one), len(other)) - 1)]
         related = len(stem) >= _STEM and one.startswith(stem) and other.startswith(stem)
-        return alike if alike >= _ALIKE or related else 0
+        turned = sorted(one) == sorted(other)  # two letters of a short name
+        return alike if alike >= _ALIKE or related or turned else 0
 
     scores = {option: likeness(option) for option in options}
     return sorted((option for option in scores if scores[option]), key=lambda option: -scores[option])[:count]
