@@ -40,7 +40,8 @@ def nearest_names(name: str, options: Iterable[str], count: int) -> list[str]:
         shorter = min(texts, key=len)
         stem = shorter[: max(_STEM, len(shorter) - 1)]
         related = len(stem) >= _STEM and all(text.startswith(stem) for text in texts)
-        return alike if alike >= _ALIKE or related else 0
+        turned = sorted(texts[0]) == sorted(texts[1])  # two letters of a short name
+        return alike if alike >= _ALIKE or related or turned else 0
 
     scores = {option: likeness(option) for option in options}
     return sorted((option for option in scores if scores[option]), key=lambda option: -scores[option])[:count]
