@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MinLen
-from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from distill import files
 from distill.benchmarks.onnx_file.facts import Facts
 from distill.benchmarks.timing.answers import sound_pairs
 from distill.benchmarks.verdict.rule import Judgement, Verdict
+from distill.bounds import AboveZero, Count, Natural, NotBelowZero, Share
 from distill.documents import read_as, read_json
 from distill.errors import NotComparableError, UserError
 from distill.intervals import Estimate
-from distill.types import AboveZero, Count, NotBelowZero, Share
+from distill.output_paths import write_output
 
 SCHEMA = 2
 Mode = Literal["duet", "history", "incomparable", "identical", "none", "budget", "unread"]
@@ -41,9 +40,9 @@ class Model:
     """
 
     facts: Facts
-    nodes: dict[str, Count]
+    nodes: dict[str, Natural]
     integer_share: Share
-    compute_nodes: Count
+    compute_nodes: Natural
     provider: str
     load_s: NotBelowZero
     peak_bytes: int | None
@@ -65,7 +64,7 @@ class Row:
     quiet_s: AboveZero
     p90_s: AboveZero | None
     p99_s: AboveZero | None
-    samples: Count
+    samples: Natural
     load_s: NotBelowZero
     end_to_end_s: AboveZero | None = None
     ratio: Estimate | None = None
@@ -79,10 +78,10 @@ class Case:
     `arms` says which of the report's models each arm is; `joules` is the GPU's energy a call, all files together.
     """
 
-    batch: Annotated[int, Interval(ge=1, le=2**31)]
-    threads: Annotated[int, Interval(ge=1, le=2**31)]
-    arms: tuple[Count, ...]
-    shapes: list[dict[str, list[Count]]]
+    batch: Count
+    threads: Count
+    arms: tuple[Natural, ...]
+    shapes: list[dict[str, list[Natural]]]
     rows: tuple[Row, ...]
     contended_share: Share
     seconds: NotBelowZero
@@ -191,12 +190,8 @@ def to_json(reports: Sequence[Report], part: Part | None = None) -> str:
 
 
 def save_reports(path: Path, reports: Sequence[Report], part: Part | None = None) -> None:
-    """Write reports whole or not at all. Raises UserError where the path cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, to_json(reports, part))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    """Write reports whole or not at all. Raises what `write_output` raises."""
+    write_output("", path, to_json(reports, part))
 
 
 @contextmanager
@@ -224,7 +219,7 @@ def load_part(path: Path) -> tuple[list[Report], Part | None]:
         raw = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not the JSON of a benchmark ({error})") from error
     if not isinstance(raw, dict) or "schema" not in raw or not ({"models", "cases"} <= raw.keys() or "reports" in raw):
         raise UserError(f"{path}: JSON, but not that of `python -m distill bench`")
@@ -238,14 +233,12 @@ def load_part(path: Path) -> tuple[list[Report], Part | None]:
         return [report_of(report) for report in raw.get("reports", [raw])], part
 
 
-@with_config(ConfigDict(extra="forbid", strict=True))
 class _Threads(TypedDict):
-    usable: Count
-    affinity: Count
+    usable: Natural
+    affinity: Natural
     cgroup: NotBelowZero | None
 
 
-@with_config(ConfigDict(extra="forbid", strict=True))
 class _Machine(TypedDict):
     """What `timing.machine.machine` says."""
 
@@ -259,7 +252,6 @@ class _Machine(TypedDict):
     versions: dict[str, str | None]
 
 
-@with_config(ConfigDict(extra="forbid", strict=True))
 class _Target(TypedDict):
     """What `Options.record` says."""
 

@@ -747,7 +747,10 @@ def main(job_path: str, out_path: str) -> None:
     answer = answer_to({**job, "folder": str(folder)})
     answer["board"], answer["sent"] = about(), job.get("sent")
     partial = Path(str(out) + ".partial")
-    partial.write_text(json.dumps(answer), encoding="utf-8")
+    with contextlib.suppress(FileNotFoundError):
+        partial.unlink()
+    with partial.open("x", encoding="utf-8") as file:  # a link of that name is not followed
+        file.write(json.dumps(answer))
     os.replace(str(partial), str(out))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from distill import clean, interruptions, scratch
+from distill import clean, files, interruptions, scratch
 from distill.errors import DistillError, Exit
 from distill.interruptions import interruptible
 from distill.verbs.bench import verb as bench
@@ -25,6 +25,7 @@ from distill.verbs.run import RunOptions, run
 from distill.verbs.schema import schema
 from distill.verbs.signature import command
 from distill.verbs.validate import ValidateOptions, validate
+from distill.versions import all_versions
 
 # Typer brings its own copy of click from 0.20 or so on; its errors are found here, whichever it uses.
 _USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -43,9 +44,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from distill.verbs.version import versions
-
-        typer.echo(versions())
+        typer.echo(all_versions())
         raise typer.Exit
 
 
@@ -171,7 +170,7 @@ def _code_of(error: BaseException) -> int:
         return _complain(f"interrupted; {_goes_on()}", Exit.INTERRUPTED)
     number, name = getattr(error, "errno", None), getattr(error, "filename", None)
     prefix = f"{name}: " if name else ""
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+    if files.disk_is_full(error):
         return _complain(f"{prefix}the disk is full; free some space, then {_goes_on()}", Exit.USER)
     why = getattr(error, "strerror", None) or error
     if number in _LIMITS:

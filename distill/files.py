@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -74,8 +74,8 @@ def _synced(path: Path) -> Iterator[IO[bytes]]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that takes its place at the end; after an error nothing is left of it."""
     settle_folder(path)
-    _sweep_left(path.absolute().parent, f".{glob.escape(path.name)}.*{PARTIAL}")
     parent, prefix = path.absolute().parent, f".{path.name}."
+    sweep_left(parent, f"{glob.escape(prefix)}*{PARTIAL}", _is_old)
     with tempfile.TemporaryDirectory(prefix=prefix, suffix=PARTIAL, dir=parent) as room, held(Path(room)):
         new = Path(room, "new")
         new.mkdir()
@@ -151,7 +151,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be written.
     """
     partial = path.with_name(f"{_HIDDEN}{secrets.token_hex(8)}{PARTIAL}")
-    _sweep_left(path.absolute().parent, f"{_HIDDEN}*{PARTIAL}")
+    sweep_left(path.absolute().parent, f"{_HIDDEN}*{PARTIAL}", _is_old)
     # Exclusive, so that no link that somebody laid there is followed.
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
@@ -203,27 +203,43 @@ def hold(path: Path) -> int:
     return opened
 
 
-def _sweep_left(folder: Path, pattern: str) -> None:
-    """Remove what a killed process left beside a file of the user's: what is not new, and held by no process."""
+def sweep_left(folder: Path, pattern: str, is_candidate: Callable[[Path], bool]) -> None:
+    """Remove what a killed process left in a folder that others use too: what no process holds, where locks are known.
+
+    Args:
+        folder: where to look, not below it.
+        pattern: of the names, as ``glob`` has it.
+        is_candidate: whether a path of that name may be removed; one that raises OSError may not.
+    """
     if fcntl is None:
         return
     for left in list(folder.glob(pattern)):
         # What is gone by now, is a link, or is held, is nothing that was left.
         with suppress(OSError):
-            if left.lstat().st_mtime < time.time() - _NEW_S:
+            if is_candidate(left):
                 opened = hold(left)
-                remove(left)
-                os.close(opened)
+                try:
+                    remove(left)
+                finally:
+                    os.close(opened)
+
+
+def _is_old(path: Path) -> bool:
+    return path.lstat().st_mtime < time.time() - _NEW_S
 
 
 def why_unwritable(path: Path) -> str | None:
     """Say why a file cannot be written, in words that follow its name; None where it can. Nothing is touched."""
     try:
         target = _target(path)
-        there = path if target is None else target
-        if there.exists():
-            return _why_fixed(there, special=target is None)
-        return _why_closed(there.absolute().parent)
+        place = target or path
+        if place.is_dir():
+            return "is a folder; give the name of a file"
+        if place.is_socket():
+            return "is a socket, which cannot be written as a file; give another name"
+        if place.exists() and not os.access(place, os.W_OK):
+            return "cannot be written (no permission)"
+        return None if target is None and place.exists() else why_closed(place.absolute().parent)
     except OSError as error:
         return f"cannot be written ({error.strerror})"
     except ValueError as error:  # a zero byte
@@ -237,9 +253,9 @@ def same_file(path: Path, other: Path) -> bool:
     return os.path.realpath(path) == os.path.realpath(other)
 
 
-def disk_is_full(error: OSError) -> bool:
-    """Tell whether an error is that of a full disk or of a used-up quota."""
-    return error.errno in _FULL_DISK
+def disk_is_full(error: BaseException) -> bool:
+    """Tell whether an error is that of a full disk or of a used-up quota, also where a library puts it in words."""
+    return getattr(error, "errno", None) in _FULL_DISK or os.strerror(errno.ENOSPC) in str(error)
 
 
 def sweep(folder: Path) -> None:
@@ -263,17 +279,8 @@ def _target(path: Path) -> Path | None:
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
-def _why_fixed(path: Path, *, special: bool) -> str | None:
-    if path.is_dir():
-        return "is a folder; give the name of a file"
-    if path.is_socket():
-        return "is a socket, which cannot be written as a file; give another name"
-    if not os.access(path, os.W_OK):
-        return "cannot be written (no permission)"
-    return None if special else _why_closed(path.absolute().parent)
-
-
-def _why_closed(folder: Path) -> str | None:
+def why_closed(folder: Path) -> str | None:
+    """Say why nothing can be made in a folder; None where it can."""
     if not folder.is_dir():
         return f"the folder {folder} does not exist; make it first"
     return None if os.access(folder, os.W_OK) else f"no permission to write into {folder}"

@@ -6,7 +6,6 @@ nobody holds is one that was left.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -41,7 +40,7 @@ def folder(purpose: str) -> Iterator[Path]:
     try:
         yield room
     except Exception as error:
-        if _is_full(error) and shutil.disk_usage(room).free < _LITTLE:
+        if files.disk_is_full(error) and shutil.disk_usage(room).free < _LITTLE:
             raise UserError(f"{room.parent}: no room for temporary files; {_mend()}") from error
         raise
     finally:
@@ -60,7 +59,7 @@ def _make(purpose: str) -> Path:
     except FileNotFoundError as error:
         raise UserError(f"no place for temporary files: {error.strerror or error}; {_mend()}") from error
     try:
-        _sweep(place)
+        files.sweep_left(place, f"distill-*{_SUFFIX}", _is_own)
         # It gets the name that a sweep looks for once it is held.
         room = Path(tempfile.mkdtemp(prefix=f"distill-{purpose}-", dir=place))
         final = room.with_name(room.name + _SUFFIX)
@@ -76,11 +75,6 @@ def _mend() -> str:
     return "free some space there, or name another folder in the environment variable TMPDIR"
 
 
-def _is_full(error: BaseException) -> bool:
-    """Tell whether a full disk is what an error is about, also where a library puts it in words."""
-    return (isinstance(error, OSError) and files.disk_is_full(error)) or os.strerror(errno.ENOSPC) in str(error)
-
-
 def _remove(room: Path) -> None:
     shutil.rmtree(room, ignore_errors=True)
     opened = _held.pop(room, -1)
@@ -88,13 +82,5 @@ def _remove(room: Path) -> None:
         os.close(opened)
 
 
-def _sweep(place: Path) -> None:
-    """Remove the folders of this user that no process holds any more."""
-    for path in list(place.glob(f"distill-*{_SUFFIX}")):
-        # A folder that is gone by now, is a link, is somebody else's, or is held, is none that was left.
-        with suppress(OSError):
-            if _OURS.fullmatch(path.name) and path.lstat().st_uid == os.geteuid():
-                opened = files.hold(path)
-                if opened >= 0:
-                    shutil.rmtree(path, ignore_errors=True)
-                    os.close(opened)
+def _is_own(path: Path) -> bool:
+    return _OURS.fullmatch(path.name) is not None and path.is_dir() and path.lstat().st_uid == os.geteuid()

@@ -207,8 +207,9 @@ def fresh_name(graph: GraphProto, name: str) -> str:
     return next(free for number in count() if (free := f"{name}_{number}" if number else name) not in used)
 
 
-def free_prefix(names: Collection[str], word: str) -> str:
-    """Return ``word``, with a number behind it where one of the names begins with it, for a family of new names."""
+def free_prefix(used: GraphProto | Collection[str], word: str) -> str:
+    """Return ``word``, with a number behind it where one of a graph's names begins with it, for new names."""
+    names = names_of(used) if isinstance(used, GraphProto) else used
     numbered = (f"{word}{number}" if number else word for number in count())
     return next(free for free in numbered if not any(name.startswith(free) for name in names))
 

@@ -20,6 +20,7 @@ from distill.export.rewritten_calls import RewrittenCalls
 from distill.export.simplification import keep_padding, simplify
 from distill.export.stripping import strip
 from distill.export.wrapped_model import OUTPUT, Core, Tensors, prepare, quiet
+from distill.references.calls import chain, failed_layer, in_layer
 
 from .front_graph import Halves, boundary_name, cut
 from .graph import input_shape, layer_names, opset_of
@@ -29,6 +30,10 @@ from .settings import ExportSettings
 BATCH = "batch"
 Axes = Mapping[int, str]  # the open axes of an input beside the batch, each with its name
 _PROBES = (1, 3)  # batch sizes other than the example's, at which the graph has to agree too
+_MISSING = re.compile(
+    r"No (?:ONNX function|decompositions registered)[^\n]*?"
+    r"(?:(aten\.\w+|[\w.]+::\w+)|op='([\w.]+)'|torch\._higher_order_ops\.(\w+))"
+)
 _NATIVE_OPSET = 18  # the exporter writes no older one; older ones are converted
 _FIXED_BATCH = (
     "forward fixes the batch size. Usual causes: a tensor made with a literal batch size, a Python loop over the rows, "
@@ -184,7 +189,6 @@ def _checked_axes(open_axes: Mapping[str, Axes], tensors: Tensors) -> dict[str, 
 
 def _export(core: Core, tensors: Tensors, axes: Mapping[str, Axes], opset: int) -> ModelProto:
     """Run the exporter, silently; explain what stopped it."""
-    batch = torch.export.Dim(BATCH)
     try:
         with torch.no_grad(), quiet(), RewrittenCalls():
             program = torch.onnx.export(
@@ -192,13 +196,13 @@ def _export(core: Core, tensors: Tensors, axes: Mapping[str, Axes], opset: int) 
                 tuple(tensors.values()),
                 dynamo=True,
                 opset_version=max(opset, _NATIVE_OPSET),
-                dynamic_shapes=(tuple({0: batch, **axes[name]} for name in tensors),),
+                dynamic_shapes=_dynamic(tensors, axes),
                 input_names=list(tensors),
                 output_names=[OUTPUT],
                 verbose=False,
             )
     except Exception as error:
-        raise UserError(f"model={core.name}: {_explain(error)}") from error
+        raise UserError(f"model={core.name}: {_explain(error, core, tensors, axes)}") from error
     assert program is not None
     return program.model_proto
 
@@ -214,21 +218,21 @@ def _name_nodes(graph: GraphProto) -> None:
         counts[module] += 1
 
 
-def _explain(error: BaseException) -> str:
+def _explain(error: BaseException, core: Core, tensors: Tensors, axes: Mapping[str, Axes]) -> str:
     """Say in a line or two why an export failed: the reason, the line of the user's code, and a way out."""
-    chain: list[BaseException] = []
-    seen: BaseException | None = error
-    while seen is not None and seen not in chain:
-        chain.append(seen)
-        seen = seen.__cause__ or seen.__context__
-    reason = next((e for e in chain if type(e).__module__.split(".")[:2] != ["torch", "onnx"]), chain[-1])
-    text = "\n".join(str(e) for e in chain)
-    missing = re.search(r"No (?:ONNX function|decompositions registered)[^\n]*?(aten\.\w+|[\w.]+::\w+)", text)
+    links = chain(error)
+    reason = next((e for e in links if type(e).__module__.split(".")[:2] != ["torch", "onnx"]), links[-1])
+    text = "\n".join(map(str, links))
+    missing = _MISSING.search(text)
     if missing:
-        return f"operator {missing[1]} has no ONNX form; replace it in forward by operators that have one"
-    place = re.findall(r'File "([^"]+)", line (\d+), in \w+|File "([^"]+)", line (\d+)', text)
-    own = [(a or c, b or d) for a, b, c, d in place if "site-packages" not in (a or c)]
-    line = f" ({own[-1][0]}:{own[-1][1]})" if own else ""
+        operator = next(filter(None, missing.groups()))
+        return (
+            f"operator {operator}{_home(core, tensors, axes, operator)} has no ONNX form; replace it in forward by "
+            "operators that have one"
+        )
+    line = _own_line(text)
+    if "not a subset of src_bound" in text:
+        return f"the size of a tensor depends on the values of another{line}; mask by torch.where, and keep the size"
     if "data-dependent" in text or "GuardOnDataDependent" in text:
         return (
             f"forward branches on the values of a tensor{line}, which a graph cannot follow; "
@@ -236,9 +240,45 @@ def _explain(error: BaseException) -> str:
         )
     fixed = ("specialized it to be a constant", "Constraints violated", "inferred a static shape")
     if any(part in text for part in fixed):
-        axes = [int(axis) for axis in re.findall(r"(?:size\(\)|shape)\[(\d+)\]", text)]
-        return _fixed_axis(max(axes, default=0))
-    return f"torch.export cannot follow it{line}: {type(reason).__name__}: {first_line(reason)}"
+        fixed_axes = [int(axis) for axis in re.findall(r"(?:size\(\)|shape)\[(\d+)\]", text)]
+        return _fixed_axis(max(fixed_axes, default=0))
+    name, layer = failed_layer(error, core.model)
+    unfollowed = f"torch.export cannot follow it{in_layer(name, layer)}{line}"
+    if isinstance(layer, nn.RNNBase):
+        return (
+            f"{unfollowed}: {first_line(reason)}; if it is given a packed sequence, give it the padded batch, and take "
+            "each row's last step by gather"
+        )
+    return f"{unfollowed}: {type(reason).__name__}: {first_line(reason)}"
+
+
+def _own_line(trace: str) -> str:
+    """Return the last file and line of a trace that lie in no library, in brackets; empty where none does."""
+    places = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    own = [(file, line) for file, line in places if "site-packages" not in file]
+    return f" ({own[-1][0]}:{own[-1][1]})" if own else ""
+
+
+def _home(core: Core, tensors: Tensors, axes: Mapping[str, Axes], operator: str) -> str:
+    """Say which module calls an operator, by the program that torch makes of the model; empty where it is not told."""
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.export.export(core, tuple(tensors.values()), dynamic_shapes=_dynamic(tensors, axes))
+            nodes = [*program.graph.nodes, *program.run_decompositions().graph.nodes]
+    except Exception:  # it is asked for an error's sake, and that error is told without it
+        return ""
+    for node in nodes:
+        if str(node.target).startswith(operator):
+            calls = [*node.meta.get("nn_module_stack", {}).values()]
+            name = calls[-1][0].removeprefix("model").lstrip(".") if calls else ""
+            return in_layer(name, core.model.get_submodule(name)) + _own_line(node.meta.get("stack_trace") or "")
+    return ""
+
+
+def _dynamic(tensors: Tensors, axes: Mapping[str, Axes]) -> tuple[Any, ...]:
+    """Return what the exporter takes as the shapes that stay open."""
+    batch = torch.export.Dim(BATCH)
+    return (tuple({0: batch, **axes[name]} for name in tensors),)
 
 
 def _fixed_axis(axis: int) -> str:

@@ -14,7 +14,7 @@ from distill.export.stripping import strip
 from distill.types import Array
 
 from .canonical import canonical
-from .graph import add_constant, input_shape, output_names, refill, rename_all
+from .graph import add_constant, free_prefix, input_shape, output_names, refill, rename_all
 from .raw_input import feed_raw_uint8
 
 IMAGE = "image"
@@ -179,8 +179,8 @@ class Front:
         _check_fit(proto, input_name, shape, specs)
         self.model = canonical(proto)
         self.graph = self.model.graph
-        self._prefix = _free_prefix("core/", specs)
-        self._new = _free_prefix("pre/", specs)
+        columns = [spec.name for spec in specs]  # which may have any names
+        self._prefix, self._new = (f"{free_prefix(columns, word)}/" for word in ("core", "pre"))
         outputs = output_names(proto.graph)  # which keep their names, even one that is the input itself
         self.target = input_name if input_name in outputs else self._prefix + input_name  # what the new nodes compute
         self._nodes: list[NodeProto] = []
@@ -238,13 +238,6 @@ def _check_fit(proto: ModelProto, input_name: str, shape: tuple[int, ...], specs
     for spec in specs:
         if spec.name in used:
             raise UserError(f"input {spec.name!r}: the model has an input or output of that name already; rename one")
-
-
-def _free_prefix(prefix: str, specs: tuple[InputSpec, ...]) -> str:
-    """Lengthen a prefix until no input's name starts with it: columns may have any name."""
-    while any(spec.name.startswith(prefix) for spec in specs):
-        prefix = f"_{prefix}"
-    return prefix
 
 
 def _element_type(dtype: str) -> int:

@@ -1,9 +1,10 @@
-"""Calls that torch's exporter has no ONNX form for, rewritten while a module is traced to those that it has."""
+"""Calls that torch's exporter has no ONNX form for, or a slow one, rewritten while a module is traced."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class RewrittenCalls(TorchFunctionMode):
-    """Rewrites, inside, attention over other than four axes, and convolutions in as many groups as there are rows."""
+    """Rewrites, inside: attention over other than four axes, convolutions in as many groups as rows, bags."""
 
     def __torch_function__(
         self,
@@ -44,7 +45,8 @@ def _attention(
     return answer.reshape(*before, *answer.shape[-2:])
 
 
-def _conv1d(
+def _convolution(
+    original: Callable[..., Tensor],
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -53,32 +55,18 @@ def _conv1d(
     dilation: Any = 1,
     groups: Any = 1,
 ) -> Tensor:
-    """Convolve rows [N, channels, length], as images of one line where groups follow the batch."""
-    if not _follows_batch(groups, padding) or input.ndim != 3:
-        return functional.conv1d(input, weight, bias, stride, padding, dilation, groups)
-    stride, padding, dilation = (
-        (other, *_many(value, 1)) for other, value in ((1, stride), (0, padding), (1, dilation))
-    )
-    return _conv2d(input.unsqueeze(2), weight.unsqueeze(2), bias, stride, padding, dilation, groups).squeeze(2)
-
-
-def _conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: Any = 1,
-) -> Tensor:
-    """Convolve images [N, channels, H, W], as products of patches with kernels where groups follow the batch.
+    """Convolve [N, channels, L] or [N, channels, H, W], as products of patches with kernels if groups follow the batch.
 
     ONNX writes the number of groups into the graph, and so would fix the batch.
     """
-    if not _follows_batch(groups, padding) or input.ndim != 4:
-        return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    axes = weight.ndim - 2
+    if not isinstance(groups, torch.SymInt) or isinstance(padding, str) or input.ndim != weight.ndim:
+        return original(input, weight, bias, stride, padding, dilation, groups)
+    stride, padding, dilation = (_by_axis(value, axes) for value in (stride, padding, dilation))
+    if axes == 1:  # images of one line
+        wide = (1, *stride), (0, *padding), (1, *dilation)
+        return _convolution(original, input.unsqueeze(2), weight.unsqueeze(2), bias, *wide, groups).squeeze(2)
     rows, channels, kernel = input.shape[0], weight.shape[1], tuple(weight.shape[2:])
-    stride, padding, dilation = (_many(value, 2) for value in (stride, padding, dilation))
     sizes = zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)
     places = [(size + 2 * pad - gap * (length - 1) - 1) // step + 1 for size, length, step, pad, gap in sizes]
     parts = input.reshape(rows * groups, channels, *input.shape[2:])
@@ -89,18 +77,38 @@ def _conv2d(
     return answer if bias is None else answer + bias.reshape(1, -1, 1, 1)
 
 
-def _follows_batch(groups: Any, padding: Any) -> bool:
-    return isinstance(groups, torch.SymInt) and not isinstance(padding, str)
-
-
-def _many(value: Any, axes: int) -> tuple[int, ...]:
+def _by_axis(value: Any, axes: int) -> tuple[int, ...]:
     """Return a setting of a convolution by axis, which torch takes as one number for all of them, too."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values if len(values) == axes else values * axes
 
 
+def _embedding_bag(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Reduce bags of one length [N, L] to [N, D] by one gather; the exporter writes a loop over them.
+
+    A bag of nothing but padding is 0.
+    """
+    names = ("offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse", "per_sample_weights")
+    options = dict(zip((*names, "include_last_offset", "padding_idx"), args, strict=False)) | kwargs
+    if input.ndim != 2 or options.get("max_norm") is not None:  # the norms are written into the weights
+        return functional.embedding_bag(input, weight, *args, **kwargs)
+    mode, scales, padding = options.get("mode", "mean"), options.get("per_sample_weights"), options.get("padding_idx")
+    rows = functional.embedding(input, weight)
+    if scales is not None:
+        rows = rows * scales.unsqueeze(-1)
+    if padding is None:
+        return rows.amax(dim=1) if mode == "max" else rows.sum(dim=1) if mode == "sum" else rows.mean(dim=1)
+    counted = (input != padding % len(weight)).unsqueeze(-1)
+    if mode == "max":
+        largest = rows.masked_fill(~counted, -torch.inf).amax(dim=1)
+        return torch.where(counted.any(dim=1), largest, torch.zeros_like(largest))
+    total = (rows * counted).sum(dim=1)
+    return total if mode == "sum" else total / counted.sum(dim=1).clamp(min=1)
+
+
 _REWRITTEN: dict[Callable[..., Any], Callable[..., Any]] = {
     functional.scaled_dot_product_attention: _attention,
-    functional.conv1d: _conv1d,
-    functional.conv2d: _conv2d,
+    functional.conv1d: partial(_convolution, functional.conv1d),
+    functional.conv2d: partial(_convolution, functional.conv2d),
+    functional.embedding_bag: _embedding_bag,
 }

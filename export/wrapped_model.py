@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.export.parity_check import first_line
-from distill.state_dicts import twin
+from distill.references.calls import why_call_failed
+from distill.references.unwrapping import plain_copy, require_plain
 
 from .preprocessed import Arguments, Preprocessed
 
@@ -67,11 +68,8 @@ class Core(nn.Module):
         except UserError:
             raise
         except Exception as error:
-            shapes = [list(tensor.shape) for tensor in tensors.values()]
-            raise UserError(
-                f"model={self.name}: fails on the CPU in eval mode with inputs {shapes}: "
-                f"{type(error).__name__}: {first_line(error)}"
-            ) from error
+            why = why_call_failed(error, self.model, *self._arguments(tensors.values()))
+            raise UserError(f"model={self.name}: fails on the CPU in eval mode: {why}") from error
         if not isinstance(output, Tensor) or not output.is_floating_point():
             kind = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise UserError(f"logits: {kind}; must be a floating-point tensor [batch, …]")
@@ -95,23 +93,31 @@ def prepare(
     if min(batches) < 1 or len(set(batches)) > 1:
         sizes = dict(zip(input_names, (list(tensor.shape) for tensor in tensors), strict=True))
         raise UserError(f"example inputs {sizes}: the first axis of each must be the same batch, at least 1")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(
-            f"model={type(model).__name__}: TorchScript cannot be exported; give the module that it was made from"
-        )
+    require_plain(model, f"model={type(model).__name__}")
     with quiet():
         try:
-            copied = twin(model).cpu().float().eval()
+            copied = plain_copy(model).cpu().float().eval()
         except Exception as error:
             raise UserError(
                 f"model={type(model).__name__}: cannot be copied for export: {first_line(error)}"
             ) from error
     with contextlib.suppress(Exception):  # transformers: other attention forms export badly or not at all
         copied.set_attn_implementation("eager")  # type: ignore[operator]
+    _require_known_layers(copied)
     core = Core(copied, args, kwargs, logits or _only_tensor).eval()
     example = {name: _example(tensor) for name, tensor in zip(input_names, tensors, strict=True)}
     _drop_idle_hooks(core, example)
     return core, example
+
+
+def _require_known_layers(model: nn.Module) -> None:
+    """Refuse layers that the exporter writes a wrong graph of. Raises UserError."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            raise UserError(
+                f"model={type(model).__name__}: its layer {name!r}, {module}, has no ONNX form; leave proj_size out, "
+                "and put a Linear behind it"
+            )
 
 
 def _only_tensor(output: Any) -> Tensor:

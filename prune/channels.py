@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,14 +79,16 @@ def prune_channels(
     importance, warnings = _resolve_importance(settings, batches, loss)
     device = None if decided is not None else device
     with torch.inference_mode(False), torch.enable_grad(), never_recomputed(), seeded(seed):
-        work = prepare(copied(model, to_be="pruned"))
+        plain = copied(model, to_be="pruned")
+        modes = _modes(plain)
+        work = prepare(plain)
         checks = Checks(at_batch(example, 2), logits, output_shapes(work, example, logits))
         sizes, macs = (widths_of_layers(work), count(work, *example)), layer_macs(work, *example)[1]
         job = Job(settings, importance, checks, inside(work, ignore), *sizes, device, seed, progress, decided)
         before_s = seconds_of_layers(work, checks.example, device)
         state = _narrowed(work, job, Evidence(batches, loss, logits, settings, progress, seed), recover)
         after, after_s = count(state.model, *example), seconds_of_layers(state.model, checks.example, device)
-        _restore(state.model, model)
+        _restore(state.model, *modes)
     if _marks(model) != original:
         raise RuntimeError("the model that came in was changed by its pruning")
     record = _recorded(state, job, after, {name: (before_s[name], after_s.get(name, 0.0)) for name in before_s})
@@ -204,10 +206,14 @@ def _marks(model: nn.Module) -> list[tuple[str, tuple[int, ...], int, int]]:
     return [(name, tuple(p.shape), p.data_ptr(), p._version) for name, p in model.named_parameters()]
 
 
-def _restore(pruned: nn.Module, model: nn.Module) -> None:
-    """Give a working copy the modes and the frozen parameters of the model that it was made from."""
-    modes = {name: module.training for name, module in model.named_modules()}
+def _modes(model: nn.Module) -> tuple[dict[str, bool], set[str]]:
+    """Return which modules of a model are in training mode, and the names of its frozen parameters."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: module.training for name, module in model.named_modules()}, frozen
+
+
+def _restore(pruned: nn.Module, modes: Mapping[str, bool], frozen: Collection[str]) -> None:
+    """Give a working copy the modes and the frozen parameters of the model that it was made from."""
     for name, module in pruned.named_modules():
         module.training = modes[name]
     for name, parameter in pruned.named_parameters():

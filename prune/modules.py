@@ -15,7 +15,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
 from distill.errors import UserError
-from distill.state_dicts import twin
+from distill.references.unwrapping import plain_copy, require_plain
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> a scalar that depends on the model's parameters."""
@@ -28,14 +28,11 @@ def copied(model: nn.Module, *, to_be: str) -> nn.Module:
     """Return a copy of a model, to be pruned, say, as messages put it.
 
     Raises:
-        UserError: it cannot be copied, or it is a TorchScript or compiled module, which cannot be changed.
+        UserError: it cannot be copied, or its layers or weights are none that can be changed.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(f"a TorchScript module cannot be {to_be}; give the nn.Module that it was made from")
-    if hasattr(model, "_orig_mod"):
-        raise UserError(f"a compiled module cannot be {to_be}; give the module that was passed to torch.compile")
+    require_plain(model, f"the model cannot be {to_be}")
     with explained(f"the model cannot be copied, so not {to_be}"):
-        return twin(model)
+        return plain_copy(model)
 
 
 @contextmanager

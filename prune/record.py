@@ -48,9 +48,8 @@ class PruneRecord:
     ``importance`` the kind that was used. ``latency_before_s`` and ``latency_after_s`` are of the exported model, where
     a device measured it, and ``layer_seconds`` those of each layer alone, before and after. ``blocks`` are whole blocks
     that went. ``decisions`` says which blocks and how many units of each group went in each step: with equal arguments
-    they make the same model again without measuring. ``left`` says of layers that had to stay as they are why, the most
-    costly first. ``shortfall`` says that the goal was not reached and what can
-    be; the model is then the nearest to it.
+    they make the same model again without measuring. ``left`` says why layers had to stay as they are, the most costly
+    first. ``shortfall`` says that the goal was not reached and what can be; the model is then the nearest to it.
     """
 
     macs_before: int

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from distill.bounds import SETTINGS, Count
+from distill.bounds import SETTINGS, Count, PartialShare
 from distill.prune.goals import GOALS, Goal
 from distill.prune.scores.importance import DEFAULT, ImportanceName, described
 
@@ -19,7 +19,7 @@ _DEFAULT_RATIO = 0.3
 class PruneSettings:
     """How much goes, and how it is chosen. At most one of ratio, macs, parameters and speedup says how much."""
 
-    ratio: Annotated[float, Ge(0), Lt(1)] | None = Field(
+    ratio: PartialShare | None = Field(
         default=None,
         description="Share of the channels to remove; 0.3 removes 30 % of them, and is what is done when nothing is "
         "asked for. As a layer's input and output both shrink, about 1 - (1 - ratio)^2 of the parameters go.",
@@ -51,7 +51,7 @@ class PruneSettings:
         "arXiv 2407.04616); with gauss_newton all layers do, by the MACs, parameters or time that they save. "
         "False: every layer loses the same share.",
     )
-    max_ratio: Annotated[float, Ge(0), Lt(1)] = Field(default=0.7, description="No layer loses more than this share.")
+    max_ratio: PartialShare = Field(default=0.7, description="No layer loses more than this share.")
     heads: bool = Field(
         default=True, description="Remove heads of attention, too (head dimensions where there are few heads)."
     )

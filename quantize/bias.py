@@ -22,7 +22,6 @@ from distill.export.graph import (
     copy_of,
     free_prefix,
     initializers,
-    names_of,
     only_outputs,
     operator,
     producers,
@@ -110,7 +109,7 @@ def _with_twins(model: ModelProto, layers: list[NodeProto], rounded: Mapping[str
     """Add to each layer a twin that multiplies by what rounding took, and the mean of that by output channel."""
     twin = copy_of(model)
     constants = initializers(twin.graph)
-    outputs, prefix = [], free_prefix(names_of(model.graph), "lost")
+    outputs, prefix = [], free_prefix(model.graph, "lost")
     for number, node in enumerate(layers):
         weight = numpy_helper.to_array(constants[node.input[1]])
         if weight.shape != rounded[node.name].shape:

@@ -17,7 +17,6 @@ from distill.export.graph import (
     free_prefix,
     initializers,
     input_shape,
-    names_of,
     only_outputs,
     opset_of,
 )
@@ -82,7 +81,7 @@ def _min_max(
     """
     average = settings.calibration == "average"
     model, outputs = copy_of(proto), list[str]()
-    prefix = free_prefix(names_of(model.graph), "calibrate")
+    prefix = free_prefix(model.graph, "calibrate")
     for op in ("ReduceMin", "ReduceMax"):
         for number, name in enumerate(tensors):
             outputs.append(f"{prefix}/{op}/{number}")

@@ -20,18 +20,10 @@ _INTEGER_OPERATORS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 )
 # Operators of onnxruntime's own that hold quantised weights, whatever their inputs are.
-_PACKED = frozenset(
-    {
-        "MatMulNBits",
-        "MatMulBnb4",
-        "MatMulFpQ4",
-        "GatherBlockQuantized",
-        "QMoE",
-        "QAttention",
-        "QEmbedLayerNormalization",
-    }
-    | {"QEmbedLayerNormalization", "QOrderedMatMul", "QOrderedAttention"}
-)
+_PACKED = {
+    *("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "GatherBlockQuantized", "QMoE", "QAttention"),
+    *("QEmbedLayerNormalization", "QOrderedMatMul", "QOrderedAttention"),
+}
 
 
 def float_graph(core: ModelProto, *, newer: bool, verb: str = "quantise") -> ModelProto:

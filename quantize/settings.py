@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt, Le
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from distill.bounds import SETTINGS, Count, Threads
+from distill.bounds import SETTINGS, Count, Share, Threads
 
 Calibration = Literal["minmax", "average", "percentile", "entropy", "mse"]
 CALIBRATIONS: tuple[str, ...] = get_args(Calibration)
@@ -37,7 +37,7 @@ class QuantizeSettings:
     percentile: Annotated[float, Gt(50), Le(100)] = Field(
         default=99.99, description="Share of values, in percent, that calibration: percentile leaves unclipped."
     )
-    smooth: Annotated[float, Ge(0), Le(1)] | None = Field(
+    smooth: Share | None = Field(
         default=None,
         description="Move outlying channels behind layer normalisations into the weights, by this strength; 0.5 is "
         "usual. Reads the samples once more.",

@@ -20,7 +20,6 @@ from distill.export.graph import (
     free_prefix,
     fresh_name,
     initializers,
-    names_of,
     only_outputs,
     operator,
     replace_reads,
@@ -98,7 +97,7 @@ def _largest_by_channel(
     progress: Progress | None,
 ) -> list[Array]:
     """Return the largest magnitude of each channel of the nodes' outputs over all samples."""
-    twin, outputs, prefix = copy_of(model), [], free_prefix(names_of(model.graph), "smooth")
+    twin, outputs, prefix = copy_of(model), [], free_prefix(model.graph, "smooth")
     sizes = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 1}
     for number, node in enumerate(nodes):
         shape = add_constant(twin.graph, f"{prefix}/{number}/shape", np.array([-1, sizes[node.input[1]]], np.int64))

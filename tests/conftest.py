@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 
 # Few tests that take long: they come first, so that no worker is left alone with one of them in the end.
-LONG = ("test_readme.py", "test_resume.py", "test_vision.py", "test_own_modules.py", "test_own_task.py")
+LONG = (
+    "test_readme.py",
+    "test_resume.py",
+    "test_vision.py",
+    "test_own_modules.py",
+    "test_own_task.py",
+    "test_user_projects.py",
+)
 
 
 @pytest.hookimpl(trylast=True)

@@ -16,7 +16,7 @@ import distill
 ROOT = Path(distill.__file__).parent
 PACKAGES = ("benchmarks", "export", "quantize", "prune")
 # What every part may import: it imports nothing of the product itself.
-LEAVES = ("bounds", "clean", "documents", "errors", "files", "intervals", "state_dicts", "types", "wording")
+LEAVES = ("bounds", "clean", "documents", "errors", "files", "intervals", "state_dicts", "types", "versions", "wording")
 # What every part may import as well: it imports leaves, and of these only what stands before it.
 SHARED = (
     "plain_yaml",

@@ -17,8 +17,8 @@ from distill.benchmarks.onnx_file.drawn_values import whole_attribute
 from distill.benchmarks.onnx_file.external_data import external_files, unknown_entries_ignored
 from distill.benchmarks.onnx_file.saturation import saturating_share
 from distill.benchmarks.onnx_file.signature import Signature, element_name, load_proto, signature
+from distill.bounds import Natural, Share
 from distill.errors import UserError
-from distill.types import Count, Share
 
 # Not of float16: a CPU calculates with those in float32, where they are normal, and a GPU takes them at full speed.
 _TINY = {TensorProto.FLOAT: 2.0**-126, TensorProto.DOUBLE: 2.0**-1022}
@@ -43,16 +43,16 @@ class Facts:
     name: str
     path: str
     sha256: str
-    bytes: Count
+    bytes: Natural
     opset: int
     ir_version: int
-    parameters: Count
-    macs: Count | None
+    parameters: Natural
+    macs: Natural | None
     inputs: list[Described]
     outputs: list[Described]
     made_for: str | None = None
     isa: str | None = None
-    subnormal: Count = 0
+    subnormal: Natural = 0
     saturating: Share = 0.0
 
 
@@ -116,7 +116,7 @@ def _weights(proto: ModelProto) -> Iterator[TensorProto]:
 
 @unknown_entries_ignored()
 def _subnormal(proto: ModelProto, folder: Path) -> int:
-    """Count the subnormal weights; external data that cannot be read count as none."""
+    """Natural the subnormal weights; external data that cannot be read count as none."""
     count = 0
     for tensor in proto.graph.initializer:
         if tensor.data_type in _TINY:
@@ -127,7 +127,7 @@ def _subnormal(proto: ModelProto, folder: Path) -> int:
 
 
 def count_macs(proto: ModelProto) -> int | None:
-    """Count the multiply-accumulates of convolutions and matrix products for one sample; None where a shape is open.
+    """Natural the multiply-accumulates of convolutions and matrix products for one sample; None where a shape is open.
 
     Every open first axis is taken as the batch. ONNX's own shape inference finds the rest.
     """
@@ -154,7 +154,7 @@ def count_macs(proto: ModelProto) -> int | None:
 
 
 def _node_macs(node: NodeProto, shapes: dict[str, list[int]]) -> int | None:
-    """Count one node's; None where it multiplies and its shapes are not known."""
+    """Natural one node's; None where it multiplies and its shapes are not known."""
     if node.op_type in _CONV:
         weight = shapes.get(node.input[_CONV[node.op_type]])
         # Of a transposed convolution every input element meets the whole kernel, of a plain one every output element.

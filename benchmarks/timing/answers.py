@@ -14,10 +14,10 @@ from pydantic import AfterValidator, ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from distill.benchmarks import runner
+from distill.bounds import AboveZero, Natural, NotBelowZero
 from distill.documents import Json, read_as
-from distill.types import AboveZero, Count, NotBelowZero
 
-Turn = tuple[Count, AboveZero, Count, Count, AboveZero]
+Turn = tuple[Natural, AboveZero, Natural, Natural, AboveZero]
 """Arm, median call in seconds, calls, those that nothing disturbed, fastest call in seconds."""
 
 
@@ -38,11 +38,11 @@ def _whole_turns(turns: list[Turn]) -> list[Turn]:
 class SessionPair(TypedDict):
     """What was measured of all arms in one pair of sessions; lists by arm are in the order of the job."""
 
-    first: Count
+    first: Natural
     load_s: list[NotBelowZero]
     finite: list[bool]
     end_to_end_s: list[AboveZero]
-    calls: list[dict[Annotated[str, AfterValidator(_whole)], Count]]
+    calls: list[dict[Annotated[str, AfterValidator(_whole)], Natural]]
     first_s: NotBelowZero
     warm_s: NotBelowZero
     settled: bool
@@ -59,7 +59,7 @@ class Board(TypedDict):
     machine: str
     cpu: str
     flags: list[str]
-    cores: Annotated[Count, AfterValidator(lambda cores: max(1, cores))]
+    cores: Annotated[Natural, AfterValidator(lambda cores: max(1, cores))]
     system: str
     kernel: str
     python: str

@@ -17,10 +17,13 @@ from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import Target, why_unmeasurable
 from distill.benchmarks.timing.process import run_job
 from distill.errors import NotMeasuredError
-from distill.types import Feed
+from distill.types import Array, Feed
 
 if TYPE_CHECKING:
     from distill.benchmarks.runner import Answer, Job, Spec
+
+_LONGEST_TEXT = 1024
+"""Characters: a category is shorter, and a longer text that is shortened is as unknown as before."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,16 @@ def stored(arms: Sequence[ArmSpec], target: Target, folder: Path, place: Mapping
 
 
 def _store(feeds: Feed, path: Path) -> Path:
-    """Write inputs by position (a name may be anything) and strings as fixed-width text (no pickle)."""
-    np.savez(path, *(value.astype(str) if value.dtype == object else value for value in feeds.values()))
+    """Write inputs by position: a name may be anything."""
+    np.savez(path, *without_objects(feeds).values())
     return path
+
+
+def without_objects(feed: Feed) -> Feed:
+    """Return inputs that numpy saves without pickle: texts become fixed-width, of a long one its start alone."""
+    return {name: _fixed_width(value) if value.dtype == object else value for name, value in feed.items()}
+
+
+def _fixed_width(texts: Array) -> Array:
+    # The longest text sets the width of all, at four bytes a character.
+    return np.array([str(text)[:_LONGEST_TEXT] for text in texts.ravel()], dtype=str).reshape(texts.shape)

@@ -10,9 +10,10 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from distill.versions import version_of
 
 Machine = dict[str, Any]
 """What a machine, or a GPU of it, is: JSON, as reports hold it."""
@@ -165,14 +166,6 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _version(*names: str) -> str | None:
-    """Find the version of the first of these distributions that is installed."""
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
-    return None
-
-
 def machine() -> Machine:
     """Describe everything about this machine that a latency depends on, as JSON: processor, threads, GPUs, versions."""
     flags = cpu_flags()
@@ -186,9 +179,9 @@ def machine() -> Machine:
         "gpus": gpus(),
         "versions": {
             "python": platform.python_version(),
-            "numpy": _version("numpy"),
-            "onnx": _version("onnx"),
-            "onnxruntime": _version("onnxruntime-gpu", "onnxruntime", "onnxruntime-directml", "onnxruntime-openvino"),
+            "numpy": version_of("numpy"),
+            "onnx": version_of("onnx"),
+            "onnxruntime": version_of("onnxruntime-gpu", "onnxruntime", "onnxruntime-directml", "onnxruntime-openvino"),
         },
     }
 

@@ -34,7 +34,9 @@ class TorchArm(runner.Arm):
         except UserError as error:
             raise runner.RunnerError("callable", str(error)) from error
         if isinstance(model, torch.nn.Module):
-            model = model.eval().to(device)
+            if "train" not in vars(model):  # an exported program is always in evaluation
+                model = model.eval()
+            model = model.to(device)
         if self.spec["form"] == "compiled":
             model = torch.compile(model)
         seconds = time.perf_counter() - begin

@@ -13,18 +13,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from distill.benchmarks.settings import BenchmarkSettings
 from distill.benchmarks.target import TargetName
-from distill.bounds import MOST_SEED, SETTINGS, AnyCount
+from distill.bounds import MOST_SEED, SETTINGS, AnyCount, LearningRate, PartialShare, Share
 from distill.config.checking import validate
 from distill.config.existence import unfound
 from distill.config.layers import PLACES, SHORTHAND, STAGE_SECTIONS, Raw, presets_near, read_layers
 from distill.config.presets import presets
-from distill.distillation.losses import Share, Temperature
+from distill.distillation.losses import Temperature
 from distill.distillation.settings import DistillSettings
 from distill.errors import UserError
 from distill.export.settings import ExportSettings
@@ -66,10 +66,9 @@ class PruneSection(PruneSettings):
 
     epochs: AnyCount = Field(default=5, description="epochs of distillation after pruning")
     between: AnyCount = Field(default=1, description="epochs of distillation between two of several steps of pruning")
-    learning_rate: Annotated[float, Gt(0), Le(100)] = Field(default=0.02, description="of the recovery")
+    learning_rate: LearningRate = Field(default=0.02, description="of the recovery")
 
 
-_Ratio = Annotated[float, Ge(0), Lt(1)]
 _Factor = Annotated[float, Gt(0), Le(1e9)]
 
 
@@ -86,7 +85,7 @@ class SearchSettings:
     learning_rate: tuple[_Factor, _Factor] = Field(
         default=(0.3, 3.0), description="range, as a factor on distill.learning_rate"
     )
-    ratio: tuple[_Ratio, _Ratio] = Field(default=(0.0, 0.6), description="range of prune.ratio")
+    ratio: tuple[PartialShare, PartialShare] = Field(default=(0.0, 0.6), description="range of prune.ratio")
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -132,7 +131,7 @@ class RunConfig:
     target: TargetSettings | None = Field(
         default=None, description="what the model is shipped to; none is the device that trains"
     )
-    max_drop: Annotated[float, Ge(0), Le(1)] = Field(
+    max_drop: Share = Field(
         default=0.01, description="how much of the metric may be lost against the teacher; 0.01 is one point"
     )
     max_file_bytes: Annotated[int, Ge(1), Le(2**63 - 1)] | None = Field(
@@ -178,6 +177,8 @@ def checked(raw: Mapping[str, Any], problems: Iterable[str] = (), *, find: bool 
     Raises:
         UserError: every error of the configuration at once, a line each.
     """
+    name = _name_after(raw.get("data"))
+    raw = {**({"task": name} if name else {}), **raw}
     config, errors = validate(RunConfig, raw, task="any", teacher={"model": "mlp"})
     wrong = {".".join(place) for place in errors.values()}
     lines = [*problems, *errors, *(text for text, places in _contradictions(config) if not _touch(wrong, places))]
@@ -189,6 +190,17 @@ def checked(raw: Mapping[str, Any], problems: Iterable[str] = (), *, find: bool 
     if lines:
         raise UserError("\n".join(dict.fromkeys(lines)))
     return config
+
+
+def _name_after(data: object) -> str:
+    """Return a name for a run that has none: that of its data's file, folder, module or set; "" if that is no name."""
+    section = data if isinstance(data, Mapping) else {}
+    path, source = section.get("path"), str(section.get("source") or "")
+    if isinstance(path, str):
+        word = Path(path).absolute().name.partition(".")[0]
+    else:
+        word = re.split(r"[/.]", (source.rpartition(":")[0] or source).removesuffix(".py"))[-1]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", word).strip("-_")[:64]
 
 
 def _touch(wrong: Iterable[str], places: Iterable[str]) -> bool:

@@ -14,6 +14,7 @@ import onnx
 import torch
 
 from distill.benchmarks.onnx_file.saturation import saturating_share
+from distill.benchmarks.timing.jobs import without_objects
 from distill.clean import code, markdown
 from distill.config.loading import config_hash, settings_hash
 from distill.export import loaded_with, loads_in, parity, run_onnx, write_metadata
@@ -44,7 +45,7 @@ CARD = """# {task}
 | input | {inputs} |
 | output | `logits` float32 [N, {classes}], in the order of `labels.json` |
 | made from | {stages} |
-| checked by | `vectors.npz`: run the model on its inputs, compare with `logits` within `atol` + `rtol`·max|logits| |
+| checked by | `vectors.npz`: run it on these inputs, compare with `logits` within `atol` + `rtol`·max(abs(logits)) |
 
     import numpy as np, onnxruntime as ort
     v = np.load("vectors.npz")
@@ -165,8 +166,7 @@ def _vectors(ctx: Context, path: Path) -> Mapping[str, Any]:
     """Return raw inputs from the test split, the logits they give, and how far another machine's may be from them."""
     data = ctx.task.data["test"]
     batch = data.fetch(torch.arange(min(VECTORS, len(data))), None)
-    feed = shipped_feed(ctx.task, batch, graph_inputs(path))
-    feed = {name: np.asarray(value, dtype=str) if value.dtype == object else value for name, value in feed.items()}
+    feed = without_objects(shipped_feed(ctx.task, batch, graph_inputs(path)))
     raw = {name: value.astype(object) if value.dtype.kind == "U" else value for name, value in feed.items()}
     logits = run_onnx(path, [raw])
     # An integer kernel may round the other way on another processor; each step of the last scale is one such.
@@ -189,10 +189,20 @@ def number_format(graph: onnx.GraphProto) -> str:
 _INTEGER = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 
 
+def _code_in_cell(name: str) -> str:
+    return code(name).replace("|", r"\|")  # else it ends the table's cell, in code as well
+
+
+def _type_name(element_type: int) -> str:
+    """Return numpy's name of a tensor's type, as the graph's caller needs it: float32, and string for text."""
+    is_text = element_type == onnx.TensorProto.STRING
+    return "string" if is_text else str(onnx.helper.tensor_dtype_to_np_dtype(element_type))
+
+
 def _card(ctx: Context, final: Artifact) -> str:
     graph = read_graph(final.onnx).graph
     inputs = ", ".join(
-        f"{code(value.name)} {onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()} "
+        f"{_code_in_cell(value.name)} {_type_name(value.type.tensor_type.elem_type)} "
         f"[{', '.join(d.dim_param or str(d.dim_value) for d in value.type.tensor_type.shape.dim)}]"
         for value in graph.input
     )

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt, Le
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.bounds import SETTINGS
+from distill.bounds import SETTINGS, Share
 from distill.training.lesson import Loss
 from distill.training.taps import Answers, Tap
 
 Temperature = Annotated[float, Gt(0), Le(100)]
-Share = Annotated[float, Ge(0), Le(1)]
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

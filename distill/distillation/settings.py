@@ -10,8 +10,8 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSer
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from distill.bounds import SETTINGS, AnyCount
-from distill.distillation.losses import LOSSES, Share, Temperature
+from distill.bounds import SETTINGS, AnyCount, Share
+from distill.distillation.losses import LOSSES, Temperature
 from distill.documents import Json
 from distill.training.lesson import Loss
 from distill.training.settings import TrainSettings

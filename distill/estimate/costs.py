@@ -82,18 +82,18 @@ class Cost:
 
 
 def measure_cost(
-    model: nn.Module, task: Task, settings: TrainSettings, device: torch.device, role: str, *, steps: bool
+    model: nn.Module, task: Task, settings: TrainSettings, device: torch.device, role: str, title: str, *, steps: bool
 ) -> Cost:
-    """Count a model, run it once on the CPU, and time it on ``device``; ``steps`` False times no training step.
+    """Run a model once on the CPU, count it, and time it on ``device``; ``steps`` False times no training step.
 
     Raises:
-        UserError: the model does not fit the task; ``role`` names it.
+        UserError: the model does not fit the task; ``title`` names it, and ``role`` its section.
     """
-    counts = count(model, *example(task))
-    layers = sum(1 for module in model.modules() if not any(module.children()))
     two = task.data["train"].fetch(torch.arange(2), None)
     with torch.no_grad():
-        forward(twin(model).eval(), task, two, torch.device("cpu"))
+        forward(twin(model).eval(), task, two, torch.device("cpu"), title=title)
+    counts = count(model, *example(task))
+    layers = sum(1 for module in model.modules() if not any(module.children()))
     step_s = _step_s(model, task, settings, device, role) if steps else 0.0
     sample_s = _sample_s(twin(model), task, device)
     return Cost(settings, counts.parameters, counts.macs, layers, step_s, sample_s, _peak_bytes(device))

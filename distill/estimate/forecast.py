@@ -76,12 +76,12 @@ def estimate(config: RunConfig) -> Forecast:
     target = pick_target(config, device)
     with undisturbed(device):
         task = load_task(config.data, seed=config.seed)
-        costs = _costs(config, task, device)
+        costs, remarks = _costs(config, task, device)
     unmeasured = "benchmark is off" if config.benchmark is None else why_unmeasurable(target)
     sizes = {name: len(data) for name, data in task.data.items()}
     stages = [row for row in _stages(config, task, costs, sizes, unmeasured) if row["seconds"] or row["disk_bytes"]]
     memory = [row["memory_bytes"] for row in stages if row["memory_bytes"] is not None]
-    warnings = [*task.warnings, *target.warnings]
+    warnings = [*task.warnings, *target.warnings, *remarks]
     if unmeasured:
         warnings.append(f"latency will be unmeasured: {unmeasured}")
     return {
@@ -103,9 +103,9 @@ def estimate(config: RunConfig) -> Forecast:
     }
 
 
-def _costs(config: RunConfig, task: Task, device: torch.device) -> dict[str, Cost]:
-    """Build the models and measure them; errors of both are told together."""
-    costs, problems = {}, []
+def _costs(config: RunConfig, task: Task, device: torch.device) -> tuple[dict[str, Cost], list[str]]:
+    """Build the models and measure them, with remarks on their weights; errors of both are told together."""
+    costs, remarks, problems = {}, list[str](), []
     trained = config.teacher.weights is None and not config.teacher.pretrained
     # A teacher that is only pruned is trained too: with the settings of the distillation.
     recovers = config.prune is not None and "student" not in config.models
@@ -115,14 +115,15 @@ def _costs(config: RunConfig, task: Task, device: torch.device) -> dict[str, Cos
         try:
             model = Recipe.of(config, name).build(task)
             if teaches and config.teacher.weights is not None:
-                load_weights(model, config.teacher.weights, field="teacher.weights")
+                remarks += load_weights(model, config.teacher.weights, field="teacher.weights")
             steps = trained or recovers or not teaches
-            costs[name] = measure_cost(model, task, settings, device, name, steps=steps)
+            title = f"{name}.model={config.models[name].model!r}"
+            costs[name] = measure_cost(model, task, settings, device, name, title, steps=steps)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    return costs
+    return costs, remarks
 
 
 def _stages(

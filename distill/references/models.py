@@ -11,6 +11,7 @@ from distill.errors import UserError
 from distill.references.functions import call_user, cause, label, load_reference
 from distill.references.libraries import LIBRARIES, OF_TASK, OF_WEIGHTS, Arguments, require_name
 from distill.references.objects import PREFIX, held_object
+from distill.references.unwrapping import plain_copy, require_plain, unwrapped
 from distill.wording import did_you_mean, nearest_names
 
 if TYPE_CHECKING:
@@ -32,39 +33,57 @@ def build(
     """Build a model.
 
     Args:
-        reference: what makes it; a function is called, and a module is taken as it is.
+        reference: what makes it; a function is called, and a module is copied.
         arguments: the function's keywords.
         field: the configuration's field or the option, for messages.
         builtin: functions by name, for references without a colon.
         facts: what the task knows (``classes``, ``channels``, …); given to parameters of that name which ``arguments``
             leaves out.
         seed: of the weights.
-        callables: whether a function of tensors will do in place of a module.
+        callables: whether a function of tensors will do in place of a module, and a model is taken as it is.
 
     Raises:
-        UserError: there is no such package, file or function, it fails, or it returns no module.
+        UserError: there is no such package, file or function, it fails, or it returns no module that can be used.
     """
     import torch
 
-    from distill.state_dicts import twin
-
     subject = label(reference, field)
-    if isinstance(reference, torch.nn.Module):
-        return reference
+    value: Any = reference
     if isinstance(reference, str) and reference.startswith(PREFIX):
         value = held_object(reference, subject)
-        if isinstance(value, torch.nn.Module):  # a run builds it again for every stage, and changes what it built
-            copied: nn.Module = call_user(twin, f"{subject}: copying it", value)
-            return copied
+    if isinstance(value, torch.nn.Module):  # a run builds it again for every stage, and changes what it built
+        require_plain(value, subject)
+        copied: nn.Module = call_user(plain_copy, f"{subject}: copying it", value)
+        return copied
     factory = _factory(reference, subject, field, builtin or {})
     keywords = {**_from_task(reference, factory, facts or {}), **(arguments or {})}
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         model: nn.Module = _called(factory, keywords, subject)
-    if not isinstance(model, torch.nn.Module) and not (callables and callable(model)):
-        raise UserError(f"{subject}: returns {type(model).__name__}; it must return a torch.nn.Module")
-    return model
+    if callables and callable(model):
+        return model
+    if not isinstance(model, torch.nn.Module):
+        raise UserError(f"{subject}: returns {_no_module(model)}")
+    require_plain(model, subject)
+    # What inference_mode made cannot be trained; a copy can.
+    return plain_copy(model) if any(value.is_inference() for value in model.parameters()) else unwrapped(model)
+
+
+def _no_module(value: Any) -> str:
+    """Say what a function returned in place of a module, and how to mend it."""
+    import torch
+
+    kind, must = type(value).__name__, "it must return a torch.nn.Module"
+    if isinstance(value, type):
+        return f"the class {value.__name__}; {must}, such as {value.__name__}()"
+    if isinstance(value, torch.export.ExportedProgram):
+        return f"{kind}, whose layers are fixed; {must}: the one that it was made from"
+    if isinstance(value, tuple | list) and any(isinstance(part, torch.nn.Module) for part in value):
+        return f"{kind}; {must}: the one in it"
+    if isinstance(value, Mapping) and any(isinstance(part, torch.Tensor) for part in value.values()):
+        return f"{kind} of tensors; {must}, which loads them with load_state_dict"
+    return f"{kind}; {must}" + ("; a function of tensors has no layers to change" if callable(value) else "")
 
 
 def _called(factory: Callable[..., Any], keywords: Arguments, subject: str) -> Any:
@@ -90,22 +109,14 @@ def recipe(reference: str, arguments: Arguments, model: nn.Module) -> tuple[str,
 
 
 def require_storable(model: nn.Module, reference: object, field: str = "") -> None:
-    """Refuse what safetensors cannot keep, what has no values yet, and what cannot be changed.
+    """Refuse what safetensors cannot keep.
 
     Raises:
-        UserError: the model is TorchScript, or has lazy parameters or a state that is no tensor.
+        UserError: the model has a state that is no tensor.
     """
     import torch
 
     subject, kind = label(reference, field), type(model).__name__
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(f"{subject}: is TorchScript, whose layers are fixed; name the nn.Module that it was made from")
-    lazy = [name for name, value in model.named_parameters() if torch.nn.parameter.is_lazy(value)]
-    if lazy:
-        raise UserError(
-            f"{subject}: {kind} has uninitialized parameters ({lazy[0]}); give lazy layers their sizes, or call the "
-            "model once in its factory"
-        )
     state = model.state_dict().items()
     strange = [f"{name} is a {type(value).__name__}" for name, value in state if not isinstance(value, torch.Tensor)]
     if strange:
@@ -131,12 +142,8 @@ def require_known(
         except UserError as error:
             raise UserError(f"{subject}: {error}") from error
         return
-    factory = _factory(reference, subject, field, builtin)
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # built in, or without a signature
-        return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    parameters = _parameters(_factory(reference, subject, field, builtin))
+    if parameters is None or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     unknown = [argument for argument in arguments if argument not in parameters]
     if unknown:
@@ -165,8 +172,11 @@ def _from_task(reference: object, factory: Callable[..., Any], facts: Arguments)
     kind = reference.partition(":")[0] if isinstance(reference, str) else ""
     if kind in OF_TASK:
         return {name: facts[fact] for name, fact in OF_TASK[kind].items() if fact in facts}
+    return {name: facts[name] for name in _parameters(factory) or () if name in facts}
+
+
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return {}
-    return {name: facts[name] for name in parameters if name in facts}
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # built in, or without a signature
+        return None

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from distill.files import remove
 from distill.sealed_files import AlteredError, altered, hashes_of, read_sealed, write_sealed
 from distill.sealed_files import file_sha256 as file_sha256  # others take both from here
 from distill.sealed_files import write_text as write_text
+from distill.versions import version_of
 from distill.wording import is_utf8
 
 T = TypeVar("T")
@@ -55,11 +56,7 @@ def sources(*modules: str) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that decide what a stage makes."""
-    installed = {}
-    for name in _VERSIONS:
-        with suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
-    return installed
+    return {name: version for name in _VERSIONS if (version := version_of(name))}
 
 
 def damaged(path: Path, error: BaseException | str, *, remove: Path) -> UserError:

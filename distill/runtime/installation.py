@@ -8,7 +8,6 @@ import platform
 import re
 import shutil
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,6 +15,7 @@ from distill.benchmarks import TARGETS, conflicting_wheels, providers_that_load,
 from distill.benchmarks.target import CPU, CUDA
 from distill.benchmarks.timing.machine import affinity_cores, cgroup_cores, cpu_flags, cpu_model, family, gpus
 from distill.references.functions import cause
+from distill.versions import version_of
 
 _PACKAGES = (
     *("distill", "torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "torch-pruning", "optuna"),
@@ -119,7 +119,7 @@ def examine() -> Installation:
     wheels = conflicting_wheels()
     if wheels:
         problems.append(f"several wheels of onnxruntime are installed and overwrite each other's files; run: {wheels}")
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {name: version_of(name) for name in _PACKAGES}
     gpu = _gpu(notes, problems)
     providers = _providers(problems, gpu)
     vision = _torchvision()
@@ -170,13 +170,6 @@ def torchvision_mend(torch_version: str, cuda: str | None) -> str:
     build = f"cu{cuda.replace('.', '')}" if cuda else "cpu"
     index = f"--index-url https://download.pytorch.org/whl/{build}"
     return f"python -m pip install --force-reinstall --no-deps {wanted} {index}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _providers(problems: list[str], gpu: Gpu) -> dict[str, str]:
@@ -237,7 +230,7 @@ def _gpu(notes: list[str], problems: list[str]) -> Gpu:
 
 
 def _torchvision() -> Vision:
-    version, why, mend = _version("torchvision"), None, None
+    version, why, mend = version_of("torchvision"), None, None
     if version is None:
         return {"version": None, "loads": False, "why": "not installed", "mend": None}
     try:
@@ -250,7 +243,7 @@ def _torchvision() -> Vision:
 
 
 def _extra(names: Sequence[str]) -> Extra:
-    packages = {name: _version(name) for name in names}
+    packages = {name: version_of(name) for name in names}
     absent = [name for name, version in packages.items() if version is None]
     return {"packages": packages, "mend": f"python -m pip install {' '.join(absent)}" if absent else None}
 

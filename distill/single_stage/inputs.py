@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.prune.modules import Example, reason, run_alike
+from distill.prune.modules import Example, run_alike
+from distill.references.calls import why_call_failed
 from distill.references.models import build, require_storable
 from distill.references.weights import load_weights
 from distill.single_stage.options import ModuleLike
-from distill.state_dicts import twin
 
 Take = Callable[[Any], Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -77,18 +77,22 @@ class Inputs:
         return tuple(tensors[name] for name in self.args), {name: tensors[name] for name in self.kwargs}
 
 
-def built(reference: ModuleLike, arguments: Mapping[str, Any], weights: Path | None, seed: int) -> nn.Module:
+def built(
+    reference: ModuleLike, arguments: Mapping[str, Any], weights: Path | None, seed: int, *, field: str = "--model"
+) -> tuple[nn.Module, tuple[str, ...]]:
     """Build a model on the CPU in eval mode, and load its weights where there are some; a module is copied.
+
+    Returns:
+        the model, and remarks on how the weights were read.
 
     Raises:
         UserError: it cannot be built, or the weights are not its own.
     """
-    model = build(reference, arguments, field="--model", seed=seed)
-    require_storable(model, reference, "--model")
-    model = (twin(model) if model is reference else model).cpu()
-    if weights is not None:
-        load_weights(model, weights, field="--weights")
-    return model.eval()
+    model = build(reference, arguments, field=field, seed=seed)
+    require_storable(model, reference, field)
+    model = model.cpu()
+    remarks = () if weights is None else load_weights(model, weights, field="--weights")
+    return model.eval(), remarks
 
 
 def drawn_parameter(reference: Any, arguments: Mapping[str, Any], model: nn.Module, seed: int) -> str | None:
@@ -98,7 +102,7 @@ def drawn_parameter(reference: Any, arguments: Mapping[str, Any], model: nn.Modu
     """
     if isinstance(reference, nn.Module):
         return None
-    other = dict(built(reference, arguments, None, seed + 1).named_parameters())
+    other = dict(built(reference, arguments, None, seed + 1)[0].named_parameters())
     drawn = (key for key, value in model.named_parameters() if key in other and not value.equal(other[key]))
     return next(drawn, None)
 
@@ -106,18 +110,24 @@ def drawn_parameter(reference: Any, arguments: Mapping[str, Any], model: nn.Modu
 def named_inputs(model: nn.Module, names: Sequence[str], take: Take) -> Inputs:
     """Say how inputs of these names are passed: those of forward's parameters by name, the others in their order.
 
+    What forward has no place for goes by name where it takes any name, as ``forward(**batch)`` does.
+
     Raises:
         UserError: forward does not take them.
     """
     takes = _signature(model)
-    by_name = parameters_of(model)
+    by_name, kinds = parameters_of(model), [parameter.kind for parameter in takes.parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        free = [name for name, taken in takes.parameters.items() if taken.kind in by_place and name not in names]
+        by_name += [name for name in names if name not in by_name][len(free) :]
     inputs = Inputs(tuple(n for n in names if n not in by_name), tuple(n for n in names if n in by_name), take)
     try:
         takes.bind(*inputs.args, **dict.fromkeys(inputs.kwargs))
     except TypeError as error:
         raise UserError(
-            f"forward{takes} does not take {', '.join(names) or 'nothing'} ({error}); name the inputs like "
-            "its parameters"
+            f"forward{takes} does not take {', '.join(names) or 'nothing'} ({error}); give it "
+            f"{', '.join(by_name) or 'inputs that it has parameters for'}"
         ) from error
     return inputs
 
@@ -207,11 +217,9 @@ def logits_of(model: nn.Module, example: Example, take: Take) -> Tensor:
         with torch.no_grad():
             output = run_alike(model, example)
     except Exception as error:  # it is the user's own forward
-        tensors = (*args, *kwargs.values())
-        shapes = ", ".join(f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.") for tensor in tensors)
         raise UserError(
-            f"forward fails on inputs of {shapes}: {reason(error)}; the shape of one sample is --input, rows of other "
-            "types and shapes are --data"
+            f"forward fails: {why_call_failed(error, model, args, kwargs)}; the shape of one sample is --input, rows "
+            "of other types and shapes are --data"
         ) from error
     logits = take(output)
     rows = len(next(iter((*args, *kwargs.values()))))

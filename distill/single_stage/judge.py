@@ -63,7 +63,7 @@ class AnswerSettings:
         metric = options.metric
         if isinstance(metric, str):
             metric = load_reference(metric, field="--metric")
-        return cls(next((known for known in KINDS if known == kind), None), options.axis, metric, name or None)
+        return cls(next((each for each in KINDS if each == kind), None), options.axis, metric, name or None)
 
 
 @dataclass(frozen=True)

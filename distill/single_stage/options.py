@@ -14,8 +14,10 @@ import typer
 from typer.models import ParameterInfo
 
 from distill.bounds import MOST_COUNT, MOST_ROWS, MOST_SECONDS, MOST_SEED, MOST_THREADS
+from distill.documents import Json, parse_json
 from distill.errors import UserError
 from distill.prune.scores.importance import DEFAULT, IMPORTANCES, WITHOUT_BATCHES
+from distill.wording import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,10 @@ else:
     ModuleLike, GraphLike, Rows, MetricLike = str, str, Path, str
 
 _PATHS = ("out", "weights", "data", "record", "plot")
+_Weights = Annotated[
+    Path | None, typer.Option(help="checkpoint (.safetensors, or .pt of plain tensors), whatever wraps its names")
+]
+_Arguments = Annotated[tuple[str, ...], typer.Option(help="argument of the model, as num_classes=10; repeatable")]
 _Labels = Annotated[str | None, typer.Option(help="name of the labels in the rows; found by itself if usual")]
 _Output = Annotated[
     str | None,
@@ -72,8 +78,8 @@ class PruneOptions(_Options):
         typer.Option(help="timm:NAME, torchvision:NAME, transformers:NAME, package.module:function, file.py:function"),
     ]
     out: Annotated[Path | None, typer.Option(help="a new folder for the pruned model and its report")] = None
-    weights: Annotated[Path | None, typer.Option(help="state dict (.safetensors, or .pt of plain tensors)")] = None
-    arg: Annotated[tuple[str, ...], typer.Option(help="argument of the model, as num_classes=10; repeatable")] = ()
+    weights: _Weights = None
+    arg: _Arguments = ()
     macs: Annotated[float | None, typer.Option(help="share of the multiply-accumulates to leave")] = None
     parameters: Annotated[float | None, typer.Option(help="share of the parameters to leave")] = None
     ratio: Annotated[float | None, typer.Option(help="share of the channels to remove")] = None
@@ -129,6 +135,8 @@ class QuantizeOptions(_Options):
     ]
     data: Annotated[Rows, typer.Option(help=".npz with rows by input name, and labels, if there are any")]
     out: Annotated[Path | None, typer.Option(help="where the chosen file goes (.onnx)")] = None
+    weights: _Weights = None
+    arg: _Arguments = ()
     max_drop: Annotated[
         float, typer.Option(help="most that may be lost: accuracy with labels, changed answers without", min=0, max=1)
     ] = 0.01
@@ -198,6 +206,23 @@ def require_bounds(options: PruneOptions | QuantizeOptions) -> None:
                 if (low is not None and not value >= low) or (high is not None and not value <= high):
                     bounds = f"{low} or more" if high is None else f"from {low} to {high}"
                     raise UserError(f"--{name.replace('_', '-')} {value}: must be {bounds}")
+
+
+def read_arguments(entries: tuple[str, ...]) -> dict[str, Json]:
+    """Read num_classes=10, widths=[8,16], pretrained=true, act=relu: JSON where it is some, else text."""
+    from distill.benchmarks.parse import named_values  # brings numpy, which a command's help needs not
+
+    arguments: dict[str, Json] = {}
+    for name, text in named_values("--arg", entries).items():
+        try:
+            arguments[name] = parse_json(text, finite=True)
+        except ValueError as error:
+            if text[:1] in ("[", "{", "-") or text in ("NaN", "Infinity") or text[:1].isdigit():
+                raise UserError(
+                    f"--arg {name}={shortened(text)}: {error}; a text of that form goes in quotes"
+                ) from error
+            arguments[name] = text
+    return arguments
 
 
 def typed(options: PruneOptions) -> list[str]:

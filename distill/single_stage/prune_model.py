@@ -22,6 +22,7 @@ from distill.prune import PruneRecord, prune_channels
 from distill.prune.reload import load_own, save
 from distill.prune.sparse.sparsify import SparseRecord, sparsify
 from distill.prune.sparse.zeros import release_
+from distill.references.unwrapping import not_finite
 from distill.rendering.html import html
 from distill.rendering.markdown import markdown
 from distill.single_stage.inputs import Inputs, built, logits_in, logits_of, made_up, named_inputs, told_of
@@ -136,23 +137,26 @@ def _why_unmeasured(request: PruneRequest) -> str | None:
 def _start(request: PruneRequest, work: Path | None, progress: Progress | None) -> _Start:
     """Build the model, read the rows or make some up, and export it, which finds most faults before any work."""
     options = request.options
-    model = built(options.model, request.arguments, options.weights, options.seed)
+    model, weaknesses = built(options.model, request.arguments, options.weights, options.seed)
     samples, inputs, tensors = _inputs(request, model)
     example = inputs.call({name: value[:_EXAMPLE] for name, value in tensors.items()})
     if not logits_of(model, example, inputs.take).isfinite().all():
-        raise UserError("its answers are NaN or infinite; check its weights")
+        why = not_finite(model)
+        raise UserError(
+            f"its answers are NaN or infinite; {'check its weights' if why is None else f'its weight {why}'}"
+        )
     timed = None if samples is None else {name: value[: options.batch].numpy() for name, value in tensors.items()}
     ranged = {name: value[:SAMPLES].numpy() for name, value in tensors.items()}
     shipping = Shipping(request, inputs, example, ranged, timed)
-    weaknesses = remarks.library_weights(options) or remarks.drawn_weights(request, model)
+    weaknesses += tuple(remarks.library_weights(options) or remarks.drawn_weights(request, model))
     core = shipping.exported(model)
     rows = recovery = None
     if samples is not None:
         rows = JudgedRows.of(samples, core, request)
         recovery = Recovery(rows.task, request.recovery, options.seed, progress, work)
         chance = rows.judge.comparison.chance_remark("the unpruned model")
-        weaknesses += [] if chance is None else [chance]
-    return _Start(request, model, core, shipping, rows, recovery, tuple(weaknesses), progress)
+        weaknesses += () if chance is None else (chance,)
+    return _Start(request, model, core, shipping, rows, recovery, weaknesses, progress)
 
 
 def _inputs(request: PruneRequest, model: nn.Module) -> tuple[Samples | None, Inputs, dict[str, Tensor]]:

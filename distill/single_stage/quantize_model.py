@@ -19,7 +19,7 @@ from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import Timing
 from distill.bounds import MOST_ROWS
 from distill.distillation.imitation import Imitation
-from distill.errors import Exit, UserError
+from distill.errors import Exit, NotMeasuredError, UserError
 from distill.export.graph import copy_of, opset_of, refill
 from distill.export.metadata import write_metadata
 from distill.export.newer_opset import with_opset
@@ -33,11 +33,18 @@ from distill.quantize.repair_loop import Loss
 from distill.quantize.sensitivity import saved_seconds, sensitivities
 from distill.quantize.settings import CALIBRATIONS, QuantizeSettings
 from distill.quantize.static import calibrate_graph
-from distill.references.models import build
 from distill.single_stage.calibration_rows import GraphRows, inputs_of, part_rows
 from distill.single_stage.inputs import built, parameters_of
 from distill.single_stage.judge import AnswerSettings, GraphJudge, judged_first
-from distill.single_stage.options import GraphLike, QuantizeOptions, Rows, require_bounds, shown
+from distill.single_stage.options import (
+    GraphLike,
+    ModuleLike,
+    QuantizeOptions,
+    Rows,
+    read_arguments,
+    require_bounds,
+    shown,
+)
 from distill.single_stage.quantizing import remarks
 from distill.single_stage.quantizing.plot import sensitivity_svg
 from distill.single_stage.quantizing.report import kept_float, to_json
@@ -45,6 +52,7 @@ from distill.single_stage.quantizing.source import drawn_weights, export_module,
 from distill.tasks.rows import read_rows
 from distill.types import Array, Progress
 
+Remarks = tuple[str, ...]
 _SAME = 1e-3  # of the largest answer: what other kernels for the same float32 graph may do
 _TIMED = "candidate-{:02}"  # what a candidate is called while it is timed
 
@@ -130,9 +138,9 @@ def _told_of(options: QuantizeOptions) -> Iterator[None]:
     """Let errors that know a graph only say which model it is of."""
     try:
         yield
-    except UserError as error:
+    except (UserError, NotMeasuredError) as error:
         lines = (f"{shown(options.model)}: {line}" for line in str(error).splitlines())
-        raise UserError("\n".join(lines)) from error
+        raise type(error)("\n".join(lines)) from error
 
 
 def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerSettings]:
@@ -165,7 +173,7 @@ def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerS
 
 def _read(options: QuantizeOptions) -> tuple[ModelProto, GraphRows]:
     """Read or export the model, and read the samples; refuse to write over either."""
-    core, arrays, said = _graph_and_arrays(options)
+    core, arrays, source_remarks = _graph_and_arrays(options)
     with _told_of(options):
         inputs = inputs_of(core)
     rows = part_rows(
@@ -176,40 +184,48 @@ def _read(options: QuantizeOptions) -> tuple[ModelProto, GraphRows]:
         samples=options.samples,
         seed=options.seed,
     )
-    return core, replace(rows, remarks=(*said, *rows.remarks))
+    return core, replace(rows, remarks=(*source_remarks, *rows.remarks))
 
 
-def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, Array], list[str]]:
-    """Return the float graph, the rows by input name, and remarks on which model that is."""
+def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, Array], Remarks]:
+    """Return the float graph, the rows by input name, and remarks on the weights of a module."""
     model, data = options.model, options.data
     if isinstance(model, ModelProto):
-        return model, read_rows(data, next((value.name for value in model.graph.input), "x")), []
+        _require_module(options, "an ONNX graph")
+        return model, read_rows(data, next((value.name for value in model.graph.input), "x")), ()
     if not isinstance(model, str | Path):
-        module = built(model, {}, None, options.seed)
-        arrays = read_rows(data, next(iter(parameters_of(module)), "x"))
-        return (
-            export_module(module, arrays, options.labels, shown(model)),
-            arrays,
-            drawn_weights(model, module, options),
-        )
+        return _exported(options, model, shown(model))
     reference = TorchCallable.named(str(model))
     path = Path(model if reference is None else reference.reference.rpartition(":")[0])
-    read = [("the model itself", path)] + ([("the data", data)] if isinstance(data, Path) else [])
-    require_apart(options.outputs, read)
+    read = [("the model itself", path), ("the data", data), ("the weights", options.weights)]
+    require_apart(options.outputs, [(what, file) for what, file in read if isinstance(file, Path)])
     if reference is not None:
         if reference.form != "eager":
             name = f"{reference.form}:{reference.reference}"
             raise UserError(f"{name}: an export has no {reference.form} form; give {reference.reference}")
-        arrays = read_rows(data, "x")
-        name = reference.reference
-        module = build(name, seed=options.seed)
-        return export_module(module, arrays, options.labels, name), arrays, drawn_weights(name, module, options)
+        return _exported(options, reference.reference, reference.reference)
     if path.suffix == ".py" and path.is_file():
         raise UserError(f"{path}: name the function in it that makes the module, as {path}:make")
-    path, said = without_preprocessing(path)
+    _require_module(options, path)
+    path, source_remarks = without_preprocessing(path)
     core, extra = read_graph(path)
     require_apart(options.outputs, [("external data of the model", file) for file in extra])
-    return core, read_rows(data, next((value.name for value in core.graph.input), "x")), said
+    return core, read_rows(data, next((value.name for value in core.graph.input), "x")), tuple(source_remarks)
+
+
+def _exported(options: QuantizeOptions, model: ModuleLike, name: str) -> tuple[ModelProto, dict[str, Array], Remarks]:
+    """Build a module, load its weights where there are some, and export it by the rows."""
+    module, weight_remarks = built(model, read_arguments(options.arg), options.weights, options.seed, field="")
+    arrays = read_rows(options.data, next(iter(parameters_of(module)), "x"))
+    drawn = drawn_weights(model, module, options)
+    return export_module(module, arrays, options.labels, name), arrays, (*weight_remarks, *drawn)
+
+
+def _require_module(options: QuantizeOptions, model: object) -> None:
+    """Refuse options that make a module, where there is a graph already."""
+    for option, value in (("--weights", options.weights), ("--arg", options.arg)):
+        if value:
+            raise UserError(f"{option} {shown(value)}: {model} has its own; leave {option} out")
 
 
 def _batch_sizes(options: QuantizeOptions, rows: GraphRows) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from distill.errors import UserError
+from distill.references.unwrapping import not_finite
 from distill.references.weights import load_weights
 from distill.runtime.artifacts import Recipe
 from distill.runtime.context import Context
@@ -23,8 +24,9 @@ def make(ctx: Context) -> StageResult:
     recipe = Recipe.of(ctx.config, "teacher")
     model = recipe.build(ctx.task)
     loaded = settings.weights is not None or settings.pretrained
+    remarks: tuple[str, ...] = ()
     if settings.weights is not None:
-        load_weights(model, settings.weights, field="teacher.weights")
+        remarks = load_weights(model, settings.weights, field="teacher.weights")
     train = train_settings(settings)
     how = [loaded, None if loaded else dataclasses.asdict(train), start_hash(model)]
     key = ctx.key("teacher", dataclasses.asdict(recipe), how, modules=TRAINING)
@@ -36,7 +38,7 @@ def make(ctx: Context) -> StageResult:
         else:
             trained, record = fit_here(ctx, model, train, "training the teacher", section="teacher", folder=folder)
             detail = detail.trained(record)
-        return write_model(ctx, folder, trained, recipe, detail)
+        return write_model(ctx, folder, trained, recipe, detail, remarks)
 
     return make_stage(ctx, "01-teacher", key, build, recipe)
 
@@ -46,7 +48,8 @@ def _require_finite(ctx: Context, model: nn.Module) -> None:
     logits, _ = predict(model, ctx.task, ctx.task.data["validation"], ctx.device)
     bad = int((~np.isfinite(logits)).any(1).sum())
     if bad:
+        why = not_finite(model)
         raise UserError(
             f"teacher.model={ctx.config.teacher.model!r}: its logits for {bad} of {len(logits)} validation samples are "
-            "not finite; load other weights, or look at the data"
+            f"not finite; {'load other weights, or look at the data' if why is None else f'its weight {why}'}"
         )

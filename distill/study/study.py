@@ -18,6 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from distill.bounds import Natural
 from distill.config.loading import RunConfig
 from distill.files import remove
 from distill.runtime.artifacts import Artifact, weights_hash
@@ -26,7 +27,6 @@ from distill.runtime.folder import RunFolder, damaged, digest, sources
 from distill.stages.common import TRAINING
 from distill.study.objective import pick, score
 from distill.study.space import require_allowed, with_values
-from distill.types import Count
 
 JOURNAL = "study.journal"
 _NOTE = "study.json"
@@ -36,7 +36,7 @@ _NOTE = "study.json"
 class _Journal:
     """The journal as the last finished trial left it."""
 
-    length: Count
+    length: Natural
     sha256: str
 
 

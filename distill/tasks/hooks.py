@@ -203,7 +203,13 @@ def _as_target(target: Any, classes: int, sample_name: Where) -> Tensor:
             + ("; use y.squeeze(1)" if target.ndim == 2 and target.shape[1] == 1 else "")
         )
     if target.is_floating_point() or target.is_complex():
-        raise UserError(f"the target is of type {target.dtype}; expected whole numbers from 0, such as y.long()")
+        whole = not target.is_complex() and bool((target == target.round()).all())
+        mend = (
+            "such as y.long()"
+            if whole
+            else ("one a class; these are numbers to predict, which `prune` and `quantize` take, but no run")
+        )
+        raise UserError(f"the target is of type {target.dtype}; expected whole numbers from 0, {mend}")
     numbers = target.long()
     wrong = (numbers < 0) | (numbers >= classes) if classes else numbers < 0
     if bool(wrong.any()):

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from distill.bounds import SETTINGS
+from distill.bounds import SETTINGS, Share
 
 Fraction = Annotated[float, Gt(0), Lt(1)]
 TestShare = Annotated[
@@ -75,7 +75,7 @@ class ImageSettings(DataSettings):
     """What all pictures have: normalisation and augmentation."""
 
     positive: PositiveLabel = None
-    mean: tuple[Annotated[float, Ge(0), Le(1)], ...] | None = Field(
+    mean: tuple[Share, ...] | None = Field(
         default=None,
         description="Subtracted from pixels in 0..1: one number, or one a channel. Default: the training images' own.",
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import bz2
-import codecs
 import gzip
 import io
+import json
 import lzma
 import zipfile
 import zlib
@@ -21,13 +21,6 @@ _LONGEST_LINE, _BLOCK = 1 << 27, 1 << 20
 _GROWTH, _SMALL = 100, 1 << 28
 """Unpacked, a file has at most so many times its bytes, or so many bytes: more than tables have, less than a bomb."""
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError)
-_BYTE_ORDER_MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 _OTHER_KINDS = {
     b"\x28\xb5\x2f\xfd": ("packed by zstd", "unpack it with unzstd"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
@@ -52,7 +45,7 @@ class TableText:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._explained(), self._unpacked() as data:
-            self.encoding = _encoding(data.read(8))
+            self.encoding = json.detect_encoding(data.read(8))
             limit = max(_SMALL, _GROWTH * path.stat().st_size)
             while data.read(_BLOCK):
                 if data.tell() > limit:
@@ -122,14 +115,3 @@ class TableText:
 
 
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-
-
-def _encoding(start: bytes) -> str:
-    for mark, name in _BYTE_ORDER_MARKS.items():
-        if start.startswith(mark):
-            return name
-    # A header begins with letters of ASCII, which leaves the other bytes of each character zero.
-    zeros = "".join("x" if byte else "0" for byte in start[:8])
-    return {"x0x0x0x0": "utf-16-le", "0x0x0x0x": "utf-16-be", "x000x000": "utf-32-le", "000x000x": "utf-32-be"}.get(
-        zeros, "utf-8"
-    )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError, UserError
 from distill.export.preprocessed import as_inputs
-from distill.references.functions import call_user, cause
+from distill.references.calls import why_call_failed
+from distill.references.functions import call_user
 from distill.tasks.base import Batch, Data, Trainable
 from distill.training.batches import batches
 from distill.types import Array
@@ -87,11 +88,7 @@ def _call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ti
     except (Exception, SystemExit) as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             raise
-        shapes = [str(list(value.shape)) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        raise UserError(
-            f"{title}: {type(model).__name__} was called with {', '.join(shapes)} and raised {cause(error)}; it has to "
-            "take what the data give"
-        ) from error
+        raise UserError(f"{title}: {why_call_failed(error, model, args, kwargs)}") from error
 
 
 def _to(value: Any, device: torch.device) -> Any:

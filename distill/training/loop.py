@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from distill.documents import Sparse
 from distill.errors import UserError
 from distill.intervals import Real
+from distill.references.calls import why_not_finite
 from distill.references.functions import cause
 from distill.state_dicts import load_state, twin
-from distill.tasks.base import Trainable
+from distill.tasks.base import Batch, Trainable
 from distill.training.batches import shuffled
 from distill.training.checkpoint import TrainState, resume, save
 from distill.training.forward import Autocast, autocast, predict
@@ -138,7 +139,8 @@ class _Training:
                 lesson=self.lesson, view=view, amp=self.amp, title=self.title,
             )  # fmt: skip
             if not torch.isfinite(value):
-                raise self.diverged(f"the loss became {value.item()}", epoch)
+                problem = f"the loss became {value.item()}"
+                raise self.spoilt(problem, batch) if step == 1 else self.diverged(problem, epoch)
             if not value.requires_grad:
                 raise UserError("loss: carries no gradient; compute it from the logits that it is given, with torch")
             self.optimizer.zero_grad(set_to_none=True)
@@ -165,6 +167,15 @@ class _Training:
             state.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             state.best_epoch = epoch
         state.curves["validation"].append(score)
+
+    def spoilt(self, problem: str, batch: Batch) -> UserError:
+        """Return what to raise when the first loss of all is not finite: no learning rate has had a part in that."""
+        args, kwargs = self.task.inputs(batch)
+        why = why_not_finite(self.model, args, kwargs) or (
+            "neither its weights nor the first batch hold NaN, so look for a division, a root or a logarithm in "
+            "forward or in the loss"
+        )
+        return UserError(f"{self.title}: {problem} before the first step of {type(self.model).__name__}: {why}")
 
     def diverged(self, problem: str, epoch: int) -> DivergedError:
         """Return what to raise when numbers are no longer finite."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from distill.bounds import SETTINGS, Count
+from distill.bounds import SETTINGS, Count, LearningRate, PartialShare
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -17,14 +16,14 @@ class TrainSettings:
 
     epochs: Count = Field(default=20, description="passes over the training split")
     batch_size: Count = Field(default=128, description="samples a step")
-    learning_rate: Annotated[float, Gt(0), Le(100)] = Field(
+    learning_rate: LearningRate = Field(
         default=0.1, description="peak of the schedule: linear warm-up, then half a cosine to zero"
     )
-    weight_decay: Annotated[float, Ge(0), Lt(1)] = Field(
+    weight_decay: PartialShare = Field(
         default=5e-4, description="on weights of two and more dimensions; biases and norms have none"
     )
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd has Nesterov momentum 0.9")
-    warmup: Annotated[float, Ge(0), Lt(1)] = Field(default=0.1, description="share of the steps that warms up")
+    warmup: PartialShare = Field(default=0.1, description="share of the steps that warms up")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto is bf16 autocast on a GPU that has it, else fp32"
     )

@@ -37,8 +37,8 @@ def _quantize(options: _Options) -> None:
     from distill.single_stage.quantizing.report import document
 
     # Of what takes minutes a person wants to see the hand move; a file or a pipe gets the result alone.
-    shown = nullcontext() if options.quiet else clean.console(stderr=True).status("reading")
-    with redirect_stdout(sys.stderr), shown as status:
+    live = nullcontext() if options.quiet else clean.console(stderr=True).status("reading")
+    with redirect_stdout(sys.stderr), live as status:
 
         def show(step: str, number: int, total: int) -> None:
             if status is not None:

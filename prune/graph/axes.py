@@ -177,8 +177,23 @@ def _removed(function: Any, rank: int, before: Sequence[int], after: Sequence[in
     return removed if rank - len(removed) == len(after) else None
 
 
+class _Moved:
+    """Maps torch-pruning's pairs of an index and the index of the root that it comes from."""
+
+    def __call__(self, indices: Sequence[Any]) -> list[Any]:
+        """Return the pairs there; of the features that make up a channel the first stands for all: they go together."""
+        roots: dict[int, Any] = {}
+        for index in indices:
+            for other in self._others(index.idx):
+                roots.setdefault(other, index.root_idx)
+        return [_HybridIndex(idx=index, root_idx=root) for index, root in roots.items()]
+
+    def _others(self, index: int) -> Sequence[int]:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Flattened:
+class Flattened(_Moved):
     """Maps channels to the features that flattening makes of them, or back.
 
     Args:
@@ -191,15 +206,6 @@ class Flattened:
     channels: int | None
     back: bool
 
-    def __call__(self, indices: Sequence[Any]) -> list[Any]:
-        """Map torch-pruning's pairs of an index and the index of the root that it comes from."""
-        roots: dict[int, Any] = {}
-        for index in indices:
-            for other in self._others(index.idx):
-                # Of the features that make up a channel the first stands for all: they go together.
-                roots.setdefault(other, index.root_idx)
-        return [_HybridIndex(idx=index, root_idx=root) for index, root in roots.items()]
-
     def _others(self, index: int) -> Sequence[int]:
         if self.back:
             return (index // self.positions if self.channels is None else index % self.channels,)
@@ -209,7 +215,7 @@ class Flattened:
 
 
 @dataclass(frozen=True)
-class Halved:
+class Halved(_Moved):
     """Maps channels to those of a gated linear unit, of which each is made of two, or back.
 
     Args:
@@ -220,13 +226,8 @@ class Halved:
     half: int
     back: bool
 
-    def __call__(self, indices: Sequence[Any]) -> list[Any]:
-        """Map torch-pruning's pairs of an index and the index of the root that it comes from."""
-        roots: dict[int, Any] = {}
-        for index in indices:
-            for other in (index.idx, index.idx + self.half) if self.back else (index.idx % self.half,):
-                roots.setdefault(other, index.root_idx)
-        return [_HybridIndex(idx=index, root_idx=root) for index, root in roots.items()]
+    def _others(self, index: int) -> Sequence[int]:
+        return (index, index + self.half) if self.back else (index % self.half,)
 
 
 @dataclass(frozen=True)

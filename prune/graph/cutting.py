@@ -35,69 +35,47 @@ def cut(model: nn.Module, chosen: Channels, checks: Checks, progress: Progress |
     pruned, problem = _attempt(model, chosen, checks)
     if problem is None:
         return pruned
-    culprits = _culprits(model, chosen, problem, checks, progress)
-    raise BrokenError(culprits or _culprits_together(model, chosen, checks, progress))
+    raise BrokenError(_culprits(model, chosen, problem, checks, progress))
 
 
 def _culprits(
     model: nn.Module, chosen: Channels, problem: str, checks: Checks, progress: Progress | None
 ) -> dict[str, str]:
-    """Halve the groups that break the model until each stands alone; return those, and how they break it."""
-    culprits: dict[str, str] = {}
-    waiting = [(dict(chosen), problem)]
-    cleared = 0
-    while waiting:
-        groups, why = waiting.pop()
-        if len(groups) == 1:
-            culprits |= dict.fromkeys(groups, why)
-            cleared += 1
-        else:
-            names = list(groups)
-            for half in (names[len(names) // 2 :], names[: len(names) // 2]):
-                part = {name: groups[name] for name in half}
-                trouble = _attempt(model, part, checks)[1]
-                if trouble is None:
-                    cleared += len(part)
-                else:
-                    waiting.append((part, trouble))
-        if progress is not None:
-            progress("finding layers that cannot be cut", min(cleared, len(chosen)), len(chosen))
-    return culprits
+    """Halve the groups until those that break the model stand alone; return these, and how they break it.
 
-
-def _culprits_together(model: nn.Module, chosen: Channels, checks: Checks, progress: Progress | None) -> dict[str, str]:
-    """Return groups without which the others can be cut together, and what each breaks with which of them.
-
-    Of groups that break the model together, the last is to blame.
+    The others can be cut together. Of groups that break the model together only, the last is to blame.
     """
     culprits: dict[str, str] = {}
     sound: list[str] = []
-    waiting = list(chosen)
+    waiting = [list(chosen)]
 
     def trouble(names: Sequence[str]) -> str | None:
         return _attempt(model, {name: chosen[name] for name in names}, checks)[1]
 
-    while waiting and (why := trouble([*sound, *waiting])) is not None:
-        count, why = _first_broken(lambda n: trouble([*sound, *waiting[:n]]), len(waiting), why)  # noqa: B023
-        sound, culprit, waiting = [*sound, *waiting[: count - 1]], waiting[count - 1], waiting[count:]
-        alone = trouble([culprit])
-        if alone is None:
-            count, why = _first_broken(lambda n: trouble([culprit, *sound[:n]]), len(sound), why)  # noqa: B023
-            why = f"{why}, where {sound[count - 1]} is narrowed, too"
-        culprits[culprit] = alone or why
+    while waiting:
+        names = waiting.pop()
+        why = problem if len(names) == len(chosen) else trouble([*sound, *names])
+        if why is None:
+            sound += names
+        elif len(names) > 1:
+            middle = len(names) // 2
+            waiting += [names[middle:], names[:middle]]
+        else:
+            alone = trouble(names) if sound else why
+            culprits[names[0]] = alone or _with_which(lambda count: trouble([*names, *sound[:count]]), sound, why)  # noqa: B023
         if progress is not None:
-            progress("finding layers that cannot be cut together", len(chosen) - len(waiting), len(chosen))
+            progress("finding layers that cannot be cut", len(sound) + len(culprits), len(chosen))
     return culprits
 
 
-def _first_broken(trouble: Callable[[int], str | None], most: int, why: str) -> tuple[int, str]:
-    """Return the number of things from which on there is trouble, and which; with ``most`` of them there is ``why``."""
-    sound = 0
-    while most - sound > 1:
-        middle = (sound + most) // 2
+def _with_which(trouble: Callable[[int], str | None], sound: Sequence[str], why: str) -> str:
+    """Say what goes wrong, and with which of the sound groups, the first so many of which bring trouble."""
+    fine, broken = 0, len(sound)
+    while broken - fine > 1:
+        middle = (fine + broken) // 2
         problem = trouble(middle)
-        sound, most, why = (middle, most, why) if problem is None else (sound, middle, problem)
-    return most, why
+        fine, broken, why = (middle, broken, why) if problem is None else (fine, middle, problem)
+    return f"{why}, where {sound[broken - 1]} is narrowed, too"
 
 
 def _attempt(model: nn.Module, chosen: Channels, checks: Checks) -> tuple[nn.Module, str | None]:

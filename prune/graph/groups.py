@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -110,13 +109,8 @@ class Graph:
             for name, module in self._model.named_modules()
             if isinstance(module, ROOTS) and module not in seen
         }
-        scripted = {
-            name: "is TorchScript, which cannot be cut"
-            for name, module in self._model.named_modules()
-            if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters(recurse=False))
-        }
         bare = "a parameter that forward multiplies with itself (F.linear, F.conv2d, @, einsum): only layers of "
-        return layers | scripted | dict.fromkeys(self._dependency.bare, f"{bare}torch.nn are cut")
+        return layers | dict.fromkeys(self._dependency.bare, f"{bare}torch.nn are cut")
 
     def cut(self, chosen: Mapping[str, Sequence[int]]) -> list[Member]:
         """Remove the given root channels of the named groups in place; return the consumers that lost inputs.
@@ -271,9 +265,7 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
         return module.num_embeddings, module.embedding_dim
     if isinstance(module, nn.RNNBase):
         return module.input_size, (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
-    if isinstance(
-        module, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm
-    ):  # they may have no parameters
+    if isinstance(module, _NORMS):  # they may have no parameters
         width = next(vars(module)[name] for name in _NORM_WIDTHS if name in vars(module))
         width = int(width[-1] if isinstance(width, tuple) else width)
     else:
@@ -307,12 +299,7 @@ def _why_unprunable(members: list[Member], shared: set[int], along: Collection[s
                 "parametrization); remove that first"
             )
         beside = sorted(own.keys() - {"weight", "bias"})
-        if (
-            beside
-            and width is not None
-            and not isinstance(module, nn.RNNBase)
-            and any(width in own[name].shape for name in beside)
-        ):
+        if not isinstance(module, nn.RNNBase) and any(width in own[name].shape for name in beside):
             return f"a {type(module).__name__} has a {beside[0]} of its own for each channel, which would not be cut"
         if any(id(parameter) in shared for parameter in own.values()):
             return f"{member.name} shares its weight with another layer"
@@ -322,8 +309,7 @@ def _why_unprunable(members: list[Member], shared: set[int], along: Collection[s
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
     """Give modules back the attributes that they had: a tensor with a history that one keeps could not be copied."""
-    modules = (module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule))
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     try:
         yield
     finally:

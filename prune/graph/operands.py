@@ -12,21 +12,9 @@ from torch.overrides import TorchFunctionMode
 from torch_pruning import ops
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
-_SHAPES = tuple(
-    f"{name}Backward"
-    for name in (
-        "T",
-        "Transpose",
-        "Permute",
-        "View",
-        "UnsafeView",
-        "ReshapeAlias",
-        "Unsqueeze",
-        "Squeeze",
-        "Expand",
-        "Clone",
-    )
-)
+_TURNS = tuple(f"{name}Backward" for name in ("T", "Transpose", "Permute"))
+_COPIES = ("View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Expand", "Clone")
+_SHAPES = (*_TURNS, *(f"{name}Backward" for name in _COPIES))
 _STEPS = (ops.OPTYPE.ELEMENTWISE, ops.OPTYPE.RESHAPE, ops.OPTYPE.EXPAND)  # in the call of one layer
 _PRODUCTS = tuple(f"{name}Backward" for name in ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Mv", "Addmv"))
 
@@ -54,7 +42,7 @@ def linear_weights(function: Any) -> Iterator[Tensor]:
     if function is None or not function.name().startswith(("AddmmBackward", "MmBackward")):
         return
     for source, _ in function.next_functions:
-        while source is not None and source.name().startswith(("TBackward", "TransposeBackward", "PermuteBackward")):
+        while source is not None and source.name().startswith(_TURNS):
             source = source.next_functions[0][0]
         variable = getattr(source, "variable", None)
         if variable is not None and variable.ndim == 2:

@@ -38,13 +38,17 @@ class Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute, and note."""
-        result = function(*args, **kwargs or {})
-        if _name(function) in _SYMMETRIC:
-            self.calls.append(_Call(_name(function), tuple(_floats(args)), tuple(_floats(result))))
+        result, name = function(*args, **kwargs or {}), str(function.overloadpacket.__name__)
+        if name in _SYMMETRIC:
+            self.note(_Call(name, tuple(_floats(args)), tuple(_floats(result))))
         return result
 
+    def note(self, call: _Call) -> None:
+        """Keep what was computed."""
+        self.calls.append(call)
 
-class Repeated(TorchDispatchMode):  # type: ignore[no-untyped-call]
+
+class Repeated(Recorded):  # type: ignore[no-untyped-call]
     """Lets statistics over more channels say what they say of those alone that the recorded ones read.
 
     Args:
@@ -52,17 +56,14 @@ class Repeated(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, calls: Sequence[_Call]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._calls = iter(calls)
+        super().__init__()
+        self._recorded = iter(calls)
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute; write what was recorded over it, where that was read from some of the same channels."""
-        result = function(*args, **kwargs or {})
-        if _name(function) in _SYMMETRIC:
-            call = next(self._calls, None)
-            if call is not None and call.name == _name(function):
-                _overwrite(tuple(_floats(result)), tuple(_floats(args)), call)
-        return result
+    def note(self, call: _Call) -> None:
+        """Write what was recorded over what was computed, where that was read from some of the same channels."""
+        recorded = next(self._recorded, None)
+        if recorded is not None and recorded.name == call.name:
+            _overwrite(call.outputs, call.inputs, recorded)
 
 
 def _overwrite(outputs: Sequence[Tensor], inputs: Sequence[Tensor], call: _Call) -> None:
@@ -121,10 +122,6 @@ def _places(wide: Sequence[Tensor], narrow: Sequence[Tensor]) -> tuple[Tensor, T
     alike = {place: number_of[kind] for place, kind in enumerate(kinds) if kind in number_of}
     numbers = alike | {place: number for number, place in enumerate(firsts)}
     return torch.tensor([*numbers], device=have.device), torch.tensor([*numbers.values()], device=have.device)
-
-
-def _name(function: Any) -> str:
-    return str(function.overloadpacket.__name__)
 
 
 def _floats(values: Any) -> Iterator[Tensor]:

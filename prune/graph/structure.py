@@ -19,6 +19,7 @@ from distill.prune.depth.skipped import skip_blocks_, skipped_of
 from distill.prune.modules import set_tensor
 from distill.prune.record import SkippedBlock
 from distill.state_dicts import twin
+from distill.wording import first_of
 
 FORMAT = 1
 
@@ -127,7 +128,7 @@ def _checked(model: nn.Module, structure: Mapping[str, Any]) -> Mapping[str, Any
     strangers = sorted(set(wanted) ^ set(have))
     if strangers:
         raise UserError(
-            f"the structure is that of another model: {_some(strangers)} on one side only; "
+            f"the structure is that of another model: {first_of(map(repr, strangers), 3)} on one side only; "
             "build the model with the arguments that it had when it was pruned"
         )
     for name, entry in wanted.items():
@@ -168,7 +169,3 @@ def _attributes(module: nn.Module) -> dict[str, int | float | list[int]]:
     names = (name for kind, names in _ATTRIBUTES if isinstance(module, kind) for name in names)
     values = {name: getattr(module, name) for name in names}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()} | attributes_of(module)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -71,9 +71,8 @@ class Narrowed:
     """Where pruning stands: the model, and by the names of groups what is known of them.
 
     ``unprunable`` says why groups stay as they are, ``makers`` which layers make their channels, ``kinds`` what a unit
-    of each attention is. ``before_s`` and
-    ``after_s`` are the whole model's on the device, ``blocks`` those that went. ``exhausted`` says that the most that
-    may go leaves more than was asked for.
+    of each attention is. ``before_s`` and ``after_s`` are the whole model's on the device, ``blocks`` those that went.
+    ``exhausted`` says that the most that may go leaves more than was asked for.
     """
 
     model: nn.Module

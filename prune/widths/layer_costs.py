@@ -22,9 +22,9 @@ from distill import files
 from distill.benchmarks.target import Target, why_unmeasurable
 from distill.benchmarks.timing.kernels import kernel_seconds
 from distill.benchmarks.timing.machine import fingerprint
+from distill.bounds import AboveZero
 from distill.documents import read_as, read_json
 from distill.sealed_files import Tell
-from distill.types import AboveZero
 
 Precision = Literal["float32", "int8"]
 _BYTES = 1 << 26  # of inputs and weights in one session

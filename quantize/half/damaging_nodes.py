@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, helper
 from onnxruntime import InferenceSession
 
 from distill.errors import UserError
-from distill.export.graph import copy_of, free_prefix, names_of, only_outputs
+from distill.export.graph import copy_of, free_prefix, only_outputs
 from distill.export.parity_check import session_of
 from distill.quantize.calibrate import run_batch
 from distill.quantize.half.magnitudes import touching
@@ -133,7 +133,7 @@ def _spoilt(model: ModelProto, tensors: Sequence[str], rows: Sequence[Feed]) -> 
     """Name the tensors that hold NaN or infinity on some batch: x − x is 0 for all other numbers."""
     probed = copy_of(model)
     nodes: list[NodeProto] = []
-    prefix = free_prefix(names_of(model.graph), "flag")
+    prefix = free_prefix(model.graph, "flag")
     flags = [f"{prefix}/{number}" for number in range(len(tensors))]
     for flag, name in zip(flags, tensors, strict=True):
         nodes.append(helper.make_node("Sub", [name, name], [f"{flag}/zero"]))

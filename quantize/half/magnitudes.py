@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from distill.export.graph import add_constant, copy_of, free_prefix, names_of, only_outputs, operator
+from distill.export.graph import add_constant, copy_of, free_prefix, only_outputs, operator
 from distill.export.parity_check import session_of
 from distill.quantize.half.float32_nodes import LARGEST, SMALLEST
 from distill.types import Feed
@@ -105,7 +105,7 @@ def _with_probes(model: ModelProto, types: Mapping[str, int]) -> tuple[ModelProt
     """Add reductions of every float tensor to a copy of the graph, as its only outputs."""
     augmented = copy_of(model)
     graph, tensors = augmented.graph, float_tensors(model, types)
-    probes, nodes, prefix = list[_Probe](), list[NodeProto](), free_prefix(names_of(graph), "probe")
+    probes, nodes, prefix = list[_Probe](), list[NodeProto](), free_prefix(graph, "probe")
     for reduction in ("ReduceMin", "ReduceMax"):
         for tensor in tensors:
             probes.append(_Probe(tensor, f"{prefix}/{len(probes)}", "largest"))

@@ -89,7 +89,7 @@ def emulate(model: ModelProto) -> ModelProto:
     wide = copy_of(model)
     graph = wide.graph
     types = element_types(wide)
-    casts, prefix = list[NodeProto](), free_prefix(names_of(graph), "wide")
+    casts, prefix = list[NodeProto](), free_prefix(graph, "wide")
     for node in graph.node:
         for place, name in enumerate(node.output):
             element = types.get(name, 0)

@@ -250,3 +250,12 @@ def test_the_runner_stands_alone_and_reads_as_python_38(conv: Conv, tmp_path: Pa
     (tmp_path / "job.json").write_text(json.dumps(job))
     subprocess.run([sys.executable, copy, tmp_path / "job.json", tmp_path / "out.json"], check=True, timeout=60)
     assert json.loads((tmp_path / "out.json").read_text())["status"] == "ok"
+
+
+def test_a_command_that_prints_without_end_is_stopped(
+    conv: Conv, here: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "MOST_PRINTED", 1 << 20)
+    endless = dataclasses.replace(here, measure="yes", timeout_s=300)
+    with pytest.raises(NotMeasuredError, match="`yes` printed more than 1 MiB and was stopped"):
+        measure(conv(), endless, 1)

@@ -313,6 +313,21 @@ def test_the_hash_that_goes_into_a_model_knows_no_folders(write: Any) -> None:
     assert settings_hash(load_config("digits")) != settings_hash(load_config("digits", ["seed=1"]))
 
 
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("./kws.py:make_data", "kws"),
+        ("mine.audio.words:make", "words"),
+        ({"source": "csv", "path": "rows/train.csv.gz", "target": "y"}, "train"),
+        ({"source": "imagefolder", "path": "../holiday pictures/"}, "holiday-pictures"),
+        ("digits", "digits"),
+    ],
+)
+def test_a_run_without_a_name_is_called_after_its_data(data: Any, name: str) -> None:
+    assert load_config({"data": data, "teacher": "mlp"}).task == name
+    assert load_config({"task": "mine", "data": data, "teacher": "mlp"}).task == "mine"
+
+
 def test_a_mapping_is_not_changed() -> None:
     given: Config = {"extends": "digits", "prune": {"ratio": 0.4}}
     load_config(given, ["prune.ratio=0.1", "student=mlp"])

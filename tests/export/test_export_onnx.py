@@ -230,6 +230,105 @@ def test_results_that_are_not_used_do_not_change_the_rest(model: nn.Module, exam
     np.testing.assert_allclose(found, model(example).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Bags(nn.Module):
+    """A classifier of bags of tokens [N, L], weighted where it is given weights."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.bags, self.head = nn.EmbeddingBag(40, 8, **options), nn.Linear(8, 3)
+
+    def forward(self, ids, weights=None):
+        return self.head(self.bags(ids, per_sample_weights=weights))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max", "weighted"])
+@pytest.mark.parametrize("padding", [None, 0, -1])
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+def test_bags_of_embeddings_are_one_gather_at_any_batch_and_length(mode, padding, kind):
+    torch.manual_seed(0)
+    weighted = mode == "weighted"
+    model = Bags(mode="sum" if weighted else mode, padding_idx=padding).eval()
+    ids = torch.randint(0, 40, (5, 7), dtype=kind)
+    ids[2] = 39 if padding == -1 else 0  # a bag of nothing but padding, where there is any
+    ids[:, 5:] = ids[2, 0]
+    args = (ids, torch.rand(5, 7)) if weighted else (ids,)
+    names = ["ids", "weights"][: len(args)]
+    axes = {name: {1: "tokens"} for name in names}
+    proto = export_onnx(model, args=args, input_names=names, open_axes=axes)
+    assert not {node.op_type for node in proto.graph.node} & {"Loop", "Scan", "SequenceEmpty", "ConcatFromSequence"}
+    for rows, length in ((5, 7), (1, 7), (3, 6), (4, 1)):
+        part = [value[:rows, :length] for value in args]
+        with torch.no_grad():
+            expected = model(*part).numpy()
+        feed = {name: value.numpy() for name, value in zip(names, part, strict=True)}
+        np.testing.assert_allclose(run_onnx(proto, [feed]), expected, atol=1e-5)
+
+
+def test_bags_by_offsets_and_with_a_largest_norm_are_exported_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.EmbeddingBag(40, 8, max_norm=1.0), nn.Linear(8, 3)).eval()
+    flat = Calls(
+        lambda head, x: head(
+            nn.functional.embedding_bag(
+                x.reshape(-1), torch.linspace(-1, 1, 200).reshape(40, 5), torch.arange(0, 7 * x.shape[0], 7), mode="max"
+            )
+        )
+    )
+    ids = torch.randint(0, 40, (4, 7))
+    for case in (model, flat):
+        proto = export_onnx(case, args=(ids,), input_names=["ids"])
+        more = torch.randint(0, 40, (9, 7))
+        with torch.no_grad():
+            np.testing.assert_allclose(run_onnx(proto, [{"ids": more.numpy()}]), case(more).numpy(), atol=1e-5)
+
+
+class Packs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        lengths = torch.full((x.shape[0],), 2)
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return self.head(self.cells(packed)[1][-1])
+
+
+class Middle(nn.Module):
+    def forward(self, x):
+        return x - x.kthvalue(2, dim=1, keepdim=True).values
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "says"),
+    [
+        (
+            nn.Sequential(nn.Linear(5, 4), nn.Sequential(Middle()), nn.Linear(4, 3)),
+            (5,),
+            r"aten\.kthvalue in its layer '1\.0', Middle\(\)",
+        ),
+        (Packs(), (3, 4), r"in its layer 'cells', GRU\(.*take each row's last step by gather"),
+        (
+            nn.Sequential(nn.LSTM(4, 6, proj_size=3, batch_first=True)),
+            (5, 4),
+            "its layer '0', LSTM.*leave proj_size out",
+        ),
+        (
+            Calls(lambda f, x: f(torch.masked_select(x, x == x).reshape(x.shape))),
+            (5,),
+            "depends on the values of another",
+        ),
+    ],
+)
+def test_what_has_no_onnx_form_is_told_with_its_layer_and_a_way_out(model, shape, says):
+    take = (
+        (lambda out: out[0][:, -1])
+        if isinstance(model[0] if isinstance(model, nn.Sequential) else 0, nn.LSTM)
+        else None
+    )
+    with pytest.raises(UserError, match=says):
+        small(model.eval(), *shape, logits=take)
+
+
 class Twice(nn.Module):
     """Calls one layer twice, and adds in its own forward."""
 

@@ -11,7 +11,8 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from distill.errors import UserError
-from distill.export import run_onnx
+from distill.export import run_onnx, strip
+from distill.export.canonical import canonical
 from distill.export.newer_opset import with_opset
 
 OPSETS = range(7, 13)
@@ -157,3 +158,13 @@ def test_what_cannot_be_converted_is_named() -> None:
     scan = node("Scan", ["lengths", "z", "x"], ["last", "y"], body=body, num_scan_inputs=1)
     with pytest.raises(UserError, match=r"cannot convert its Scan from opset 8 to 13; export it with opset 13"):
         with_opset(old([scan], {"z": np.zeros((1, 3), np.float32), "lengths": np.array([4])}, 8, (4, 3)), 13)
+
+
+def test_the_standard_s_domain_takes_no_bytes_and_is_imported_once() -> None:
+    model = old([node("Relu", ["x"], ["a"]), node("Neg", ["a"], ["y"], domain="ai.onnx")], {}, 13, (3,))
+    model.opset_import.append(helper.make_opsetid("ai.onnx", 12))
+    plain = canonical(model)
+    assert [(entry.domain, entry.version) for entry in plain.opset_import] == [("", 13)]
+    assert not plain.graph.node[0].HasField("domain")
+    rows = [{"x": np.ones((2, 3), np.float32)}]
+    np.testing.assert_array_equal(run_onnx(strip(model), rows), -rows[0]["x"])

@@ -348,7 +348,7 @@ class _NoLayer(_NoGrad):
         (_OneSample(), "batch 2"),
         (_NoLayer(), "no Conv or Linear layer"),
         (torch.jit.script(nn.Linear(4, 3)), "TorchScript"),
-        (torch.compile(nn.Linear(4, 3)), "compiled"),
+        (torch.export.export(nn.Linear(4, 3), (torch.randn(2, 4),)).module(), "is an exported program"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

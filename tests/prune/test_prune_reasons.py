@@ -96,11 +96,6 @@ class Gate(torch.autograd.Function):
         return gradients[0]
 
 
-class Scripted(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * x.mean(1, keepdim=True).sigmoid()
-
-
 def squeezed(pool: Callable[[Tensor], Tensor]) -> nn.Module:
     return Map(partial(excited, pool=pool), nn.Linear(WIDE, 8), nn.Linear(8, WIDE))
 
@@ -133,14 +128,12 @@ GATES: dict[str, Callable[[], nn.Module]] = {
         coordinates, nn.Conv2d(WIDE, 8, 1), nn.Conv2d(8, WIDE, 1), nn.Conv2d(8, WIDE, 1)
     ),
     "own function": lambda: Map(Gate.apply),
-    "TorchScript": lambda: torch.jit.script(Scripted()),
     "vmap": lambda: Map(torch.vmap(lambda x: x * x.mean(0, keepdim=True).sigmoid())),
     "recomputed": lambda: Map(lambda x, conv: checkpoint(conv, x, use_reentrant=True), depthwise()),
     "recomputed later": lambda: Map(lambda x, conv: checkpoint(conv, x, use_reentrant=False), depthwise()),
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", GATES)
 def test_what_stands_behind_a_gate_is_cut_and_keeps_its_rows(name: str) -> None:
     model = between(GATES[name]())

@@ -311,12 +311,14 @@ class Branch(nn.Module):
 DEEP = Case(Deep, lambda: ((torch.randn(2, 3, 10, 10),), {}))
 
 
-def labelled(model: nn.Module) -> tuple[list[Tensor], Callable[[nn.Module, Tensor], Tensor]]:
+def labelled(
+    model: nn.Module,
+) -> tuple[list[tuple[Tensor, Tensor]], Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]]:
     torch.manual_seed(3)
-    batches = [torch.randn(8, 3, 10, 10) for _ in range(3)]
+    rows = [torch.randn(8, 3, 10, 10) for _ in range(3)]
     with torch.no_grad():
-        answers = {id(batch): model.eval()(batch).argmax(1) for batch in batches}
-    return batches, lambda candidate, batch: F.cross_entropy(candidate(batch), answers[id(batch)])
+        batches = [(x, model.eval()(x).argmax(1)) for x in rows]
+    return batches, lambda candidate, batch: F.cross_entropy(candidate(batch[0]), batch[1])
 
 
 @pytest.mark.parametrize("depth", ["auto", "off"])
@@ -379,8 +381,9 @@ def test_what_the_logits_do_not_need_goes_first_from_whichever_layer(asked: dict
     assert left[0] == 32
     assert max(left[1], left[2], left[3]) <= 16
     with torch.no_grad():
-        whole = model.eval()(batches[0])
-        torch.testing.assert_close(result.eval()(batches[0]), whole, rtol=0, atol=1e-3 * float(whole.abs().max()))
+        rows = batches[0][0]
+        whole = model.eval()(rows)
+        torch.testing.assert_close(result.eval()(rows), whole, rtol=0, atol=1e-3 * float(whole.abs().max()))
     if "speedup" not in asked:
         _, level = pruned(DEEP, model, max_ratio=0.8, global_=False, **words)
         assert level.widths["blocks.0.one"][1] < 32

@@ -118,7 +118,7 @@ def test_inputs_are_called_what_the_arrays_are(data: str, names: list[str]) -> N
         ("net.py:net", "rows.npz", "TypeError"),
         ("net.py:Pair", "rows.npz", "forward returns a tuple of 2; wrap it in a module that returns the logits alone"),
         ("net.py:Branch", "rows.npz", "forward branches on the values of a tensor"),
-        ("net.py:make", "wide.npz", "fails on the CPU in eval mode with inputs [[2, 7]]"),
+        ("net.py:make", "wide.npz", "fails on the CPU in eval mode: Net was called with features=float32 [2, 7]"),
         ("net.py:make", "double.npz", "features is float64, the model takes float32"),
         ("net.py:make", "unknown.npz", "forward(features, scale=None) does not take features, mask"),
         ("net.py:make", "none.npz", "--data none.npz: cannot be read"),

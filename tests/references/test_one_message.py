@@ -73,7 +73,8 @@ def typed(*words: str) -> str:
     with pytest.raises(SystemExit) as ended:
         main(list(words))
     assert ended.value.code == 2
-    return " ".join(said().removeprefix("error: ").split())
+    lines = [line for line in said().splitlines() if not line.endswith("…")]  # what it is about to do
+    return " ".join("\n".join(lines).removeprefix("error: ").split())
 
 
 @pytest.fixture(autouse=True)

@@ -121,10 +121,10 @@ CASES = (
     model("no gradient", ("torch.no_grad()",), "net.py:Blind", "--no-timing"),
     model("no logits", ("returns a tuple of 2", "--logits"), "net.py:Boxes"),
     model("logits elsewhere", ("holds no tensor 'scores'", "--logits"), "net.py:Boxes", "--logits", "scores"),
-    model("NaN weights", ("NaN or infinite", "check its weights"), "net.py:broken"),
+    model("NaN weights", ("NaN or infinite", "its weight", "holds NaN"), "net.py:broken"),
     model("too narrow", ("nothing was removed", "round_to=8"), "net.py:Thin", "--no-timing", code=1),
     shape("unknown", ("--input 3,32,32", "--data")),
-    shape("wrong", ("forward fails on inputs of float32 [2, 1, 8, 8]",), "1,8,8"),
+    shape("wrong", ("forward fails: ", "was called with input=float32 [2, 1, 8, 8]", "in its layer "), "1,8,8"),
     shape("no numbers", ("--input big", "3,224,224"), "big"),
     shape("nothing", ("--input 0,8,8",), "0,8,8"),
     shape("names unknown", ("does not take picture",), "picture=3,8,8", "b=2"),
@@ -133,7 +133,7 @@ CASES = (
     data("lengths differ", ("same number",), input=SOME, y=KINDS[:3]),
     data("float64", ("is float64", ".astype('float32')"), input=SOME.astype(np.float64)),
     data("NaN", ("first in row 2",), input=BROKEN),
-    data("other shapes", ("forward fails on inputs of float32 [6, 2, 8, 8]",), input=SOME[:, :2]),
+    data("other shapes", ("was called with input=float32 [6, 2, 8, 8]",), input=SOME[:, :2]),
     data("labels unknown", ("--labels kind", "not in the data"), "--labels", "kind", input=SOME),
     data("labels of no class", ("go from 0 to 9", "classes 0 to 3"), input=SOME, y=KINDS * 3),
     data("labels one-hot", ("must be class numbers",), input=SOME, y=np.eye(4)[KINDS]),
@@ -148,7 +148,7 @@ CASES = (
     out("nowhere", ("does not exist; make it first",), lambda: None, "no/where"),
     weights("missing", ("--weights w.pt: no such file",), lambda: None),
     weights("of another", ("--weights w.pt: weights of another model",), lambda: torch.save(FOREIGN, "w.pt")),
-    weights("pickled", ("not a checkpoint of plain tensors",), lambda: torch.save(Wrong, "w.pt")),
+    weights("pickled", ("besides tensors, and nothing is unpickled",), lambda: torch.save(Wrong, "w.pt")),
 )  # fmt: skip
 
 

@@ -172,8 +172,18 @@ def test_bfloat16_is_used_when_asked_for(tiny_task: Task) -> None:
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_a_loss_that_is_no_number_names_the_learning_rate(tiny_task: Task) -> None:
-    with pytest.raises(UserError, match=r"teacher\.learning_rate=100.*epoch \d+ of the trial.*lower it"):
+@pytest.mark.parametrize(("value", "why"), [(torch.nan, "0.weight holds NaN (1 of "), (torch.inf, "holds infinities")])
+def test_weights_that_are_no_numbers_are_named_before_training(tiny_task: Task, value: float, why: str) -> None:
+    model = network()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = value
+    with pytest.raises(UserError, match="before the first step") as caught:
+        fit(model, tiny_task, SETTINGS, seed=0, device=CPU)
+    assert why in str(caught.value) and "learning_rate" not in str(caught.value)
+
+
+def test_a_first_loss_that_is_no_number_is_not_laid_to_the_learning_rate(tiny_task: Task) -> None:
+    with pytest.raises(UserError, match=r"the trial: the loss became nan before the first step.*in the loss"):
         lesson = Lesson(lambda index, batch, view: Answers(torch.full((len(index), 3), torch.inf)), KD)
         fast = replace(SETTINGS, learning_rate=100.0, warmup=0)
         train(tiny_task, fast, title="the trial", section="teacher", lesson=lesson)

@@ -7,6 +7,7 @@ import importlib
 import pickle
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,10 +82,15 @@ def _poor_timm(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setitem(sys.modules, "timm", timm)
 
 
-def _made(name: str, body: str, *says: str, **settings: object) -> Wrong:
+def _silent(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    warnings.simplefilter("ignore")  # torch's own quantisation is on its way out
+
+
+def _made(name: str, body: str, *says: str, prepare: Prepare | None = None, **settings: object) -> Wrong:
     """Make a case of a teacher that ``make`` in mine.py returns."""
     return Wrong(
         name=name,
+        prepare=prepare,
         settings={"teacher": {"model": "./mine.py:make"}, **settings},
         files={"mine.py": f"import torch\nfrom torch import nn\n{body}\n"},
         says=says,
@@ -194,6 +200,72 @@ MODELS = [
     _made("cannot-be-exported", _module("return y if y.sum() > 0 else -y"), "Mine", "branches", "torch.where"),
     _made("fixed-batch", _module("return y.reshape(-1, 2)[torch.arange(int(x.shape[0]))]"), "Mine"),
     _made("random-in-evaluation", _module("return y + torch.rand_like(y)"), "Mine", "randomness"),
+    _made(
+        "on-meta",
+        "def make():\n    with torch.device('meta'):\n        return nn.Linear(4, 2)",
+        "weight is on the device meta",
+        "to_empty",
+    ),
+    _made(
+        "exported-program",
+        "def make():\n    return torch.export.export(nn.Linear(4, 2), (torch.ones(2, 4),)).module()",
+        "is an exported program",
+        "the nn.Module that it was made from",
+    ),
+    _made(
+        "scripted-inside",
+        "def make():\n    return nn.Sequential(torch.jit.script(nn.Linear(4, 2)))",
+        "its part '0' (RecursiveScriptModule) is TorchScript",
+    ),
+    _made(
+        "a-class", "class Mine(nn.Linear):\n    pass\ndef make():\n    return Mine", "the class Mine", "such as Mine()"
+    ),
+    _made("a-function", "def make():\n    return lambda x: x", "returns function", "no layers to change"),
+    _made(
+        "quantised-by-torch",
+        "def make():\n    q = torch.ao.quantization\n"
+        "    return q.quantize_dynamic(nn.Sequential(nn.Linear(4, 2)), {nn.Linear}, torch.qint8)",
+        "its part '0' (Linear) is quantised already, by torch",
+        "the float model",
+        prepare=_silent,
+    ),
+    _made(
+        "integers-as-weights",
+        _module(
+            "return y", "self.layer.weight = nn.Parameter(torch.ones(2, 4, dtype=torch.int8), requires_grad=False)"
+        ),
+        "layer.weight is int8",
+        "the float model",
+    ),
+    _made(
+        "half-precision", _module("return y", "self.half()"), "its weights are float16 (layer.weight)", "model.float()"
+    ),
+    _made("double-precision", _module("return y", "self.double()"), "its weights are float64", "model.float()"),
+    _made(
+        "wants-whole-numbers",
+        _module("return y", "self.layer = nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(8, 2))"),
+        "in its layer 'layer.0', Embedding(9, 2)",
+        "whole numbers from 0 to 8",
+    ),
+    _made(
+        "another-device",
+        _module("return y + self.shift", "self.shift = torch.ones(2, device='meta')"),
+        "shift (meta) is on another device",
+        "register_buffer",
+    ),
+    _made(
+        "inputs-by-name",
+        "class Mine(nn.Module):\n    def forward(self, **batch):\n        return batch['x']\nmake = Mine",
+        "forward(**batch)",
+        "it takes them by name",
+        "return a dict of names and tensors",
+    ),
+    _made(
+        "weights-of-nan",
+        "def make():\n    made = nn.Linear(4, 2)\n    made.weight.data[1, 2] = torch.nan\n    return made",
+        "before the first step",
+        "weight holds NaN (1 of 8)",
+    ),
     Wrong(
         name="student-of-other-classes",
         settings={"student": "./mine.py:make", "distill": {"epochs": 1, "control": False}},
@@ -226,6 +298,39 @@ WEIGHTS = [
         "(3, 16)",
         "(2, 16)",
         prepare=_saved(lambda s: {**s, "2.weight": torch.zeros(3, 16), "2.bias": torch.zeros(3)}),
+    ),
+    _weights("weights-in-odd-places", "weights.pt", "a, b fit alike", prepare=_saved(lambda s: {"a": s, "b": dict(s)})),
+    _weights(
+        "weights-of-another-model-in-net",
+        "weights.pt",
+        "read under 'net', names without 'module.'",
+        "unknown: 4.bias",
+        prepare=_saved(lambda s: {"net": {f"module.{n}": v for n, v in [*s.items(), ("4.bias", s["0.bias"])]}}),
+    ),
+    _weights(
+        "weights-of-other-classes",
+        "weights.pt",
+        "build the model with 3 outputs of '2', not 2",
+        prepare=_saved(lambda s: {**s, "2.weight": torch.zeros(3, 16), "2.bias": torch.zeros(3)}),
+    ),
+    _weights(
+        "weights-of-an-optimizer",
+        "weights.pt",
+        "an optimizer's state",
+        prepare=_saved(lambda s: {"state": {0: {"exp_avg": s["0.bias"]}}, "param_groups": []}),
+    ),
+    _weights("weights-empty", "weights.pt", "it is empty", prepare=_saved(lambda s: {})),
+    _weights(
+        "weights-in-8-bits",
+        "weights.pt",
+        "0.weight is int8",
+        prepare=_saved(lambda s: {n: v.char() for n, v in s.items()}),
+    ),
+    _weights(
+        "weights-on-meta",
+        "weights.pt",
+        "device meta",
+        prepare=_saved(lambda s: {n: v.to("meta") for n, v in s.items()}),
     ),
     _weights("weights-with-nan", "weights.pt", "0.bias", "not finite", prepare=_saved(_with_nan)),
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -103,13 +102,11 @@ def require_place(out: Path, inputs: Iterable[Path]) -> None:
     Raises:
         UserError: it is a file, lies nowhere or where nothing may be written, or holds what would be lost.
     """
-    parent = out.absolute().parent
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UserError(f"--out {out}: is a {'link' if out.is_symlink() else 'file'}; give the name of a folder")
-    if not parent.is_dir():
-        raise UserError(f"--out {out}: the folder {parent} does not exist; make it first")
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"--out {out}: no permission to write into {parent}")
+    why = files.why_closed(out.absolute().parent)
+    if why is not None:
+        raise UserError(f"--out {out}: {why}")
     if not out.exists():
         return
     if Path.cwd().is_relative_to(out.resolve()):

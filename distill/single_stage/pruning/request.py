@@ -10,17 +10,16 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from distill.benchmarks import BenchmarkSettings, Target, resolve_target
-from distill.benchmarks.parse import named_values, positive
+from distill.benchmarks.parse import positive
 from distill.distillation.settings import DistillSettings
-from distill.documents import Json, parse_json
+from distill.documents import Json
 from distill.errors import UserError
 from distill.prune.goals import GOALS
 from distill.prune.scores.importance import DEFAULT, IMPORTANCES, WITHOUT_BATCHES
 from distill.prune.settings import PruneSettings
 from distill.prune.sparse.zeros import Pattern, read_pattern
 from distill.single_stage.judge import AnswerSettings
-from distill.single_stage.options import PruneOptions, require_bounds
-from distill.wording import shortened
+from distill.single_stage.options import PruneOptions, read_arguments, require_bounds
 
 _DEVICES = ("auto", "cpu", "cuda")
 _DECAY = 0.01
@@ -75,7 +74,7 @@ def read_request(options: PruneOptions) -> PruneRequest:
         target,
         benchmark,
         _recovery(options),
-        _arguments(options.arg),
+        read_arguments(options.arg),
         _pattern(options.sparsity),
         AnswerSettings.of(options),
     )
@@ -140,21 +139,6 @@ def _explained(details: ErrorDetails) -> str:
         return f"--{message}"
     option = str(details["loc"][0]).replace("_", "-")
     return f"--{option} {details['input']}: {message[:1].lower()}{message[1:]}"
-
-
-def _arguments(entries: tuple[str, ...]) -> dict[str, Json]:
-    """Read num_classes=10, widths=[8,16], pretrained=true, act=relu: JSON where it is some, else text."""
-    arguments: dict[str, Json] = {}
-    for name, text in named_values("--arg", entries).items():
-        try:
-            arguments[name] = parse_json(text, finite=True)
-        except ValueError as error:
-            if text[:1] in ("[", "{", "-") or text in ("NaN", "Infinity") or text[:1].isdigit():
-                raise UserError(
-                    f"--arg {name}={shortened(text)}: {error}; a text of that form goes in quotes"
-                ) from error
-            arguments[name] = text
-    return arguments
 
 
 def _pattern(text: str | None) -> Pattern | None:

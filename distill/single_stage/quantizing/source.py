@@ -17,7 +17,7 @@ from distill.export.graph import STANDARD, all_nodes
 from distill.export.parity_check import first_line
 from distill.quantize.float_graph import why_not_quantizable
 from distill.single_stage.inputs import drawn_parameter, logits_in, named_inputs, parameters_of
-from distill.single_stage.options import QuantizeOptions, shown
+from distill.single_stage.options import QuantizeOptions, read_arguments, shown
 from distill.tasks.rows import label_name
 from distill.types import Array
 
@@ -41,12 +41,14 @@ def without_preprocessing(path: Path) -> tuple[Path, list[str]]:
 
 def drawn_weights(reference: object, module: nn.Module, options: QuantizeOptions) -> list[str]:
     """Say when a model has the weights that it was drawn with, so that its answers mean nothing."""
-    drawn = drawn_parameter(reference, {}, module, options.seed)
+    if options.weights is not None:
+        return []
+    drawn = drawn_parameter(reference, read_arguments(options.arg), module, options.seed)
     if drawn is None:
         return []
     return [
         f"the weights of {shown(reference)} are random ({drawn} differs with another seed): its speed means something, "
-        "what int8 loses does not; name a function that returns it with trained weights"
+        "what int8 loses does not; give trained ones by --weights"
     ]
 
 
@@ -89,8 +91,10 @@ def _unknown_operators(proto: ModelProto) -> list[str]:
 
     foreign = {(node.domain, node.op_type) for node in all_nodes(proto.graph) if node.domain not in STANDARD}
     foreign -= {(function.domain, function.name) for function in proto.functions}
-    known = {(schema.domain, schema.name) for schema in _pybind_state.get_all_operator_schema()} if foreign else set()
-    return sorted("::".join(names) for names in foreign - known)
+    registered = (
+        {(schema.domain, schema.name) for schema in _pybind_state.get_all_operator_schema()} if foreign else set()
+    )
+    return sorted("::".join(names) for names in foreign - registered)
 
 
 def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
