@@ -80,8 +80,7 @@ def prune_channels(
     device = None if decided is not None else device
     with torch.inference_mode(False), torch.enable_grad(), never_recomputed(), seeded(seed):
         plain = copied(model, to_be="pruned")
-        modes = _modes(plain)
-        work = prepare(plain)
+        modes, work = _modes(plain), prepare(plain)
         checks = Checks(at_batch(example, 2), logits, output_shapes(work, example, logits))
         sizes, macs = (widths_of_layers(work), count(work, *example)), layer_macs(work, *example)[1]
         job = Job(settings, importance, checks, inside(work, ignore), *sizes, device, seed, progress, decided)
@@ -89,10 +88,14 @@ def prune_channels(
         state = _narrowed(work, job, Evidence(batches, loss, logits, settings, progress, seed), recover)
         after, after_s = count(state.model, *example), seconds_of_layers(state.model, checks.example, device)
         _restore(state.model, *modes)
-    if _marks(model) != original:
-        raise RuntimeError("the model that came in was changed by its pruning")
+    _require_unchanged(model, original)
     record = _recorded(state, job, after, {name: (before_s[name], after_s.get(name, 0.0)) for name in before_s})
     return state.model, _judged(replace(record, left=_left(state, macs)), state, settings, warnings)
+
+
+def _require_unchanged(model: nn.Module, marks: Sequence[object]) -> None:
+    if _marks(model) != marks:
+        raise RuntimeError("the model that came in was changed by its pruning")
 
 
 def _require_prunable(model: nn.Module, settings: PruneSettings, example: Example, *, timed: bool) -> None:
