@@ -68,3 +68,12 @@ def test_help_says_what_the_fields_say(app: typer.Typer) -> None:
     told = CliRunner().invoke(app, ["--help"]).output
     for text in ("Do a thing.", "where it goes", "repeatable", "of sessions", "--format"):
         assert text in told
+
+
+def test_no_verb_is_cut_in_the_list_of_verbs() -> None:
+    from distill.cli import app
+
+    told = CliRunner().invoke(app, ["--help"], terminal_width=80).output
+    commands = told.partition("Commands:")[2].splitlines()
+    assert len([line for line in commands if line.strip()]) == 9
+    assert "..." not in told and "…" not in told
