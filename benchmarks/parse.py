@@ -19,7 +19,7 @@ from distill.types import Array
 from distill.wording import shortened
 
 DAMAGED_ARRAYS = (
-    *(ValueError, LookupError, EOFError, RuntimeError, TypeError),
+    *(ValueError, LookupError, EOFError, RuntimeError, TypeError, OverflowError),
     *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
 )
 """What numpy ends in where an .npy or .npz file is damaged."""
@@ -116,11 +116,19 @@ def read_npz(path: Path) -> dict[str, Array]:
                 raise UserError(f"--inputs {path}: is a single array; write it by name, as np.savez(file, input=rows)")
             if not stored.files:
                 raise UserError(f"--inputs {path}: holds no arrays; write rows by name, as np.savez(file, input=rows)")
-            return {name: native(stored[name]) for name in stored.files}
+            return {name: native(member(stored, name)) for name in stored.files}
     except OSError as error:
         raise UserError(f"--inputs {path}: cannot be read ({error.strerror or error})") from error
     except DAMAGED_ARRAYS as error:
         raise UserError(f"--inputs {path}: must be an .npz of plain arrays ({' '.join(str(error).split())})") from error
+
+
+def member(stored: np.lib.npyio.NpzFile, name: str) -> Array:
+    """Return an array of an open .npz; of what is none numpy returns the bytes. Raises what numpy ends in."""
+    values = stored[name]
+    if not isinstance(values, np.ndarray):
+        raise TypeError(f"{name} is no array")
+    return values
 
 
 def native(values: Array) -> Array:

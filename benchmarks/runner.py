@@ -28,8 +28,11 @@ import json
 import math
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -65,6 +68,7 @@ MEDIAN, FASTEST = 1, 4  # places in a turn
 LEAST_PAIRED = 4  # undisturbed paired turns that make a session pair's median, before spoilt ones have to help out
 BIN = math.log(1.005)  # width of the bins that single calls are counted in: quantiles to half a per cent
 CPU = "CPUExecutionProvider"
+GUARDED = "--guarded"  # a process that ends with the one that started it
 REQUESTS = ("open", "first", "hold", "turn", "end")  # that an arm answers to
 # Of nvidia-ml-py: software power cap, hardware slowdown, software and hardware thermal, hardware power brake.
 CLOCK_SM = 1  # NVML_CLOCK_SM
@@ -676,22 +680,60 @@ def try_open(job: Job) -> Answer:
 def whole_bundle(job: Job) -> Answer:
     """Everything that a board is asked for at once, job by job, each in a process of its own.
 
-    So memory is one file's, and a file that kills its process leaves the others' answers.
+    So memory is one file's, and a file that kills its process leaves the others' answers. Where this process is ended,
+    the process that it waits for ends too; what a kill leaves in the folder `.work` is removed next time.
     """
-    answers = []
-    for number, inner in enumerate(job["jobs"]):
-        print(f"{number + 1} of {len(job['jobs'])}: {inner['task']}", flush=True)
-        task, out = Path(job["folder"], f"job-{number}.json"), Path(job["folder"], f"result-{number}.json")
-        task.write_text(json.dumps(inner), encoding="utf-8")
-        process = subprocess.run([sys.executable, str(Path(__file__).resolve()), str(task), str(out)], check=False)
-        if out.exists():
-            answers.append(json.loads(out.read_text(encoding="utf-8")))
-            out.unlink()
-        else:
-            message = f"its process ended with exit code {process.returncode}"
-            answers.append({"status": "error", "kind": "run", "message": message})
-        task.unlink()
-    return {"answers": answers}
+    work = Path(job["folder"], ".work")
+    shutil.rmtree(str(work), ignore_errors=True)
+    work.mkdir()
+    end_by_exception()
+    try:
+        return {"answers": [answer_of(inner, number, job, work) for number, inner in enumerate(job["jobs"], start=1)]}
+    finally:
+        shutil.rmtree(str(work), ignore_errors=True)
+
+
+def answer_of(inner: Job, number: int, job: Job, work: Path) -> Answer:
+    """Have a process of its own do one job of a bundle."""
+    with contextlib.suppress(OSError):  # nobody may be listening any more
+        print(f"{number} of {len(job['jobs'])}: {inner['task']}", flush=True)
+    task, out = work / "job.json", work / "result.json"
+    task.write_text(json.dumps(inner), encoding="utf-8")
+    command = [sys.executable, str(Path(__file__).resolve()), str(task), str(out), GUARDED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    if not out.exists():
+        return {"status": "error", "kind": "run", "message": f"its process ended with exit code {code}"}
+    answer: Answer = json.loads(out.read_text(encoding="utf-8"))
+    out.unlink()
+    return answer
+
+
+def end_by_exception() -> None:
+    """Let the signals that end this process do so by an exception, so that what it made is removed."""
+
+    def end(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would cut that short
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # under nohup it stays ignored
+            signal.signal(number, end)
+
+
+def end_with_parent() -> None:
+    """End this process when standard input ends, which the process that started it holds open while it lives."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def about() -> Answer:
@@ -758,4 +800,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--serve"]:
         serve()
     else:
+        if GUARDED in sys.argv:
+            sys.argv.remove(GUARDED)
+            end_with_parent()
         main(*(sys.argv[1:] or ["job.json", "result.json"]))

@@ -23,6 +23,8 @@ MOST_SECONDS = 1e6
 MOST_SEED = 2**63 - 1
 """What torch takes."""
 MOST_THREADS = 1024
+MOST_VALUES = 2**31
+"""Of an input that is drawn: more are a damaged file, or a slip of the pen."""
 
 Count = Annotated[int, Ge(1), Le(MOST_COUNT)]
 AnyCount = Annotated[int, Ge(0), Le(MOST_COUNT)]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from distill import clean, files, interruptions, scratch
-from distill.errors import DistillError, Exit
+from distill.errors import DistillError, Exit, UserError
 from distill.interruptions import interruptible
 from distill.verbs.bench import verb as bench
 from distill.verbs.doctor import doctor
@@ -42,8 +42,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
         typer.echo(all_versions())
         raise typer.Exit
 
@@ -56,6 +56,10 @@ def _options(
     ] = False,
 ) -> None:
     """Take what stands before a verb."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder is gone ({error.strerror}); change to one that exists") from error
 
 
 for _verb in (

@@ -64,10 +64,15 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _synced(path: Path) -> Iterator[IO[bytes]]:
-    with replacing(path) as partial, partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.filename is None and error.errno in (*_FULL_DISK, errno.EFBIG):  # a write does not say where to
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -228,8 +233,11 @@ def _is_old(path: Path) -> bool:
     return path.lstat().st_mtime < time.time() - _NEW_S
 
 
-def why_unwritable(path: Path) -> str | None:
-    """Say why a file cannot be written, in words that follow its name; None where it can. Nothing is touched."""
+def why_unwritable(path: Path, *, makes_folder: bool = False) -> str | None:
+    """Say why a file cannot be written, in words that follow its name; None where it can. Nothing is touched.
+
+    With ``makes_folder`` whoever writes it makes its folder first, so that one that is not there yet is no reason.
+    """
     try:
         target = _target(path)
         place = target or path
@@ -239,11 +247,21 @@ def why_unwritable(path: Path) -> str | None:
             return "is a socket, which cannot be written as a file; give another name"
         if place.exists() and not os.access(place, os.W_OK):
             return "cannot be written (no permission)"
-        return None if target is None and place.exists() else why_closed(place.absolute().parent)
+        if target is None and place.exists():
+            return None
+        folder = place.absolute().parent
+        while makes_folder and not os.path.lexists(folder):
+            folder = folder.parent
+        return why_closed(folder)
     except OSError as error:
         return f"cannot be written ({error.strerror})"
     except ValueError as error:  # a zero byte
         return f"cannot be written ({error})"
+
+
+def at_home(path: Path) -> Path:
+    """Put the user's home for ``~``; where nobody knows that home, or the user, the sign stays as any other."""
+    return Path(os.path.expanduser(path))
 
 
 def same_file(path: Path, other: Path) -> bool:
@@ -282,7 +300,8 @@ def _target(path: Path) -> Path | None:
 def why_closed(folder: Path) -> str | None:
     """Say why nothing can be made in a folder; None where it can."""
     if not folder.is_dir():
-        return f"the folder {folder} does not exist; make it first"
+        missing = f"the folder {folder} does not exist; make it first"
+        return f"{folder} is no folder; choose another place" if os.path.lexists(folder) else missing
     return None if os.access(folder, os.W_OK) else f"no permission to write into {folder}"
 
 

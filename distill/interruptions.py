@@ -26,6 +26,14 @@ REMAINS: list[Path] = []
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the command.
+
+    A KeyboardInterrupt itself would have the interpreter end by SIGINT, although it was handled, where it passed
+    through ``exec`` on its way, as in the making of a dataclass.
+    """
+
+
 @dataclass
 class Interruption:
     """Which signal came, if any."""
@@ -35,7 +43,7 @@ class Interruption:
 
 @contextmanager
 def interruptible(farewell: Callable[[str], str]) -> Iterator[Interruption]:
-    """Turn the first signal that ends a command into KeyboardInterrupt, wherever its main thread is.
+    """Turn the first signal that ends a command into Interrupted, wherever its main thread is.
 
     A second one, or a main thread that has not ended ``GRACE_S`` later (a library may call no Python for that long),
     ends the process at once, without its temporary folders; its children end with it. A signal that is ignored, as
@@ -52,7 +60,7 @@ def interruptible(farewell: Callable[[str], str]) -> Iterator[Interruption]:
     def interrupt(number: int, _: FrameType | None) -> None:
         if not interruption.name:
             interruption.name = signal.Signals(number).name
-            raise KeyboardInterrupt
+            raise Interrupted
 
     before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
     numbers = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]

@@ -9,18 +9,19 @@ from distill import files
 from distill.errors import UserError
 
 
-def require_places(outputs: Mapping[str, Path]) -> None:
+def require_places(outputs: Mapping[str, Path], *, makes_folders: bool = False) -> None:
     """Find out before any work whether files can be written; nothing that is there is touched.
 
     Args:
         outputs: option -> path.
+        makes_folders: whether who writes them makes the folders that are not there.
 
     Raises:
         UserError: a path is a folder, lies in none or in one without permission, or two are the same.
     """
     seen: list[tuple[str, Path]] = []
     for option, path in outputs.items():
-        why = files.why_unwritable(path)
+        why = files.why_unwritable(path, makes_folder=makes_folders)
         if why is not None:
             raise UserError(f"{option} {path}: {why}")
         other = next((name for name, path_before in seen if files.same_file(path, path_before)), None)

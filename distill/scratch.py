@@ -16,6 +16,7 @@ from pathlib import Path
 
 from distill import files
 from distill.errors import UserError
+from distill.wording import is_utf8
 
 _SUFFIX = ".scratch"
 _OURS = re.compile(rf"distill-[a-z]+-\w+{re.escape(_SUFFIX)}")
@@ -58,10 +59,13 @@ def _make(purpose: str) -> Path:
         place = Path(tempfile.gettempdir())
     except FileNotFoundError as error:
         raise UserError(f"no place for temporary files: {error.strerror or error}; {_mend()}") from error
+    if not is_utf8(str(place)):
+        raise UserError(f"{place}: not UTF-8, as onnxruntime wants its files; {_mend()}")
     try:
         files.sweep_left(place, f"distill-*{_SUFFIX}", _is_own)
         # It gets the name that a sweep looks for once it is held.
         room = Path(tempfile.mkdtemp(prefix=f"distill-{purpose}-", dir=place))
+        room.chmod(0o700)  # whatever the umask
         final = room.with_name(room.name + _SUFFIX)
         _held[final] = -1
         with suppress(OSError):  # a file system without locks: nothing there is ever swept

@@ -35,12 +35,7 @@ def twin(model: nn.Module) -> nn.Module:
     """
     leaves = (leaf for module in model.modules() for leaf in tree_leaves([*vars(module).values(), module._buffers]))
     computed = (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.grad_fn is not None)
-    with torch.no_grad():  # TorchScript copies its parameters with a history, too
-        copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
-    for parameter, original in zip(copied.parameters(), model.parameters(), strict=True):
-        if parameter.requires_grad != original.requires_grad:
-            parameter.requires_grad_(original.requires_grad)
-    return copied
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def hash_tensors(tensors: Mapping[str, Any]) -> str:

@@ -18,8 +18,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     close = nearest_names(name, names, 1)
     if close:
         return f"; did you mean {close[0]!r}?"
-    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    return f"; there is: {shown}" if names else ""
+    return f"; there is: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}" if names else ""
 
 
 def nearest_names(name: str, options: Iterable[str], count: int) -> list[str]:
@@ -33,14 +32,16 @@ def nearest_names(name: str, options: Iterable[str], count: int) -> list[str]:
         return re.sub(r"[-_ .]", "", text.lower())
 
     def likeness(option: str) -> float:
-        one, other = plain(name), plain(option)
-        digits = [re.sub(r"\D+", " ", text).strip() for text in (one, other)]
+        texts = plain(name), plain(option)
+        digits = [re.sub(r"\D+", " ", text).strip() for text in texts]
         if all(digits) and not digits[0].startswith(digits[1]) and not digits[1].startswith(digits[0]):
             return 0
-        alike = difflib.SequenceMatcher(None, one, other).ratio()
-        stem = min(one, other, key=len)[: max(_STEM, min(len(one), len(other)) - 1)]
-        related = len(stem) >= _STEM and one.startswith(stem) and other.startswith(stem)
-        return alike if alike >= _ALIKE or related else 0
+        alike = difflib.SequenceMatcher(None, *texts).ratio()
+        shorter = min(texts, key=len)
+        stem = shorter[: max(_STEM, len(shorter) - 1)]
+        related = len(stem) >= _STEM and all(text.startswith(stem) for text in texts)
+        turned = sorted(texts[0]) == sorted(texts[1])  # two letters of a short name
+        return alike if alike >= _ALIKE or related or turned else 0
 
     scores = {option: likeness(option) for option in options}
     return sorted((option for option in scores if scores[option]), key=lambda option: -scores[option])[:count]

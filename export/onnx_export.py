@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.export.parity_check import first_line, parity, run_onnx
+from distill.export.parity_check import first_line
 from distill.export.rewritten_calls import RewrittenCalls
-from distill.export.simplification import simplify
+from distill.export.simplification import keep_padding, simplify
 from distill.export.stripping import strip
 from distill.export.wrapped_model import OUTPUT, Core, Tensors, prepare, quiet
 from distill.references.calls import chain, failed_layer, in_layer
@@ -24,11 +23,10 @@ from distill.references.calls import chain, failed_layer, in_layer
 from .front_graph import Halves, boundary_name, cut
 from .graph import input_shape, layer_names, opset_of
 from .preprocessed import Preprocessed
+from .probes import Axes, require_parity
 from .settings import ExportSettings
 
 BATCH = "batch"
-Axes = Mapping[int, str]  # the open axes of an input beside the batch, each with its name
-_PROBES = (1, 3)  # batch sizes other than the example's, at which the graph has to agree too
 _MISSING = re.compile(
     r"No (?:ONNX function|decompositions registered)[^\n]*?"
     r"(?:(aten\.\w+|[\w.]+::\w+)|op='([\w.]+)'|torch\._higher_order_ops\.(\w+))"
@@ -117,8 +115,7 @@ def export_halves(
         )
     halves = _halves(core, tensors, _export(core, tensors, axes, settings.opset), settings)
     _require_open_axes(core, halves.whole, tensors, axes)
-    for size, probe in _probes(core, tensors, axes):
-        _verify(core, halves.whole, size, probe, settings)
+    require_parity(core, halves.whole, tensors, axes, settings)
     return halves
 
 
@@ -155,6 +152,7 @@ def _halves(core: Core, tensors: Tensors, proto: ModelProto, settings: ExportSet
 
 def _slim(proto: ModelProto, settings: ExportSettings) -> ModelProto:
     slim = simplify(proto)
+    keep_padding(slim)
     _name_nodes(slim.graph)
     return strip(_lower(slim, settings.opset), node_names=True)
 
@@ -304,47 +302,3 @@ def _require_open_axes(core: Core, proto: ModelProto, tensors: Tensors, axes: Ma
                 raise UserError(
                     f"model={core.name}: the graph accepts {name!r} of length {shape[axis]} only: {_fixed_axis(axis)}"
                 )
-
-
-def _probes(core: Core, tensors: Tensors, axes: Mapping[str, Axes]) -> Iterator[tuple[str, Tensors]]:
-    """Yield calls of other sizes than the example's, after the example itself, each with what errors call its size."""
-    rows = len(next(iter(tensors.values())))
-    for size in dict.fromkeys((rows, *_PROBES)):
-        yield f"batch {size}", {name: _resized(tensor, 0, size) for name, tensor in tensors.items()}
-    for label in dict.fromkeys(label for named in axes.values() for label in named.values()):
-        places = [(name, axis) for name, named in axes.items() for axis, other in named.items() if other == label]
-        length = tensors[places[0][0]].shape[places[0][1]]
-        for size in (length // 2, length - 1, length + 1):
-            probe = dict(tensors)
-            for name, axis in places:
-                probe[name] = _resized(probe[name], axis, size)
-            try:
-                core.eager(probe)
-            except UserError:  # shorter than a window, or longer than a table of positions
-                continue
-            yield f"{label} {size}", probe
-            break
-        else:
-            raise UserError(f"model={core.name}: takes no other {label} than {length}; do not leave this axis open")
-
-
-def _verify(core: Core, proto: ModelProto, size: str, probe: Tensors, settings: ExportSettings) -> None:
-    """Run the graph on a call and compare its logits with the module's."""
-    expected = core.eager(probe).float().numpy()
-    try:
-        logits = run_onnx(proto, [{name: tensor.numpy() for name, tensor in probe.items()}])
-    except UserError as error:
-        raise UserError(f"model={core.name}: exported, but does not run at {size}: {error}") from error
-    if logits.shape != expected.shape:
-        raise UserError(f"model={core.name}: at {size} the graph gives {logits.shape}, not {expected.shape}")
-    result = parity(expected, logits, atol=settings.atol, rtol=settings.rtol)
-    if np.isfinite(expected).all() and not result.ok:
-        raise UserError(
-            f"model={core.name}: at {size} the graph's logits are {result.max_abs:.3g} away from the module's, more "
-            f"than {result.tolerance:.3g}; forward does something that its graph does not show"
-            + "".join(f"; {warning}" for warning in result.warnings)
-        )
-
-
-def _resized(tensor: Tensor, axis: int, size: int) -> Tensor:
-    return tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])

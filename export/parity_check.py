@@ -87,6 +87,7 @@ def run_onnx(
     *,
     provider: str = CPU,
     threads: int | None = None,
+    optimized: bool = True,
 ) -> Array:
     """Run an ONNX model over batches and return its first output, batches joined along the first axis.
 
@@ -97,7 +98,7 @@ def run_onnx(
         NotMeasuredError: the provider did not load, or a batch did not end in time.
         UserError: the model or a batch is not accepted by onnxruntime, or there is no batch.
     """
-    session = session_of(model, provider=provider, threads=threads)
+    session = session_of(model, provider=provider, threads=threads, optimized=optimized)
     name = session.get_outputs()[0].name
     outputs = []
     for feed in feeds:
@@ -181,8 +182,11 @@ def session_of(
     *,
     provider: str = CPU,
     threads: int | None = None,
+    optimized: bool = True,
 ) -> ort.InferenceSession:
     """Open a session with explicit threads, all usable ones by default, and no spinning, on this provider and no other.
+
+    Where it is not ``optimized``, the nodes are run as they are written.
 
     Raises:
         NotMeasuredError: the provider did not load.
@@ -200,6 +204,8 @@ def session_of(
     if provider == CPU and TensorProto.FLOAT16 in stored:
         # Its last optimisation level, for data layouts, crashes on some fp16 graphs with attention.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if provider not in ort.get_available_providers():
         raise NotMeasuredError(
             f"provider={provider}: onnxruntime {ort.__version__} has {ort.get_available_providers()}"

@@ -32,6 +32,7 @@ from distill.export.stripping import constants_to_initializers, drop_dead, drop_
 _SPATIAL_RANKS = (4, 5)
 _LENGTHS = (np.int64, np.int32)
 _Types = Mapping[str, TypeProto.Tensor]
+_READERS_OF_PADDING = frozenset({"MaxPool", "AveragePool", "Cast"})  # a pool may follow behind a Cast
 _POOLED = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
@@ -63,6 +64,24 @@ def simplify(proto: ModelProto) -> ModelProto:
     drop_dead(graph)
     drop_unread_outputs(slim)
     return slim
+
+
+def keep_padding(proto: ModelProto) -> None:
+    """Have a pool read the zeros that a Pad in front of it writes: write them as -0.0, in place.
+
+    onnxruntime drops a Pad of +0.0 and enlarges the pool's own padding instead. That is -infinity for MaxPool, and no
+    kernel takes one that is as wide as its window.
+    """
+    graph, readers, types = proto.graph, consumers(proto.graph), tensor_types(proto)
+    for node in list(graph.node):
+        if operator(node) != "Pad" or attribute(node, "mode", b"constant") != b"constant":
+            continue
+        read_by = {operator(reader) for reader in readers.get(node.output[0], [])}
+        padding = constant(graph, node.input[2]) if "".join(node.input[2:3]) else np.zeros(())
+        tensor = types.get(node.input[0])
+        if padding == 0 and tensor is not None and tensor.elem_type in _POOLED and read_by & _READERS_OF_PADDING:
+            zero = np.asarray(-0.0, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+            node.input[2:3] = [add_constant(graph, f"{node.output[0]}_zero", zero)]
 
 
 def _drop_stated_shapes(graph: GraphProto) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
+import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import safetensors.torch
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from test_hostile_files import typed
+from torch import nn
 from wrong import damage
 
 from distill.benchmarks.parse import read_npz
@@ -24,7 +30,9 @@ from distill.benchmarks.verdict import gate
 from distill.benchmarks.verdict.baseline import only_last
 from distill.distillation.teachers import StoredTeacher
 from distill.errors import UserError
+from distill.references.weights import load_weights
 from distill.sealed_files import sealed_array
+from distill.tasks.table_file import read_table
 
 QUICK = ("--pairs", "4", "--seconds", "0.02")
 
@@ -197,3 +205,65 @@ def test_a_damaged_file_of_arrays_is_refused_or_computed_again(tmp_path: Path) -
     assert refused > 400
     assert len(set(told)) >= 1
     assert all("computed again" in text for text in told)
+
+
+def entry(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("logits.npy", content)
+    return buffer.getvalue()
+
+
+ENDLESS = f"{{'descr':'<f4','fortran_order':False,'shape':({'9' * 50},)}}\n".encode()
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(ENDLESS)) + ENDLESS])
+def test_an_archive_of_what_is_no_array_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(entry(content))
+    for read in (lambda: StoredTeacher.read(path, 30, 3), lambda: read_npz(path)):
+        with pytest.raises(UserError, match=r"a\.npz"):
+            read()
+
+
+def test_damaged_weights_are_refused_or_read(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "whole.safetensors")
+    torch.save(model.state_dict(), tmp_path / "whole.pt")
+    refused = 0
+    for whole in sorted(tmp_path.iterdir()):
+        content, path = whole.read_bytes(), tmp_path / f"damaged{whole.suffix}"
+        for seed in range(300):
+            path.write_bytes(damage.in_bytes(content, random.Random(seed)))
+            try:
+                load_weights(model, path, field="weights")
+            except UserError as error:
+                assert path.name in str(error)
+                refused += 1
+    assert refused > 300
+
+
+def test_a_nested_tensor_is_no_weight(tmp_path: Path) -> None:
+    model = nn.Linear(4, 2)
+    nested = torch.nested.nested_tensor([torch.zeros(8)], layout=torch.jagged)
+    torch.save(model.state_dict() | {"weight": nested}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="weight"):
+        load_weights(model, tmp_path / "w.pt", field="weights")
+
+
+@pytest.mark.parametrize("kind", ["csv", "gz", "zip"])
+def test_a_damaged_table_is_refused_or_read(kind: str, tmp_path: Path) -> None:
+    rows = ("a,b,label\n" + "".join(f"{i}.5,x{i % 3},{'yes' if i % 2 else 'no'}\n" for i in range(40))).encode()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("t.csv", rows)
+    content = {"csv": rows, "gz": gzip.compress(rows), "zip": packed.getvalue()}[kind]
+    path, refused = tmp_path / f"t.csv{'' if kind == 'csv' else '.' + kind}", 0
+    for seed in range(400):
+        path.write_bytes(damage.in_bytes(content, random.Random(seed)))
+        try:
+            read_table(path)
+        except UserError as error:
+            assert path.name in str(error)
+            refused += 1
+    assert refused > 20

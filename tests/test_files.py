@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from distill import files
+from distill.tasks.sources import cache_folder
 
 
 @contextmanager
@@ -200,3 +201,25 @@ def test_sweeping_removes_only_what_a_killed_writer_left(tmp_path: Path) -> None
         (tmp_path / name).touch()
     files.sweep(tmp_path)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"mine.partial", ".hidden"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_write_that_fails_names_its_file(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=r"report\.json"):
+        files.write_whole(tmp_path / "report.json", "{}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_home_that_nobody_knows_is_a_name_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert files.at_home(Path("~/a.csv")) == Path("/home/me/a.csv")
+    assert files.at_home(Path("~nobody-of-this-name/a.csv")) == Path("~nobody-of-this-name/a.csv")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert files.at_home(Path("~/a.csv")) == Path("~/a.csv")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == Path("/.cache/distill")

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from other_processes import processor_s
 from tiny_run import Config, merged, run_quietly, write_yaml
 
 from distill.runtime.folder import file_sha256
@@ -70,15 +72,6 @@ def finish(config: Path, out: Path, *options: str) -> RunResult:
     return RunResult.load(out)
 
 
-def processor_s(pid: int) -> float:
-    """Return the time that a process has had on the processor: a moment that a busy machine does not shift."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return float("inf")
-    return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-
-
 # In a training, when a stage is whole but not yet named, and after the last decision before anything came of it.
 MOMENTS = (
     ("*/.01-teacher-*/checkpoint.safetensors", 3),
@@ -104,6 +97,42 @@ def test_a_run_that_is_killed_three_times_ends_as_an_undisturbed_one(config: Con
         assert result.stage(name).detail.curves == undisturbed.stage(name).detail.curves
     assert not list(out.glob("**/checkpoint*"))
     assert {one.name for one in (out / "stages").iterdir()} == {"01-teacher", "03-student", "05-quantize"}
+
+
+def timers(pid: int) -> list[int]:
+    """List the children of a process that time something."""
+    pids = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == pid and b"runner.py" in (folder / "cmdline").read_bytes():
+                pids.append(int(folder.name))
+    return pids
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="moments are counted by /proc")
+def test_a_run_that_is_killed_twice_while_it_is_timing_ends_as_an_undisturbed_one(
+    config: Config, tmp_path: Path
+) -> None:
+    path, out = write_yaml(tmp_path / "config.yaml", config), tmp_path / "run"
+    for nth in (1, 3):
+        process, seen = start(path, out), set[int]()
+        while len(seen) < nth:
+            assert process.poll() is None, (tmp_path / "said.txt").read_text()
+            seen |= set(timers(process.pid))
+            time.sleep(0.005)
+        kill(process)
+        assert not (out / "deploy").exists()
+        for _ in range(1000):  # it ends by itself, a moment later
+            if not any(Path(f"/proc/{pid}").exists() for pid in seen):
+                break
+            time.sleep(0.02)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in seen)
+    finish(path, out)
+    undisturbed = run_quietly(config, tmp_path / "undisturbed", decisions=out / "run.json")
+    shas = {file_sha256(folder / "deploy/model.onnx") for folder in (out, undisturbed.folder)}
+    assert len(shas) == 1
 
 
 @pytest.mark.slow

@@ -34,10 +34,9 @@ Described = tuple[str, str, list[int | str | None] | None]
 class Facts:
     """One file. `bytes` and `sha256` include external data; `macs` are for one sample, None where a shape is open.
 
-    `made_for` is the target that distill
-    wrote into the file, `isa` the processor feature that it says it relies on. `subnormal` counts weights too small for
-    a normal float, which a CPU multiplies tens of times more slowly. `saturating` is the share of int8 weight pairs
-    whose products need a processor with VNNI (`saturating_share`).
+    `made_for` is the target that distill wrote into the file, `isa` the processor feature that it says it relies on.
+    `subnormal` counts weights too small for a normal float, which a CPU multiplies tens of times more slowly.
+    `saturating` is the share of int8 weight pairs whose products need a processor with VNNI (`saturating_share`).
     """
 
     name: str
@@ -84,7 +83,7 @@ def read_facts(path: str | Path, name: str | None = None) -> Facts:
         outputs=[_output(value) for value in proto.graph.output],
         made_for=metadata.get("target"),
         isa=metadata.get("isa"),
-        subnormal=_subnormal(proto, path.parent),
+        subnormal=subnormal_weights(proto, path.parent),
         saturating=saturating_share(proto, path.parent),
     )
 
@@ -115,8 +114,8 @@ def _weights(proto: ModelProto) -> Iterator[TensorProto]:
 
 
 @unknown_entries_ignored()
-def _subnormal(proto: ModelProto, folder: Path) -> int:
-    """Natural the subnormal weights; external data that cannot be read count as none."""
+def subnormal_weights(proto: ModelProto, folder: Path = Path()) -> int:
+    """Count the subnormal weights; external data, looked for in ``folder``, that cannot be read count as none."""
     count = 0
     for tensor in proto.graph.initializer:
         if tensor.data_type in _TINY:
@@ -127,7 +126,7 @@ def _subnormal(proto: ModelProto, folder: Path) -> int:
 
 
 def count_macs(proto: ModelProto) -> int | None:
-    """Natural the multiply-accumulates of convolutions and matrix products for one sample; None where a shape is open.
+    """Count the multiply-accumulates of convolutions and matrix products for one sample; None where a shape is open.
 
     Every open first axis is taken as the batch. ONNX's own shape inference finds the rest.
     """
@@ -154,7 +153,7 @@ def count_macs(proto: ModelProto) -> int | None:
 
 
 def _node_macs(node: NodeProto, shapes: dict[str, list[int]]) -> int | None:
-    """Natural one node's; None where it multiplies and its shapes are not known."""
+    """Count one node's; None where it multiplies and its shapes are not known."""
     if node.op_type in _CONV:
         weight = shapes.get(node.input[_CONV[node.op_type]])
         # Of a transposed convolution every input element meets the whole kernel, of a plain one every output element.

@@ -12,10 +12,9 @@ import numpy as np
 from distill.benchmarks.onnx_file.axes import Place, batch_axes, open_axes, places_of, take, told_apart
 from distill.benchmarks.onnx_file.drawn_values import draw
 from distill.benchmarks.onnx_file.signature import Signature, load_proto, signature
+from distill.bounds import MOST_VALUES
 from distill.errors import UserError
 from distill.types import Array, Feed
-
-_MOST_VALUES = 2**31  # of an input that is drawn: more are a damaged file, or a slip of the pen
 
 
 def make_inputs(
@@ -79,9 +78,9 @@ def inputs_and_assumptions(
             # The name is in the seed, so that two files get equal values for equal inputs in any order.
             rng = np.random.default_rng([seed, zlib.crc32(item.name.encode())])
             shape = _shape(item, sizes, settled)
-            if math.prod(shape) > _MOST_VALUES:
+            if math.prod(shape) > MOST_VALUES:
                 raise UserError(
-                    f"input {item.name!r}: {list(shape)} is too large to draw; {_MOST_VALUES} values are most"
+                    f"input {item.name!r}: {list(shape)} is too large to draw; {MOST_VALUES} values are most"
                 )
             feeds[item.name] = values = draw(proto, item, shape, rng)
             if item.shape in ((), (1,)):  # one number may decide what the graph does, as a sampling rate

@@ -30,9 +30,13 @@ def load_proto(path: str | Path) -> onnx.ModelProto:
     """Read an .onnx file without its external data. Raises UserError for one that is missing or broken."""
     path = Path(path)
     if not path.is_file():
-        problem = "is a folder, not an .onnx file" if path.is_dir() else "does not exist"
-        problem = "is no regular file" if path.exists() and not path.is_dir() else problem
+        kinds = {path.is_dir(): "is a folder, not an .onnx file", not path.exists(): "does not exist"}
+        problem = kinds.get(True, "is no regular file")
         raise UserError(f"{path}: {problem}; give the path of an .onnx file")
+    if path.stat().st_size >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise UserError(
+            f"{path}: is larger than the 2 GiB of any ONNX file; export it with its weights in a file beside"
+        )
     try:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except DecodeError as error:
@@ -47,8 +51,8 @@ def load_proto(path: str | Path) -> onnx.ModelProto:
 
 def element_name(kind: int) -> str:
     """Return what ONNX calls an element type, or its number where that is of none."""
-    known = kind in onnx.TensorProto.DataType.values()
-    return str(onnx.TensorProto.DataType.Name(kind)) if known else f"{kind}, which is none of ONNX"
+    kinds = onnx.TensorProto.DataType
+    return str(kinds.Name(kind)) if kind in kinds.values() else f"{kind}, which is none of ONNX"
 
 
 def signature(proto: onnx.ModelProto) -> list[Signature]:

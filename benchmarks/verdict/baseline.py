@@ -98,7 +98,9 @@ def read_accepted(path: Path) -> dict[str, str]:
     Raises:
         UserError: the file is missing, or an entry lacks one of the two.
     """
-    entries = document("--accept", path)[1] or []
+    entries = document("--accept", path)[1]
+    if entries is None:
+        return {}
     if not isinstance(entries, list):
         raise UserError(f"--accept {path}: must be a list of entries with sha256 and reason")
     accepted = {}

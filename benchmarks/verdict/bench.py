@@ -83,7 +83,7 @@ def bench(paths: Sequence[str | Path], options: Options | None = None) -> Report
 
 def named(paths: Sequence[str | Path]) -> list[Facts]:
     """Read the files, each under the shortest end of its path that no other file has."""
-    parts = [Path(path).absolute().with_suffix("").parts for path in paths]
+    parts = [(*path.parent.parts, path.stem) for path in map(Path.absolute, map(Path, paths))]
     most = max((len(ends) for ends in parts), default=0)
     length = next((n for n in range(1, most) if len({ends[-n:] for ends in parts}) == len(set(parts))), most)
     return [read_facts(path, "/".join(ends[-length:])) for path, ends in zip(paths, parts, strict=True)]

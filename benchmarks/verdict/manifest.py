@@ -120,7 +120,7 @@ def _row(home: Path, place: str, entry: Any, whole: Mapping[str, Any], options: 
 
 def part(manifest: Manifest, shard: str | None) -> Part:
     """Read which part is meant: `2/3` is the second of three, nothing is the whole. Raises UserError for no part."""
-    number, _, count = (shard or "1/1").partition("/")
+    number, _, count = ("1/1" if shard is None else shard).partition("/")
     if not 1 <= whole(number) <= whole(count):
         raise UserError(f"--shard {shard}: must be as 1/3, from 1/3 to 3/3")
     return Part(whole(number), whole(count), manifest.digest)

@@ -19,12 +19,17 @@ def of_model(model: Model) -> tuple[str, ...]:
     remarks, name = [], model.facts.name
     if not model.finite:
         remarks.append(f"{name}: its outputs are not all finite for these inputs; give real rows with --inputs")
-    if model.facts.subnormal:
-        remarks.append(
-            f"{name}: {model.facts.subnormal} weights are subnormal (denormal) numbers, with which a CPU calculates "
-            "many times more slowly; set those below 1e-30 to zero before the export"
-        )
-    return tuple(remarks)
+    return (*remarks, *subnormal_remark(name, model.facts.subnormal))
+
+
+def subnormal_remark(name: str, count: int) -> tuple[str, ...]:
+    """Say that so many weights of a file are slow for what they are; empty where none is."""
+    if not count:
+        return ()
+    return (
+        f"{name}: {count} weights are subnormal (denormal) numbers, with which a CPU calculates many times more "
+        "slowly; set those below 1e-30 to zero before the export",
+    )
 
 
 def of_case(pairs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill import scratch
+from distill import files, scratch
 from distill.benchmarks.onnx_file.facts import Facts, read_facts
 from distill.benchmarks.records import Report, blaming, report_of
 from distill.benchmarks.timing.answers import sound_answer
@@ -34,11 +33,9 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
     Raises:
         UserError: the folder is not empty, or a file is broken.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--export-runner {folder}: is not empty; give a new folder")
-    home = folder.absolute().parent
-    while not home.exists():
-        home = home.parent
+    home = next(place for place in folder.absolute().parents if place.exists())
     if not home.is_dir() or not os.access(folder if folder.exists() else home, os.W_OK):
         raise UserError(f"--export-runner {folder}: no folder can be made in {home}; choose another place")
     paths = [Path(model) for model in models]
@@ -51,7 +48,6 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
     timing = options.timing
     if gate is not None:
         timing = dataclasses.replace(timing, pairs=max(gate.looks), gate=gate.for_runner())
-    folder.mkdir(parents=True, exist_ok=True)
     jobs: list[dict[str, Any]] = []
     cases: list[dict[str, Any]] = []
     first = dataclasses.replace(options.target, threads=options.threads[0])
@@ -75,11 +71,12 @@ def export(folder: Path, models: Sequence[str], options: Options, limits: Limits
             "max_p50_s": limits.max_p50_s,
             "max_size_growth": limits.max_size_growth,
         }
+        was_there = folder.exists()
         try:
             write_bundle(folder, {"task": "bundle", "jobs": jobs, "sent": sent})
         except BaseException:
-            for left in folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            for left in list(folder.iterdir()) if was_there else [folder]:
+                files.remove(left)
             raise
 
 

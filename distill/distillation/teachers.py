@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.benchmarks.parse import DAMAGED_ARRAYS
+from distill.benchmarks.parse import DAMAGED_ARRAYS, member
 from distill.errors import UserError
 from distill.sealed_files import Tell, sealed_array
 from distill.state_dicts import twin
@@ -98,7 +98,7 @@ class StoredTeacher:
         try:
             with path.open("rb") as file:
                 content = np.load(file, allow_pickle=False)
-                logits = content if isinstance(content, np.ndarray) else content["logits"]
+                logits = content if isinstance(content, np.ndarray) else member(content, "logits")
         except (OSError, *DAMAGED_ARRAYS) as error:
             raise UserError(f"{path}: no logits can be read ({error}); write them with numpy.save") from error
         if logits.shape != (samples, classes):

@@ -104,7 +104,7 @@ def _why_unread(path: Path, error: Exception) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.split("/", 1)[-1] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # of a broken archive, which has as many; it only helps to say what torch could not read
         names = []
     if "constants.pkl" in names:
         return f"is a TorchScript archive; save the weights alone: m = torch.jit.load(path), then {_saved('m')}"

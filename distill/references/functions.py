@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from distill import files
 from distill.errors import DistillError, UserError
 from distill.references.digest import Digest
 from distill.references.imports import files_of_module, imported_files, is_users
@@ -124,7 +125,7 @@ def _is_file(place: str) -> bool:
 
 
 def _file_path(place: str, folder: Path | None) -> Path:
-    path = Path(place).expanduser()
+    path = files.at_home(Path(place))
     return path if path.is_absolute() else (folder or Path.cwd()) / path
 
 

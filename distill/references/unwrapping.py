@@ -144,10 +144,9 @@ def not_finite(model: nn.Module) -> str | None:
     What is not trained may hold infinities, as masks do.
     """
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if value.is_floating_point() and (bad := _bad(value)):
+        if not value.is_floating_point():
+            continue
+        bad = int((~value.isfinite() if value.requires_grad else value.isnan()).sum())
+        if bad:
             return f"{name} holds {'NaN' if bool(value.isnan().any()) else 'infinities'} ({bad} of {value.numel()})"
     return None
-
-
-def _bad(value: Tensor) -> int:
-    return int((~value.isfinite() if value.requires_grad else value.isnan()).sum())

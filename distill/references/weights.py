@@ -42,7 +42,7 @@ def load_weights(model: nn.Module, path: Path, *, field: str) -> tuple[str, ...]
     subject = label(path, field)
     expected = model.state_dict()
     choice, others = _chosen(read_checkpoint(path, subject), expected, subject)
-    state = choice.filled(model, expected)
+    state = choice.filled(expected)
     _require_equal_names(choice, state, expected, subject)
     load_state(model, {name: state[name] for name in expected})
     bad = not_finite(model)
@@ -74,7 +74,7 @@ class _Candidate:
         name = self.prefix.rstrip(".") if self.place in ("", "state_dict") and self.prefix else self.place
         return _USUAL.index(name) if name in _USUAL else len(_USUAL)
 
-    def filled(self, model: nn.Module, expected: State) -> dict[str, Any]:
+    def filled(self, expected: State) -> dict[str, Any]:
         """Return the state with what may be missing in it: counters of batches, and second names of a shared tensor."""
         state = dict(self.state)
         names: dict[int, str] = {}
@@ -142,7 +142,8 @@ def _state_dicts(value: State, place: str = "", depth: int = 0) -> Iterator[tupl
     import torch
 
     if all(isinstance(key, str) for key in value) and any(isinstance(item, torch.Tensor) for item in value.values()):
-        yield place, value
+        # A nested tensor has no shape that could be compared, and is no weight of any model.
+        yield place, {key: item for key, item in value.items() if not getattr(item, "is_nested", False)}
     if depth < _DEEPEST:
         for key, item in value.items():
             if isinstance(item, Mapping):

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from distill import files
 from distill.documents import plain, read_as
 from distill.errors import UserError
-from distill.files import remove
 from distill.sealed_files import AlteredError, altered, hashes_of, read_sealed, write_sealed
 from distill.sealed_files import file_sha256 as file_sha256  # others take both from here
 from distill.sealed_files import write_text as write_text
@@ -29,8 +28,6 @@ from distill.wording import is_utf8
 
 T = TypeVar("T")
 _VERSIONS = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning")
-
-
 Record = dict[str, Any]
 """JSON values by name."""
 
@@ -47,8 +44,7 @@ def sources(*modules: str) -> str:
     hashed = hashlib.sha256()
     for name in modules:
         place = Path(str(import_module(name).__file__))
-        files = sorted(place.parent.rglob("*.py")) if place.name == "__init__.py" else [place]
-        for file in files:
+        for file in sorted(place.parent.rglob("*.py")) if place.name == "__init__.py" else [place]:
             hashed.update(file.relative_to(place.parent).as_posix().encode() + b"\0" + file.read_bytes())
     return hashed.hexdigest()[:16]
 
@@ -118,7 +114,7 @@ class RunFolder:
         except BaseException:
             if is_new and not any(folder.stages.iterdir()):
                 for place in path.iterdir():
-                    remove(place)
+                    files.remove(place)
                 for place in absent:
                     with suppress(OSError):  # another run began beside it
                         place.rmdir()
@@ -156,20 +152,20 @@ class RunFolder:
                 self.tell(f"{final / file} {how}: the stage is made again{hint}")
         for stale in self.stages.glob(f".{name}-*"):
             if stale != building:
-                remove(stale)
+                files.remove(stale)
         if building.is_symlink() or not building.is_dir():
-            remove(building)
+            files.remove(building)
         building.mkdir(exist_ok=True)
         for path in list(building.rglob("*")):
             if path.is_symlink() or not (path.is_file() or path.is_dir()):  # nothing that a run left
-                remove(path)
+                files.remove(path)
         # A stage that is whole but bears its hidden name was killed on the last step: it only wants renaming.
         built = self._record(building)
         if built is None or built["key"] != key or altered(building, built["files"]):
             facts = build(building)
             for left in building.glob(f"{Path(CHECKPOINT).stem}.*"):
                 left.unlink()
-            remove(building / RECORD)
+            files.remove(building / RECORD)
             built = write_sealed(building / RECORD, {"key": key, "facts": facts, "files": hashes_of(building)})
         files.replace_folder(final, building, ours=None if record is None else {*record["files"], RECORD})
         return final, built["facts"], False
@@ -199,13 +195,13 @@ class RunFolder:
         stored = self._sealed_record(path, record, "found out again")
         if stored is None:
             computed = compute()
-            remove(path)
+            files.remove(path)
             stored = read_as(record, write_sealed(path, plain(computed)))
         return stored
 
     def note(self, name: str, record: Any) -> None:
         """Write a record that a later run has to know."""
-        remove(self.memos / name)
+        files.remove(self.memos / name)
         write_sealed(self.memos / name, plain(record))
 
     def noted(self, name: str, record: type[T]) -> T | None:
@@ -230,7 +226,7 @@ class RunFolder:
         """
         final, building = self.path / name, self.path / f".{name}.tmp"
         files.settle_folder(final)
-        remove(building)
+        files.remove(building)
         building.mkdir()
         build(building)
         files.replace_folder(final, building, ours=ours)

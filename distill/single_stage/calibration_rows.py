@@ -23,11 +23,10 @@ class GraphRows:
     """Samples: `calibration` to find ranges, `judged` to compare answers on, and the labels of the latter, if any.
 
     `source_name` is what messages call them. `batch` is the batch that the graph is fixed at, None where it takes any.
-    `remarks` say what is odd about them. ``axis`` is that of the first input along which they lie.
+    `remarks` say what is odd about them, `axis` is that of the first input along which they lie.
     """
 
     source_name: str
-
     calibration: list[Feed]
     judged: list[Feed]
     labels: Array | None
@@ -63,10 +62,9 @@ def part_rows(
 ) -> GraphRows:
     """Part samples into those that calibrate and those that judge; from 200 rows on they are not the same.
 
-    Arrays are [n, …] by input name, with the samples along every axis of the batch, and labels, if there are any;
-    without a name these may have a usual one. An input without such an axis, as a scalar, has one value for all, and so
-    has one with a single row, as a state.
-    ``samples`` rows calibrate, at most, and ``seed`` decides which.
+    Arrays are [n, …] by input name, with the samples along every axis of the batch, and labels, if there are any, by
+    the name ``labels`` or a usual one. An input without such an axis, as a scalar, has one value for all, and so has
+    one with a single row, as a state. At most ``samples`` rows calibrate, and ``seed`` decides which.
 
     Raises:
         UserError: names, types, shapes or numbers of rows that do not fit the graph, or values that are not finite.

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.bounds import MOST_VALUES
+from distill.errors import NotMeasuredError, UserError
 from distill.prune.modules import Example, run_alike
 from distill.references.calls import why_call_failed
 from distill.references.models import build, require_storable
 from distill.references.weights import load_weights
-from distill.single_stage.options import ModuleLike
+from distill.single_stage.options import ModuleLike, PruneOptions, QuantizeOptions, read_arguments, shown
+from distill.wording import shortened
 
 Take = Callable[[Any], Tensor]
 Shapes = dict[str, tuple[int, ...]]
 _SIZE = (3, 224, 224)
 _TOKENS = 128  # tokens of a made-up text
 _SETTING = re.compile(r"\bprune\.(importance|learning_rate|speedup|macs|parameters|ratio)\b")
-
-
 _WHERE = "say by --logits where they are: a key, an attribute, or a place in a tuple, from 0"
 
 
@@ -95,16 +97,23 @@ def built(
     return model.eval(), remarks
 
 
-def drawn_parameter(reference: Any, arguments: Mapping[str, Any], model: nn.Module, seed: int) -> str | None:
-    """Name a parameter that has other values with another seed: it was drawn, and nobody trained it.
+def drawn_weights(
+    options: PruneOptions | QuantizeOptions, reference: ModuleLike, model: nn.Module, consequence: str
+) -> tuple[str, ...]:
+    """Say when a parameter has other values with another seed: it was drawn, and nobody trained it.
 
-    A module that is given as such has the weights that it has, whoever made them: None.
+    A module that is given as such has the weights that it has, whoever made them. ``reference`` is what ``model`` was
+    built from, ``consequence`` what its result does not mean then.
     """
-    if isinstance(reference, nn.Module):
-        return None
-    other = dict(built(reference, arguments, None, seed + 1)[0].named_parameters())
+    if options.weights is not None or isinstance(reference, nn.Module):
+        return ()
+    other = dict(built(reference, read_arguments(options.arg), None, options.seed + 1)[0].named_parameters())
     drawn = (key for key, value in model.named_parameters() if key in other and not value.equal(other[key]))
-    return next(drawn, None)
+    return tuple(
+        f"the weights of {shown(reference)} are random ({key} differs with another seed): {consequence}; give trained "
+        "ones by --weights"
+        for key in islice(drawn, 1)
+    )
 
 
 def named_inputs(model: nn.Module, names: Sequence[str], take: Take) -> Inputs:
@@ -184,6 +193,8 @@ def _shape(text: str, entry: str) -> tuple[int, ...]:
         sizes = ()
     if not sizes or min(sizes) < 1:
         raise UserError(f"--input {entry}: must be the shape of one sample in whole numbers, such as 3,224,224")
+    if math.prod(sizes) > MOST_VALUES:
+        raise UserError(f"--input {shortened(entry)}: is too large to draw; {MOST_VALUES} values are most")
     return sizes
 
 
@@ -239,11 +250,11 @@ def _signature(model: nn.Module) -> inspect.Signature:
 
 @contextmanager
 def told_of(model: str) -> Iterator[None]:
-    """Let errors that know a module only say which model it is of, and call settings by their options."""
+    """Let errors that know a module or a graph only say of which model it is, and call settings by their options."""
     try:
         yield
-    except UserError as error:
+    except (UserError, NotMeasuredError) as error:
         text = _SETTING.sub(lambda match: "--" + match[1].replace("_", "-"), str(error))
         text = f"--{text}" if text.startswith("ignore: ") else text
         plain = text.startswith(("--", model))
-        raise UserError(text if plain else "\n".join(f"{model}: {line}" for line in text.splitlines())) from error
+        raise type(error)(text if plain else "\n".join(f"{model}: {line}" for line in text.splitlines())) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.models import ParameterInfo
@@ -108,7 +108,7 @@ class PruneOptions(_Options):
     axis: _Axis = None
     metric: _Metric = None
     epochs: Annotated[int, typer.Option(help="of distillation from the unpruned model", min=0, max=MOST_COUNT)] = 0
-    learning_rate: Annotated[float, typer.Option(help="of that distillation", min=1e-12, max=100)] = 1e-3
+    learning_rate: Annotated[float, typer.Option(help="of that distillation")] = 1e-3
     loss: Annotated[str, typer.Option(help="of that distillation, as `distill.loss` of a run")] = "kd"
     temperature: Annotated[float, typer.Option(help="that softens both models' answers in it", min=0.1, max=100)] = 2.0
     weight: Annotated[float, typer.Option(help="of the unpruned model's answers beside labels", min=0, max=1)] = 0.9
@@ -196,16 +196,16 @@ def require_bounds(options: PruneOptions | QuantizeOptions) -> None:
     """Check the bounds of numbers, as the command line does, for whoever calls from Python.
 
     Raises:
-        UserError: a number is below its least or above its most.
+        UserError: a number is none, is below its least or above its most.
     """
     for name, hint in get_type_hints(type(options), include_extras=True).items():
-        value, (_, *notes) = getattr(options, name), get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        for note in notes:
-            if isinstance(note, ParameterInfo) and isinstance(value, int | float):
-                low, high = note.min, note.max
-                if (low is not None and not value >= low) or (high is not None and not value <= high):
-                    bounds = f"{low} or more" if high is None else f"from {low} to {high}"
-                    raise UserError(f"--{name.replace('_', '-')} {value}: must be {bounds}")
+        value, note = getattr(options, name), next(iter(get_args(hint)[1:]), None)
+        if (
+            isinstance(note, ParameterInfo)
+            and (note.min is not None and note.max is not None)
+            and not (isinstance(value, int | float) and note.min <= value <= note.max)
+        ):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be from {note.min} to {note.max}")
 
 
 def read_arguments(entries: tuple[str, ...]) -> dict[str, Json]:

@@ -148,7 +148,7 @@ def _start(request: PruneRequest, work: Path | None, progress: Progress | None) 
     timed = None if samples is None else {name: value[: options.batch].numpy() for name, value in tensors.items()}
     ranged = {name: value[:SAMPLES].numpy() for name, value in tensors.items()}
     shipping = Shipping(request, inputs, example, ranged, timed)
-    weaknesses += tuple(remarks.library_weights(options) or remarks.drawn_weights(request, model))
+    weaknesses += remarks.random_weights(options, model)
     core = shipping.exported(model)
     rows = recovery = None
     if samples is not None:

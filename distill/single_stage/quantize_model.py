@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, get_args
 
 from onnx import ModelProto
 
 from distill import scratch
 from distill.benchmarks import Options, Report, bench, resolve_target, why_unmeasurable
-from distill.benchmarks.parse import counts, positive
+from distill.benchmarks.onnx_file.facts import subnormal_weights
+from distill.benchmarks.parse import counts
 from distill.benchmarks.target import Target
-from distill.benchmarks.timing.callables import TorchCallable
 from distill.benchmarks.timing.jobs import Timing
+from distill.benchmarks.verdict.remarks import subnormal_remark
 from distill.bounds import MOST_ROWS
 from distill.distillation.imitation import Imitation
-from distill.errors import Exit, NotMeasuredError, UserError
+from distill.errors import Exit, UserError
 from distill.export.graph import copy_of, opset_of, refill
 from distill.export.metadata import write_metadata
 from distill.export.newer_opset import with_opset
 from distill.export.parity_check import output_distances, session_of, time_limit
 from distill.export.stripping import to_bytes
 from distill.intervals import Estimate
-from distill.output_paths import require_apart, require_places, write_output
+from distill.output_paths import require_places, write_output
 from distill.quantize.choose_precision import FLOAT, Candidate, Choice, Objective, Precision, choose, decide
 from distill.quantize.float_graph import MIN_OPSET
 from distill.quantize.repair_loop import Loss
@@ -34,25 +33,21 @@ from distill.quantize.sensitivity import saved_seconds, sensitivities
 from distill.quantize.settings import CALIBRATIONS, QuantizeSettings
 from distill.quantize.static import calibrate_graph
 from distill.single_stage.calibration_rows import GraphRows, inputs_of, part_rows
-from distill.single_stage.inputs import built, parameters_of
+from distill.single_stage.inputs import told_of
 from distill.single_stage.judge import AnswerSettings, GraphJudge, judged_first
 from distill.single_stage.options import (
     GraphLike,
-    ModuleLike,
     QuantizeOptions,
     Rows,
-    read_arguments,
     require_bounds,
     shown,
 )
 from distill.single_stage.quantizing import remarks
 from distill.single_stage.quantizing.plot import sensitivity_svg
 from distill.single_stage.quantizing.report import kept_float, to_json
-from distill.single_stage.quantizing.source import drawn_weights, export_module, read_graph, without_preprocessing
-from distill.tasks.rows import read_rows
-from distill.types import Array, Progress
+from distill.single_stage.quantizing.source import read_source
+from distill.types import Progress
 
-Remarks = tuple[str, ...]
 _SAME = 1e-3  # of the largest answer: what other kernels for the same float32 graph may do
 _TIMED = "candidate-{:02}"  # what a candidate is called while it is timed
 
@@ -99,7 +94,7 @@ def run(options: QuantizeOptions, progress: Progress | None = None) -> Quantized
     target, settings, answers = _settle(options)
     as_read, rows = _read(options)
     target = replace(target, batch_sizes=_batch_sizes(options, rows))
-    with _told_of(options), time_limit(options.timeout):
+    with told_of(shown(options.model)), time_limit(options.timeout):
         core = judged_first(as_read, answers.name)
         job = _Job(options, core, rows, GraphJudge.of(core, rows, answers), target, settings, progress)
         converted = job.conversion()
@@ -107,7 +102,7 @@ def run(options: QuantizeOptions, progress: Progress | None = None) -> Quantized
     warnings = [*rows.remarks, *job.judge.remarks, *(target.warnings if options.reduce_range is None else ())]
     warnings += converted
     warnings += remarks.of_choice(choice, target, rows=rows.count, max_drop=options.max_drop)
-    warnings += remarks.of_core(core) if report is None else ()
+    warnings += subnormal_remark(FLOAT, subnormal_weights(core)) if report is None else ()
     warnings += job.judge.remarks_on(choice.chosen.name, choice.chosen.model)
     choice = replace(choice, warnings=(*choice.warnings, *warnings), judged=job.judge.note)
     within = any(candidate.within for candidate in choice.candidates[1:])
@@ -133,16 +128,6 @@ def _write(options: QuantizeOptions, job: _Job, choice: Choice, graph: ModelProt
         write_output("--plot", options.plot, svg)
 
 
-@contextmanager
-def _told_of(options: QuantizeOptions) -> Iterator[None]:
-    """Let errors that know a graph only say which model it is of."""
-    try:
-        yield
-    except (UserError, NotMeasuredError) as error:
-        lines = (f"{shown(options.model)}: {line}" for line in str(error).splitlines())
-        raise type(error)("\n".join(lines)) from error
-
-
 def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerSettings]:
     """Check the options before anything is read, and settle what the file ships to."""
     require_bounds(options)
@@ -154,7 +139,6 @@ def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerS
         if value not in choices:
             raise UserError(f"{name} {value}: must be one of {', '.join(choices)}")
     answers = AnswerSettings.of(options)
-    positive("--seconds", options.seconds)
     require_places(options.outputs)
     target = replace(resolve_target(options.target, threads=options.threads), measure=options.measure)
     if options.reduce_range is not None:
@@ -173,8 +157,8 @@ def _settle(options: QuantizeOptions) -> tuple[Target, QuantizeSettings, AnswerS
 
 def _read(options: QuantizeOptions) -> tuple[ModelProto, GraphRows]:
     """Read or export the model, and read the samples; refuse to write over either."""
-    core, arrays, source_remarks = _graph_and_arrays(options)
-    with _told_of(options):
+    core, arrays, source_remarks = read_source(options)
+    with told_of(shown(options.model)):
         inputs = inputs_of(core)
     rows = part_rows(
         arrays,
@@ -185,47 +169,6 @@ def _read(options: QuantizeOptions) -> tuple[ModelProto, GraphRows]:
         seed=options.seed,
     )
     return core, replace(rows, remarks=(*source_remarks, *rows.remarks))
-
-
-def _graph_and_arrays(options: QuantizeOptions) -> tuple[ModelProto, dict[str, Array], Remarks]:
-    """Return the float graph, the rows by input name, and remarks on the weights of a module."""
-    model, data = options.model, options.data
-    if isinstance(model, ModelProto):
-        _require_module(options, "an ONNX graph")
-        return model, read_rows(data, next((value.name for value in model.graph.input), "x")), ()
-    if not isinstance(model, str | Path):
-        return _exported(options, model, shown(model))
-    reference = TorchCallable.named(str(model))
-    path = Path(model if reference is None else reference.reference.rpartition(":")[0])
-    read = [("the model itself", path), ("the data", data), ("the weights", options.weights)]
-    require_apart(options.outputs, [(what, file) for what, file in read if isinstance(file, Path)])
-    if reference is not None:
-        if reference.form != "eager":
-            name = f"{reference.form}:{reference.reference}"
-            raise UserError(f"{name}: an export has no {reference.form} form; give {reference.reference}")
-        return _exported(options, reference.reference, reference.reference)
-    if path.suffix == ".py" and path.is_file():
-        raise UserError(f"{path}: name the function in it that makes the module, as {path}:make")
-    _require_module(options, path)
-    path, source_remarks = without_preprocessing(path)
-    core, extra = read_graph(path)
-    require_apart(options.outputs, [("external data of the model", file) for file in extra])
-    return core, read_rows(data, next((value.name for value in core.graph.input), "x")), tuple(source_remarks)
-
-
-def _exported(options: QuantizeOptions, model: ModuleLike, name: str) -> tuple[ModelProto, dict[str, Array], Remarks]:
-    """Build a module, load its weights where there are some, and export it by the rows."""
-    module, weight_remarks = built(model, read_arguments(options.arg), options.weights, options.seed, field="")
-    arrays = read_rows(options.data, next(iter(parameters_of(module)), "x"))
-    drawn = drawn_weights(model, module, options)
-    return export_module(module, arrays, options.labels, name), arrays, (*weight_remarks, *drawn)
-
-
-def _require_module(options: QuantizeOptions, model: object) -> None:
-    """Refuse options that make a module, where there is a graph already."""
-    for option, value in (("--weights", options.weights), ("--arg", options.arg)):
-        if value:
-            raise UserError(f"{option} {shown(value)}: {model} has its own; leave {option} out")
 
 
 def _batch_sizes(options: QuantizeOptions, rows: GraphRows) -> tuple[int, ...]:

@@ -144,7 +144,9 @@ def _family(section: Any) -> type[DataSettings]:
     source = keys.get("source")
     if source is None and not any(keys.keys() & _defaults(family).keys() for family in FAMILIES):
         return DataSettings
-    return SOURCES.get(source) or (CustomSettings if ":" in str(source) else _UnknownSettings)
+    if not isinstance(source, str):
+        return _UnknownSettings
+    return SOURCES.get(source) or (CustomSettings if ":" in source else _UnknownSettings)
 
 
 def _without_idle_keys(section: Any) -> Any:

@@ -94,8 +94,10 @@ def locate(
 
 def cache_folder() -> Path:
     """Return the folder for downloads: ``$XDG_CACHE_HOME/distill``, by default ``~/.cache/distill``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "distill"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    home = os.path.expanduser("~")
+    # Who has no home has that of `login` and of containers.
+    return Path(cache or os.path.join(home if os.path.isabs(home) else "/", ".cache"), "distill")
 
 
 def _download(source: Source, folder: Path, urls: Sequence[str], progress: Progress | None) -> str | None:

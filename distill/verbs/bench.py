@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from distill import clean
-from distill.errors import Exit, UserError
+from distill.errors import Exit
 from distill.output_paths import require_apart, require_places, write_output
 from distill.verbs.bench_options import BenchOptions, flag_of, task_of
 from distill.verbs.signature import command
@@ -51,7 +51,7 @@ def run(options: BenchOptions) -> Exit:
 
 
 def _require_writable(options: BenchOptions) -> None:
-    """Find out before a measurement whether its results can be kept, and make the folders that they go into.
+    """Find out before a measurement whether its results can be kept; their folders are made when they are written.
 
     Raises:
         UserError: a path is a folder, its folder is a file, it cannot be written, is named twice, or is read.
@@ -63,17 +63,12 @@ def _require_writable(options: BenchOptions) -> None:
         "--save-baseline": options.save_baseline,
     }
     outputs = {flag: path for flag, path in places.items() if path is not None}
-    for flag, path in outputs.items():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{flag} {path}: its folder cannot be made ({error.strerror})") from error
     if options.save_baseline is not None:
         from distill.benchmarks.verdict.baseline import require_own_place
 
         require_own_place(options.save_baseline, Path(options.models[0]))
         outputs["the model of --save-baseline"] = options.save_baseline.with_suffix(".onnx")
-    require_places(outputs)
+    require_places(outputs, makes_folders=True)
     inputs = [("the model itself", Path(name)) for name in options.models]
     for name in ("inputs", "manifest", "accept", "baseline", "release_baseline"):
         path = getattr(options, name)
@@ -96,11 +91,13 @@ def _show(options: BenchOptions, reports: Sequence[Report], part: Part | None) -
     from distill.benchmarks.show.junit import junit
     from distill.benchmarks.show.tables import render, summary
 
+    path = _summary(options)
+    for place in filter(None, (options.out, options.junit, path)):
+        place.parent.mkdir(parents=True, exist_ok=True)
     if options.out is not None:
         save_reports(options.out, reports, part)
     if options.junit is not None:
         write_output("--junit", options.junit, junit(reports))
-    path = _summary(options)
     if path is not None:
         with path.open("a", encoding="utf-8") as file:
             file.write("\n".join(summary(report) for report in reports))

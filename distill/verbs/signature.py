@@ -47,7 +47,7 @@ def command(run: Callable[[Options], None], options: type[Options]) -> Callable[
     def verb(**values: Any) -> None:
         # Typer gives a list, or None, for what may be repeated, and None for what was left out.
         read = options(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if v is not None})
-        _require_utf8(read)
+        _require_texts(read)
         arguments = sys.argv
         sys.argv = arguments[:1]  # none of ours is for an argparse in the user's files
         try:
@@ -62,10 +62,16 @@ def command(run: Callable[[Options], None], options: type[Options]) -> Callable[
     return verb
 
 
-def _require_utf8(options: DataclassInstance) -> None:
-    """Refuse names that are no text: neither onnxruntime nor a JSON document takes them."""
+def _require_texts(options: DataclassInstance) -> None:
+    """Refuse what no option means: an empty text, as a variable that is not set leaves, and a name that is no text.
+
+    Neither onnxruntime nor a JSON document takes a name that is not UTF-8.
+    """
     values = [(field.name, getattr(options, field.name)) for field in fields(options)]
     entries = [(name, entry) for name, value in values for entry in (value if isinstance(value, tuple) else (value,))]
+    for name, entry in entries:
+        if isinstance(entry, str) and not entry.strip():
+            raise UserError(f"{name.strip('_').replace('_', '-')}: is empty; give a value, or leave it out")
     for name, entry in [*entries, ("the current folder", os.getcwd())]:
         if isinstance(entry, str | Path) and not is_utf8(str(entry)):
             raise UserError(f"{name.strip('_')}: {str(entry)!r} is not UTF-8; give the file or folder another name")

@@ -23,7 +23,7 @@ from torch_pruning import ops
 
 from distill.errors import UserError
 from distill.prune.graph.dependency import Dependency
-from distill.prune.graph.own_pruners import PRUNERS, recurrent_in_one_step
+from distill.prune.graph.own_pruners import PRUNERS, RECURRENT, recurrent_in_one_step
 from distill.prune.modules import Example, explained, holders, run_alike, tensors_in
 
 # Layers whose cut is known to be right. Anything else in a group keeps the whole group as it is.
@@ -264,7 +264,7 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
     if isinstance(module, nn.RNNBase):
-        return module.input_size, (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+        return RECURRENT.get_in_channels(module), RECURRENT.get_out_channels(module)
     if isinstance(module, _NORMS):  # they may have no parameters
         width = next(vars(module)[name] for name in _NORM_WIDTHS if name in vars(module))
         width = int(width[-1] if isinstance(width, tuple) else width)

@@ -56,10 +56,8 @@ class RecurrentPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
         return (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
 
 
-PRUNERS = {
-    nn.RMSNorm: RMSNormPruner(),
-    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), RecurrentPruner()),
-}
+RECURRENT = RecurrentPruner()
+PRUNERS = {nn.RMSNorm: RMSNormPruner(), **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), RECURRENT)}
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -252,12 +253,16 @@ def _read(path: Path, tell: Tell) -> dict[str, float]:
         return {}
     except (OSError, ValueError) as error:
         tell(f"{path} is damaged ({getattr(error, 'strerror', None) or error}): layers are timed again")
-        files.remove(path)
+        with suppress(OSError):
+            files.remove(path)
         return {}
 
 
 def _write(path: Path, seconds: Mapping[str, float], tell: Tell) -> None:
-    """Keep what was measured; another process may write at the same time, and what it adds is kept too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**_read(path, tell), **seconds}, indent=0)
-    files.write_whole(path, text)
+    """Keep what was measured, where that is allowed; what another process adds at the same time is kept too."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**_read(path, tell), **seconds}, indent=0)
+        files.write_whole(path, text)
+    except OSError as error:
+        tell(f"{path} cannot be written ({error.strerror or error}): layers are timed again next time")

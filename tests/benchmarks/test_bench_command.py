@@ -171,7 +171,14 @@ def test_inputs_of_the_users_own(bench: Bench, conv: Conv, tmp_path: Path, capsy
         (["{conv}", "--save-baseline", "base.txt"], 2, "must end in .json"),
         (["{conv}", "--save-baseline", "rows.json"], 2, "rows.onnx is there already"),
         (["{conv}", "--out", "folder"], 2, "--out folder: is a folder"),
-        (["{conv}", "--junit", "rows.npy/j.xml"], 2, "its folder cannot be made"),
+        (["{conv}", "--junit", "rows.npy/j.xml"], 2, "rows.npy is no folder"),
+        (["gone.onnx", "--out", "new/r.json", "--junit", "new/er/j.xml"], 2, "gone.onnx: does not exist"),
+        (["{conv}", "--save-baseline", "new/base.txt"], 2, "must end in .json"),
+        (["{conv}", "--export-runner", "dangling"], 2, "is not empty"),
+        (["gone.onnx", "--export-runner", "new"], 2, "gone.onnx: does not exist"),
+        (["/"], 2, "/: is a folder"),
+        (["huge.onnx"], 2, "huge.onnx: is larger than the 2 GiB"),
+        (["{conv}", "--baseline", "{conv}", "--accept", "false.yaml"], 2, "must be a list"),
         (["{conv}", "--shard", "1/2"], 2, "it goes with --manifest"),
         (["{conv}", "--rejudge", "other.json"], 2, "give one of"),
         (["{conv}", "--baseline", "{conv}", "--accept", "none.yaml"], 2, "--accept none.yaml: cannot be read"),
@@ -212,9 +219,13 @@ def test_wrong_words_and_files_end_with_their_code_and_the_mend(
     (tmp_path / "half.json").write_text('{"status": "ok", "sent": {"facts": []}, "board": {}}')
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "rows.onnx").write_bytes(path.read_bytes())
+    (tmp_path / "false.yaml").write_text("false")
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.npz").write_text("rows of text")
     np.savez(tmp_path / "empty.npz")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with (tmp_path / "huge.onnx").open("wb") as file:
+        file.truncate(2**31)
     np.save(tmp_path / "rows.npy", np.zeros(3))
     quick = QUICK if "{conv}" in words else ()
     assert bench(*(str(path) if word == "{conv}" else word for word in words), *quick) == code
@@ -222,6 +233,7 @@ def test_wrong_words_and_files_end_with_their_code_and_the_mend(
     said = " ".join(f"{captured.out} {captured.err}".split())
     assert says in said
     assert "Traceback" not in said
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_same_path_written_otherwise_is_measured(bench: Bench, conv: Conv, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,54 @@ def test_a_bundle_goes_out_and_its_result_is_judged_like_a_local_one(
     assert ratio is not None
     assert ratio.value > 1.5
     assert [gate.verdict for gate in found.gates] == (["fail"] if gated else [])
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are found by /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_board_that_is_interrupted_leaves_no_process_and_the_next_one_goes_through(
+    conv: Conv, here: Target, tmp_path: Path, number: signal.Signals
+) -> None:
+    slow = bench_module.Options(target=here, timing=jobs.Timing(pairs=20, seconds_per_pair=2))
+    boards.export(tmp_path / "bundle", [str(conv())], slow, gate.Limits(), None)
+    before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    process = subprocess.Popen([sys.executable, "-I", "runner.py"], cwd=tmp_path / "bundle", stdout=subprocess.DEVNULL)
+
+    def inner() -> list[int]:
+        return [pid for pid in pids_of(str(tmp_path / "bundle/runner.py")) if pid != process.pid]
+
+    until(lambda: bool(inner()))
+    process.send_signal(number)
+    assert process.wait(timeout=60) in (128 + number, -number)
+    until(lambda: not inner())
+    if number != signal.SIGKILL:
+        assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == before
+    job = json.loads((tmp_path / "bundle/job.json").read_text())
+    for one in job["jobs"]:
+        one |= {"pairs": 2, "seconds_per_pair": 0.02} if one["task"] == "time" else {}
+    (tmp_path / "bundle/job.json").write_text(json.dumps(job))
+    subprocess.run([sys.executable, "-I", "runner.py"], cwd=tmp_path / "bundle", check=True, timeout=120)
+    after = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    assert after == {*before, Path("bundle/result.json")}
+    answers = json.loads((tmp_path / "bundle/result.json").read_text())["answers"]
+    assert [answer["status"] for answer in answers] == ["ok"] * len(job["jobs"])
+
+
+def pids_of(word: str) -> list[int]:
+    """List the processes with this word on their command line."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if word.encode() in path.read_bytes().split(b"\0"):
+                pids.append(int(path.parent.name))
+    return pids
+
+
+def until(ready: Callable[[], bool]) -> None:
+    """Wait for something that another process does."""
+    limit = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
 
 
 def test_a_bundle_needs_a_new_folder(conv: Conv, options: Any, tmp_path: Path) -> None:

@@ -448,6 +448,8 @@ def test_a_mapping_of_python_may_hold_paths_and_numbers_but_no_objects() -> None
     config = load_config({"extends": "digits", "max_drop": numpy.float32(0.5), "teacher": {"weights": Path("a.pt")}})
     assert (config.max_drop, config.teacher.weights) == (0.5, Path("a.pt"))
     assert "teacher.model: is a object" in errors({"extends": "digits", "teacher": {"model": object()}})[0]
+    for odd in ([1], {"source": "digits"}, 5, True):
+        assert "data.source" in errors({"extends": "digits", "data": {"source": odd}})[0], odd
     endless: Config = {"extends": "digits"}
     endless["teacher"] = endless
     assert "nested too deeply" in errors(endless)[0]

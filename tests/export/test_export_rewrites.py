@@ -8,10 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+from torch import nn
+from torch.nn import functional
 
 from distill.errors import UserError
-from distill.export import FeaturesPreprocess, simplify, strip, to_bytes
+from distill.export import FeaturesPreprocess, export_onnx, run_onnx, simplify, strip, to_bytes
 from distill.export.canonical import freeze_defaults
 
 BOTH = pytest.mark.parametrize("rewrite", [strip, simplify])
@@ -260,3 +263,39 @@ def test_pixels_go_in_raw_only_where_no_float_on_the_way_is_an_output(kept: str)
     expected = ran(model, x=front.apply({"image": pixels}))
     for one, two in zip(expected, ran(shipped, image=pixels), strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5)
+
+
+class PaddedPool(nn.Module):
+    """Pools what is below zero everywhere, with zeros around it."""
+
+    def __init__(self, pool: nn.Module, padding: tuple[int, ...]) -> None:
+        super().__init__()
+        self.pool, self.padding = pool, padding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(functional.pad(-1 - x.abs(), self.padding)).flatten(1)
+
+
+PADDED_POOLS = {
+    "max": (PaddedPool(nn.MaxPool2d(2, 1, ceil_mode=True), (0, 1, 0, 1)), (3, 7, 7)),
+    "max that pads too": (PaddedPool(nn.MaxPool2d(3, 2, 1), (1, 1, 1, 1)), (3, 7, 7)),
+    "max that is narrower": (PaddedPool(nn.MaxPool2d(2, 1), (2, 0, 2, 0)), (3, 7, 7)),
+    "max of lines": (PaddedPool(nn.MaxPool1d(3, 2), (1, 1)), (3, 7)),
+    "mean that is narrower": (PaddedPool(nn.AvgPool2d(3, 2, 1), (2, 0, 2, 0)), (3, 7, 7)),
+    "mean that rounds up": (PaddedPool(nn.AvgPool2d(3, 2, 1, ceil_mode=True), (1, 1, 1, 1)), (3, 10, 10)),
+}
+
+
+@pytest.mark.parametrize("case", PADDED_POOLS)
+def test_zeros_in_front_of_a_pool_take_part_in_it_once_onnxruntime_has_optimized(case: str) -> None:
+    model, shape = PADDED_POOLS[case]
+    x = torch.randn(2, *shape)
+    proto = export_onnx(model, args=(x,), input_names=["x"])
+    np.testing.assert_allclose(run_onnx(proto, [{"x": x.numpy()}]), model(x).numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_graph_that_onnxruntime_optimizes_wrongly_is_refused_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.export.onnx_export.keep_padding", lambda proto: None)
+    model, shape = PADDED_POOLS["max"]
+    with pytest.raises(UserError, match=r"away .* the graph is right, but onnxruntime [\d.]+ computes something else"):
+        export_onnx(model, args=(torch.randn(2, *shape),), input_names=["x"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -109,3 +111,22 @@ def test_shapes_are_those_of_the_calls() -> None:
     assert found["3"] == [LayerShape("linear", 36, 5, (8,), 4)]
     assert found["1"][0].at(3, 16).width_in == 16
     assert found["3"][0].macs == 4 * 8 * 36 * 5
+
+
+@pytest.mark.parametrize("error", [None, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))], ids=["no-folder", "full"])
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
+    error: OSError | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    if error is None:
+        cache.write_text("a file")
+
+    def full(path: Path, content: str) -> None:
+        raise error or AssertionError
+
+    said: list[str] = []
+    monkeypatch.setattr(staircase.files, "write_whole", full)
+    seconds = Staircase(resolve_target("x86"), cache=cache, tell=said.append)([PRODUCT])
+    assert set(seconds) == {PRODUCT}
+    assert "cannot be written" in said[-1]
+    assert "layers are timed again" in said[-1]

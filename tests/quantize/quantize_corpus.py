@@ -320,7 +320,7 @@ OPTIONS = [
     option("drop-percent", ("--max-drop",), "--max-drop", "1%"),
     option("seconds-nan", ("--seconds",), "--seconds", "nan"),
     option("batch-word", ("--batch many", "whole numbers"), "--batch", "many"),
-    option("batch-none", ("--batch 0", "from 1 on"), "--batch", "0"),
+    option("batch-none", ("--batch 0", "from 1 to"), "--batch", "0"),
     option("target", ("target='tpu'", "x86, arm"), "--target", "tpu"),
     option("precision", ("--precision int3", "int8"), "--precision", "int3"),
     option("calibration", ("--calibration max", "minmax"), "--calibration", "max"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -126,6 +125,7 @@ CASES = (
     shape("unknown", ("--input 3,32,32", "--data")),
     shape("wrong", ("forward fails: ", "was called with input=float32 [2, 1, 8, 8]", "in its layer "), "1,8,8"),
     shape("no numbers", ("--input big", "3,224,224"), "big"),
+    shape("beyond any memory", ("--input 9999999999,9999999999", "too large"), "9999999999,9999999999"),
     shape("nothing", ("--input 0,8,8",), "0,8,8"),
     shape("names unknown", ("does not take picture",), "picture=3,8,8", "b=2"),
     shape("names missing", ("each needs its name",), "3,8,8", "2"),
@@ -221,9 +221,7 @@ def test_a_model_that_differs_from_build_to_build_is_refused(place: Path, capsys
     assert contents(place) == before
 
 
-@pytest.mark.parametrize(
-    "where", ["distill.single_stage.prune_model.prune_channels", "distill.single_stage.pruning.outcome.os.replace"]
-)
+@pytest.mark.parametrize("where", ["distill.single_stage.prune_model.prune_channels", "distill.files.replace_folder"])
 def test_ctrl_c_leaves_nothing(where: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -238,14 +236,12 @@ def test_ctrl_c_leaves_nothing(where: str, place: Path, monkeypatch: pytest.Monk
 def test_an_earlier_output_survives_an_interrupted_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (*MAKE, *OUT, *SHAPE, "--no-timing")
     assert typed(*words, *HALF) == 0
-    before, replace = contents(place), os.replace
+    before = contents(place)
 
-    def stumble(source: Any, target: Any) -> None:
-        if Path(source).name == "new":
-            raise KeyboardInterrupt
-        replace(source, target)
+    def stumble(*_: Path) -> bool:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("distill.single_stage.pruning.outcome.os.replace", stumble)
+    monkeypatch.setattr("distill.files._exchanged", stumble)
     assert typed(*words, "--ratio", 0.25) == 130
     assert contents(place) == before
 

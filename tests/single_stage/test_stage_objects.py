@@ -140,7 +140,7 @@ def test_a_graph_is_quantised_and_judged_by_a_function() -> None:
     ("options", "says"),
     [
         ({"ratio": 0.3, "pairs": 1}, "--pairs 1: must be from 2 to 64"),
-        ({"ratio": 0.3, "epochs": -1}, "--epochs -1: must be 0 or more"),
+        ({"ratio": 0.3, "epochs": -1}, "--epochs -1: must be from 0 to 2147483647"),
         ({"ratio": 0.3, "out": "folder"}, "give model as package.module:function"),
         ({"ratio": 0.3, "data": (ROWS, ROWS, ROWS)}, "give (inputs, labels), or arrays by input name"),
         ({"ratio": 0.3, "data": ROWS, "loss": "none"}, "--loss"),

@@ -1,14 +1,16 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_architectures import DEADLY, FIXED, WIDE, greedy, hang
+from fake_architectures import DEADLY, FIXED, WIDE, Zoo, greedy, hang
 
 from distill.benchmarks.timing.jobs import Timing
 from distill.versus.apart import Limits, apart
 from distill.versus.architectures import TOOLS, How, run, timed
+from distill.versus.architectures_drawn import drawn
 from distill.versus.architectures_models import CASES, built, heads_of, logits_of
 from distill.versus.architectures_report import report, verdict
 from distill.versus.architectures_steps import again, ours, peer, plain
@@ -43,6 +45,24 @@ def test_weights_answer_to_the_input_and_are_the_same_each_time() -> None:
         assert not torch.allclose(answers, other(*args))
     assert (answers[0] - answers[1]).abs().max() > 0.01
     assert heads_of(model, WIDE) == [model.head]
+
+
+def test_models_are_drawn_by_a_seed_at_the_least_size_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", Zoo())
+    monkeypatch.setattr("distill.versus.architectures_drawn.apart", lambda step, limits: step())
+    monkeypatch.setattr("distill.versus.architectures_drawn.MOST_MACS", 4e6)
+    orders = [[case.title for case in drawn(9, seed)] for seed in range(6)]
+    assert {frozenset(order) for order in orders} == {frozenset({"timm/any", "timm/given", "timm/fixed"})}
+    assert len(set(map(tuple, orders))) > 1
+    assert [case.title for case in drawn(2, 3)] == orders[3][:2]
+    cases = {case.name: case for case in drawn(3, 0)}
+    assert {name: case.shape for name, case in cases.items()} == {
+        "any": (3, 64, 64),
+        "given": (3, 64, 64),
+        "fixed": (3, 160, 160),
+    }
+    for case in cases.values():
+        assert case.make()(*case.inputs(2)[0]).shape == (2, 1000)
 
 
 def test_a_process_that_dies_hangs_or_grows_is_a_result() -> None:

@@ -7,9 +7,8 @@ from torch import nn
 from distill.prune import PruneRecord
 from distill.prune.scores.importance import IMPORTANCES
 from distill.references.libraries import OF_WEIGHTS
-from distill.single_stage.inputs import drawn_parameter
+from distill.single_stage.inputs import drawn_weights
 from distill.single_stage.options import PruneOptions, shown
-from distill.single_stage.pruning.request import PruneRequest
 
 
 def of_outcome(options: PruneOptions, record: PruneRecord, unmeasured: str | None) -> list[str]:
@@ -38,30 +37,18 @@ def of_outcome(options: PruneOptions, record: PruneRecord, unmeasured: str | Non
     return warnings
 
 
-def library_weights(options: PruneOptions) -> list[str]:
-    """Say when a library's model has the weights that it was drawn with."""
-    model = shown(options.model)
-    library = model.partition(":")[0]
-    names = OF_WEIGHTS.get(library, ())
-    if not names or options.weights is not None or any(entry.partition("=")[0] in names for entry in options.arg):
-        return []
-    value = "DEFAULT" if library == "torchvision" else "true"
-    return [
-        f"the weights of {model} are random: its speed means something, what is cut does not; give --weights, or "
-        f"--arg {names[0]}={value}, which downloads some"
-    ]
-
-
-def drawn_weights(request: PruneRequest, model: nn.Module) -> list[str]:
-    """Say when a function gives other weights with another seed: they were drawn, and nobody trained them."""
-    options = request.options
+def random_weights(options: PruneOptions, model: nn.Module) -> tuple[str, ...]:
+    """Say when a model has the weights that it was drawn with; of a library's that is known without another build."""
     name = shown(options.model)
-    if options.weights is not None or isinstance(options.model, nn.Module) or name.partition(":")[0] in OF_WEIGHTS:
-        return []
-    drawn = drawn_parameter(options.model, request.arguments, model, options.seed)
-    if drawn is None:
-        return []
-    return [
-        f"the weights of {name} are random ({drawn} differs with another seed): nobody trained them, so what is cut "
-        "and what is learnt means nothing; give trained ones by --weights"
-    ]
+    library = name.partition(":")[0]
+    if library not in OF_WEIGHTS:
+        consequence = "nobody trained them, so what is cut and what is learnt means nothing"
+        return drawn_weights(options, options.model, model, consequence)
+    arguments = OF_WEIGHTS[library]
+    if options.weights is not None or any(entry.partition("=")[0] in arguments for entry in options.arg):
+        return ()
+    value = "DEFAULT" if library == "torchvision" else "true"
+    return (
+        f"the weights of {name} are random: its speed means something, what is cut does not; give --weights, or "
+        f"--arg {arguments[0]}={value}, which downloads some",
+    )

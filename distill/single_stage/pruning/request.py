@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from distill.benchmarks import BenchmarkSettings, Target, resolve_target
-from distill.benchmarks.parse import positive
 from distill.distillation.settings import DistillSettings
 from distill.documents import Json
 from distill.errors import UserError
@@ -55,8 +54,6 @@ def read_request(options: PruneOptions) -> PruneRequest:
         )
     if options.device not in _DEVICES:
         raise UserError(f"--device {options.device}: must be one of {', '.join(_DEVICES)}")
-    positive("--learning-rate", options.learning_rate)
-    positive("--seconds", options.seconds)
     target = replace(resolve_target(options.target, threads=options.threads), measure=options.measure)
     if options.format not in ("float32", target.precision):
         raise UserError(

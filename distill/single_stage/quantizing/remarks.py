@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
-
 from distill.benchmarks import units
 from distill.benchmarks.target import Target
 from distill.intervals import Estimate
-from distill.quantize.choose_precision import FLOAT, Candidate, Choice, unresolved
-
-_SMALLEST = float(np.finfo(np.float32).smallest_normal)
+from distill.quantize.choose_precision import Candidate, Choice, unresolved
 
 
 def of_choice(choice: Choice, target: Target, *, rows: int, max_drop: float) -> list[str]:
@@ -47,17 +42,4 @@ def _open_budget(name: str, drop: Estimate, rows: int, max_drop: float) -> str:
     return (
         f"{name}: {rows} rows cannot tell whether the budget of {100 * max_drop:g} points holds, since a drop of "
         f"{units.points(drop.high)} fits them too; give more rows"
-    )
-
-
-def of_core(core: ModelProto) -> tuple[str, ...]:
-    """Remarks on the float graph, for where it is not timed: weights that are slow for what they are."""
-    floats = (tensor for tensor in core.graph.initializer if tensor.data_type == TensorProto.FLOAT)
-    sizes = (np.abs(numpy_helper.to_array(tensor)) for tensor in floats)
-    count = sum(int(((size > 0) & (size < _SMALLEST)).sum()) for size in sizes)
-    if not count:
-        return ()
-    return (
-        f"{FLOAT}: {count} weights are subnormal (denormal) numbers, with which a CPU calculates many times more "
-        "slowly; set those below 1e-30 to zero before the export",
     )

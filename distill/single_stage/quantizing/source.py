@@ -12,47 +12,82 @@ from onnx.external_data_helper import ExternalDataInfo
 
 from distill.benchmarks.onnx_file.external_data import external_file, external_files, external_tensors, part_of
 from distill.benchmarks.onnx_file.signature import load_proto
+from distill.benchmarks.timing.callables import TorchCallable
 from distill.errors import UserError
 from distill.export.graph import STANDARD, all_nodes
 from distill.export.parity_check import first_line
+from distill.output_paths import require_apart
 from distill.quantize.float_graph import why_not_quantizable
-from distill.single_stage.inputs import drawn_parameter, logits_in, named_inputs, parameters_of
-from distill.single_stage.options import QuantizeOptions, read_arguments, shown
-from distill.tasks.rows import label_name
+from distill.single_stage.inputs import built, drawn_weights, logits_in, named_inputs, parameters_of, told_of
+from distill.single_stage.options import ModuleLike, QuantizeOptions, read_arguments, shown
+from distill.tasks.rows import label_name, read_rows
 from distill.types import Array
 
 if TYPE_CHECKING:
     from torch import nn
 
+Remarks = tuple[str, ...]
 _MOST_BYTES = 2**31 - 1  # of one protobuf message
 _EXAMPLE_ROWS = 2
 
 
-def without_preprocessing(path: Path) -> tuple[Path, list[str]]:
+def read_source(options: QuantizeOptions) -> tuple[ModelProto, dict[str, Array], Remarks]:
+    """Return the float graph, the rows by input name, and remarks on the weights of a module.
+
+    Raises:
+        UserError: the model cannot be read, built or exported; an option is not for it, or would write over it.
+    """
+    model, data = options.model, options.data
+    if isinstance(model, ModelProto):
+        _refuse_options_of_modules(options, "an ONNX graph")
+        return model, read_rows(data, next((value.name for value in model.graph.input), "x")), ()
+    if not isinstance(model, str | Path):
+        return _exported(options, model, shown(model))
+    reference = TorchCallable.named(str(model))
+    path = Path(model if reference is None else reference.reference.rpartition(":")[0])
+    read = [("the model itself", path), ("the data", data), ("the weights", options.weights)]
+    require_apart(options.outputs, [(title, file) for title, file in read if isinstance(file, Path)])
+    if reference is not None:
+        if reference.form != "eager":
+            name = f"{reference.form}:{reference.reference}"
+            raise UserError(f"{name}: an export has no {reference.form} form; give {reference.reference}")
+        return _exported(options, reference.reference, reference.reference)
+    if path.suffix == ".py" and path.is_file():
+        raise UserError(f"{path}: name the function in it that makes the module, as {path}:make")
+    _refuse_options_of_modules(options, path)
+    path, source_remarks = _without_preprocessing(path)
+    core, extra = _read_graph(path)
+    require_apart(options.outputs, [("external data of the model", file) for file in extra])
+    return core, read_rows(data, next((value.name for value in core.graph.input), "x")), source_remarks
+
+
+def _exported(options: QuantizeOptions, model: ModuleLike, name: str) -> tuple[ModelProto, dict[str, Array], Remarks]:
+    """Build a module, load its weights where there are some, and export it by the rows."""
+    module, weight_remarks = built(model, read_arguments(options.arg), options.weights, options.seed, field="")
+    arrays = read_rows(options.data, next(iter(parameters_of(module)), "x"))
+    drawn = drawn_weights(options, model, module, "its speed means something, what int8 loses does not")
+    return _export_module(module, arrays, options.labels, name), arrays, (*weight_remarks, *drawn)
+
+
+def _refuse_options_of_modules(options: QuantizeOptions, model: object) -> None:
+    """Refuse options that make a module, where there is a graph already."""
+    for option, value in (("--weights", options.weights), ("--arg", options.arg)):
+        if value:
+            raise UserError(f"{option} {shown(value)}: {model} has its own; leave {option} out")
+
+
+def _without_preprocessing(path: Path) -> tuple[Path, Remarks]:
     """Return, for the `model.onnx` of a run's stage, the file beside it without preprocessing in front; say so."""
     core = path.with_name("core.onnx")
     if path.name != "model.onnx" or not core.is_file() or not path.with_name("stage.json").is_file():
-        return path, []
-    return core, [
+        return path, ()
+    return core, (
         f"{core} was quantised, which is {path.name} without its preprocessing: rows are what that gives, and "
-        "preprocessing goes in front again by `run`"
-    ]
+        "preprocessing goes in front again by `run`",
+    )
 
 
-def drawn_weights(reference: object, module: nn.Module, options: QuantizeOptions) -> list[str]:
-    """Say when a model has the weights that it was drawn with, so that its answers mean nothing."""
-    if options.weights is not None:
-        return []
-    drawn = drawn_parameter(reference, read_arguments(options.arg), module, options.seed)
-    if drawn is None:
-        return []
-    return [
-        f"the weights of {shown(reference)} are random ({drawn} differs with another seed): its speed means something, "
-        "what int8 loses does not; give trained ones by --weights"
-    ]
-
-
-def read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
+def _read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
     """Read a float32 file whole; returns it with the files beside it that hold its external data.
 
     Raises:
@@ -113,7 +148,7 @@ def _take_in(tensor: TensorProto, info: ExternalDataInfo, path: Path) -> None:
         ) from error
 
 
-def export_module(module: nn.Module, arrays: Mapping[str, Array], labels: str | None, name: str) -> ModelProto:
+def _export_module(module: nn.Module, arrays: Mapping[str, Array], labels: str | None, name: str) -> ModelProto:
     """Export a module by a few of the rows [n, …]; ``name`` is what messages call it.
 
     Arrays whose names are those of forward's parameters are passed by name, the others in the order of the file. Which
@@ -135,9 +170,7 @@ def export_module(module: nn.Module, arrays: Mapping[str, Array], labels: str | 
             except (TypeError, IndexError) as error:
                 raise UserError(f"{name}: {array} cannot become a tensor ({first_line(error)})") from error
     take = logits_in(None, mend="wrap it in a module that returns the logits alone")
-    try:
+    with told_of(name):
         inputs = named_inputs(module, [*tensors], take)
         args, kwargs = inputs.call(tensors)
         return export_onnx(module, args=args, kwargs=kwargs, logits=take, input_names=inputs.names)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
