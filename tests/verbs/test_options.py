@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from distill.cli import app as distill_app
 from distill.cli import main
 from distill.errors import UserError
 from distill.single_stage.options import PruneOptions, QuantizeOptions
@@ -77,9 +78,7 @@ def test_help_says_what_the_fields_say(app: typer.Typer) -> None:
 
 
 def test_no_verb_is_cut_in_the_list_of_verbs() -> None:
-    from distill.cli import app
-
-    told = CliRunner().invoke(app, ["--help"], terminal_width=80).output
+    told = CliRunner().invoke(distill_app, ["--help"], terminal_width=80).output
     commands = told.partition("Commands:")[2].splitlines()
     assert len([line for line in commands if line.strip()]) == 9
     assert all(line.endswith(".") and not line.endswith("..") for line in commands if line)
