@@ -61,7 +61,9 @@ def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[Raw, Path]:
     except FileNotFoundError as error:
         raise UserError(f"config={source}: neither a file nor a preset{presets_near(source)}") from error
     except OSError as error:
-        raise UserError(f"config={source}: cannot be read ({error.strerror or error}); name a YAML file") from error
+        near = sorted(str(file) for file in path.glob("*.yaml"))
+        mend = f"name {' or '.join(near[:3])}" if near else "name a YAML file"
+        raise UserError(f"config={source}: cannot be read ({error.strerror or error}); {mend}") from error
     except ValueError as error:
         raise UserError(f"config={source}: {error}") from error
     return _parse(text, str(source)), path.parent

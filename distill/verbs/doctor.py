@@ -18,7 +18,10 @@ Rows = list[tuple[str, str]]
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
-    """Tell what this machine has: versions, providers that really load, CPU flags, threads, data sets found."""
+    """Tell what this machine has, and what stands in the way.
+
+    Versions, providers that really load, CPU flags, threads, data sets found.
+    """
     from distill.runtime.installation import examine
 
     installation = examine()

@@ -12,7 +12,7 @@ from distill.verbs.signature import Debug
 
 
 def init(folder: Annotated[Path, typer.Argument(help="a new folder")], debug: Debug = False) -> None:
-    """Write a commented configuration with an example of your own teacher, student and data."""
+    """Write an example of your own: configuration, models and data. Comments explain every section."""
     from distill.templates import write_example
 
     for path in write_example(folder):

@@ -23,7 +23,7 @@ class _Options(PruneOptions):
 
 
 def _prune(options: _Options) -> None:
-    """Remove channels, heads and blocks of any model, and prove what that bought."""
+    """Remove channels, heads and blocks, and prove what that bought."""
     from distill import clean
     from distill.console import Console
 

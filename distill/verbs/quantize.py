@@ -27,7 +27,7 @@ class _Options(QuantizeOptions):
 
 
 def _quantize(options: _Options) -> None:
-    """Find the fastest precision of a model that keeps a budget, and prove it."""
+    """Find the fastest precision that keeps a budget, and prove it."""
     from rich.text import Text
 
     from distill import clean

@@ -81,7 +81,7 @@ class RunOptions:
 
 
 def run(options: RunOptions) -> None:
-    """Train, distill, prune, quantize, export, and measure before and after."""
+    """Distill, prune, quantize and export; measure before and after."""
     _check_wheels()
     if options.strict and options.smoke:
         raise UserError("--strict: a --smoke run proves nothing, so it has no verdict; leave one of them out")

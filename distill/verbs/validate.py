@@ -27,7 +27,7 @@ class ValidateOptions:
 
 
 def validate(options: ValidateOptions) -> None:
-    """Check a configuration and its data, and estimate time, memory and disk of each stage."""
+    """Check a configuration and its data, and estimate what it takes. Time, memory and disk, stage by stage."""
     from distill.config.loading import load_config
     from distill.estimate.forecast import estimate
 

@@ -328,6 +328,14 @@ def test_a_run_without_a_name_is_called_after_its_data(data: Any, name: str) -> 
     assert load_config({"task": "mine", "data": data, "teacher": "mlp"}).task == "mine"
 
 
+def test_a_folder_is_answered_by_the_configuration_in_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder\); name a YAML file"):
+        load_config(tmp_path)
+    (tmp_path / "config.yaml").write_text("extends: digits\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"is a folder\); name .*config.yaml$"):
+        load_config(tmp_path)
+
+
 def test_a_mapping_is_not_changed() -> None:
     given: Config = {"extends": "digits", "prune": {"ratio": 0.4}}
     load_config(given, ["prune.ratio=0.1", "student=mlp"])

@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from distill.cli import app as distill_app
 from distill.cli import main
 from distill.errors import UserError
 from distill.single_stage.options import PruneOptions, QuantizeOptions
@@ -74,6 +75,13 @@ def test_help_says_what_the_fields_say(app: typer.Typer) -> None:
     told = CliRunner().invoke(app, ["--help"]).output
     for text in ("Do a thing.", "where it goes", "repeatable", "of sessions", "--format"):
         assert text in told
+
+
+def test_no_verb_is_cut_in_the_list_of_verbs() -> None:
+    told = CliRunner().invoke(distill_app, ["--help"], terminal_width=80).output
+    commands = told.partition("Commands:")[2].splitlines()
+    assert len([line for line in commands if line.strip()]) == 9
+    assert all(line.endswith(".") and not line.endswith("..") for line in commands if line)
 
 
 VERBS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
