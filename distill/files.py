@@ -254,6 +254,11 @@ def why_unwritable(path: Path, *, makes_folder: bool = False) -> str | None:
         return f"cannot be written ({error})"
 
 
+def at_home(path: str | Path) -> Path:
+    """Return a path with the user's home for ``~``; the home of nobody stays as it is written."""
+    return Path(os.path.expanduser(path))
+
+
 def same_file(path: Path, other: Path) -> bool:
     """Tell whether two paths name one file, by whatever links, also where it does not exist yet."""
     if path.exists() and other.exists():

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distill.benchmarks.timing.machine import usable_threads
 from distill.errors import UserError
+from distill.files import at_home
 from distill.tasks.base import SPLITS, Task
 from distill.tasks.image import Pixels, Pool, image_task
 from distill.tasks.image_files import Files, find_pictures
@@ -70,7 +71,7 @@ def load_image_folder(
     Raises:
         UserError: the folder is missing or holds no images, a class is empty or alone, a file cannot be decoded.
     """
-    root = folder / settings.path.expanduser()
+    root = folder / at_home(settings.path)
     labels, files, warnings = find_pictures(root)
     if len(files) == 1:
         counts = Counter(number for _, number in files["train"])
