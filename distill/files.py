@@ -259,7 +259,7 @@ def why_unwritable(path: Path, *, makes_folder: bool = False) -> str | None:
         return f"cannot be written ({error})"
 
 
-def at_home(path: Path) -> Path:
+def at_home(path: str | Path) -> Path:
     """Put the user's home for ``~``; where nobody knows that home, or the user, the sign stays as any other."""
     return Path(os.path.expanduser(path))
 

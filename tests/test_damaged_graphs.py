@@ -64,6 +64,14 @@ def test_a_damaged_graph_is_measured_or_refused(name: str, place: Path, capfd: p
         assert ends(verb, capfd) == 0 or not Path("q.onnx").exists()
 
 
+def test_a_name_that_is_not_utf8_is_refused(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = content("weight in two fields")
+    assert b"MatMul" in whole
+    Path("m.onnx").write_bytes(whole.replace(b"MatMul", b"MatMu\x8a"))
+    for verb in (BENCH, QUANTIZE):
+        assert ends(verb, capfd) == 2
+
+
 WHOLE_ENOUGH = ("size '?' on axis 0", "weight in two fields", "1 branches within each other")
 
 

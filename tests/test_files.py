@@ -173,13 +173,15 @@ def test_what_cannot_be_written_is_told_without_touching_it(tmp_path: Path, monk
         "linked": "is a folder",
         "dangling": "does not exist; make it first",
         "one": "symbolic links",
-        "file/x": "the folder",
+        "file/x": "file is no folder",
         "no/x": "does not exist; make it first",
         "socket": "is a socket",
         "x" * 300: "too long",
         "zero\0": "null",
     }
     assert {name for name, words in expected.items() if words not in str(told[name])} == set()
+    assert files.why_unwritable(Path("no/er/x"), makes_folder=True) is None
+    assert "is no folder" in str(files.why_unwritable(Path("file/er/x"), makes_folder=True))
     assert (tmp_path / "file").read_text() == "mine"
     assert names(tmp_path) == {"folder", "file", "linked", "dangling", "one", "two", "socket"}
 

@@ -131,7 +131,10 @@ def _own_job(path: Path, job: Path, sent: object) -> Job:
     for of, inner in zip(own["answers"], stored["jobs"], strict=True):
         if "file" in of:
             model, stored_facts = job.parent / inner["arms"][0]["model"], own["facts"][of["file"]]
-            if not model.resolve().is_relative_to(home) or read_facts(model).sha256 != stored_facts["sha256"]:
+            if (
+                not Path(os.path.realpath(model)).is_relative_to(home)
+                or read_facts(model).sha256 != stored_facts["sha256"]
+            ):
                 raise UserError(f"--import {path}: {model} is not the file that was sent (another sha256)")
     return own
 

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill import files
 from distill.errors import UserError
+from distill.files import at_home
 from distill.models import MODELS
 from distill.references.functions import label, load_reference
 from distill.references.models import require_known
@@ -40,7 +40,7 @@ def _named(config: RunConfig) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "data.source", partial(require_source, data)
     if data.metric is not None and ":" in data.metric:
         yield "data.metric", partial(load_reference, data.metric, field="data.metric")
-    if isinstance(data, CsvSettings | ImageFolderSettings) and not files.at_home(data.path).exists():
+    if isinstance(data, CsvSettings | ImageFolderSettings) and not at_home(data.path).exists():
         yield "data.path", partial(load_task, data, seed=config.seed)  # refuses at once
     for interpreter in config.export.load_with if config.export else ():
         yield "export.load_with", partial(_require_file, interpreter, "export.load_with")

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from distill import files
+from distill.documents import MOST_BYTES
 from distill.errors import DistillError, UserError
+from distill.files import at_home
 from distill.references.digest import Digest
 from distill.references.imports import files_of_module, imported_files, is_users
 from distill.references.objects import PREFIX, held_object
@@ -125,15 +126,18 @@ def _is_file(place: str) -> bool:
 
 
 def _file_path(place: str, folder: Path | None) -> Path:
-    path = files.at_home(Path(place))
+    path = at_home(place)
     return path if path.is_absolute() else (folder or Path.cwd()) / path
 
 
 def _load_file(place: str, subject: str, folder: Path | None) -> ModuleType:
-    path = _file_path(place, folder).resolve()
+    path = _file_path(place, folder)
     if not path.is_file():
         neighbours = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise UserError(f"{subject}: no file {path}{did_you_mean(path.name, neighbours)}")
+    path = path.resolve()
+    if path.stat().st_size > MOST_BYTES:
+        raise UserError(f"{subject}: {path} is larger than {MOST_BYTES >> 20} MiB, which no Python file is")
     loaded = _already_loaded(path)
     if loaded is not None:
         return loaded

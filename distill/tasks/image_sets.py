@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill import files
+from distill.files import at_home
 from distill.tasks.base import Task
 from distill.tasks.image import Pool, image_task
 from distill.tasks.image_formats import read_cifar, read_idx_pair
@@ -92,7 +92,7 @@ def load_published(settings: PublishedSettings, *, seed: int, folder: Path, prog
         "fashion-mnist": (FASHION, FASHION_LABELS, _read_fashion, 1 / 12),
         "cifar10": (CIFAR, CIFAR_LABELS, _read_cifar, 0.1),
     }[settings.source]
-    path = settings.path and folder / files.at_home(settings.path)
+    path = settings.path and folder / at_home(settings.path)
     location = locate(source, path=path, download=settings.download, mirror=settings.mirror, progress=progress)
     pools, warnings = read(location.files), location.warnings
     return image_task(source.name, pools, labels, settings, seed=seed, validation=validation, warnings=warnings)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill import files
 from distill.errors import UserError
 from distill.export import FeaturesPreprocess, Preprocess
+from distill.files import at_home
 from distill.references.digest import Digest
 from distill.tasks.base import SPLITS, Facts, Inputs, Task
 from distill.tasks.classifier import Classifier
@@ -90,7 +90,7 @@ def load_csv(settings: CsvSettings, *, seed: int, folder: Path, progress: Progre
     Raises:
         UserError: a file, a column or a value is missing or wrong; the message names the line or the column.
     """
-    table = read_table(folder / files.at_home(settings.path))
+    table = read_table(folder / at_home(settings.path))
     warnings: list[str] = []
     labels, target = class_numbers(table, settings, warnings)
     for field in ("drop", "categorical", "numeric"):

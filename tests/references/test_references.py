@@ -107,6 +107,10 @@ def test_the_users_module_names_stay_theirs(tmp_path: Path) -> None:
         ("./syntax.py:make", r"SyntaxError: .*syntax.py:1"),
         ("./exits.py:make", "SystemExit"),
         ("json.decoder:nothing", "has no 'nothing'"),
+        ("./loop.py:make", "no file .*loop.py"),
+        ("./ze\0ro.py:make", "no file .*ze"),
+        ("~nobody-of-this-name/mine.py:make", "no file .*mine.py"),
+        ("./huge.py:make", "huge.py is larger than"),
     ],
 )
 def test_what_goes_wrong_is_told_in_one_line(tmp_path: Path, reference: str, said: str) -> None:
@@ -115,6 +119,9 @@ def test_what_goes_wrong_is_told_in_one_line(tmp_path: Path, reference: str, sai
     write(tmp_path / "needs.py", "import not_installed_lib")
     write(tmp_path / "syntax.py", "def make(:")
     write(tmp_path / "exits.py", "import sys\nsys.exit(3)")
+    (tmp_path / "loop.py").symlink_to("loop.py")
+    with (tmp_path / "huge.py").open("wb") as file:
+        file.truncate(2**33)
     with pytest.raises(UserError, match=said) as caught:
         load_reference(reference, field="teacher.model")
     assert str(caught.value).startswith("teacher.model=")

@@ -40,6 +40,7 @@ def _with(row: int, text: str) -> str:
 
 TABLES = [
     _csv("missing", None, "data.path", "rows.csv", "no such file"),
+    _csv("missing-in-a-home", None, "data.path", "no such file", path="~nobody-of-this-name/rows.csv"),
     _csv("empty", "", "rows.csv", "empty", "header"),
     _csv("header-only", _text([]), "rows.csv", "no rows"),
     _csv("not-utf-8", "größe,bought\n".encode("latin-1"), "rows.csv", "UTF-8"),

@@ -14,7 +14,7 @@ from distill.benchmarks.onnx_file.external_data import external_file, external_f
 from distill.benchmarks.onnx_file.signature import load_proto
 from distill.benchmarks.timing.callables import TorchCallable
 from distill.errors import UserError
-from distill.export.graph import STANDARD, all_nodes
+from distill.export.graph import STANDARD, all_graphs, all_nodes
 from distill.export.parity_check import first_line
 from distill.output_paths import require_apart
 from distill.quantize.float_graph import why_not_quantizable
@@ -87,6 +87,15 @@ def _without_preprocessing(path: Path) -> tuple[Path, Remarks]:
     )
 
 
+def _garbled_name(proto: ModelProto) -> bytes | None:
+    """Return a name of an operator or a value that is no text; protobuf gives such as the bytes that it found."""
+    nodes = [*all_nodes(proto.graph), *(node for function in proto.functions for node in function.node)]
+    texts = [text for node in nodes for text in (node.op_type, node.domain, node.name, *node.input, *node.output)]
+    values = [(*graph.input, *graph.output, *graph.initializer) for graph in all_graphs(proto.graph)]
+    texts += [value.name for named in values for value in named]
+    return next((text for text in texts if isinstance(text, bytes)), None)
+
+
 def _read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
     """Read a float32 file whole; returns it with the files beside it that hold its external data.
 
@@ -94,6 +103,9 @@ def _read_graph(path: Path) -> tuple[ModelProto, list[Path]]:
         UserError: the file, or its external data, are missing or broken, or it is quantised already.
     """
     proto = load_proto(path)
+    garbled = _garbled_name(proto)
+    if garbled is not None:
+        raise UserError(f"{path}: its graph has the name {garbled[:40]!r}, which is not UTF-8; export it again")
     why = why_not_quantizable(proto)
     domains = [imported.domain for imported in proto.opset_import]
     if proto.ir_version < 1 or len(domains) != len(set(domains)):
