@@ -60,6 +60,12 @@ def _options(
         os.getcwd()
     except OSError as error:
         raise UserError(f"the current folder is gone ({error.strerror}); change to one that exists") from error
+    mask = os.umask(0o077)
+    os.umask(mask)
+    if mask & 0o700:
+        raise UserError(
+            f"umask {mask:04o}: it takes the rights to their own files from those who write them; umask 022"
+        )
 
 
 for _verb in (

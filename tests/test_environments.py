@@ -31,6 +31,7 @@ class Odd:
 QUICK = {
     "folder-gone": Odd('mkdir d; cd d; rmdir ../d; exec "$@"', 2, "the current folder is gone"),
     "temporary-not-utf8": Odd('TMPDIR="$(printf "tmp/\\377")"; mkdir "$TMPDIR"; export TMPDIR; exec "$@"', 2, "TMPDIR"),
+    "no-rights-to-own-files": Odd('umask 777; exec "$@"', 2, "umask 0777"),
     "no-home": Odd('unset HOME XDG_CACHE_HOME; exec "$@"'),
     "name-not-utf8": Odd(
         'export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0; mkdir ü; cp m.onnx ü; cd ü; exec "$@"', 2, "is not UTF-8"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from distill import scratch
 from distill.benchmarks.runner import CPU, session_options
+from distill.errors import NotMeasuredError
 from distill.types import Feed
 
 _LEAST_CALLS, _MOST_CALLS, _SECONDS = 10, 100, 1.0
@@ -29,6 +30,9 @@ def kernel_seconds(
     """Return the seconds of every call of each node, by its name or, as fused ones have it, its output.
 
     The model is called ``least`` to 100 times on ``feed``, until ``seconds`` have passed.
+
+    Raises:
+        NotMeasuredError: there is no room for a profile.
     """
     import onnxruntime
 
@@ -42,7 +46,11 @@ def kernel_seconds(
             if number >= least and time.perf_counter() - begun > seconds:
                 break
             session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except ValueError as error:  # onnxruntime does not say that it could not write on
+            place = f"{folder.parent}: the profile of onnxruntime was not written whole"
+            raise NotMeasuredError(f"{place}; make room for it, or name another folder in TMPDIR") from error
     seconds_by_node: dict[str, list[float]] = defaultdict(list)
     for event in events:
         name = str(event.get("name", ""))

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from distill.benchmarks import resolve_target
+from distill.errors import NotMeasuredError
 from distill.prune.widths import layer_costs as staircase
 from distill.prune.widths.latency import shapes_of
 from distill.prune.widths.layer_costs import LayerShape, Precision, Staircase, probes
@@ -130,3 +131,16 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     assert set(seconds) == {PRODUCT}
     assert "cannot be written" in said[-1]
     assert "layers are timed again" in said[-1]
+
+
+def test_a_profile_that_is_cut_off_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = onnxruntime.InferenceSession.end_profiling
+
+    def cut_off(session: onnxruntime.InferenceSession) -> str:
+        path = Path(end(session))
+        path.write_bytes(path.read_bytes()[:512])  # as on a disk that is full
+        return str(path)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "end_profiling", cut_off)
+    with pytest.raises(NotMeasuredError, match="not written whole"):
+        Staircase(resolve_target("x86"))([PRODUCT])
