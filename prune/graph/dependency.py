@@ -214,8 +214,10 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
                 if reshape.undone
                 else (shape_infer.infer_in_channels_recursively, node.outputs)
             )
-            inferred = filter(None, (infer(graph, other, [0]) for other in flat))
-            channels = next(inferred, reshape.channels * reshape.positions) // reshape.positions
+            # Features that some other layer makes are told by their number, which these channels do not make.
+            inferred = [infer(graph, other, [0]) for other in flat]
+            features = next((width for width in inferred if width and not width % reshape.positions), None)
+            channels = reshape.channels if features is None else features // reshape.positions
         for other in node.outputs if reshape.undone else node.inputs:
             _set(node, other, Flattened(reshape.positions, channels, back=True))
             _set(other, node, Flattened(reshape.positions, channels, back=False))
