@@ -250,7 +250,7 @@ def why_unwritable(path: Path, *, makes_folder: bool = False) -> str | None:
         if target is None and place.exists():
             return None
         folder = place.absolute().parent
-        while makes_folder and not os.path.lexists(folder):
+        while makes_folder and not path.is_symlink() and not os.path.lexists(folder):  # none is made behind a link
             folder = folder.parent
         return why_closed(folder)
     except OSError as error:

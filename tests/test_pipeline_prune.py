@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Pretended:
     def close(self) -> None:
         """Leave nothing behind."""
 
-    def device(self, cache: Path) -> Device:
+    def device(self, cache: Path, tell: Callable[[str], None]) -> Device:
         return Device(lambda model: count(model, *self._example).macs * 1e-9)
 
 

@@ -11,14 +11,15 @@ from pydantic.dataclasses import dataclass
 from tiny_run import Config, Finished
 
 from distill import pipeline
+from distill.bounds import SETTINGS
 from distill.config.loading import load_config, to_dict
 from distill.console import Console
-from distill.distillation.losses import STRICT, Kd
+from distill.distillation.losses import Kd
 from distill.runtime.folder import RunFolder
 from distill.stages import student, teacher
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class Wider(Kd):
     """A loss with a setting that no other one has."""
 

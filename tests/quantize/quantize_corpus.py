@@ -267,7 +267,7 @@ DATA = [
     data("corrupt", ("--data",), corrupt),
     data("single-array", ("write it by name",), single),
     data("objects", ("--data", "plain arrays"), arrays(x=np.array([rows(), "a"], object))),
-    data("no-arrays", ("has nothing", "the model takes x"), arrays()),
+    data("no-arrays", ("holds no arrays", "write rows by name"), arrays()),
     data("no-rows", ("rows {'x': 0}", "one at least"), arrays(x=rows(0))),
     data("one-number", ("x has the shape []", "[rows, 6]"), arrays(x=np.float32(1))),
     data("other-names", ("has image", "the model takes x"), arrays(image=rows())),
@@ -345,7 +345,7 @@ def linked(link: Callable[[str, str], None]) -> Prepare:
 
 PLACES = [
     out("no-folder", ("no/q.onnx", "does not exist", "make it first"), "no/q.onnx"),
-    out("in-a-file", ("m.onnx/q.onnx", "does not exist"), "m.onnx/q.onnx"),
+    out("in-a-file", ("m.onnx/q.onnx", "is no folder"), "m.onnx/q.onnx"),
     out("folder", ("is a folder",), "q", lambda: Path("q").mkdir()),
     out("model", ("is the model itself",), "m.onnx"),
     out("model-by-a-longer-path", ("is the model itself",), "a/../m.onnx", lambda: Path("a").mkdir()),

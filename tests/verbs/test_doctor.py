@@ -56,8 +56,8 @@ def test_every_package_of_every_extra_is_looked_for(
         for extra, packages in project["optional-dependencies"].items()
     }
     assert {extra: set(packages) for extra, packages in installation.EXTRAS.items()} == named
-    version = installation._version
-    monkeypatch.setattr(installation, "_version", lambda name: None if name == "transformers" else version(name))
+    version = installation.version_of
+    monkeypatch.setattr(installation, "version_of", lambda name: None if name == "transformers" else version(name))
     assert code() == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "not here: transformers; python -m pip install transformers" in told
@@ -114,7 +114,7 @@ def test_a_torchvision_of_another_torch_is_a_note(monkeypatch: pytest.MonkeyPatc
     def load(name: str) -> Any:
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(installation, "_version", lambda name: "0.1")
+    monkeypatch.setattr(installation, "version_of", lambda name: "0.1")
     monkeypatch.setattr(installation.importlib, "import_module", load)
     found = installation._torchvision()
     assert not found["loads"]
