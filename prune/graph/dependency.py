@@ -1,8 +1,7 @@
 """torch-pruning's dependency graph, with what happens to channels in reshapes and splits read from shapes.
 
 torch-pruning 1.6 reads both from attributes of autograd that newer versions of torch have renamed, and guesses from the
-layers around instead. The guess divides by zero in networks that shuffle channels, and in windowed attention it makes
-lists of indices that grow without an end.
+layers around instead: by zero where channels are shuffled, and by lists without an end in windowed attention.
 """
 
 from __future__ import annotations
