@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -28,23 +28,18 @@ class _Options(QuantizeOptions):
 
 def _quantize(options: _Options) -> None:
     """Find the fastest precision that keeps a budget, and prove it."""
-    from rich.text import Text
-
     from distill import clean
+    from distill.console import Console
+
+    console = Console("quiet" if options.quiet else "auto")
+    console.say(f"{options.model}: loading the model and the rows …")
     from distill.errors import Exit
     from distill.rendering.terminal import render
     from distill.single_stage.quantize_model import run
     from distill.single_stage.quantizing.report import document
 
-    # Of what takes minutes a person wants to see the hand move; a file or a pipe gets the result alone.
-    live = nullcontext() if options.quiet else clean.console(stderr=True).status("reading")
-    with redirect_stdout(sys.stderr), live as status:
-
-        def show(step: str, number: int, total: int) -> None:
-            if status is not None:
-                status.update(Text(clean.log_line(f"{step}: {number} of {total}")))
-
-        result = run(options, show)
+    with redirect_stdout(sys.stderr), console:
+        result = run(options, console.progress)
     exit_code = result.exit_code
     if options.strict and exit_code == Exit.OK and result.unproven:
         exit_code = Exit.INCONCLUSIVE
