@@ -161,7 +161,8 @@ def replacing(path: Path) -> Iterator[Path]:
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         with suppress(FileNotFoundError):
-            _take_over(path.stat(), partial)
+            if not path.is_symlink():  # what lies behind a link that is replaced is none of ours
+                _take_over(path.stat(), partial)
         with held(partial):
             yield partial
         try:

@@ -225,3 +225,13 @@ def test_a_home_that_nobody_knows_is_a_name_like_any_other(monkeypatch: pytest.M
     assert files.at_home(Path("~/a.csv")) == Path("~/a.csv")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert cache_folder() == Path("/.cache/distill")
+
+
+@pytest.mark.parametrize("target", ["file", "elsewhere", "nowhere"])
+def test_a_link_in_a_folder_of_ours_is_replaced_wherever_it_leads(tmp_path: Path, target: str) -> None:
+    (tmp_path / "elsewhere").write_text("theirs")
+    (tmp_path / "file").symlink_to(target)  # the first leads to itself
+    files.write_whole(tmp_path / "file", "ours", follow=False)
+    assert (tmp_path / "file").read_text() == "ours"
+    assert not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "elsewhere").read_text() == "theirs"

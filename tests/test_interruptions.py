@@ -108,7 +108,7 @@ COMMANDS = {
     "bench": ("bench", "m.onnx", "--baseline", "main.json", "--out", "b.json", "--pairs", "3", "--seconds", "0.3"),
     "save": ("bench", "other.onnx", "--save-baseline", "main.json", *QUICK),
     "prune": ("prune", "--model", "net.py:make", "--input", "4", "--macs", "0.7", "--out", "pruned", *QUICK),
-    "quantize": ("quantize", "m.onnx", "--data", "rows.npz", "--out", "q.onnx", *QUICK),
+    "quantize": ("quantize", "m.onnx", "--data", "rows.npz", "--output", "numbers", "--out", "q.onnx", *QUICK),
     "validate": ("validate", "config.yaml"),
 }
 NET = """

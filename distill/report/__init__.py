@@ -74,7 +74,7 @@ def _write(path: Path, content: str) -> Path:
         files.write_whole(path, content.encode("utf-8", "replace"), follow=False)
     except OSError as error:
         raise UserError(
-            f"folder={path.parent}: {path.name} cannot be written ({error.strerror or error}); "
-            "free some space or choose a folder that you may write to"
+            f"{path} cannot be written ({error.strerror or error}); free some space, move away what lies there, or "
+            "choose a folder that you may write to"
         ) from error
     return path
