@@ -11,6 +11,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 MARK = "MARKED_BY_A_TEST"
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIMIT_S = 300.0
@@ -86,3 +90,16 @@ def end_all(folder: Path) -> None:
     for pid in running(folder):
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
+
+
+def save_model(path: Path) -> None:
+    """Write a file of one product of [n, 4] with a unit matrix."""
+    shape = ["n", 4]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), path)

@@ -9,10 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from other_processes import save_model
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="environments are made by a shell")
 
@@ -75,15 +73,7 @@ ALL = [
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    shape = ["n", 4]
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), tmp_path / "m.onnx")
+    save_model(tmp_path / "m.onnx")
     (tmp_path / "tmp").mkdir()
     return tmp_path
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from other_processes import LIMIT_S, end_all, gone, running, spent_s, start, until
+from onnx import numpy_helper
+from other_processes import LIMIT_S, end_all, gone, running, save_model, spent_s, start, until
 from tiny_run import merged, write_custom, write_yaml
 
 from distill import files
@@ -46,15 +46,7 @@ def left(folder: Path) -> set[str]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    shape = ["n", 4]
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), tmp_path / "m.onnx")
+    save_model(tmp_path / "m.onnx")
     yield tmp_path
     try:
         assert gone(tmp_path)
